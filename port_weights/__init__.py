@@ -1,0 +1,1 @@
+"""Weights between PyTorch checkpoints and Keras models, in both directions."""
