@@ -1,1 +1,5 @@
-"""Weights between PyTorch checkpoints and Keras models, in both directions."""
+"""Weights between PyTorch checkpoints and Keras models: read once, without torch unless the file is a pickle."""
+
+from port_weights.port import convert, load_model, to_torch
+
+__all__ = ["convert", "load_model", "to_torch"]

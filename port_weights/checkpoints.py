@@ -1,0 +1,206 @@
+"""Checkpoint files: finding, opening and reading them; no knowledge of any model.
+
+Safetensors are read lazily by name and need neither torch nor transformers. A pickle is opened by torch with nothing
+allowed but tensors, plain containers and the argparse Namespace that training scripts leave beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+PICKLES = (".pth", ".pt", ".bin")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("config.json", "model.safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Named tensors, read one at a time.
+
+    Args:
+        name: what to call the checkpoint in messages.
+        shapes: each tensor's shape.
+        read: returns a tensor by name as a float32 array.
+        config: the content of `config.json`, where there is one.
+        arguments: the training script's arguments, where the file keeps them.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    config: Mapping[str, Any] | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_checkpoint(source: Any, revision: str | None = None) -> Checkpoint:
+    """Opens whatever a user may call a checkpoint.
+
+    Args:
+        source: a folder with `config.json` and `model.safetensors`, a `.safetensors` or `.pth` file, a hub id, or a
+            state dict (name → array or torch tensor).
+        revision: branch, tag or commit, for a hub id.
+
+    Raises:
+        ValueError: nothing is there, or it cannot be read; the message names the file.
+    """
+    if isinstance(source, Mapping):
+        return _from_state_dict("the state dict", source)
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        if path.suffix in PICKLES:
+            return _open_pickle(path)
+        config = path.parent / "config.json"
+        # A file by another name may stand beside somebody else's configuration.
+        return _open_safetensors(path, config if path.name == "model.safetensors" and config.is_file() else None)
+    if _HUB_ID.fullmatch(str(source)) and path.suffix not in (".safetensors", ".keras", *PICKLES):
+        return _open_folder(_download(str(source), revision))
+    raise ValueError(
+        f"{source}: no such file or folder, nor a hub id of the form owner/name; expected a folder with config.json "
+        "and model.safetensors, a .safetensors, a .pth, or a .keras file"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config = folder / "config.json"
+    weights = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if weights.is_file():
+        return _open_safetensors(weights, config if config.is_file() else None)
+    if index.is_file():
+        return _open_shards(index, config if config.is_file() else None)
+    pickled = folder / "pytorch_model.bin"
+    if pickled.is_file():
+        opened = _open_pickle(pickled)
+        return dataclasses.replace(opened, config=read_json(config)) if config.is_file() else opened
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    raise ValueError(f"{folder} has no model.safetensors (nor pytorch_model.bin); it holds {found}")
+
+
+def _open_safetensors(path: Path, config: Path | None) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(os.fspath(path), framework="numpy")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or it is truncated or damaged ({error})") from error
+
+    def read(name: str) -> np.ndarray:
+        return _as_float32(file.get_tensor(name), f"{path}: {name}")
+
+    return Checkpoint(os.fspath(path), shapes, read, None if config is None else read_json(config))
+
+
+def _open_shards(index: Path, config: Path | None) -> Checkpoint:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    shards = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
+        shards[file] = _open_safetensors(index.parent / file, None)
+    try:
+        shapes = {name: shards[file].shapes[name] for name, file in weight_map.items()}
+    except KeyError as error:
+        raise ValueError(f"{index} lists the tensor {error}, but its file does not hold it") from error
+    return Checkpoint(
+        os.fspath(index), shapes, lambda name: shards[weight_map[name]].read(name), config and read_json(config)
+    )
+
+
+def _open_pickle(path: Path) -> Checkpoint:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} is a pickle, which only torch can open: pip install torch, or use safetensors"
+        ) from error
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights and is refused, because opening it could run code: {reason}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a PyTorch checkpoint, or it is truncated: {reason}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
+    arguments = content.get("args")
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    return dataclasses.replace(
+        _from_state_dict(os.fspath(path), content),
+        arguments=vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
+    )
+
+
+def _from_state_dict(name: str, tensors: Mapping[str, Any]) -> Checkpoint:
+    odd = [key for key, tensor in tensors.items() if not hasattr(tensor, "shape")]
+    if odd or not tensors:
+        raise ValueError(
+            f"{name} is not a state dict of named tensors: {', '.join(map(str, odd[:5])) or 'it is empty'}"
+        )
+
+    def read(key: str) -> np.ndarray:
+        tensor = tensors[key]
+        if hasattr(tensor, "detach"):  # a torch tensor, told without importing torch; numpy has no bfloat16
+            tensor = tensor.detach().cpu().float().numpy()
+        return _as_float32(tensor, f"{name}: {key}")
+
+    return Checkpoint(name, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, read)
+
+
+def _as_float32(array: Any, name: str) -> np.ndarray:
+    array = np.asarray(array).astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    return array
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    logger.info("fetching %s from the hub", hub_id)
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{hub_id}: no such file or folder here, and the hub did not give it as a model ({error})"
+        ) from error

@@ -1,0 +1,270 @@
+"""The names of DETR's weights: one declarative table per naming scheme, read in both directions.
+
+A row holds a PyTorch name, a Keras path and the layout between them. `{i}` stands for a number, the same on both sides;
+`{i-1}` on the PyTorch side for that number less one. A scheme is a backbone table and a transformer table with the
+prefixes they carry in a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+from port_weights.layouts import CONV, DENSE, HEADS_BIAS, HEADS_IN, HEADS_OUT, VECTOR, Layout, packed
+
+Row = tuple[str, str, Layout]
+
+
+def _affine(torch_name: str, keras_path: str) -> list[Row]:
+    return [
+        (f"{torch_name}.weight", f"{keras_path}/gamma", VECTOR),
+        (f"{torch_name}.bias", f"{keras_path}/beta", VECTOR),
+    ]
+
+
+def _norm(torch_name: str, keras_path: str) -> list[Row]:
+    return [
+        *_affine(torch_name, keras_path),
+        (f"{torch_name}.running_mean", f"{keras_path}/moving_mean", VECTOR),
+        (f"{torch_name}.running_var", f"{keras_path}/moving_variance", VECTOR),
+    ]
+
+
+def _conv_norm(convolution: str, normalization: str, keras_path: str) -> list[Row]:
+    return [
+        (f"{convolution}.weight", f"{keras_path}/convolution/kernel", CONV),
+        *_norm(normalization, f"{keras_path}/normalization"),
+    ]
+
+
+def _linear(torch_name: str, keras_path: str) -> list[Row]:
+    return [
+        (f"{torch_name}.weight", f"{keras_path}/kernel", DENSE),
+        (f"{torch_name}.bias", f"{keras_path}/bias", VECTOR),
+    ]
+
+
+def _output_projection(torch_name: str, keras_path: str) -> list[Row]:
+    return [
+        (f"{torch_name}.weight", f"{keras_path}/attention_output/kernel", HEADS_OUT),
+        (f"{torch_name}.bias", f"{keras_path}/attention_output/bias", VECTOR),
+    ]
+
+
+def _split_attention(torch_name: str, keras_path: str, output: str) -> list[Row]:
+    """Attention with query, key and value as layers of their own (Hugging Face)."""
+    rows = _output_projection(f"{torch_name}.{output}", keras_path)
+    for letter, role in (("q", "query"), ("k", "key"), ("v", "value")):
+        rows.append((f"{torch_name}.{letter}_proj.weight", f"{keras_path}/{role}/kernel", HEADS_IN))
+        rows.append((f"{torch_name}.{letter}_proj.bias", f"{keras_path}/{role}/bias", HEADS_BIAS))
+    return rows
+
+
+def _packed_attention(torch_name: str, keras_path: str) -> list[Row]:
+    """Attention as `torch.nn.MultiheadAttention` keeps it (facebookresearch)."""
+    rows = _output_projection(f"{torch_name}.out_proj", keras_path)
+    for part, role in enumerate(("query", "key", "value")):
+        rows.append((f"{torch_name}.in_proj_weight", f"{keras_path}/{role}/kernel", packed(HEADS_IN, part)))
+        rows.append((f"{torch_name}.in_proj_bias", f"{keras_path}/{role}/bias", packed(HEADS_BIAS, part)))
+    return rows
+
+
+TORCHVISION_BACKBONE: list[Row] = [
+    *_conv_norm("conv1", "bn1", "backbone/stem"),
+    *_conv_norm("layer{s}.{b}.conv{k}", "layer{s}.{b}.bn{k}", "backbone/stage{s}/block{b}/conv{k}"),
+    *_conv_norm("layer{s}.{b}.downsample.0", "layer{s}.{b}.downsample.1", "backbone/stage{s}/block{b}/shortcut"),
+]
+
+_BLOCK = "encoder.stages.{s-1}.layers.{b}"
+HUGGING_FACE_BACKBONE: list[Row] = [
+    *_conv_norm("embedder.embedder.convolution", "embedder.embedder.normalization", "backbone/stem"),
+    *_conv_norm(
+        f"{_BLOCK}.layer.{{k-1}}.convolution",
+        f"{_BLOCK}.layer.{{k-1}}.normalization",
+        "backbone/stage{s}/block{b}/conv{k}",
+    ),
+    *_conv_norm(
+        f"{_BLOCK}.shortcut.convolution", f"{_BLOCK}.shortcut.normalization", "backbone/stage{s}/block{b}/shortcut"
+    ),
+]
+
+FACEBOOK_TRANSFORMER: list[Row] = [
+    ("input_proj.weight", "input_projection/kernel", CONV),
+    ("input_proj.bias", "input_projection/bias", VECTOR),
+    ("query_embed.weight", "query_embedding/embeddings", VECTOR),
+    ("backbone.1.row_embed.weight", "position_embedding/row", VECTOR),
+    ("backbone.1.col_embed.weight", "position_embedding/column", VECTOR),
+    *_packed_attention("transformer.encoder.layers.{i}.self_attn", "encoder/layer{i}/self_attention"),
+    *_affine("transformer.encoder.layers.{i}.norm1", "encoder/layer{i}/self_attention_norm"),
+    *_linear("transformer.encoder.layers.{i}.linear1", "encoder/layer{i}/feed_forward/hidden"),
+    *_linear("transformer.encoder.layers.{i}.linear2", "encoder/layer{i}/feed_forward/output"),
+    *_affine("transformer.encoder.layers.{i}.norm2", "encoder/layer{i}/feed_forward_norm"),
+    *_affine("transformer.encoder.norm", "encoder/norm"),
+    *_packed_attention("transformer.decoder.layers.{i}.self_attn", "decoder/layer{i}/self_attention"),
+    *_affine("transformer.decoder.layers.{i}.norm1", "decoder/layer{i}/self_attention_norm"),
+    *_packed_attention("transformer.decoder.layers.{i}.multihead_attn", "decoder/layer{i}/cross_attention"),
+    *_affine("transformer.decoder.layers.{i}.norm2", "decoder/layer{i}/cross_attention_norm"),
+    *_linear("transformer.decoder.layers.{i}.linear1", "decoder/layer{i}/feed_forward/hidden"),
+    *_linear("transformer.decoder.layers.{i}.linear2", "decoder/layer{i}/feed_forward/output"),
+    *_affine("transformer.decoder.layers.{i}.norm3", "decoder/layer{i}/feed_forward_norm"),
+    *_affine("transformer.decoder.norm", "decoder/norm"),
+]
+FACEBOOK_HEADS: list[Row] = [
+    *_linear("class_embed", "class_head"),
+    *_linear("bbox_embed.layers.{i}", "box_head/layer{i}"),
+]
+
+
+def _hugging_face_transformer(output: str, feed_forward: str) -> list[Row]:
+    """Hugging Face's table; version 5 renamed two parts in memory but still writes the old names to disk."""
+    return [
+        ("input_projection.weight", "input_projection/kernel", CONV),
+        ("input_projection.bias", "input_projection/bias", VECTOR),
+        ("query_position_embeddings.weight", "query_embedding/embeddings", VECTOR),
+        ("position_embedding.row_embeddings.weight", "position_embedding/row", VECTOR),
+        ("position_embedding.column_embeddings.weight", "position_embedding/column", VECTOR),
+        *_split_attention("encoder.layers.{i}.self_attn", "encoder/layer{i}/self_attention", output),
+        *_affine("encoder.layers.{i}.self_attn_layer_norm", "encoder/layer{i}/self_attention_norm"),
+        *_linear(f"encoder.layers.{{i}}.{feed_forward}fc1", "encoder/layer{i}/feed_forward/hidden"),
+        *_linear(f"encoder.layers.{{i}}.{feed_forward}fc2", "encoder/layer{i}/feed_forward/output"),
+        *_affine("encoder.layers.{i}.final_layer_norm", "encoder/layer{i}/feed_forward_norm"),
+        *_affine("encoder.layernorm", "encoder/norm"),
+        *_split_attention("decoder.layers.{i}.self_attn", "decoder/layer{i}/self_attention", output),
+        *_affine("decoder.layers.{i}.self_attn_layer_norm", "decoder/layer{i}/self_attention_norm"),
+        *_split_attention("decoder.layers.{i}.encoder_attn", "decoder/layer{i}/cross_attention", output),
+        *_affine("decoder.layers.{i}.encoder_attn_layer_norm", "decoder/layer{i}/cross_attention_norm"),
+        *_linear(f"decoder.layers.{{i}}.{feed_forward}fc1", "decoder/layer{i}/feed_forward/hidden"),
+        *_linear(f"decoder.layers.{{i}}.{feed_forward}fc2", "decoder/layer{i}/feed_forward/output"),
+        *_affine("decoder.layers.{i}.final_layer_norm", "decoder/layer{i}/feed_forward_norm"),
+        *_affine("decoder.layernorm", "decoder/norm"),
+    ]
+
+
+HUGGING_FACE_ON_DISK = _hugging_face_transformer(output="out_proj", feed_forward="")
+HUGGING_FACE_IN_MEMORY = _hugging_face_transformer(output="o_proj", feed_forward="mlp.")
+HUGGING_FACE_HEADS: list[Row] = [
+    *_linear("class_labels_classifier", "class_head"),
+    *_linear("bbox_predictor.layers.{i}", "box_head/layer{i}"),
+]
+
+# Rows stand in a checkpoint behind these, where it is not a bare state_dict of the part.
+HUGGING_FACE_MODEL = "model."
+# The panoptic head around a detector: its own tensors, which the detector has no place for.
+SEGMENTATION_HEAD = re.compile(r"(bbox_attention|mask_head)\.")
+# Counters of ordinary batch norm, which some checkpoints carry and nothing reads; classifiers of a backbone alone.
+IGNORED = re.compile(r"(.*\.)?num_batches_tracked|fc\.(weight|bias)|classifier\.1\.(weight|bias)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One way of naming a checkpoint's tensors.
+
+    Args:
+        title: what to call it.
+        rows: the table, PyTorch names with the prefixes of this checkpoint.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+    def torch_name(self, path: str) -> tuple[str, Layout] | None:
+        """PyTorch name and layout of the Keras variable at `path`; None where this scheme does not hold it."""
+        for torch_pattern, keras_pattern, layout in self.rows:
+            if match := _expression(keras_pattern).fullmatch(path):
+                return _fill(torch_pattern, {key: int(value) for key, value in match.groupdict().items()}), layout
+        return None
+
+    def keras_paths(self, name: str) -> Iterator[tuple[str, Layout]]:
+        """Keras paths and layouts of a PyTorch tensor: one, three for a packed one, none for an unknown one."""
+        for torch_pattern, keras_pattern, layout in self.rows:
+            if match := _expression(torch_pattern).fullmatch(name):
+                numbers = {key: int(value) for key, value in match.groupdict().items()}
+                offsets = {key: offset for key, offset in _placeholders(torch_pattern)}
+                yield _fill(keras_pattern, {key: value - offsets[key] for key, value in numbers.items()}), layout
+
+
+_PLACEHOLDER = re.compile(r"\{(\w)(-1)?\}")
+
+
+def _placeholders(pattern: str) -> list[tuple[str, int]]:
+    return [(key, int(offset or 0)) for key, offset in _PLACEHOLDER.findall(pattern)]
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts, seen, end = [], set(), 0
+    for match in _PLACEHOLDER.finditer(pattern):
+        key = match.group(1)
+        parts += [re.escape(pattern[end : match.start()]), f"(?P={key})" if key in seen else f"(?P<{key}>\\d+)"]
+        seen.add(key)
+        end = match.end()
+    return re.compile("".join([*parts, re.escape(pattern[end:])]))
+
+
+def _fill(pattern: str, numbers: dict[str, int]) -> str:
+    return _PLACEHOLDER.sub(lambda match: str(numbers[match[1]] + int(match[2] or 0)), pattern)
+
+
+def _prefixed(rows: Iterable[Row], prefix: str) -> list[Row]:
+    return [(prefix + name, path, layout) for name, path, layout in rows]
+
+
+def scheme(
+    backbone: str = "hugging-face", transformer: str = "hugging-face", model_prefix: str = "", backbone_prefix: str = ""
+) -> Scheme:
+    """Puts a scheme together from its tables.
+
+    Args:
+        backbone: `"hugging-face"` (HF-ResNet names) or `"torchvision"` (also timm's and facebookresearch's).
+        transformer: `"hugging-face"` (on disk), `"hugging-face-in-memory"` (version 5), `"facebookresearch"` or
+            `"none"` for a backbone alone.
+        model_prefix: prefix of transformer and heads, `"detr."` in panoptic checkpoints.
+        backbone_prefix: the whole prefix of the backbone's tensors.
+    """
+    backbones = {"hugging-face": HUGGING_FACE_BACKBONE, "torchvision": TORCHVISION_BACKBONE}
+    rows = _prefixed(backbones[backbone], backbone_prefix)
+    if transformer == "facebookresearch":
+        rows += _prefixed([*FACEBOOK_TRANSFORMER, *FACEBOOK_HEADS], model_prefix)
+    elif transformer != "none":
+        table = HUGGING_FACE_ON_DISK if transformer == "hugging-face" else HUGGING_FACE_IN_MEMORY
+        bare = not model_prefix.endswith(HUGGING_FACE_MODEL)
+        heads_prefix = model_prefix if bare else model_prefix.removesuffix(HUGGING_FACE_MODEL)
+        rows += _prefixed(table, model_prefix) + _prefixed(HUGGING_FACE_HEADS, heads_prefix)
+    title = f"{backbone} backbone" if transformer == "none" else f"{transformer}, {backbone} backbone"
+    return Scheme(title, tuple(rows))
+
+
+def detect_scheme(names: Iterable[str]) -> Scheme:
+    """Recognises the naming scheme of a checkpoint by a few tensors that only it has.
+
+    Raises:
+        ValueError: no known scheme names its tensors so.
+    """
+    names = set(names)
+    backbone, backbone_prefix = _find_backbone(names)
+    for transformer, landmark in (
+        ("facebookresearch", "transformer.decoder.layers.0.linear1.weight"),
+        ("hugging-face", "decoder.layers.0.fc1.weight"),
+        ("hugging-face-in-memory", "decoder.layers.0.mlp.fc1.weight"),
+    ):
+        for prefix in ("", "detr.", "model.", "detr.model."):
+            if backbone and prefix + landmark in names:
+                return scheme(backbone, transformer, prefix, backbone_prefix)
+    if backbone and not any("decoder" in name for name in names):
+        return scheme(backbone, "none", "", backbone_prefix)
+    examples = ", ".join(sorted(names)[:5]) or "no tensors at all"
+    raise ValueError(
+        "these are not DETR weights of a known naming scheme (Hugging Face on disk or in memory, facebookresearch, or "
+        f"a torchvision, timm or Hugging Face ResNet alone); the checkpoint holds {examples} …"
+    )
+
+
+def _find_backbone(names: set[str]) -> tuple[str, str]:
+    for name in names:
+        if name.endswith("embedder.embedder.convolution.weight"):
+            return "hugging-face", name.removesuffix("embedder.embedder.convolution.weight")
+        if name.endswith("layer1.0.conv1.weight"):
+            return "torchvision", name.removesuffix("layer1.0.conv1.weight")
+    return "", ""

@@ -1,0 +1,252 @@
+"""Porting: a checkpoint into a Keras DETR, every tensor accounted for by name; and a model's weights back out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from port_weights.architecture import architecture_of
+from port_weights.checkpoints import Checkpoint, open_checkpoint
+from port_weights.names import IGNORED, SEGMENTATION_HEAD, Scheme, detect_scheme
+from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.detr import DETR
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A checkpoint's weights by Keras path, read one at a time, and the paths of the parts that it lacks."""
+
+    readers: Mapping[str, Callable[[], np.ndarray]]
+    lacking: list[str]
+
+
+# The parts of a model that a checkpoint may hold or lack as a whole.
+_HEADS = ("class_head/", "box_head/")
+_BACKBONE = ("backbone/",)
+
+
+def load_model(
+    source: Any,
+    num_classes: int | None = None,
+    num_queries: int | None = None,
+    id2label: Mapping[int, str] | None = None,
+    revision: str | None = None,
+    heads: int | None = None,
+    dilation: bool | None = None,
+) -> DETR:
+    """Makes a Keras DETR with a checkpoint's weights.
+
+    Args:
+        source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, `.pth` or `.keras`
+            file, or a state dict. A backbone alone is taken, too: the rest of the model is then fresh.
+        num_classes: where it differs from the checkpoint's, the class head is made anew.
+        num_queries: fewer keep the first query embeddings, more add fresh ones.
+        id2label: names of the classes, `num_classes` of them.
+        revision: branch, tag or commit, for a hub id.
+        heads: attention heads of a checkpoint without configuration (8 if not told).
+        dilation: whether a checkpoint without configuration is a DC5 model.
+
+    Returns:
+        The model. What was made anew is logged as a warning.
+
+    Raises:
+        ValueError: the source is missing or damaged, its naming is unknown, its configuration does not describe a
+            DETR, or tensors are missing, left over or of another shape, each of which is named.
+    """
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
+        original = _load_keras(Path(source))
+        config, criterion = original.config, original.criterion
+        model = DETR(_with_changes(config, num_classes, num_queries, id2label), criterion)
+        weights = Weights({path: _reader(variable) for path, variable in _variables(original).items()}, [])
+    else:
+        checkpoint = open_checkpoint(source, revision)
+        scheme = detect_scheme(checkpoint.shapes)
+        config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
+        model = DETR(_with_changes(config, num_classes, num_queries, id2label), criterion)
+        weights = _match_names(checkpoint, scheme, _shapes(model, config))
+    _assign(model, weights)
+    _report(config, model.config, weights.lacking)
+    return model
+
+
+def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> DETR:
+    """Ports a checkpoint to a `.keras` file, which appears complete or not at all.
+
+    Args:
+        source: as for `load_model`.
+        target: path of the file to write, ending in `.keras`.
+        **options: of `load_model`.
+
+    Raises:
+        ValueError: as `load_model`; or the target's name does not end in `.keras`, or its folder does not exist.
+    """
+    target = Path(target)
+    if target.suffix != ".keras":
+        raise ValueError(f"{target}: the file to write must end in .keras")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+    model = load_model(source, **options)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".port_weights-") as folder:
+        written = Path(folder) / target.name
+        model.save(written)
+        os.replace(written, target)
+    return model
+
+
+def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
+    """A model's weights under their PyTorch names: the tables read backwards.
+
+    Args:
+        model: the Keras model.
+        scheme: the naming scheme to write.
+
+    Returns:
+        PyTorch name → array in PyTorch's layout.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for path, variable in _variables(model).items():
+        named = scheme.torch_name(path)
+        if named is None:
+            raise ValueError(f"the scheme {scheme.title!r} has no name for {path}")
+        name, layout = named
+        pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
+        pieces[layout.part] = layout.to_torch(np.asarray(variable))
+    return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
+
+
+def _variables(model: DETR) -> dict[str, Any]:
+    """The model's weights by path, without the model's own name."""
+    return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
+
+
+def _load_keras(path: Path) -> DETR:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (OSError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
+    if not isinstance(model, DETR):
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a DETR")
+    return model
+
+
+def _reader(variable: Any) -> Callable[[], np.ndarray]:
+    return lambda: np.asarray(variable)
+
+
+def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes that the model's variables would have with the checkpoint's own configuration."""
+    shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
+    shapes["class_head/kernel"] = (config.d_model, config.num_classes + 1)
+    shapes["class_head/bias"] = (config.num_classes + 1,)
+    shapes["query_embedding/embeddings"] = (config.num_queries, config.d_model)
+    return shapes
+
+
+def _match_names(checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Pairs tensors with variables by the scheme's table; refuses a checkpoint that leaves any without a partner."""
+    names = {path: named for path in shapes if (named := scheme.torch_name(path))}
+    held = {path for path, (name, _) in names.items() if name in checkpoint.shapes}
+    lacking = _lacking_parts(set(shapes), held)
+
+    missing = [names[path][0] if path in names else path for path in shapes if path not in held | set(lacking)]
+    expected = {names[path][0]: names[path][1].torch_shape(shapes[path]) for path in held}
+    misshapen = [
+        f"{name} is {checkpoint.shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if checkpoint.shapes[name] != shape
+    ]
+    unused = [name for name in checkpoint.shapes if name not in expected and not IGNORED.fullmatch(name)]
+    segmentation = [name for name in unused if SEGMENTATION_HEAD.match(name)]
+    _refuse(checkpoint, scheme, missing, sorted(set(unused) - set(segmentation)), misshapen)
+    if segmentation:
+        logger.warning("%s: %d tensors of the segmentation head are left out", checkpoint.name, len(segmentation))
+
+    def reader(path: str) -> Callable[[], np.ndarray]:
+        name, layout = names[path]
+        return lambda: layout.read(checkpoint.read(name), shapes[path])
+
+    return Weights({path: reader(path) for path in held}, lacking)
+
+
+def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
+    """Paths of the heads, or of everything but the backbone, if the checkpoint holds none of them."""
+    for lacking in (
+        sorted(path for path in paths if not path.startswith(_BACKBONE)),
+        sorted(path for path in paths if path.startswith(_HEADS)),
+    ):
+        if not held.intersection(lacking):
+            return lacking
+    return []
+
+
+def _refuse(
+    checkpoint: Checkpoint, scheme: Scheme, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> None:
+    lists = [
+        (f"{len(names)} {title}: {', '.join(sorted(set(names)))}")
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if lists:
+        source = "config.json" if checkpoint.config else "the architecture told from the tensors' shapes"
+        raise ValueError(
+            f"{checkpoint.name} ({scheme.title}): its tensors do not fit {source}\n  " + "\n  ".join(lists)
+        )
+
+
+def _with_changes(
+    config: DETRConfig, num_classes: int | None, num_queries: int | None, id2label: Mapping[int, str] | None
+) -> DETRConfig:
+    if id2label is not None:
+        if num_classes is not None and num_classes != len(id2label):
+            raise ValueError(f"id2label names {len(id2label)} classes, but num_classes={num_classes}")
+        num_classes = len(id2label)
+    changes: dict[str, Any] = {}
+    if num_queries is not None:
+        changes["num_queries"] = num_queries
+    if id2label is not None or num_classes not in (None, config.num_classes):
+        changes.update(num_classes=num_classes, id2label=id2label)
+    return dataclasses.replace(config, **changes)
+
+
+def _assign(model: DETR, weights: Weights) -> None:
+    variables = _variables(model)
+    for path, read in weights.readers.items():
+        variable, array = variables[path], read()
+        if path == "query_embedding/embeddings":
+            kept = min(len(array), variable.shape[0])
+            array = np.concatenate([array[:kept], np.asarray(variable)[kept:]])
+        if path.startswith("class_head/") and array.shape != tuple(variable.shape):
+            continue  # another number of classes: the new head stays as it was drawn
+        variable.assign(array)
+
+
+def _report(config: DETRConfig, wanted: DETRConfig, lacking: list[str]) -> None:
+    if lacking:
+        parts = sorted({path.split("/")[0] for path in lacking})
+        logger.warning("not in the checkpoint, so started from random weights: %s", ", ".join(parts))
+    if wanted.num_classes != config.num_classes and not any(path.startswith("class_head/") for path in lacking):
+        logger.warning(
+            "new class head: %d classes instead of the checkpoint's %d", wanted.num_classes, config.num_classes
+        )
+    if wanted.num_queries < config.num_queries:
+        logger.warning("kept the first %d of %d query embeddings", wanted.num_queries, config.num_queries)
+    elif wanted.num_queries > config.num_queries:
+        logger.warning(
+            "added %d fresh query embeddings to the checkpoint's %d",
+            wanted.num_queries - config.num_queries,
+            config.num_queries,
+        )

@@ -1,0 +1,157 @@
+"""What a DETR is made of: one dataclass, and the named presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """A ResNet v1.5 trunk: a stem of stride 4, then stages that halve the resolution from the second on.
+
+    Args:
+        block: `"basic"` (two 3×3 convolutions) or `"bottleneck"` (1×1, 3×3, 1×1 with a quarter of the channels).
+        depths: residual blocks per stage.
+        channels: output channels per stage.
+        stem_channels: output channels of the stem.
+        dilation: DETR's DC5: the last stage keeps the resolution and dilates its 3×3 convolutions instead.
+        batch_norm: `"frozen"` uses fixed statistics and affine parameters, as DETR does from pretrained weights;
+            `"trainable"` is ordinary batch normalisation, for training from scratch.
+        freeze_at: how much of the trunk is not trained: 0 nothing, 1 the stem, 2 the stem and the first stage, …
+    """
+
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)
+    stem_channels: int = 64
+    dilation: bool = False
+    batch_norm: Literal["frozen", "trainable"] = "frozen"
+    freeze_at: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "channels", tuple(self.channels))
+        _one_of("block", self.block, ("basic", "bottleneck"))
+        _one_of("batch_norm", self.batch_norm, ("frozen", "trainable"))
+        if len(self.depths) != len(self.channels) or not self.depths:
+            raise ValueError(f"depths {self.depths} and channels {self.channels} must name the same stages")
+        if not 0 <= self.freeze_at <= len(self.depths) + 1:
+            raise ValueError(f"freeze_at={self.freeze_at} must be 0 … {len(self.depths) + 1} (stem + stages)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DETRConfig:
+    """The architecture of a DETR and the names of its classes.
+
+    Args:
+        backbone: the convolutional trunk.
+        num_classes: real classes; the class head has one more output, the last, for "no object".
+        num_queries: object queries, the most objects that one image can yield.
+        d_model: width of the transformer.
+        encoder_layers: encoder depth.
+        decoder_layers: decoder depth.
+        encoder_attention_heads: heads of the encoder's attention.
+        decoder_attention_heads: heads of the decoder's attentions.
+        encoder_ffn_dim: hidden width of the encoder's feed-forward networks.
+        decoder_ffn_dim: hidden width of the decoder's feed-forward networks.
+        activation_function: activation of the feed-forward networks, by its Keras name.
+        dropout: dropout of every residual branch.
+        attention_dropout: dropout of the attention weights.
+        activation_dropout: dropout inside the feed-forward networks.
+        pre_norm: normalise before each branch instead of after it (Table Transformer).
+        position_embedding: `"sine"` (fixed, normalised to the unpadded image) or `"learned"` (50 rows × 50 columns).
+        auxiliary_outputs: whether the outputs of all decoder layers are returned, and so trained, or the last only.
+        id2label: class id → name, for each of the `num_classes` ids; `class_0`, `class_1`, … where left out.
+
+    Source:
+        DETR, section 3.2 and appendix A.4; the defaults are those of its experiments.
+    """
+
+    backbone: ResNetConfig = dataclasses.field(default_factory=ResNetConfig)
+    num_classes: int = 91
+    num_queries: int = 100
+    d_model: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    pre_norm: bool = False
+    position_embedding: Literal["sine", "learned"] = "sine"
+    auxiliary_outputs: bool = True
+    id2label: Mapping[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, Mapping):
+            object.__setattr__(self, "backbone", ResNetConfig(**self.backbone))
+        _one_of("position_embedding", self.position_embedding, ("sine", "learned"))
+        for name in ("num_classes", "num_queries", "encoder_layers", "decoder_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.d_model % 4:  # sine and cosine, for x and for y
+            raise ValueError(f"d_model={self.d_model} must be divisible by 4")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
+
+        names = self.id2label
+        if names is None:
+            names = {index: f"class_{index}" for index in range(self.num_classes)}
+        names = {int(index): str(name) for index, name in names.items()}  # JSON turns integer keys into strings
+        if sorted(names) != list(range(self.num_classes)):
+            raise ValueError(
+                f"id2label must name each of the ids 0 … {self.num_classes - 1} (num_classes={self.num_classes}), "
+                f"but it names {_summary(sorted(names))}"
+            )
+        object.__setattr__(self, "id2label", {index: names[index] for index in sorted(names)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values, which `DETRConfig(**…)` takes back."""
+        return dataclasses.asdict(self)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, allowed))}")
+
+
+def _summary(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"{values[:4]} … {values[-2:]} ({len(values)} ids)"
+
+
+RESNETS: dict[str, ResNetConfig] = {
+    "resnet-18": ResNetConfig(block="basic", depths=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
+    "resnet-34": ResNetConfig(block="basic", depths=(3, 4, 6, 3), channels=(64, 128, 256, 512)),
+    "resnet-50": ResNetConfig(),
+    "resnet-101": ResNetConfig(depths=(3, 4, 23, 3)),
+}
+
+PRESETS: dict[str, DETRConfig] = {
+    f"detr-{name}{suffix}": DETRConfig(backbone=dataclasses.replace(backbone, dilation=bool(suffix)))
+    for name, backbone in RESNETS.items()
+    for suffix in ("", "-dc5")
+}
+# Small enough to train from scratch on a CPU: stride 16, so that images of 128 to 256 pixels keep 64 to 256 positions.
+PRESETS["detr-tiny"] = DETRConfig(
+    backbone=ResNetConfig(
+        block="basic", depths=(1, 1, 1), channels=(32, 64, 128), stem_channels=32, batch_norm="trainable"
+    ),
+    num_queries=20,
+    d_model=128,
+    encoder_layers=2,
+    decoder_layers=3,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=256,
+    decoder_ffn_dim=256,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+)

@@ -1,0 +1,289 @@
+"""DETR: backbone, transformer and heads as one Keras model with its own loss (DETR, section 3, figure 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import initializers, layers, ops
+
+from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models.backbone import ResNet
+from tfdetr_keras.models.config import PRESETS, DETRConfig
+from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
+from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
+
+LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+
+
+class BoxHead(layers.Layer):
+    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs")."""
+
+    def __init__(self, d_model: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.d_model = d_model
+        self.stack = [
+            layers.Dense(
+                units, activation, name=f"layer{index}", dtype=self.dtype_policy, **linear_initializers(d_model)
+            )
+            for index, (units, activation) in enumerate([(d_model, "relu"), (d_model, "relu"), (4, "sigmoid")])
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(…, d_model)`."""
+        for layer in self.stack:
+            layer.build((None, self.d_model))
+
+    def call(self, inputs: Any) -> Any:
+        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]."""
+        x = inputs
+        for layer in self.stack:
+            x = layer(x)
+        return x
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class DETR(keras.Model):
+    """End-to-end object detection with transformers.
+
+    Inputs: `{"pixel_values": (batch, height, width, 3) float, ImageNet-normalised RGB, "pixel_mask": (batch, height,
+    width), 1 = image, 0 = padding}`. The mask may be left out (no padding), then the pixels may also stand alone. Any
+    size and batch.
+
+    Outputs: `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4) cxcywh
+    in [0, 1] of the unpadded image}`, float32; while `auxiliary_outputs` is true also `"aux_logits"` and `"aux_boxes"`,
+    the same with an axis of the earlier decoder layers after the batch.
+
+    Targets of `fit` and `evaluate`: `{"labels": (batch, boxes) int, −1 = padding row, "boxes": (batch, boxes, 4)
+    float, cxcywh in [0, 1] of the unpadded image}`. The loss is the model's own: `compile(optimizer=…)` needs no
+    `loss=`. `loss`, `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error` are logged.
+
+    The weights exist from the start, and sizes of images do not matter to them.
+
+    Args:
+        config: the architecture.
+        criterion: the training loss; the paper's by default.
+
+    Source:
+        Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv:2005.12872.
+    """
+
+    def __init__(self, config: DETRConfig, criterion: SetCriterion | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("name", "detr")
+        super().__init__(**kwargs)
+        policy: Any = self.dtype_policy
+        self.config = config
+        self.criterion = criterion or SetCriterion()
+        self.backbone = ResNet(config.backbone, name="backbone", dtype=policy)
+        self.input_projection = layers.Conv2D(
+            config.d_model,
+            1,
+            name="input_projection",
+            dtype=policy,
+            **linear_initializers(config.backbone.channels[-1]),
+        )
+        embedding = SinePositionEmbedding if config.position_embedding == "sine" else LearnedPositionEmbedding
+        self.position_embedding = embedding(config.d_model, name="position_embedding", dtype=policy)
+        self.query_embedding = layers.Embedding(
+            config.num_queries,
+            config.d_model,
+            embeddings_initializer=initializers.RandomNormal(stddev=1.0),
+            name="query_embedding",
+            dtype=policy,
+        )
+        self.encoder = Encoder(config, name="encoder", dtype=policy)
+        self.decoder = Decoder(config, name="decoder", dtype=policy)
+        # The heads stay in float32 under mixed precision: boxes need more than bfloat16's three digits.
+        self.class_head = layers.Dense(
+            config.num_classes + 1, name="class_head", dtype="float32", **linear_initializers(config.d_model)
+        )
+        self.box_head = BoxHead(config.d_model, name="box_head", dtype="float32")
+        self.loss_trackers = [keras.metrics.Mean(name=name) for name in LOGGED]
+        self.build((None, None, None, 3))
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights; their shapes depend on the configuration alone."""
+        sequence = (None, None, self.config.d_model)
+        self.backbone.build((None, None, None, 3))
+        self.input_projection.build((None, None, None, self.config.backbone.channels[-1]))
+        self.position_embedding.build((None, None, None))
+        self.query_embedding.build((None, self.config.num_queries))
+        self.encoder.build(sequence)
+        self.decoder.build(sequence)
+        self.class_head.build(sequence)
+        self.box_head.build(sequence)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> DETR:
+        """A model of a named architecture with random weights.
+
+        Args:
+            name: `"detr-resnet-18"`, `-34`, `-50` or `-101`, each also with `-dc5`, or `"detr-tiny"`.
+            **changes: fields of `DETRConfig` that differ from the preset, e.g. `num_classes=3`.
+
+        Raises:
+            ValueError: an unknown name, or a field that does not exist or does not fit.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+        unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(DETRConfig)})
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: not a field of DETRConfig")
+        if "num_classes" in changes:
+            changes.setdefault("id2label", None)
+        elif changes.get("id2label") is not None:
+            changes["num_classes"] = len(changes["id2label"])
+        return cls(dataclasses.replace(PRESETS[name], **changes))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Any,
+        num_classes: int | None = None,
+        num_queries: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        revision: str | None = None,
+    ) -> DETR:
+        """A model with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
+
+        Args:
+            source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, a `.pth` (both also
+                of a backbone alone), or a `.keras` file.
+            num_classes: where it differs from the checkpoint's, the class head is made anew.
+            num_queries: fewer keep the first query embeddings, more add fresh ones.
+            id2label: names of the new classes; implies `num_classes`.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            ValueError: a source that is missing, damaged, of no known naming, or whose tensors and configuration do
+                not fit each other; each tensor concerned is named.
+        """
+        from port_weights import load_model  # the upper floor, called only when weights are wanted
+
+        return load_model(source, num_classes, num_queries, id2label, revision)
+
+    @property
+    def id2label(self) -> Mapping[int, str]:
+        """Class id → class name."""
+        return self.config.id2label or {}
+
+    @property
+    def auxiliary_outputs(self) -> bool:
+        """Whether the outputs of the earlier decoder layers are returned, and so trained, too."""
+        return self.config.auxiliary_outputs
+
+    @auxiliary_outputs.setter
+    def auxiliary_outputs(self, value: bool) -> None:
+        self.config = dataclasses.replace(self.config, auxiliary_outputs=bool(value))
+        # The graphs traced by fit, evaluate and predict have the old outputs built in.
+        self.train_function = self.test_function = self.predict_function = None
+
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
+        """Detects: see the class for inputs and outputs."""
+        return self._forward(inputs, training)[0]
+
+    def stages(self, inputs: Any) -> dict[str, Any]:
+        """Runs inference and hands out every intermediate result by name, in the order of computation.
+
+        Args:
+            inputs: as for the model.
+
+        Returns:
+            `backbone.stage1` … (batch, h, w, channels), `mask` and `position` of the last feature map,
+            `projection` and `encoder.layer0` … (batch, h·w, d_model), `decoder.layer0` … (batch, queries, d_model)
+            after the shared normalisation, and the model's outputs.
+        """
+        outputs, stages = self._forward(inputs, training=False)
+        return {**stages, **outputs}
+
+    def _forward(self, inputs: Any, training: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        pixels, pixel_mask = _unpack(inputs)
+        features = self.backbone(pixels, training=training)
+        batch, height, width = ops.shape(features[-1])[:3]
+        mask = shrink_mask(pixel_mask, height, width)
+        position = self.position_embedding(mask)
+        projection = self.input_projection(features[-1])
+
+        def flatten(x: Any) -> Any:
+            return ops.reshape(x, (batch, height * width, self.config.d_model))
+
+        key_mask = ops.reshape(ops.cast(mask, "bool"), (batch, 1, height * width))
+        encoded = self.encoder(flatten(projection), flatten(position), key_mask, training=training)
+        query_position = self.query_embedding(ops.arange(self.config.num_queries))
+        query_position = ops.broadcast_to(query_position[None], (batch, self.config.num_queries, self.config.d_model))
+        decoded = self.decoder(query_position, encoded[-1], flatten(position), key_mask, training=training)
+
+        stages = {f"backbone.stage{index + 1}": feature for index, feature in enumerate(features)}
+        stages.update(mask=mask, position=flatten(position), projection=flatten(projection))
+        stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
+        stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
+        return self._heads(decoded if self.auxiliary_outputs else decoded[-1:]), stages
+
+    def _heads(self, decoded: list[Any]) -> dict[str, Any]:
+        embeddings = ops.stack(decoded, axis=1)
+        logits, boxes = self.class_head(embeddings), self.box_head(embeddings)
+        outputs = {"logits": logits[:, -1], "pred_boxes": boxes[:, -1]}
+        if self.auxiliary_outputs:
+            outputs.update(aux_logits=logits[:, :-1], aux_boxes=boxes[:, :-1])
+        return outputs
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The criterion's total, called by Keras; keeps the parts for the logs."""
+        if sample_weight is not None:
+            raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
+        losses = self.criterion(y_pred, y)
+        for tracker in self.loss_trackers:
+            tracker.update_state(losses[tracker.name])
+        return losses["loss"]
+
+    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
+        """Keras' `fit`; bad targets end it with a `ValueError` that names the image."""
+        from tfdetr_keras.data.checks import checked, readable_errors
+
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = checked(kwargs["validation_data"], self.config.num_classes)
+        with readable_errors():
+            return super().fit(checked(x, self.config.num_classes), y, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Architecture, criterion and dtype policy, from which `from_config` makes the same model."""
+        return {
+            "config": self.config.to_dict(),
+            "criterion": keras.saving.serialize_keras_object(self.criterion),
+            "name": self.name,
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DETR:
+        """The model that `get_config` described, with fresh weights."""
+        return cls(
+            DETRConfig(**config["config"]),
+            keras.saving.deserialize_keras_object(config["criterion"]),
+            name=config["name"],
+            dtype=keras.saving.deserialize_keras_object(config["dtype"]),
+        )
+
+
+def _unpack(inputs: Any) -> tuple[Any, Any]:
+    """Pixels and mask of the model's inputs, checked against each other as far as their shapes are known."""
+    if not isinstance(inputs, Mapping):
+        inputs = {"pixel_values": inputs}
+    pixels = ops.convert_to_tensor(inputs["pixel_values"])
+    if len(pixels.shape) != 4 or pixels.shape[-1] != 3:
+        raise ValueError(f"pixel_values must be (batch, height, width, 3), not {tuple(pixels.shape)}")
+    mask = inputs.get("pixel_mask")
+    if mask is None:
+        return pixels, ops.ones(ops.shape(pixels)[:3], dtype="int32")
+    mask = ops.convert_to_tensor(mask)
+    sides = zip(pixels.shape[:3], mask.shape, strict=False)
+    if len(mask.shape) != 3 or any(a is not None and b is not None and a != b for a, b in sides):
+        raise ValueError(
+            f"pixel_mask {tuple(mask.shape)} must have the batch, height and width of pixel_values "
+            f"{tuple(pixels.shape)}"
+        )
+    return pixels, mask

@@ -1,0 +1,102 @@
+"""What a valid training target is, and the message for each way of not being one.
+
+Targets are dense: `labels` (batch, boxes) with −1 in padding rows, `boxes` (batch, boxes, 4) cxcywh relative to the
+image without its padding. The checks run on the host, at the border of the graph: where a batch is concrete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+PADDING_LABEL = -1
+# Rounding of a box that fills the image: cx + w/2 may exceed 1 by an ulp; cx, cy, w, h themselves may, too.
+_BORDER_TOLERANCE = 1e-5
+
+
+def validate_targets(labels: Any, boxes: Any, num_classes: int, image_ids: Sequence[Any] | None = None) -> None:
+    """Raises on targets that a detector cannot be trained on.
+
+    Args:
+        labels: `(batch, boxes)` int, class of each box; −1 marks a padding row, which is not looked at further.
+        boxes: `(batch, boxes, 4)` float, cxcywh in [0, 1].
+        num_classes: number of real classes; the label `num_classes` means "no object" and is not a target's to use.
+        image_ids: names of the images for the messages; their position in the batch where left out.
+
+    Raises:
+        ValueError: shapes that do not fit, a label outside [−1, num_classes), a box that is not finite, has a negative
+            size or lies outside [0, 1]; the message names the image, the row and the value.
+    """
+    labels, boxes = np.asarray(labels), np.asarray(boxes)
+    if labels.ndim != 2 or boxes.ndim != 3 or boxes.shape != (*labels.shape, 4):
+        raise ValueError(
+            f"targets need labels (batch, boxes) and boxes (batch, boxes, 4) but have labels {labels.shape} and "
+            f"boxes {boxes.shape}; pad images with fewer boxes by rows with label {PADDING_LABEL}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"targets' labels must be integers, not {labels.dtype}")
+
+    real = labels != PADDING_LABEL
+    _refuse(
+        (labels < PADDING_LABEL) | (labels >= num_classes),
+        labels,
+        image_ids,
+        f"label {{value}} is not a class: expected 0 … {num_classes - 1} for num_classes={num_classes} "
+        f"(or {PADDING_LABEL} for a padding row)",
+    )
+    _refuse(real & ~np.isfinite(boxes).all(-1), boxes, image_ids, "box {value} is not finite")
+    _refuse(
+        real & (boxes[..., 2:] < 0).any(-1),
+        boxes,
+        image_ids,
+        "box {value} has a negative width or height: expected (centre x, centre y, width, height)",
+    )
+    outside = (boxes < -_BORDER_TOLERANCE).any(-1) | (boxes > 1 + _BORDER_TOLERANCE).any(-1)
+    _refuse(
+        real & outside,
+        boxes,
+        image_ids,
+        "box {value} is outside [0, 1]: expected (centre x, centre y, width, height) divided by the image's size",
+    )
+
+
+def validate_batch(targets: Any, num_classes: int) -> None:
+    """Checks a batch of targets that is concrete; a batch that is being traced is left to the data pipeline's checks.
+
+    Args:
+        targets: `{"labels", "boxes"}` as in `validate_targets`, optionally with `"image_id"`.
+        num_classes: number of real classes.
+
+    Raises:
+        ValueError: `targets` is not such a dictionary, or what `validate_targets` finds.
+    """
+    if not isinstance(targets, Mapping) or not {"labels", "boxes"} <= set(targets):
+        got = sorted(targets) if isinstance(targets, Mapping) else type(targets).__name__
+        raise ValueError(
+            f'targets must be {{"labels": (batch, boxes) int, "boxes": (batch, boxes, 4) cxcywh}}, not {got}'
+        )
+    labels, boxes = _on_host(targets["labels"]), _on_host(targets["boxes"])
+    if labels is not None and boxes is not None:
+        image_ids = _on_host(targets["image_id"]) if "image_id" in targets else None
+        validate_targets(labels, boxes, num_classes, None if image_ids is None else image_ids.tolist())
+
+
+def _refuse(wrong: np.ndarray, values: np.ndarray, image_ids: Sequence[Any] | None, message: str) -> None:
+    if not wrong.any():
+        return
+    image, row = np.argwhere(wrong)[0].tolist()
+    where = f"image {image} of the batch" if image_ids is None else f"image id {image_ids[image]}"
+    raise ValueError(f"targets, {where}, row {row}: {message.format(value=values[image, row].tolist())}")
+
+
+def _on_host(tensor: Any) -> np.ndarray | None:
+    """The tensor's value, or None while it is only a symbol of a graph being traced."""
+    if isinstance(tensor, (np.ndarray, list, tuple)):
+        return np.asarray(tensor)
+    try:
+        return np.asarray(ops.convert_to_numpy(tensor))
+    except (TypeError, ValueError, NotImplementedError):  # what TensorFlow, JAX and Keras raise for symbols
+        return None
