@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.config import PRESETS, DETRConfig
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
+from tfdetr_keras.targets import validate_batch
 
 LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
 
@@ -240,14 +242,40 @@ class DETR(keras.Model):
             tracker.update_state(losses[tracker.name])
         return losses["loss"]
 
-    def fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        """Keras' `fit`; bad targets end it with a `ValueError` that names the image."""
-        from tfdetr_keras.data.checks import checked, readable_errors
+    def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
+        """Keras' `fit`; bad inputs or targets end it with a `ValueError` that names the image."""
+        with self._checked(x, y) as x, self._checked(validation_data) as validation_data:
+            return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
-        if kwargs.get("validation_data") is not None:
-            kwargs["validation_data"] = checked(kwargs["validation_data"], self.config.num_classes)
-        with readable_errors():
-            return super().fit(checked(x, self.config.num_classes), y, **kwargs)
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `evaluate`, with the checks of `fit`."""
+        with self._checked(x, y) as x:
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `train_on_batch`, with the checks of `fit`."""
+        with self._checked(x, y) as x:
+            return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `test_on_batch`, with the checks of `fit`."""
+        with self._checked(x, y) as x:
+            return super().test_on_batch(x, y, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _checked(self, x: Any, y: Any = None) -> Iterator[Any]:
+        """Checks targets before a step is traced with them: in a `tf.data` pipeline batch by batch, else at once."""
+        if hasattr(x, "element_spec") and hasattr(x, "map"):
+            from tfdetr_keras.data.checks import checked_dataset, readable_errors  # TensorFlow is there already
+
+            with readable_errors():
+                yield checked_dataset(x, self.config.num_classes)
+            return
+        if y is None and isinstance(x, tuple) and len(x) > 1:  # validation_data of arrays
+            y = x[1]
+        if y is not None:
+            validate_batch(y, self.config.num_classes)
+        yield x
 
     def get_config(self) -> dict[str, Any]:
         """Architecture, criterion and dtype policy, from which `from_config` makes the same model."""

@@ -1,0 +1,83 @@
+"""Comparing a checkpoint in PyTorch with its port in Keras, stage by stage, on one padded batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from port_weights.port import load_model
+
+LOGITS_TOLERANCE = 1e-4
+BOXES_TOLERANCE = 1e-5
+# Of a stage's largest value: float32 rounding, summed over a hundred layers in another order.
+STAGE_TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One stage's comparison: the largest difference, and the largest that counts as equal."""
+
+    stage: str
+    difference: float
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is within the tolerance; one that is not a number is not."""
+        return self.difference <= self.tolerance
+
+
+def padded_batch(height: int = 224, width: int = 288, seed: int = 0) -> dict[str, np.ndarray]:
+    """Two random images of different sizes, padded to the larger: `pixel_values` and `pixel_mask` of the model."""
+    pixels = np.random.default_rng(seed).standard_normal((2, height, width, 3)).astype(np.float32)
+    mask = np.ones((2, height, width), np.int64)
+    mask[1, height * 2 // 3 :] = 0
+    mask[1, :, width * 4 // 5 :] = 0
+    return {"pixel_values": pixels * mask[..., None].astype(np.float32), "pixel_mask": mask}
+
+
+def compare(source: Any, height: int = 224, width: int = 288, **options: Any) -> tuple[list[Row], str]:
+    """Runs a checkpoint through PyTorch and through its Keras port.
+
+    Args:
+        source: a checkpoint as for `load_model`.
+        height: height of the batch.
+        width: width of the batch.
+        **options: of `load_model`.
+
+    Returns:
+        One row per stage, from the backbone to the boxes, and how the PyTorch side got its weights.
+
+    Raises:
+        ValueError: as `load_model`; or torch and transformers, which the other side needs, are not installed.
+    """
+    try:
+        from port_weights.reference import reference_of, reference_stages
+    except ModuleNotFoundError as error:
+        raise ValueError(f"comparing needs the PyTorch side: pip install 'tfdetr-keras[port]' ({error})") from error
+
+    model = load_model(source, **options)
+    reference, origin = reference_of(source, model)
+    batch = padded_batch(height, width)
+    expected = reference_stages(reference, batch["pixel_values"], batch["pixel_mask"])
+    got = model.stages(batch)
+    rows = []
+    for stage, value in expected.items():
+        difference = float(np.abs(np.asarray(got[stage]) - value).max())
+        tolerance = {"logits": LOGITS_TOLERANCE, "pred_boxes": BOXES_TOLERANCE}.get(
+            stage, STAGE_TOLERANCE * max(1.0, float(np.abs(value).max()))
+        )
+        rows.append(Row(stage, difference, tolerance))
+    return rows, origin
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, one stage a line."""
+    header = f"{'stage':<18} {'max |Δ|':>10} {'tolerance':>10}  verdict"
+    lines = (
+        f"{row.stage:<18} {row.difference:>10.2e} {row.tolerance:>10.2e}  {'ok' if row.agrees else 'OUT'}"
+        for row in rows
+    )
+    return "\n".join([header, *lines])
