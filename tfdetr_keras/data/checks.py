@@ -1,0 +1,93 @@
+"""Checks that ride along in a `tf.data` pipeline, and the way back from TensorFlow's errors to readable ones.
+
+Targets are computed inside the graph, long after Python could have looked at them; so they are looked at again just
+before the model sees them, batch by batch.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.targets import validate_targets
+
+# What TensorFlow makes of a ValueError raised in a `numpy_function`, and of a failed `tf.debugging.Assert`.
+_MESSAGES = (
+    re.compile(r"ValueError: (.*?)\nTraceback \(most recent call last\)", re.DOTALL),
+    re.compile(r"assertion failed: \[(.*?)\](?:\s*\[\[|\s*\[Op:|\s*$)", re.DOTALL),
+)
+
+
+def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Dataset:
+    """Wraps a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
+
+    Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.targets.validate_targets`) and that `pixel_values`
+    and `pixel_mask` agree in batch size, height and width. Elements pass through untouched, with their static shapes;
+    what is not there (bare pixels, no targets, other targets) is not checked.
+
+    Args:
+        dataset: of inputs, (inputs, targets) or (inputs, targets, sample_weight).
+        num_classes: labels must lie in 0 .. num_classes - 1, or be -1 in padding rows.
+
+    Returns:
+        A dataset with the same elements.
+
+    Raises:
+        tf.errors.InvalidArgumentError: while iterating; inside `readable_errors` a `ValueError`.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def check(*element: Any) -> Any:
+        inputs, targets = element[0], element[1] if len(element) > 1 else None
+        checks = []
+        if isinstance(inputs, dict) and {"pixel_values", "pixel_mask"} <= set(inputs):
+            shapes = [tf.shape(inputs["pixel_values"]), tf.shape(inputs["pixel_mask"])]
+            checks.append(host_function(_check_shapes, shapes, tf.int32))
+        if isinstance(targets, dict) and {"labels", "boxes"} <= set(targets):
+            tensors = [targets["labels"], targets["boxes"]]
+            tensors += [targets["image_id"]] if "image_id" in targets else []
+            checks.append(host_function(partial(_check_targets, num_classes), tensors, tf.int32))
+        with tf.control_dependencies(checks):
+            element = tf.nest.map_structure(tf.identity, element)
+        return element if len(element) > 1 else element[0]
+
+    return dataset.map(check, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turns a data error that comes out of TensorFlow back into the `ValueError` that it was.
+
+    Only the message is kept: the traceback is that of a graph's node. Other errors pass unchanged.
+
+    Raises:
+        ValueError: where a check of the data pipeline failed.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = [match.group(1) for pattern in _MESSAGES if (match := pattern.search(str(error)))]
+        if not found:
+            raise
+        raise ValueError(found[0].strip()) from None
+
+
+def _check_shapes(values: np.ndarray, mask: np.ndarray) -> np.int32:
+    if values[:3].tolist() != mask.tolist():
+        raise ValueError(
+            f"pixel_values is (batch, height, width, channels) = {tuple(values.tolist())} but pixel_mask "
+            f"(batch, height, width) = {tuple(mask.tolist())}: the mask must have the images' batch, height and width"
+        )
+    return np.int32(0)
+
+
+def _check_targets(
+    num_classes: int, labels: np.ndarray, boxes: np.ndarray, image_ids: np.ndarray | None = None
+) -> np.int32:
+    validate_targets(labels, boxes, num_classes, image_ids=None if image_ids is None else image_ids.tolist())
+    return np.int32(0)

@@ -1,0 +1,167 @@
+"""How good detections are: COCO's average precision, computed by pycocotools.
+
+Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tfdetr_keras.data.batching import Batch, encode, pad_batches
+from tfdetr_keras.postprocess import post_process
+
+# The order of `COCOeval.stats` for boxes.
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+TRUTH_KEYS = ("boxes", "labels", "iscrowd", "area")
+
+
+def coco_metrics(
+    ground_truth: Iterable[Mapping[str, Any]],
+    detections: Iterable[Mapping[str, Any]],
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Computes COCO's twelve box metrics and the AP of each class.
+
+    Args:
+        ground_truth: per image `{"image_id": int, "boxes": (objects, 4) xyxy pixels, "labels": (objects,) int,
+            "iscrowd": (objects,) bool, "area": (objects,) pixels²}`. A detection of a crowd is neither right nor wrong.
+        detections: per image `{"image_id": int, "boxes": (detections, 4) xyxy pixels, "labels": (detections,) int,
+            "scores": (detections,)}`; at most the 100 best of an image and class count. An image may be missing.
+        class_names: name of each label; "N/A" for a label that is not in use.
+
+    Returns:
+        `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
+        where there is no object to find, and `"AP_per_class"`, a dict from class name to AP.
+
+    Raises:
+        ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label.
+
+    Source: `pycocotools.cocoeval.COCOeval` (Lin et al., "Microsoft COCO: Common Objects in Context").
+    """
+    ground_truth, detections = list(ground_truth), list(detections)
+    image_ids = [int(image["image_id"]) for image in ground_truth]
+    if len(set(image_ids)) != len(image_ids):
+        twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
+        raise ValueError(f"ground truth: image {twice} appears more than once")
+    unknown = {int(image["image_id"]) for image in detections}.difference(image_ids)
+    if unknown:
+        raise ValueError(f"detections: image {min(unknown)} is not in the ground truth")
+    true_rows = [row for image in ground_truth for row in _rows(image, "ground truth", len(class_names))]
+    found_rows = [row for image in detections for row in _rows(image, "detections", len(class_names))]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
+        evaluation = COCOeval(
+            _coco_index(true_rows, image_ids, class_names), _coco_index(found_rows, image_ids, class_names), "bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    metrics: dict[str, Any] = dict(zip(METRIC_NAMES, evaluation.stats.tolist(), strict=True))
+    # (IoU thresholds, recalls, classes, areas, max detections): all areas, 100 detections
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    metrics["AP_per_class"] = {
+        name: float(precision[:, :, label].mean()) for label, name in enumerate(class_names) if name != "N/A"
+    }
+    return metrics
+
+
+def evaluate_detections(
+    model: keras.Model,
+    records: tf.data.Dataset,
+    class_names: Sequence[str],
+    size: tuple[int, int] = (800, 1333),
+    batch_size: int = 1,
+    pad_to: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Runs a model over a dataset of records and computes COCO's metrics.
+
+    Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept.
+    The padding of a batch changes a detector's answers a little; `batch_size` 1 has none.
+
+    Args:
+        model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
+            cxcywh relative to the image without padding}` for `prepare`'s inputs.
+        records: see `tfdetr_keras.data.record`.
+        class_names: name of each label.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        batch_size: images a batch.
+        pad_to: (height, width) of a fixed canvas, pixels: on JAX, one compilation instead of one per image size.
+
+    Returns:
+        See `coco_metrics`.
+
+    Raises:
+        ValueError: the model's number of classes is not that of `class_names`; or as `coco_metrics`.
+    """
+
+    def encode_with_truth(record: dict[str, tf.Tensor]) -> Batch:
+        inputs, targets = encode(record, size)
+        return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
+
+    examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = pad_batches(examples, batch_size, pad_to).prefetch(tf.data.AUTOTUNE)
+    forward = _forward(model, batches.element_spec[0])
+    ground_truth, detections = [], []
+    for inputs, targets in batches:
+        outputs = forward(inputs)
+        if outputs["logits"].shape[-1] != len(class_names) + 1:
+            raise ValueError(
+                f"the model gives {outputs['logits'].shape[-1]} logits, but {len(class_names)} class names "
+                f"need {len(class_names) + 1} (the last one for no object)"
+            )
+        arrays = {key: value.numpy() for key, value in targets.items()}
+        results = post_process(outputs, arrays["orig_size"], threshold=0.0)
+        for row, (image_id, result) in enumerate(zip(arrays["image_id"], results, strict=True)):
+            real = arrays["true_labels"][row] >= 0
+            truth = {key: arrays[f"true_{key}"][row][real] for key in TRUTH_KEYS}
+            ground_truth.append({"image_id": image_id, **truth})
+            detections.append({"image_id": image_id, **result})
+    return coco_metrics(ground_truth, detections, class_names)
+
+
+def _forward(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:
+    """The model in inference mode; on TensorFlow one graph for images of all sizes."""
+    if keras.backend.backend() == "tensorflow":
+        return tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
+    return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})
+
+
+def _rows(image: Mapping[str, Any], source: str, num_classes: int) -> list[dict[str, Any]]:
+    """One image's objects or detections as COCO's annotation dicts."""
+    boxes, labels = np.asarray(image["boxes"], np.float64).reshape(-1, 4), np.asarray(image["labels"])
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"{source}: image {image['image_id']}, row {row} has label {labels[row]}, but there are "
+            f"{num_classes} class names"
+        )
+    sides = boxes[:, 2:] - boxes[:, :2]
+    columns = {
+        "bbox": np.concatenate([boxes[:, :2], sides], axis=1).tolist(),
+        "category_id": labels.tolist(),
+        "area": np.asarray(image.get("area", sides.prod(axis=1)), np.float64).tolist(),
+        "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int).tolist(),
+    }
+    if "scores" in image:
+        columns["score"] = np.asarray(image["scores"], np.float64).tolist()
+    rows = zip(*columns.values(), strict=True)
+    return [{"image_id": int(image["image_id"]), **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _coco_index(rows: list[dict[str, Any]], image_ids: list[int], class_names: Sequence[str]) -> COCO:
+    """COCO's in-memory dataset; `loadRes` would refuse an empty list of detections."""
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
+        "annotations": [{"id": row_id, **row} for row_id, row in enumerate(rows, start=1)],  # id 0 would mean unmatched
+    }
+    coco.createIndex()
+    return coco
