@@ -135,7 +135,10 @@ def _open_shards(index: Path, config: Path | None) -> Checkpoint:
     except KeyError as error:
         raise ValueError(f"{index} lists the tensor {error}, but its file does not hold it") from error
     return Checkpoint(
-        os.fspath(index), shapes, lambda name: shards[weight_map[name]].read(name), config and read_json(config)
+        os.fspath(index),
+        shapes,
+        lambda name: shards[weight_map[name]].read(name),
+        None if config is None else read_json(config),
     )
 
 

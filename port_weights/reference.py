@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import transformers
 
-from port_weights.names import HUGGING_FACE_MODEL, scheme
+from port_weights.names import HUGGING_FACE_MODEL, Scheme, scheme
 from port_weights.port import to_torch
 from tfdetr_keras.models.config import DETRConfig, ResNetConfig
 from tfdetr_keras.models.detr import DETR
 
 
-def reference_config(config: DETRConfig) -> transformers.PretrainedConfig:
+def reference_config(config: DETRConfig) -> Any:
     """The Hugging Face configuration of the same architecture; pre-norm models are Table Transformers there."""
     names = dict(config.id2label or {})
     # Hugging Face's auxiliary outputs normalise each layer's input once too often; the layers are read instead.
@@ -27,7 +27,7 @@ def reference_config(config: DETRConfig) -> transformers.PretrainedConfig:
         *("dropout", "attention_dropout", "activation_dropout"),
     ):
         shared[name] = getattr(config, name)
-    family = transformers.TableTransformerConfig if config.pre_norm else transformers.DetrConfig
+    family: Any = transformers.TableTransformerConfig if config.pre_norm else transformers.DetrConfig
     return family(
         use_timm_backbone=False,
         backbone_config=_resnet_config(config.backbone),
@@ -38,11 +38,7 @@ def reference_config(config: DETRConfig) -> transformers.PretrainedConfig:
 
 def reference_model(config: DETRConfig) -> torch.nn.Module:
     """A Hugging Face detector of the same architecture, with random weights, in evaluation mode."""
-    described = reference_config(config)
-    if config.pre_norm:
-        model = transformers.TableTransformerForObjectDetection(described)
-    else:
-        model = transformers.DetrForObjectDetection(described)
+    model = _detector(config)(reference_config(config))
     if config.backbone.dilation:
         _dilate_last_stage(model)
     return model.eval()
@@ -66,22 +62,39 @@ def reference_of(source: Any, model: DETR) -> tuple[torch.nn.Module, str]:
         with safe_open(weights, framework="numpy") as file:
             readable = any("embedder.embedder.convolution" in name for name in file.keys())  # noqa: SIM118
         if readable:
-            family = (
-                transformers.TableTransformerForObjectDetection
-                if model.config.pre_norm
-                else transformers.DetrForObjectDetection
-            )
-            return family.from_pretrained(source).eval(), "read by transformers itself"
+            return _detector(model.config).from_pretrained(source).eval(), "read by transformers itself"
     reference = reference_model(model.config)
     load_weights(reference, to_torch(model, reference_scheme(model.config)))
     return reference, "written from the ported model through the name tables"
 
 
-def reference_scheme(config: DETRConfig) -> Any:
+def _detector(config: DETRConfig) -> Any:
+    return transformers.TableTransformerForObjectDetection if config.pre_norm else transformers.DetrForObjectDetection
+
+
+def reference_scheme(config: DETRConfig) -> Scheme:
     """The names of the reference model's own `state_dict()`."""
     if config.pre_norm:  # Table Transformer kept its names in version 5
         return scheme("hugging-face", "hugging-face", HUGGING_FACE_MODEL, "model.backbone.conv_encoder.model.")
     return scheme("hugging-face", "hugging-face-in-memory", HUGGING_FACE_MODEL, "model.backbone.model.")
+
+
+def write_random_checkpoint(folder: Path, config: DETRConfig, seed: int = 0) -> None:
+    """Writes a Hugging Face folder (`config.json`, `model.safetensors`) with random weights, to practise porting on.
+
+    Batch-norm statistics are random, too: with their defaults, mean 0 and variance 1, a wrong port would go unnoticed.
+    """
+    torch.manual_seed(seed)
+    model: Any = reference_model(config)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_var", "normalization.weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "normalization.bias")):
+                tensor.normal_(std=0.1)
+            elif tensor.ndim > 1:
+                torch.nn.init.xavier_uniform_(tensor)
+    model.save_pretrained(folder)
 
 
 def load_weights(reference: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -89,9 +102,7 @@ def load_weights(reference: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -
     reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, strict=True)
 
 
-def reference_stages(
-    reference: torch.nn.Module, pixel_values: np.ndarray, pixel_mask: np.ndarray
-) -> dict[str, np.ndarray]:
+def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> dict[str, np.ndarray]:
     """Runs the PyTorch model and hands out its stages under the names of `DETR.stages`.
 
     Args:
@@ -123,8 +134,9 @@ def reference_stages(
     return {name: tensor.detach().numpy() for name, tensor in stages.items()}
 
 
-def _resnet_config(config: ResNetConfig) -> transformers.ResNetConfig:
-    return transformers.ResNetConfig(
+def _resnet_config(config: ResNetConfig) -> Any:
+    family: Any = transformers.ResNetConfig
+    return family(
         embedding_size=config.stem_channels,
         hidden_sizes=list(config.channels),
         depths=list(config.depths),
@@ -133,7 +145,7 @@ def _resnet_config(config: ResNetConfig) -> transformers.ResNetConfig:
     )
 
 
-def _dilate_last_stage(model: torch.nn.Module) -> None:
+def _dilate_last_stage(model: Any) -> None:
     """Turns Hugging Face's ResNet, which has no dilation, into DC5."""
     trunk = next(module for module in model.modules() if type(module).__name__ == "ResNetBackbone")
     for index, block in enumerate(trunk.encoder.stages[-1].layers):

@@ -1,3 +1,38 @@
-"""DETR for TensorFlow and Keras 3."""
+"""DETR for TensorFlow and Keras 3: exact in-graph matching, ported PyTorch weights, `tf.data` straight into `fit`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tfdetr_keras.assignment import linear_sum_assignment
+from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
+from tfdetr_keras.postprocess import post_process
+
+if TYPE_CHECKING:
+    from tfdetr_keras import data, evaluation, visualize
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DETR",
+    "PRESETS",
+    "DETRConfig",
+    "ResNetConfig",
+    "SetCriterion",
+    "data",
+    "evaluation",
+    "linear_sum_assignment",
+    "post_process",
+    "visualize",
+]
+
+# These need TensorFlow or matplotlib, which the model on another backend does not: imported when first asked for.
+_LAZY = ("data", "evaluation", "visualize")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

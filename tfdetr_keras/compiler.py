@@ -1,0 +1,46 @@
+"""The seam between functions written in `keras.ops` and the compiler of the backend they run on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Hands a function of tensors to the backend's compiler, on its first call.
+
+    On TensorFlow the function becomes `tf.function(jit_compile=True)`: compiled by XLA wherever it is called from, be
+    it eager code, the plain graph that `fit` builds on a CPU, a replica of a distribution strategy, or a function that
+    is itself compiled, which then swallows it whole. On JAX it becomes `jax.jit`. On PyTorch it is left as it is: a
+    loop whose length depends on the data breaks that compiler's graphs.
+
+    Sizes unknown while a TensorFlow graph is traced become known when XLA compiles it, once for each new set of shapes.
+    Arguments are tensors or None.
+
+    Args:
+        function: of tensors, written in `keras.ops`, without side effects and without variables.
+
+    Returns:
+        A function of the same arguments and results.
+    """
+
+    @functools.cache
+    def compile_once() -> Callable[..., Any]:
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            return tf.function(function, jit_compile=True, autograph=False)
+        if keras.backend.backend() == "jax":
+            import jax
+
+            return jax.jit(function)
+        return function
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return compile_once()(*arguments)
+
+    return call
