@@ -117,14 +117,14 @@ FACEBOOK_HEADS: list[Row] = [
 ]
 
 
-def _hugging_face_transformer(output: str, feed_forward: str) -> list[Row]:
+def _hugging_face_transformer(output: str, feed_forward: str, position: str = "position_embedding") -> list[Row]:
     """Hugging Face's table; version 5 renamed two parts in memory but still writes the old names to disk."""
     return [
         ("input_projection.weight", "input_projection/kernel", CONV),
         ("input_projection.bias", "input_projection/bias", VECTOR),
         ("query_position_embeddings.weight", "query_embedding/embeddings", VECTOR),
-        ("position_embedding.row_embeddings.weight", "position_embedding/row", VECTOR),
-        ("position_embedding.column_embeddings.weight", "position_embedding/column", VECTOR),
+        (f"{position}.row_embeddings.weight", "position_embedding/row", VECTOR),
+        (f"{position}.column_embeddings.weight", "position_embedding/column", VECTOR),
         *_split_attention("encoder.layers.{i}.self_attn", "encoder/layer{i}/self_attention", output),
         *_affine("encoder.layers.{i}.self_attn_layer_norm", "encoder/layer{i}/self_attention_norm"),
         *_linear(f"encoder.layers.{{i}}.{feed_forward}fc1", "encoder/layer{i}/feed_forward/hidden"),
@@ -142,8 +142,12 @@ def _hugging_face_transformer(output: str, feed_forward: str) -> list[Row]:
     ]
 
 
-HUGGING_FACE_ON_DISK = _hugging_face_transformer(output="out_proj", feed_forward="")
-HUGGING_FACE_IN_MEMORY = _hugging_face_transformer(output="o_proj", feed_forward="mlp.")
+HUGGING_FACE_TRANSFORMERS = {
+    "hugging-face": _hugging_face_transformer(output="out_proj", feed_forward=""),
+    # Version 4 kept learned positions, which no other name tells apart, in the backbone.
+    "hugging-face-4": _hugging_face_transformer("out_proj", "", position="backbone.position_embedding"),
+    "hugging-face-in-memory": _hugging_face_transformer(output="o_proj", feed_forward="mlp."),
+}
 HUGGING_FACE_HEADS: list[Row] = [
     *_linear("class_labels_classifier", "class_head"),
     *_linear("bbox_predictor.layers.{i}", "box_head/layer{i}"),
@@ -218,8 +222,8 @@ def scheme(
 
     Args:
         backbone: `"hugging-face"` (HF-ResNet names) or `"torchvision"` (also timm's and facebookresearch's).
-        transformer: `"hugging-face"` (on disk), `"hugging-face-in-memory"` (version 5), `"facebookresearch"` or
-            `"none"` for a backbone alone.
+        transformer: `"hugging-face"` (on disk), `"hugging-face-4"` (the same by version 4, with learned positions),
+            `"hugging-face-in-memory"` (version 5), `"facebookresearch"` or `"none"` for a backbone alone.
         model_prefix: prefix of transformer and heads, `"detr."` in panoptic checkpoints.
         backbone_prefix: the whole prefix of the backbone's tensors.
     """
@@ -228,7 +232,7 @@ def scheme(
     if transformer == "facebookresearch":
         rows += _prefixed([*FACEBOOK_TRANSFORMER, *FACEBOOK_HEADS], model_prefix)
     elif transformer != "none":
-        table = HUGGING_FACE_ON_DISK if transformer == "hugging-face" else HUGGING_FACE_IN_MEMORY
+        table = HUGGING_FACE_TRANSFORMERS[transformer]
         bare = not model_prefix.endswith(HUGGING_FACE_MODEL)
         heads_prefix = model_prefix if bare else model_prefix.removesuffix(HUGGING_FACE_MODEL)
         rows += _prefixed(table, model_prefix) + _prefixed(HUGGING_FACE_HEADS, heads_prefix)
@@ -246,6 +250,7 @@ def detect_scheme(names: Iterable[str]) -> Scheme:
     backbone, backbone_prefix = _find_backbone(names)
     for transformer, landmark in (
         ("facebookresearch", "transformer.decoder.layers.0.linear1.weight"),
+        ("hugging-face-4", "backbone.position_embedding.row_embeddings.weight"),
         ("hugging-face", "decoder.layers.0.fc1.weight"),
         ("hugging-face-in-memory", "decoder.layers.0.mlp.fc1.weight"),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
     options = vars(parser().parse_args(arguments))
     del options["command"]  # there is one so far
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the CPU it runs on
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         from tfdetr_keras.demo import run_demo  # only now: TensorFlow takes seconds to import

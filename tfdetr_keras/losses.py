@@ -71,6 +71,7 @@ class SetCriterion:
         logits, pred_boxes = _all_layers(outputs)
         labels = ops.cast(ops.convert_to_tensor(targets["labels"]), "int32")
         boxes = ops.cast(ops.convert_to_tensor(targets["boxes"]), "float32")
+        boxes = ops.where(labels[..., None] >= 0, boxes, 0.0)  # padding may hold anything, NaN too
 
         queries = match(logits, pred_boxes, labels, boxes, self.cost_class, self.cost_bbox, self.cost_giou)
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)

@@ -16,7 +16,7 @@ from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import RECORD_SPEC
 
 MAX_OBJECTS = 8
-SMALLEST, LARGEST = 1 / 8, 1 / 2  # of the image's short side, the diameter of the circle around a shape
+SMALLEST, LARGEST = 1 / 5, 1 / 2  # of the image's short side, the diameter of the circle around a shape
 MIN_VISIBLE = 0.6  # of an object's pixels, after all others are painted
 PLACEMENT_ATTEMPTS = 5
 DARKEST, LIGHTEST = 48, 208  # of a background's base colour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -13,9 +13,9 @@ from keras import initializers, layers, ops
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.config import PRESETS, DETRConfig
+from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
-from tfdetr_keras.targets import validate_batch
 
 LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
 
@@ -238,12 +238,18 @@ class DETR(keras.Model):
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
         losses = self.criterion(y_pred, y)
+        # By images, as Keras weighs `loss` itself. With a dataset of unknown length Keras starts one step too many, in
+        # which everything runs that does not depend on the data: the weight has to look at it, or it would count.
+        images = ops.shape(y_pred["logits"])[0]
+        weight = ops.where(ops.isnan(losses["loss"]), images, images)
         for tracker in self.loss_trackers:
-            tracker.update_state(losses[tracker.name])
+            tracker.update_state(losses[tracker.name], sample_weight=weight)
         return losses["loss"]
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
         """Keras' `fit`; bad inputs or targets end it with a `ValueError` that names the image."""
+        if is_tf_dataset(x):
+            kwargs.setdefault("shuffle", False)  # Keras cannot shuffle a dataset, and would warn that it does not
         with self._checked(x, y) as x, self._checked(validation_data) as validation_data:
             return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
@@ -262,20 +268,8 @@ class DETR(keras.Model):
         with self._checked(x, y) as x:
             return super().test_on_batch(x, y, *args, **kwargs)
 
-    @contextlib.contextmanager
-    def _checked(self, x: Any, y: Any = None) -> Iterator[Any]:
-        """Checks targets before a step is traced with them: in a `tf.data` pipeline batch by batch, else at once."""
-        if hasattr(x, "element_spec") and hasattr(x, "map"):
-            from tfdetr_keras.data.checks import checked_dataset, readable_errors  # TensorFlow is there already
-
-            with readable_errors():
-                yield checked_dataset(x, self.config.num_classes)
-            return
-        if y is None and isinstance(x, tuple) and len(x) > 1:  # validation_data of arrays
-            y = x[1]
-        if y is not None:
-            validate_batch(y, self.config.num_classes)
-        yield x
+    def _checked(self, x: Any, y: Any = None) -> contextlib.AbstractContextManager[Any]:
+        return checked(x, y, num_classes=self.config.num_classes)
 
     def get_config(self) -> dict[str, Any]:
         """Architecture, criterion and dtype policy, from which `from_config` makes the same model."""

@@ -1,0 +1,111 @@
+"""The configuration: presets have the published sizes, JSON does not change it, and each mistake has its message."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
+
+SMALL = {"num_classes": 2, "d_model": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+
+
+def test_defaults_are_the_papers():
+    config = DETRConfig()
+    assert config.backbone == ResNetConfig("bottleneck", (3, 4, 6, 3), (256, 512, 1024, 2048), 64)
+    assert (config.num_classes, config.num_queries, config.d_model) == (91, 100, 256)
+    assert (config.encoder_layers, config.decoder_layers) == (6, 6)
+    assert (config.encoder_attention_heads, config.decoder_attention_heads) == (8, 8)
+    assert (config.encoder_ffn_dim, config.decoder_ffn_dim) == (2048, 2048)
+    assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.1, 0.1, 0.1)
+    assert (config.activation_function, config.pre_norm, config.position_embedding) == ("relu", False, "sine")
+    assert config.auxiliary_outputs
+
+
+def test_presets_are_the_papers_four_trunks_with_and_without_dilation_and_a_tiny_one():
+    names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
+    assert set(PRESETS) == {*names, "detr-tiny"}
+    for name in names:
+        assert PRESETS[name].backbone.dilation == name.endswith("-dc5")
+        assert dataclasses.replace(PRESETS[name], backbone=ResNetConfig()) == DETRConfig()
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+    for depth, depths in blocks.items():
+        assert PRESETS[f"detr-resnet-{depth}"].backbone.depths == depths
+
+
+def resnet_parameters(config):
+    """Convolutions, and batch-norm vectors: counted from the architecture on paper."""
+    kernels, channels, before = 7 * 7 * 3 * config.stem_channels, config.stem_channels, config.stem_channels
+    for stage, (depth, width) in enumerate(zip(config.depths, config.channels, strict=True)):
+        for block in range(depth):
+            if config.block == "basic":
+                shapes = [(9, before, width), (9, width, width)]
+            else:
+                shapes = [(1, before, width // 4), (9, width // 4, width // 4), (1, width // 4, width)]
+            if block == 0 and (stage > 0 or before != width):
+                shapes.append((1, before, width))
+            kernels += sum(area * inputs * outputs for area, inputs, outputs in shapes)
+            channels += sum(outputs for _, _, outputs in shapes)
+            before = width
+    return kernels, 4 * channels
+
+
+@pytest.mark.parametrize("name", ["detr-resnet-18", "detr-resnet-50", "detr-tiny"])
+def test_parameter_counts(name):
+    config = PRESETS[name]
+    model = DETR(config)
+    kernels, vectors = resnet_parameters(config.backbone)
+    assert sum(weight.shape.num_elements() for weight in model.backbone.weights) == kernels + vectors
+    if name == "detr-resnet-50":  # what Hugging Face's model counts: parameters, and buffers of its frozen batch norm
+        assert (kernels, vectors) == (23_454_912, 106_240)
+        assert model.count_params() == 41_524_768 + 106_240
+
+
+def test_json_does_not_change_a_configuration():
+    for config in (*PRESETS.values(), DETRConfig(num_classes=2, id2label={1: "dog", 0: "cat"})):
+        assert DETRConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_classes_are_named_even_if_nobody_did():
+    assert DETRConfig(num_classes=2).id2label == {0: "class_0", 1: "class_1"}
+    assert list(DETRConfig(num_classes=2, id2label={"1": "dog", "0": "cat"}).id2label.items()) == [
+        (0, "cat"),
+        (1, "dog"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block": "wide"}, "block='wide' must be one of 'basic', 'bottleneck'"),
+        ({"batch_norm": "thawed"}, "batch_norm='thawed' must be one of 'frozen', 'trainable'"),
+        ({"depths": (1, 2)}, r"depths \(1, 2\) and channels \(256, 512, 1024, 2048\) must name the same stages"),
+        ({"depths": (), "channels": ()}, "must name the same stages"),
+        ({"freeze_at": 6}, r"freeze_at=6 must be 0 … 5 \(stem \+ stages\)"),
+        ({"freeze_at": -1}, "freeze_at=-1 must be 0 … 5"),
+    ],
+)
+def test_mistakes_in_the_backbone(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ResNetConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"position_embedding": "rotary"}, "position_embedding='rotary' must be one of 'sine', 'learned'"),
+        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"num_queries": 0}, "num_queries must be at least 1, not 0"),
+        ({"encoder_layers": 0}, "encoder_layers must be at least 1, not 0"),
+        ({"decoder_layers": -1}, "decoder_layers must be at least 1, not -1"),
+        ({"d_model": 18}, "d_model=18 must be divisible by 4"),
+        ({"encoder_attention_heads": 3}, "d_model=16 is not divisible by encoder_attention_heads=3"),
+        ({"decoder_attention_heads": 5}, "d_model=16 is not divisible by decoder_attention_heads=5"),
+        ({"id2label": {0: "cat"}}, r"id2label must name each of the ids 0 … 1 \(num_classes=2\), but it names \[0\]"),
+        ({"id2label": {1: "cat", 2: "dog"}}, r"but it names \[1, 2\]"),
+        ({"id2label": {index: "?" for index in range(90)}}, r"but it names \[0, 1, 2, 3\] … \[88, 89\] \(90 ids\)"),
+    ],
+)
+def test_mistakes(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DETRConfig(**{**SMALL, **fields})

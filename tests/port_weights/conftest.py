@@ -1,0 +1,179 @@
+"""A small Hugging Face DETR with random weights, and the same weights under every name they are published by."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from port_weights import load_model
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+SHAPE = {"num_queries": 5, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2}
+FEED_FORWARD = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20}  # unlike, so that the two cannot be mixed up unnoticed
+
+
+def randomise(model, seed=0):
+    """Gives every tensor random values, batch-norm statistics included, and returns the model for inference."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(7)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            else:
+                tensor.normal_(std=0.2, generator=generator)
+    return model.eval()
+
+
+def hugging_face_model(family="Detr", **changes):
+    """A DETR or Table Transformer of Hugging Face, tiny and random."""
+    backbone = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[16, 32],
+        depths=[1, 2],
+        layer_type="bottleneck" if family == "Detr" else "basic",
+        out_features=["stage1", "stage2"],
+    )
+    config = getattr(transformers, f"{family}Config")(
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        id2label={0: "cat", 1: "dog", 2: "N/A"},
+        label2id={"cat": 0, "dog": 1, "N/A": 2},
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        eos_coefficient=0.3,
+        **{**SHAPE, **FEED_FORWARD, **changes},
+    )
+    return randomise(getattr(transformers, f"{family}ForObjectDetection")(config))
+
+
+@pytest.fixture(scope="session")
+def make_hugging_face_model():
+    return hugging_face_model
+
+
+@pytest.fixture(scope="session")
+def hf_model():
+    return hugging_face_model()
+
+
+@pytest.fixture(scope="session")
+def hf_folder(hf_model, tmp_path_factory):
+    """What `save_pretrained` writes: `config.json` and `model.safetensors`."""
+    folder = tmp_path_factory.mktemp("hugging-face") / "detr"
+    hf_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def state(hf_folder):
+    """The tensors of the file, name → array."""
+    return load_file(hf_folder / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def ported(hf_folder):
+    """The Keras model of `hf_folder`."""
+    return load_model(hf_folder)
+
+
+@pytest.fixture(scope="session")
+def weights_of():
+    """A Keras model's weights by path."""
+    return lambda model: {weight.path: np.asarray(weight) for weight in model.weights}
+
+
+@pytest.fixture
+def write_folder(tmp_path, hf_folder):
+    """Writes a checkpoint folder with the given tensors and changes of `hf_folder`'s configuration."""
+
+    def write(tensors, config=None, **changes):
+        folder = tmp_path / "checkpoint"
+        folder.mkdir()
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / "model.safetensors")
+        if config is None:
+            config = json.loads((hf_folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder
+
+    return write
+
+
+def timm_name(name):
+    """The name of a tensor of HF's ResNet in timm's and torchvision's ResNet, without prefix."""
+    name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
+    name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
+    name = re.sub(r"encoder\.stages\.(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
+    name = re.sub(r"layers\.(\d)", r"\1", name)
+    name = re.sub(r"layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}", name)
+    return re.sub(r"layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}", name)
+
+
+HF_BACKBONE = "model.backbone.conv_encoder.model."
+
+
+@pytest.fixture(scope="session")
+def timm_state(state):
+    """The file's tensors as transformers with a timm backbone names them."""
+    return {
+        HF_BACKBONE + timm_name(name.removeprefix(HF_BACKBONE)) if name.startswith(HF_BACKBONE) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def torchvision_state(state):
+    """The backbone alone, as torchvision's ImageNet classifiers have it."""
+    named = {timm_name(n.removeprefix(HF_BACKBONE)): t for n, t in state.items() if n.startswith(HF_BACKBONE)}
+    classifier = {"fc.weight": np.ones((10, 32), np.float32), "fc.bias": np.ones(10, np.float32)}
+    counters = {"bn1.num_batches_tracked": np.array(3)}
+    return {**named, **classifier, **counters}
+
+
+@pytest.fixture(scope="session")
+def facebook_state(state):
+    """The file's tensors as facebookresearch/detr names them, query, key and value packed."""
+    renamed = {}
+    rules = [
+        ("class_labels_classifier", "class_embed"),
+        ("bbox_predictor", "bbox_embed"),
+        ("query_position_embeddings", "query_embed"),
+        ("input_projection", "input_proj"),
+        ("encoder_attn_layer_norm", "norm2"),
+        ("encoder_attn", "multihead_attn"),
+        ("self_attn_layer_norm", "norm1"),
+        (".fc", ".linear"),
+        ("layernorm", "norm"),
+    ]
+    for original, tensor in state.items():
+        if original.startswith(HF_BACKBONE):
+            renamed["backbone.0.body." + timm_name(original.removeprefix(HF_BACKBONE))] = tensor
+            continue
+        name = original.removeprefix("model.")
+        for old, new in [*rules, ("final_layer_norm", "norm3" if "decoder" in name else "norm2")]:
+            name = name.replace(old, new)
+        renamed[f"transformer.{name}" if re.match("(en|de)coder", name) else name] = tensor
+    for name in [name for name in renamed if ".q_proj." in name]:
+        kind = name.rsplit(".", 1)[1]
+        parts = [renamed.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
+        renamed[name.replace(f".q_proj.{kind}", f".in_proj_{kind}")] = np.concatenate(parts)
+    return renamed
+
+
+@pytest.fixture(scope="session")
+def facebook_reference():
+    """The module of the parity tests' plain PyTorch DETR: an independent reading of the names."""
+    path = Path(__file__).parents[1] / "parity" / "facebook.py"
+    spec = importlib.util.spec_from_file_location("facebook_reference", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,132 @@
+"""The matching: its costs against NumPy and against transformers' matcher, its pairs against scipy."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import tensorflow as tf
+import torch
+from transformers.loss import loss_for_object_detection as reference
+
+from tfdetr_keras.matcher import match, matching_cost
+
+LAYERS, QUERIES, OBJECTS, CLASSES = 2, 5, 3, 4
+WEIGHTS = {"cost_class": 1.5, "cost_bbox": 4.0, "cost_giou": 2.5}
+
+
+def problem(seed, queries=QUERIES):
+    """Outputs of two layers for three images with 3, 1 and no objects; padding rows hold rubbish boxes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, (3, OBJECTS)).astype(np.int32)
+    boxes = rng.uniform(0.1, 0.9, (3, OBJECTS, 4)).astype(np.float32)
+    labels[1, [0, 2]] = labels[2] = -1
+    boxes[labels < 0] = 100
+    return {
+        "logits": rng.normal(scale=2, size=(3, LAYERS, queries, CLASSES + 1)).astype(np.float32),
+        "pred_boxes": rng.uniform(0.1, 0.9, (3, LAYERS, queries, 4)).astype(np.float32),
+        "labels": labels,
+        "boxes": boxes,
+    }
+
+
+def numpy_cost(logits, pred_boxes, label, box, cost_class, cost_bbox, cost_giou):
+    """One image, one layer: `(queries,)` costs of one object, in float64 and term by term."""
+    logits, pred_boxes, box = (np.asarray(array, np.float64) for array in (logits, pred_boxes, box))
+    exponentials = np.exp(logits)
+    probability = exponentials[:, label] / exponentials.sum(-1)
+    x1, y1, x2, y2 = (pred_boxes @ CORNERS).T
+    left, top, right, bottom = box @ CORNERS
+    width = np.minimum(x2, right) - np.maximum(x1, left)
+    height = np.minimum(y2, bottom) - np.maximum(y1, top)
+    intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - intersection
+    hull = (np.maximum(x2, right) - np.minimum(x1, left)) * (np.maximum(y2, bottom) - np.minimum(y1, top))
+    giou = intersection / union - (hull - union) / hull
+    return cost_bbox * np.abs(pred_boxes - box).sum(-1) - cost_class * probability - cost_giou * giou
+
+
+# cxcywh @ CORNERS = xyxy
+CORNERS = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]])
+
+
+def objects_of(example):
+    """(image, row) of each object that is not padding."""
+    return np.argwhere(example["labels"] >= 0).tolist()
+
+
+def test_cost_is_the_papers():
+    example = problem(seed=0)
+    cost = matching_cost(**example, **WEIGHTS).numpy()
+    assert cost.shape == (3, LAYERS, OBJECTS, QUERIES)
+    for image, row in objects_of(example):
+        label, box = example["labels"][image, row], example["boxes"][image, row]
+        for layer in range(LAYERS):
+            outputs = example["logits"][image, layer], example["pred_boxes"][image, layer]
+            expected = numpy_cost(*outputs, label, box, **WEIGHTS)
+            np.testing.assert_allclose(cost[image, layer, row], expected, rtol=0, atol=5e-6)
+
+
+def test_transformers_matcher_has_the_same_costs_and_finds_the_same_pairs(monkeypatch):
+    example = problem(seed=1)
+    seen = []
+
+    def recording(matrix):
+        seen.append(np.asarray(matrix).T)  # (objects, queries)
+        return scipy.optimize.linear_sum_assignment(matrix)
+
+    monkeypatch.setattr(reference, "linear_sum_assignment", recording)
+    targets = [
+        {"class_labels": torch.from_numpy(labels[labels >= 0]).long(), "boxes": torch.from_numpy(boxes[labels >= 0])}
+        for labels, boxes in zip(example["labels"], example["boxes"], strict=True)
+    ]
+    matcher = reference.HungarianMatcher(class_cost=1.5, bbox_cost=4.0, giou_cost=2.5)
+    cost = matching_cost(**example, **WEIGHTS).numpy()
+    matched = np.asarray(match(**example, **WEIGHTS))
+    for layer in range(LAYERS):
+        seen.clear()
+        outputs = {name: torch.from_numpy(example[name][:, layer]) for name in ("logits", "pred_boxes")}
+        pairs = matcher(outputs, targets)
+        for image, (queries, rows) in enumerate(pairs):
+            is_object = example["labels"][image] >= 0
+            np.testing.assert_allclose(cost[image, layer, is_object], seen[image], rtol=0, atol=5e-6)
+            expected = np.full(is_object.sum(), -1)
+            expected[rows.numpy()] = queries.numpy()
+            np.testing.assert_array_equal(matched[image, layer, is_object], expected)
+
+
+@pytest.mark.parametrize("queries", [QUERIES, 2], ids=["enough-queries", "more-objects-than-queries"])
+def test_scipy_finds_the_same_pairs(queries):
+    for seed in range(10):
+        example = problem(seed, queries)
+        matched = np.asarray(match(**example, **WEIGHTS))
+        assert matched.dtype == np.int32
+        expected = np.full((3, LAYERS, OBJECTS), -1)
+        for image, labels in enumerate(example["labels"]):
+            rows = np.flatnonzero(labels >= 0)
+            for layer in range(LAYERS):
+                outputs = example["logits"][image, layer], example["pred_boxes"][image, layer]
+                cost = [numpy_cost(*outputs, labels[row], example["boxes"][image, row], **WEIGHTS) for row in rows]
+                taken, columns = scipy.optimize.linear_sum_assignment(np.reshape(cost, (len(rows), queries)))
+                expected[image, layer, rows[taken]] = columns
+        np.testing.assert_array_equal(matched, expected)
+
+
+def test_padding_changes_nothing():
+    """Neither what padding rows hold nor the order of the rows."""
+    example = problem(seed=2)
+    matched = np.asarray(match(**example))
+    padding = example["labels"] < 0
+    assert (matched.transpose(0, 2, 1)[padding] == -1).all()
+    example["boxes"][padding] = np.nan
+    np.testing.assert_array_equal(match(**example), matched)
+    order = [2, 0, 1]
+    example["boxes"], example["labels"] = example["boxes"][:, order], example["labels"][:, order]
+    np.testing.assert_array_equal(match(**example), matched[..., order])
+
+
+def test_no_gradient_flows():
+    example = {name: tf.constant(value) for name, value in problem(seed=3).items()}
+    watched = [example["logits"], example["pred_boxes"], example["boxes"]]
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        total = tf.reduce_sum(tf.cast(match(**example), "float32"))
+    assert tape.gradient(total, watched) == [None, None, None]
