@@ -108,7 +108,8 @@ def _draw_image(index: int, seed: int, classes: Sequence[str], size: tuple[int, 
     owner = np.zeros((height, width), np.int64)  # 0 = background, k = the k-th object
     boxes, labels, areas = [], [], [0]
     visible = np.zeros(1, np.int64)
-    for _ in range(rng.integers(MAX_OBJECTS + 1)):
+    # The smaller of two draws: as in photographs, few objects are more common than many.
+    for _ in range(rng.integers(MAX_OBJECTS + 1, size=2).min()):
         label = int(rng.integers(len(classes)))
         radius = min(height, width) * rng.uniform(SMALLEST, LARGEST) / 2
         mask = _DRAWINGS[classes[label]](radius, rng.uniform(0, 2 * math.pi))
