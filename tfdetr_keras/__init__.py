@@ -9,6 +9,7 @@ from tfdetr_keras.assignment import linear_sum_assignment
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
 from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.pretraining import BackbonePretraining
 
 if TYPE_CHECKING:
     from tfdetr_keras import data, evaluation, visualize
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DETR",
     "PRESETS",
+    "BackbonePretraining",
     "DETRConfig",
     "ResNetConfig",
     "SetCriterion",

@@ -138,19 +138,24 @@ PRESETS: dict[str, DETRConfig] = {
     for name, backbone in RESNETS.items()
     for suffix in ("", "-dc5")
 }
-# Small enough to train from scratch on a CPU: stride 16, so that images of 128 to 256 pixels keep 64 to 256 positions.
+# Small enough to train from scratch on a CPU: stride 8, so that images of 64 pixels keep 64 positions.
 PRESETS["detr-tiny"] = DETRConfig(
     backbone=ResNetConfig(
-        block="basic", depths=(1, 1, 1), channels=(32, 64, 128), stem_channels=32, batch_norm="trainable"
+        block="basic",
+        depths=(1, 1, 1),
+        channels=(32, 64, 128),
+        stem_channels=32,
+        dilation=True,
+        batch_norm="trainable",
     ),
-    num_queries=20,
-    d_model=128,
-    encoder_layers=2,
+    num_queries=25,
+    d_model=64,
+    encoder_layers=1,
     decoder_layers=3,
     encoder_attention_heads=4,
     decoder_attention_heads=4,
-    encoder_ffn_dim=256,
-    decoder_ffn_dim=256,
+    encoder_ffn_dim=128,
+    decoder_ffn_dim=128,
     dropout=0.0,
     attention_dropout=0.0,
     activation_dropout=0.0,
