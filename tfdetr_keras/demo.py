@@ -20,7 +20,7 @@ from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.visualize import draw_detections, plot_curves
 
-STEPS = 4500
+STEPS = 3600
 BATCH_SIZE = 16
 LEARNING_RATE = 7e-4
 WARMUP_STEPS = 200
@@ -30,8 +30,11 @@ PRETRAINING_BATCH_SIZE = 32
 PRETRAINING_LEARNING_RATE = 2e-3
 TRAINING_IMAGES, TRAINING_SEED = 12_000, 1
 HELD_OUT_IMAGES, HELD_OUT_SEED = 256, 2
-SIZE = (48, 64)  # shortest and longest side: the images keep the size they are drawn in
-CANVAS = (64, 64)
+DRAWN = (48, 64)  # smallest and largest side of the images, pixels
+# One canvas for training and evaluation, which the longer side fills. It is a multiple of the trunk's stride, 8: with
+# only 8 positions a side, the rounding of the mask to positions would otherwise shift boxes by a tenth of the image.
+SIDE = 64
+INPUT: dict[str, Any] = {"size": (SIDE, SIDE), "pad_to": (SIDE, SIDE)}
 PICTURES = 12
 
 
@@ -59,11 +62,11 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
     print("1/5  porting a PyTorch checkpoint and comparing it, stage by stage", flush=True)
     parity, agrees = _port_and_compare(source)
 
-    held_out, names = data.load_shapes(HELD_OUT_IMAGES, seed=HELD_OUT_SEED, size=SIZE)
+    held_out, names = data.load_shapes(HELD_OUT_IMAGES, seed=HELD_OUT_SEED, size=DRAWN)
     model = DETR.from_preset("detr-tiny", id2label=dict(enumerate(names)))
     print(f"2/5  COCO AP of the untrained model on {HELD_OUT_IMAGES} held-out images", flush=True)
     before = _average_precision(model, held_out, names)
-    training, _ = data.load_shapes(TRAINING_IMAGES, seed=TRAINING_SEED, size=SIZE)
+    training, _ = data.load_shapes(TRAINING_IMAGES, seed=TRAINING_SEED, size=DRAWN)
     training = training.cache()  # drawn in the first epoch, then kept: 150 MB
     pretraining_steps = max(1, round(steps * PRETRAINING_SHARE))
     print(f"3/5  the trunk alone learns where each class is, {pretraining_steps} steps", flush=True)
@@ -116,13 +119,13 @@ def _small_checkpoint() -> DETRConfig:
 
 
 def _average_precision(model: DETR, records: Any, names: list[str]) -> dict[str, float]:
-    metrics = evaluate_detections(model, records, class_names=names, size=SIZE, batch_size=BATCH_SIZE)
+    metrics = evaluate_detections(model, records, class_names=names, batch_size=BATCH_SIZE, **INPUT)
     print(f"     AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}", flush=True)
     return {name: float(metrics[name]) for name in ("AP", "AP50")}
 
 
 def _batches(records: Any, batch_size: int) -> Any:
-    return data.prepare(records, batch_size, training=True, size=SIZE, pad_to=CANVAS).repeat()
+    return data.prepare(records, batch_size, training=True, **INPUT).repeat()
 
 
 def _epochs(steps: int) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def _train(model: DETR, records: Any, steps: int) -> dict[str, list[float]]:
 
 
 def _draw(model: DETR, records: Any, names: list[str], path: Path) -> None:
-    (inputs, targets), *_ = data.prepare(records, PICTURES, size=SIZE)
+    (inputs, targets), *_ = data.prepare(records, PICTURES, **INPUT)
     detections = post_process(model.predict_on_batch(inputs), targets["orig_size"])
     truth = list(records.as_numpy_iterator())
     draw_detections([record["image"] for record in truth], detections, names, path, ground_truth=truth)
