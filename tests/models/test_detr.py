@@ -168,6 +168,20 @@ def test_a_global_policy_is_taken_up(make_model):
     assert model.class_head.dtype_policy.name == "float32"
 
 
+def test_no_two_weights_start_alike_and_the_seed_decides_how():
+    def start():
+        keras.utils.set_random_seed(3)
+        return {weight.path: np.array(weight) for weight in DETR.from_preset("detr-resnet-18").weights}
+
+    weights, again = start(), start()
+    assert all(np.array_equal(again[path], value) for path, value in weights.items())
+    drawn = [(path, value) for path, value in weights.items() if value.std() > 0]
+    assert len(drawn) > 100
+    for index, (path, value) in enumerate(drawn):
+        for other_path, other in drawn[:index]:
+            assert value.shape != other.shape or not np.array_equal(value, other), f"{path} is {other_path}"
+
+
 def test_presets_with_changes():
     model = DETR.from_preset("detr-tiny", num_queries=7, id2label={0: "a", 1: "b"}, auxiliary_outputs=False)
     preset = PRESETS["detr-tiny"]

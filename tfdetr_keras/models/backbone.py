@@ -14,8 +14,14 @@ from keras import layers, ops
 from tfdetr_keras.models.config import ResNetConfig
 
 EPSILON = 1e-5
-# Kaiming, over the outputs: keeps the gradient's scale through ReLU networks (He et al. 2015).
-_KERNEL_INITIALIZER = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+
+
+def _he_normal() -> keras.initializers.Initializer:
+    """Kaiming's, over the outputs: keeps the gradient's scale through ReLU networks (He et al. 2015).
+
+    A new one for each layer: an initialiser draws its seed once, and then always gives the same values.
+    """
+    return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
 
 class FrozenBatchNormalization(layers.Layer):
@@ -68,7 +74,7 @@ class ConvNorm(layers.Layer):
             padding="valid" if stride > 1 else "same",
             dilation_rate=dilation,
             use_bias=False,
-            kernel_initializer=_KERNEL_INITIALIZER,
+            kernel_initializer=_he_normal(),
             name="convolution",
             dtype=self.dtype_policy,
         )
