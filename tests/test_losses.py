@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 import tensorflow as tf
+import torch
 
 from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.matcher import match
 
 BATCH, QUERIES, OBJECTS, CLASSES = 3, 5, 3, 3
 NO_OBJECT = CLASSES
@@ -108,7 +110,7 @@ def oracle(criterion, logits, boxes, targets):
             l1 += np.abs(predicted - box).sum()
             giou_loss += 1 - oracle_giou(predicted, box)
         for query, label in enumerate(wanted):
-            weight = criterion.eos_coefficient if label == NO_OBJECT else 1.0
+            weight = [*(criterion.class_weights or (1.0,) * CLASSES), criterion.eos_coefficient][label]
             weighted -= weight * log_p[query, label]
             weights += weight
     return weighted / weights, l1 / num_boxes, giou_loss / num_boxes
@@ -124,6 +126,7 @@ CRITERIA = [
         bbox_loss_coefficient=3.0,
         giou_loss_coefficient=1.5,
         eos_coefficient=0.4,
+        class_weights=(2.0, 0.5, 1.5),
     ),
 ]
 
@@ -249,3 +252,85 @@ def test_configuration_round_trip(criterion):
     assert SetCriterion.from_config(criterion.get_config()) == criterion
     through_json = json.loads(json.dumps(keras.saving.serialize_keras_object(criterion)))
     assert keras.saving.deserialize_keras_object(through_json) == criterion
+
+
+@pytest.mark.parametrize("class_weights", [None, (2.0, 0.5, 0.0)], ids=["equal", "weighted"])
+def test_torch_smooths_labels_alike(class_weights):
+    outputs, targets = random_outputs(seed=10, layers=1), random_targets(seed=10)
+    criterion = SetCriterion(class_weights=class_weights, label_smoothing=0.2)
+    queries = match(
+        *(x[:, None] for x in (outputs["logits"], outputs["pred_boxes"])), targets["labels"], targets["boxes"]
+    )
+    wanted = np.full((BATCH, QUERIES), NO_OBJECT)
+    for image, row in zip(*np.nonzero(targets["labels"] >= 0), strict=True):
+        wanted[image, queries[image, 0, row]] = targets["labels"][image, row]
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(outputs["logits"]).flatten(0, 1),
+        torch.tensor(wanted).flatten(),
+        weight=torch.tensor([*(class_weights or (1.0,) * CLASSES), criterion.eos_coefficient]),
+        label_smoothing=0.2,
+    )
+    assert values(criterion(outputs, targets))["loss_ce"] == pytest.approx(float(expected), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label_smoothing": 0.1}, {"class_weights": (2.0, 0.5, 0.0)}, {"focal_alpha": 0.6, "focal_gamma": 1.5}],
+    ids=lambda options: ", ".join(options) or "plain",
+)
+def test_keras_has_the_same_focal_loss(options):
+    outputs, targets = random_outputs(seed=11, layers=1), random_targets(seed=11)
+    outputs["logits"] = outputs["logits"][..., :CLASSES]
+    criterion = SetCriterion(classification="focal", **options)
+    queries = match(
+        *(x[:, None] for x in (outputs["logits"], outputs["pred_boxes"])),
+        targets["labels"],
+        targets["boxes"],
+        classification="focal",
+    )
+    wanted = np.zeros((BATCH, QUERIES, CLASSES), np.float32)
+    for image, row in zip(*np.nonzero(targets["labels"] >= 0), strict=True):
+        wanted[image, queries[image, 0, row], targets["labels"][image, row]] = 1
+    oracle = keras.losses.BinaryFocalCrossentropy(
+        apply_class_balancing=True,
+        alpha=criterion.focal_alpha,
+        gamma=criterion.focal_gamma,
+        from_logits=True,
+        label_smoothing=criterion.label_smoothing,
+        reduction=None,
+    )
+    # An axis of its own for the class, over which Keras then takes the mean.
+    terms = np.asarray(oracle(wanted[..., None], outputs["logits"][..., None]))
+    expected = (terms * (options.get("class_weights") or 1.0)).sum() / (targets["labels"] >= 0).sum()
+    got = values(criterion(outputs, targets))
+    assert got["loss_ce"] == pytest.approx(expected, rel=5e-6)
+    probable = (outputs["logits"].max(-1) > 0).sum(-1)
+    assert got["cardinality_error"] == pytest.approx(np.abs(probable - (targets["labels"] >= 0).sum(-1)).mean())
+
+
+def test_focal_loss_and_gradient_stay_finite_where_probabilities_round_to_0_and_1():
+    outputs, targets = random_outputs(seed=12, layers=1), random_targets(seed=12)
+    outputs["logits"] = tf.constant(200 * np.sign(outputs["logits"][..., :CLASSES]))
+    with tf.GradientTape() as tape:
+        tape.watch(outputs["logits"])
+        loss = SetCriterion(classification="focal")(outputs, targets)["loss"]
+    assert np.isfinite(loss)
+    assert np.isfinite(tape.gradient(loss, outputs["logits"])).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classification": "sigmoid"}, "classification must be one of .*'softmax', 'focal'.* not 'sigmoid'"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), not 1.0"),
+        ({"class_weights": (1.0, -1.0, 1.0)}, "class_weights must be finite and not negative"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SetCriterion(**options)
+
+
+def test_weights_for_another_number_of_classes_are_refused():
+    with pytest.raises(ValueError, match="class_weights has 2 weights, but there are 3 classes"):
+        SetCriterion(class_weights=(1.0, 2.0))(random_outputs(seed=0), random_targets(seed=0))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import keras
 from keras import ops
 
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
-from tfdetr_keras.matcher import match
+from tfdetr_keras.matcher import Classification, match
+from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
 from tfdetr_keras.targets import validate_batch
 
 
@@ -21,24 +23,39 @@ class SetCriterion:
 
     Per layer, with σ the matching and N the number of objects of the batch (at least 1):
 
-    * `loss_ce` = Σ w(c)·(−log p(c)) / Σ w(c) over all queries, c = the matched class or "no object", w("no object") =
-      `eos_coefficient`, other weights 1;
+    * `loss_ce`, softmax: Σ w(c)·(−log p(c)) / Σ w(c) over all queries, c = the matched class or "no object", w("no
+      object") = `eos_coefficient`, other weights `class_weights`;
+    * `loss_ce`, focal: Σ w(c)·αₜ (1 − pₜ)^γ (−log pₜ) / N over all queries and classes c, pₜ = the probability of
+      the right answer and αₜ = α for the matched class, 1 − α for all others;
     * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs.
 
     Each decoder layer is matched and counted on its own (the paper's auxiliary losses). Everything is computed in
-    float32, whatever the dtype of the outputs.
+    float32, whatever the dtype of the outputs. Under a `tf.distribute` strategy Σ w(c) and N are those of the whole
+    batch, and each replica's losses are its share: their sum over the replicas is the loss of the whole batch.
 
     Args:
-        cost_class: weight of the class probability in the matching.
+        cost_class: weight of the class term in the matching.
         cost_bbox: weight of the L1 box distance in the matching.
         cost_giou: weight of the generalised IoU in the matching.
         class_loss_coefficient: weight of `loss_ce` in the total.
         bbox_loss_coefficient: weight of `loss_bbox` in the total.
         giou_loss_coefficient: weight of `loss_giou` in the total.
-        eos_coefficient: weight of the "no object" class within `loss_ce`.
+        eos_coefficient: weight of the "no object" class within `loss_ce`; not used with `"focal"`.
+        class_weights: weight of each real class within `loss_ce`; 1 where left out.
+        label_smoothing: share ε of every class label that is spread over all classes, "no object" included; with
+            `"focal"`, targets 1 and 0 become 1 − ε/2 and ε/2.
+        classification: `"softmax"`, for outputs with a "no object" class, or `"focal"`, for outputs with an independent
+            sigmoid per class and no "no object" (Deformable and Conditional DETR).
+        focal_alpha: α of the focal loss.
+        focal_gamma: γ of the focal loss.
+
+    Raises:
+        ValueError: an unknown `classification`, a share or weight that is out of range.
 
     Source:
-        DETR, section 3.1 equation 2, section 3.2 ("Auxiliary decoding losses"), appendix A.2 and A.4.
+        DETR, section 3.1 equation 2, section 3.2 ("Auxiliary decoding losses"), appendix A.2 and A.4; focal loss: Lin
+        et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; label smoothing of weighted
+        classes as `torch.nn.CrossEntropyLoss`, of focal targets as `keras.losses.BinaryFocalCrossentropy`.
     """
 
     cost_class: float = 1.0
@@ -48,14 +65,34 @@ class SetCriterion:
     bbox_loss_coefficient: float = 5.0
     giou_loss_coefficient: float = 2.0
     eos_coefficient: float = 0.1
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    classification: Classification = "softmax"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.classification not in get_args(Classification):
+            raise ValueError(f"classification must be one of {get_args(Classification)}, not {self.classification!r}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        if self.class_weights is not None:
+            object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
+            if not all(0.0 <= weight < math.inf for weight in self.class_weights):
+                raise ValueError(f"class_weights must be finite and not negative, not {self.class_weights}")
+
+    @property
+    def has_no_object_class(self) -> bool:
+        """Whether the last logit stands for "no object"."""
+        return self.classification == "softmax"
 
     def __call__(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
         """Computes the losses of a batch.
 
         Args:
-            outputs: `logits` `(batch, queries, classes + 1)`, last = no object, `pred_boxes` `(batch, queries, 4)`
-                cxcywh; optionally `aux_logits` `(batch, layers − 1, queries, classes + 1)` and `aux_boxes`
-                `(batch, layers − 1, queries, 4)` of the earlier decoder layers.
+            outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or `(batch, queries, classes)` with
+                `"focal"`; `pred_boxes` `(batch, queries, 4)` cxcywh; optionally `aux_logits` `(batch, layers − 1,
+                queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
                 [0, 1] of the unpadded image. Further keys are not looked at.
 
@@ -65,20 +102,30 @@ class SetCriterion:
 
         Raises:
             ValueError: targets that are malformed or hold labels or boxes out of range (on concrete tensors; inside a
-                traced function the data pipeline checks them).
+                traced function the data pipeline checks them); `class_weights` of another number of classes than
+                the logits have.
         """
-        validate_batch(targets, num_classes=outputs["logits"].shape[-1] - 1)
+        num_classes = outputs["logits"].shape[-1] - self.has_no_object_class
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} weights, but there are {num_classes} classes"
+            )
+        validate_batch(targets, num_classes)
         logits, pred_boxes = _all_layers(outputs)
         labels = ops.cast(ops.convert_to_tensor(targets["labels"]), "int32")
         boxes = ops.cast(ops.convert_to_tensor(targets["boxes"]), "float32")
         boxes = ops.where(labels[..., None] >= 0, boxes, 0.0)  # padding may hold anything, NaN too
 
-        queries = match(logits, pred_boxes, labels, boxes, self.cost_class, self.cost_bbox, self.cost_giou)
+        weights = (self.cost_class, self.cost_bbox, self.cost_giou)
+        queries = match(logits, pred_boxes, labels, boxes, *weights, self.classification)
+        classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)
-        layers = {
-            "loss_ce": self._classification_loss(logits, labels, queries),
-            **_box_losses(pred_boxes, boxes, queries, num_boxes=ops.maximum(ops.sum(num_objects), 1.0)),
-        }
+        num_boxes = ops.maximum(sum_over_replicas(ops.sum(num_objects)), 1.0)
+        if self.has_no_object_class:
+            class_loss = self._cross_entropy(logits, classes)
+        else:
+            class_loss = self._focal_loss(logits, classes) / num_boxes
+        layers = {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
         total = ops.sum(
             self.class_loss_coefficient * layers["loss_ce"]
             + self.bbox_loss_coefficient * layers["loss_bbox"]
@@ -88,17 +135,46 @@ class SetCriterion:
         earlier = {
             f"{name}_{layer}": values[layer] for layer in range(logits.shape[1] - 1) for name, values in layers.items()
         }
-        return {"loss": total, **last, "cardinality_error": _cardinality_error(logits[:, -1], num_objects), **earlier}
+        cardinality_error = self._cardinality_error(logits[:, -1], num_objects)
+        return {"loss": total, **last, "cardinality_error": cardinality_error, **earlier}
 
-    def _classification_loss(self, logits: Any, labels: Any, queries: Any) -> Any:
-        """Weighted cross-entropy per decoder layer, `(layers,)`."""
-        no_object = logits.shape[-1] - 1
-        # A query is matched at most once, so the sum over objects picks that one label; −1 is nobody's query.
-        is_match = ops.one_hot(queries, logits.shape[2], dtype="int32")
-        classes = no_object + ops.sum(is_match * (labels - no_object)[:, None, :, None], axis=2)
-        weights = ops.where(classes == no_object, self.eos_coefficient, 1.0)
-        log_probability = ops.take_along_axis(ops.log_softmax(logits, axis=-1), classes[..., None], axis=-1)[..., 0]
-        return -ops.sum(weights * log_probability, axis=(0, 2)) / ops.sum(weights, axis=(0, 2))
+    def _cross_entropy(self, logits: Any, classes: Any) -> Any:
+        """Weighted mean cross-entropy per decoder layer, `(layers,)`."""
+        num_classes = logits.shape[-1]
+        class_weights = ops.convert_to_tensor(
+            [*(self.class_weights or [1.0] * (num_classes - 1)), self.eos_coefficient], "float32"
+        )
+        weights = ops.take(class_weights, classes)
+        log_probabilities = ops.log_softmax(logits, axis=-1)
+        log_probability = ops.take_along_axis(log_probabilities, classes[..., None], axis=-1)[..., 0]
+        losses = weights * log_probability
+        if self.label_smoothing:
+            spread = ops.sum(class_weights * log_probabilities, axis=-1) / num_classes
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
+        return -ops.divide_no_nan(ops.sum(losses, axis=(0, 2)), sum_over_replicas(ops.sum(weights, axis=(0, 2))))
+
+    def _focal_loss(self, logits: Any, classes: Any) -> Any:
+        """Focal loss per decoder layer, summed over queries and classes, `(layers,)`."""
+        num_classes = logits.shape[-1]
+        target = ops.one_hot(classes, num_classes + 1)[..., :-1] * (1 - self.label_smoothing) + self.label_smoothing / 2
+        probability = ops.sigmoid(logits)
+        # −log σ(x) = softplus(−x) and −log(1 − σ(x)) = softplus(x) stay finite where the probability rounds to 0 or 1.
+        cross_entropy = ops.softplus(logits) - target * logits
+        of_target = probability * target + (1 - probability) * (1 - target)
+        alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
+        losses = alpha * (1 - of_target) ** self.focal_gamma * cross_entropy
+        if self.class_weights is not None:
+            losses = losses * ops.convert_to_tensor(self.class_weights, "float32")
+        return ops.sum(losses, axis=(0, 2, 3))
+
+    def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
+        """Mean difference between the number of predicted and of true objects: a figure to watch, not a loss."""
+        if self.has_no_object_class:
+            is_object = ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
+        else:
+            is_object = ops.max(logits, axis=-1) > 0  # probability > 1/2
+        predicted = ops.sum(ops.cast(is_object, "float32"), axis=-1)
+        return ops.mean(ops.abs(predicted - num_objects)) / number_of_replicas()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
@@ -121,6 +197,13 @@ def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
     return stacked[0], stacked[1]
 
 
+def _class_of_each_query(queries: Any, labels: Any, num_queries: int, no_object: int) -> Any:
+    """The matched class, `no_object` for queries without one: `(batch, layers, queries)` int32."""
+    # A query is matched at most once, so the sum over objects picks that one label; −1 is nobody's query.
+    is_match = ops.one_hot(queries, num_queries, dtype="int32")
+    return no_object + ops.sum(is_match * (labels - no_object)[:, None, :, None], axis=2)
+
+
 def _box_losses(pred_boxes: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
     """L1 and GIoU losses of the matched pairs per decoder layer, `(layers,)` each."""
     is_pair = ops.cast(queries >= 0, "float32")
@@ -132,9 +215,3 @@ def _box_losses(pred_boxes: Any, boxes: Any, queries: Any, num_boxes: Any) -> di
         "loss_bbox": ops.sum(is_pair * l1, axis=(0, 2)) / num_boxes,
         "loss_giou": ops.sum(is_pair * (1.0 - giou), axis=(0, 2)) / num_boxes,
     }
-
-
-def _cardinality_error(logits: Any, num_objects: Any) -> Any:
-    """Mean difference between the number of predicted and of true objects: a figure to watch, not a loss."""
-    is_object = ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
-    return ops.mean(ops.abs(ops.sum(ops.cast(is_object, "float32"), axis=-1) - num_objects))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from keras import ops
 
 from tfdetr_keras.assignment import linear_sum_assignment
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
+
+# "softmax": one distribution over the classes and "no object" per query (DETR). "focal": an independent sigmoid per
+# class and no "no object" (Deformable and Conditional DETR).
+Classification = Literal["softmax", "focal"]
+FOCAL_COST_ALPHA, FOCAL_COST_GAMMA = 0.25, 2.0
+FOCAL_COST_EPSILON = 1e-8  # inside the logarithms, as in the published matchers
 
 
 def matching_cost(
@@ -18,39 +24,53 @@ def matching_cost(
     cost_class: float = 1.0,
     cost_bbox: float = 5.0,
     cost_giou: float = 2.0,
+    classification: Classification = "softmax",
 ) -> Any:
     """Cost of giving each object to each query.
 
-    cost = −p(class) · cost_class + ‖b − b̂‖₁ · cost_bbox − GIoU(b, b̂) · cost_giou
+    cost = c(class) · cost_class + ‖b − b̂‖₁ · cost_bbox − GIoU(b, b̂) · cost_giou
+
+    with c = −p, p the softmax probability, or for sigmoid classification the focal loss of the class being there less
+    that of it not being there: c = −α (1 − p)^γ log(p + ε) + (1 − α) p^γ log(1 − p + ε), α = 0.25, γ = 2, ε = 1e-8.
 
     Args:
-        logits: `(batch, layers, queries, classes + 1)` float, last = no object.
+        logits: `(batch, layers, queries, classes + 1)` float, last = no object; `(…, classes)` with `"focal"`.
         pred_boxes: `(batch, layers, queries, 4)` float, cxcywh.
         labels: `(batch, objects)` int; rows with a negative label are padding, their costs mean nothing.
         boxes: `(batch, objects, 4)` float, cxcywh.
-        cost_class: weight of the class probability.
+        cost_class: weight of the class term.
         cost_bbox: weight of the L1 distance of the boxes.
         cost_giou: weight of the generalised IoU.
+        classification: `"softmax"` or `"focal"`.
 
     Returns:
         `(batch, layers, objects, queries)` float: objects as rows, as each of them is to get one query.
 
     Source:
         DETR, section 3.1 ("Object detection set prediction loss") and appendix A.2; the class term is a probability
-        rather than a log-probability.
+        rather than a log-probability. Focal: Lin et al. 2017, "Focal Loss for Dense Object Detection",
+        arXiv:1708.02002, equation 5; Zhu et al. 2021, "Deformable DETR", arXiv:2010.04159, appendix A.4.
     """
-    # p = exp(logit − logsumexp) needs the logits of the wanted classes only, never a table of all probabilities.
+    # Only the logits of the wanted classes are gathered; there is never a table of all costs or probabilities.
     classes = ops.maximum(ops.cast(labels, "int32"), 0)[:, None, None, :]
-    shape = ops.shape(logits)
-    classes = ops.broadcast_to(classes, (*shape[:3], ops.shape(labels)[1]))
-    log_normalizer = ops.logsumexp(logits, axis=-1, keepdims=True)
-    probability = ops.exp(ops.take_along_axis(logits, classes, axis=-1) - log_normalizer)
-    class_term = ops.swapaxes(probability, -1, -2)
+    classes = ops.broadcast_to(classes, (*ops.shape(logits)[:3], ops.shape(labels)[1]))
+    wanted = ops.take_along_axis(logits, classes, axis=-1)
+    if classification == "focal":
+        class_term = _focal_cost(ops.sigmoid(wanted))
+    else:
+        class_term = -ops.exp(wanted - ops.logsumexp(logits, axis=-1, keepdims=True))
+    class_term = ops.swapaxes(class_term, -1, -2)
 
     predicted, true = pred_boxes[:, :, None, :, :], boxes[:, None, :, None, :]
     l1_term = ops.sum(ops.abs(predicted - true), axis=-1)
     giou_term = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
-    return cost_bbox * l1_term - cost_class * class_term - cost_giou * giou_term
+    return cost_bbox * l1_term + cost_class * class_term - cost_giou * giou_term
+
+
+def _focal_cost(probability: Any) -> Any:
+    there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
+    absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
+    return there - absent
 
 
 def match(
@@ -61,6 +81,7 @@ def match(
     cost_class: float = 1.0,
     cost_bbox: float = 5.0,
     cost_giou: float = 2.0,
+    classification: Classification = "softmax",
 ) -> Any:
     """Finds for each object the query that answers for it, at the least total cost per image and decoder layer.
 
@@ -75,6 +96,6 @@ def match(
         DETR, section 3.1, equation 1.
     """
     logits, pred_boxes, boxes = (ops.stop_gradient(tensor) for tensor in (logits, pred_boxes, boxes))
-    cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou)
+    cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
     is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
     return linear_sum_assignment(cost, row_mask=is_object)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfdetr_keras import SetCriterion
+
 # A key's bias shifts all scores of a query alike, which softmax does not see. And the queries enter the first decoder
 # layer as zeros, so that its self-attention has the same value everywhere: the value's bias.
 WITHOUT_GRADIENT = re.compile(r"key/bias$|decoder/layer0/self_attention/((query|key)/|value/kernel$)")
@@ -203,3 +205,13 @@ def test_a_compiled_model_is_saved_with_its_optimizer(trained, batch, tmp_path):
     assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) > 0
     for ours, theirs in zip(model.optimizer.variables, loaded.optimizer.variables, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+
+
+def test_a_criterion_without_a_no_object_class_is_refused(make_model, batch):
+    model = make_model()
+    model.criterion = SetCriterion(classification="focal")
+    model.compile(optimizer="sgd")
+    with pytest.raises(
+        ValueError, match=r'DETR has a "no object" class; .* classification="focal" is for models without'
+    ):
+        model.fit(dataset_of(batch), verbose=0)

@@ -16,6 +16,7 @@ from tfdetr_keras.models.config import PRESETS, DETRConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
+from tfdetr_keras.replicas import number_of_replicas
 
 LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
 
@@ -237,13 +238,18 @@ class DETR(keras.Model):
         """The criterion's total, called by Keras; keeps the parts for the logs."""
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
+        if not self.criterion.has_no_object_class:
+            raise ValueError(
+                'DETR has a "no object" class; a criterion with classification="focal" is for models without'
+            )
         losses = self.criterion(y_pred, y)
         # By images, as Keras weighs `loss` itself. With a dataset of unknown length Keras starts one step too many, in
         # which everything runs that does not depend on the data: the weight has to look at it, or it would count.
         images = ops.shape(y_pred["logits"])[0]
         weight = ops.where(ops.isnan(losses["loss"]), images, images)
         for tracker in self.loss_trackers:
-            tracker.update_state(losses[tracker.name], sample_weight=weight)
+            # Each replica has its share of a loss; the metric averages over replicas.
+            tracker.update_state(losses[tracker.name] * number_of_replicas(), sample_weight=weight)
         return losses["loss"]
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:

@@ -1,0 +1,39 @@
+"""The seam between one replica's part of a batch and the whole batch, where the backend splits it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def sum_over_replicas(value: Any) -> Any:
+    """Adds up a count over the replicas of a distribution strategy; outside of one, it is the value itself.
+
+    Under a `tf.distribute` strategy each replica computes on its share of the batch. On JAX a sharded batch is one
+    array, whose sums are those of the whole batch anyway. No gradient flows through the sum.
+
+    Args:
+        value: a float tensor, or a structure of them.
+
+    Returns:
+        The same structure, equal on all replicas.
+    """
+    value = keras.tree.map_structure(ops.stop_gradient, value)
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    if not tf.distribute.in_cross_replica_context() and number_of_replicas() > 1:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+    return value
+
+
+def number_of_replicas() -> int:
+    """How many replicas share a batch."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
