@@ -129,8 +129,8 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
 
 
 def _criterion(config: Mapping[str, Any]) -> SetCriterion:
-    given = {ours: float(config[name]) for name, ours in _CRITERION_NAMES.items() if name in config}
-    return dataclasses.replace(SetCriterion(), **given)
+    given: dict[str, Any] = {ours: float(config[name]) for name, ours in _CRITERION_NAMES.items() if name in config}
+    return SetCriterion(**given)
 
 
 def _keras_shapes(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, tuple[int, ...]]:
