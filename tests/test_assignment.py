@@ -234,6 +234,27 @@ def test_wrong_shapes(cost, given, message):
         linear_sum_assignment(np.zeros(cost), **{name: np.ones(shape, bool) for name, shape in given.items()})
 
 
+PUBLISHED = [
+    # The examples of optax.assignment.hungarian_algorithm, 0.2.8, with their unique solutions.
+    ([[8, 4, 7], [5, 2, 3], [9, 6, 7], [9, 4, 8]], [0, 2, -1, 1]),
+    ([[90, 80, 75, 70], [35, 85, 55, 65], [125, 95, 90, 95], [45, 110, 95, 115], [50, 100, 90, 100]], [3, 2, 1, 0, -1]),
+    # Those that the TensorFlow Model Garden tests its DETR matcher by, 2.20, solved by hand there.
+    ([[4, 1, 3], [2, 0, 5], [3, 2, 2]], [1, 0, 2]),
+    ([[1, 4, 3], [0, 2, 5], [2, 3, 2]], [0, 1, 2]),
+    ([[1, 3, 4], [0, 5, 2], [2, 2, 3]], [0, 2, 1]),
+]
+
+
+@pytest.mark.parametrize(("cost", "solution"), PUBLISHED)
+def test_published_examples(cost, solution):
+    cost, got = np.array(cost), np.array(linear_sum_assignment(cost))
+    np.testing.assert_array_equal(got >= 0, np.array(solution) >= 0)
+    chosen = [(row, column) for row, column in enumerate(got) if column >= 0]
+    expected = [(row, column) for row, column in enumerate(solution) if column >= 0]
+    assert sum(cost[pair] for pair in chosen) == sum(cost[pair] for pair in expected)
+    assert len({column for _, column in chosen}) == len(chosen) == min(cost.shape)
+
+
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(backend, tmp_path):
     pytest.importorskip(backend)
@@ -284,3 +305,46 @@ def test_many_random_problems(size):
         row_mask, column_mask = masks(rng, len(cost), size[0]), masks(rng, len(cost), size[1])
         assert_optimal(cost, linear_sum_assignment(cost, row_mask), row_mask)
         assert_optimal(cost, linear_sum_assignment(cost, row_mask, column_mask), row_mask, column_mask)
+
+
+def spoiled(rng, cost):
+    """A tenth of the problems gets entries that are NaN or infinite."""
+    bad = rng.choice([np.nan, np.inf, -np.inf], cost.shape)
+    where = (rng.uniform(size=cost.shape) < 0.05) & (rng.uniform(size=(len(cost), 1, 1)) < 0.1)
+    return np.where(where, bad, cost).astype(np.float32), where.any((1, 2))
+
+
+def assert_few_bad_pairs(cost, assigned, row_mask, column_mask):
+    """The pairs that cannot be avoided are as few as scipy needs, and the others cost the least beside them."""
+    for matrix, columns, rows, allowed in zip(cost, np.asarray(assigned), row_mask, column_mask, strict=True):
+        real = matrix[np.ix_(rows, allowed)].astype(np.float64)
+        finite = np.isfinite(real)
+        spread = np.ptp(real[finite]) if finite.any() else 0.0
+        filled = np.where(finite, real, real[finite].max(initial=0.0) + (1 + max(spread, 1.0)) * len(rows))
+        best = optimize.linear_sum_assignment(filled)
+        pairs = np.flatnonzero(columns >= 0)
+        chosen = matrix[pairs, columns[pairs]].astype(np.float64)
+        assert len(pairs) == len(set(columns[pairs])) == min(real.shape)
+        assert rows[pairs].all()
+        assert allowed[columns[pairs]].all()
+        assert np.isfinite(chosen).sum() == finite[best].sum()
+        least, scale = real[best][finite[best]].sum(), np.abs(real[finite]).max(initial=0.0)
+        # The penalty of a bad pair is as large as all other costs together, and takes as many digits from the total.
+        total = chosen[np.isfinite(chosen)].sum()
+        assert abs(total - least) <= 16 * np.finfo(np.float32).eps * scale * max(len(pairs), 1) ** 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(100, 300), (300, 100)], ids=["wide", "tall"])
+def test_problems_of_every_size(shape):
+    """5,400 problems a shape, of 1 to 100 by 1 to 300: as wide, as tall and as empty as the masks make them."""
+    rng = np.random.default_rng(shape[0])
+    for _ in range(9):
+        cost = np.concatenate([random_cost(rng, kind, (60, *shape)) for kind in KINDS])
+        cost, is_bad = spoiled(rng, cost)
+        row_mask, column_mask = masks(rng, len(cost), shape[0]), masks(rng, len(cost), shape[1])
+        row_mask[::50] = False
+        assigned = np.array(linear_sum_assignment(cost, row_mask, column_mask))
+        good = ~is_bad
+        assert_optimal(cost[good], assigned[good], row_mask[good], column_mask[good])
+        assert_few_bad_pairs(cost[is_bad], assigned[is_bad], row_mask[is_bad], column_mask[is_bad])
