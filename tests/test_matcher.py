@@ -130,3 +130,20 @@ def test_no_gradient_flows():
         tape.watch(watched)
         total = tf.reduce_sum(tf.cast(match(**example), "float32"))
     assert tape.gradient(total, watched) == [None, None, None]
+
+
+@pytest.mark.parametrize("objects", [0, 1, 8, 9])
+def test_a_number_of_objects_unknown_to_the_graph(objects):
+    rng = np.random.default_rng(objects)
+    logits = rng.normal(size=(2, 3, 10, 5)).astype(np.float32)
+    pred_boxes = rng.uniform(0.1, 0.9, (2, 3, 10, 4)).astype(np.float32)
+    labels = rng.integers(0, 4, (2, objects)).astype(np.int32)
+    boxes = rng.uniform(0.1, 0.9, (2, objects, 4)).astype(np.float32)
+    unknown = [
+        tf.TensorSpec((None, 3, 10, 5)),
+        tf.TensorSpec((None, 3, 10, 4)),
+        tf.TensorSpec((None, None), tf.int32),
+        tf.TensorSpec((None, None, 4)),
+    ]
+    queries = tf.function(match, input_signature=unknown)(logits, pred_boxes, labels, boxes)
+    np.testing.assert_array_equal(queries, match(logits, pred_boxes, labels, boxes))

@@ -97,10 +97,15 @@ def _checked_mask(name: str, mask: Any, expected: tuple[int | None, ...]) -> Any
     return mask
 
 
+def padding_of(size: Any) -> Any:
+    """How much makes an axis, whose size is known only at run time, a multiple of `SIZE_STEP` that is not zero."""
+    return ops.maximum(size + -size % SIZE_STEP, SIZE_STEP) - size
+
+
 def _round_up(cost: Any, row_mask: Any, column_mask: Any) -> tuple[Any, Any, Any]:
     """Pads the axes whose size is known only at run time (so that none is zero either) and masks what was added."""
     sizes = ops.shape(cost)
-    extra = [0 if isinstance(size, int) else SIZE_STEP - size % SIZE_STEP for size in sizes]
+    extra = [0 if isinstance(size, int) else padding_of(size) for size in sizes]
     row_mask = ops.ones(sizes[:2], "bool") if row_mask is None else row_mask
     row_mask = ops.pad(row_mask, [[0, extra[0]], [0, extra[1]]], constant_values=False)
     if column_mask is not None or not isinstance(sizes[2], int):

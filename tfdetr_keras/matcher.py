@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 from keras import ops
 
-from tfdetr_keras.assignment import linear_sum_assignment
+from tfdetr_keras.assignment import linear_sum_assignment, padding_of
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
+from tfdetr_keras.compiler import compiled
 
 # "softmax": one distribution over the classes and "no object" per query (DETR). "focal": an independent sigmoid per
 # class and no "no object" (Deformable and Conditional DETR).
@@ -96,6 +98,24 @@ def match(
         DETR, section 3.1, equation 1.
     """
     logits, pred_boxes, boxes = (ops.stop_gradient(tensor) for tensor in (logits, pred_boxes, boxes))
-    cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
-    is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
-    return linear_sum_assignment(cost, row_mask=is_object)
+    solve = _matcher(cost_class, cost_bbox, cost_giou, classification)
+    objects = labels.shape[1]
+    if objects is None:
+        # Compiled anew for each number of objects: round it up, that there be few.
+        objects = ops.shape(labels)[1]
+        extra = padding_of(objects)
+        labels = ops.pad(labels, [[0, 0], [0, extra]], constant_values=-1)
+        boxes = ops.pad(boxes, [[0, 0], [0, extra], [0, 0]])
+    return solve(logits, pred_boxes, labels, boxes)[:, :, :objects]
+
+
+@functools.cache
+def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: Classification) -> Any:
+    """Costs and assignment as one compiled function: most of the time goes into passes over the costs."""
+
+    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
+        cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
+        is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
+        return linear_sum_assignment(cost, row_mask=is_object)
+
+    return compiled(solve)
