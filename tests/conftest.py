@@ -4,11 +4,21 @@ from pathlib import Path
 import pytest
 
 
+def _shared(name: str) -> Path:
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("TFDETR_DATA", default)) / name
+    if not folder.is_dir():
+        pytest.skip(f"the images are missing: set TFDETR_DATA to the folder that holds {name}/")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def coco128() -> Path:
     """The folder of the COCO128 sample: `images/` and `annotations/instances_train2017.json`."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("TFDETR_DATA", default)) / "coco128"
-    if not folder.is_dir():
-        pytest.skip("COCO128 is missing: set TFDETR_DATA to the folder that holds coco128/")
-    return folder
+    return _shared("coco128")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """The folder of the blood cells: `JPEGImages/`, `Annotations/` and `ImageSets/Main/`."""
+    return _shared("bccd") / "BCCD"

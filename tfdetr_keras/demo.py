@@ -125,7 +125,7 @@ def _average_precision(model: DETR, records: Any, names: list[str]) -> dict[str,
 
 
 def _batches(records: Any, batch_size: int) -> Any:
-    return data.prepare(records, batch_size, training=True, **INPUT).repeat()
+    return data.prepare(records, batch_size, training=True, augmentation="flip", repeat=True, **INPUT)
 
 
 def _epochs(steps: int) -> dict[str, Any]:

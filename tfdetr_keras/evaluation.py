@@ -15,6 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data.batching import Batch, encode, pad_batches
+from tfdetr_keras.data.recipes import evaluation
+from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.postprocess import post_process
 
 # The order of `COCOeval.stats` for boxes.
@@ -56,15 +58,15 @@ def coco_metrics(
     true_rows = [row for image in ground_truth for row in _rows(image, "ground truth", len(class_names))]
     found_rows = [row for image in detections for row in _rows(image, "detections", len(class_names))]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
-        evaluation = COCOeval(
+        scorer = COCOeval(
             _coco_index(true_rows, image_ids, class_names), _coco_index(found_rows, image_ids, class_names), "bbox"
         )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    metrics: dict[str, Any] = dict(zip(METRIC_NAMES, evaluation.stats.tolist(), strict=True))
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    metrics: dict[str, Any] = dict(zip(METRIC_NAMES, scorer.stats.tolist(), strict=True))
     # (IoU thresholds, recalls, classes, areas, max detections): all areas, 100 detections
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = scorer.eval["precision"][:, :, :, 0, -1]
     metrics["AP_per_class"] = {
         name: float(precision[:, :, label].mean()) for label, name in enumerate(class_names) if name != "N/A"
     }
@@ -100,8 +102,10 @@ def evaluate_detections(
         ValueError: the model's number of classes is not that of `class_names`; or as `coco_metrics`.
     """
 
+    resize = Resize(*size, strict=pad_to is not None)
+
     def encode_with_truth(record: dict[str, tf.Tensor]) -> Batch:
-        inputs, targets = encode(record, size)
+        inputs, targets = encode(evaluation(record, resize))
         return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
 
     examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -13,7 +13,7 @@ from keras import ops
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
 from tfdetr_keras.matcher import Classification, match
 from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
-from tfdetr_keras.targets import validate_batch
+from tfdetr_keras.targets import dense_targets, validate_batch
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -94,7 +94,7 @@ class SetCriterion:
                 `"focal"`; `pred_boxes` `(batch, queries, 4)` cxcywh; optionally `aux_logits` `(batch, layers − 1,
                 queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
-                [0, 1] of the unpadded image. Further keys are not looked at.
+                [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. Further keys are not looked at.
 
         Returns:
             Scalars by name: `loss` (the weighted total), `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error`
@@ -110,6 +110,7 @@ class SetCriterion:
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} weights, but there are {num_classes} classes"
             )
+        targets = dense_targets(targets)
         validate_batch(targets, num_classes)
         logits, pred_boxes = _all_layers(outputs)
         labels = ops.cast(ops.convert_to_tensor(targets["labels"]), "int32")

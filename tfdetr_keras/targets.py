@@ -63,6 +63,26 @@ def validate_targets(labels: Any, boxes: Any, num_classes: int, image_ids: Seque
     )
 
 
+def dense_targets(targets: Any) -> Any:
+    """Pads ragged targets to dense ones; leaves everything else as it is.
+
+    Args:
+        targets: a dict whose `labels` `(batch, None)` and `boxes` `(batch, None, 4)` may be `tf.RaggedTensor`s, as
+            `tf.data` makes them of images with different numbers of objects.
+
+    Returns:
+        The dict with these as tensors: label −1 and box 0 where there is no object.
+    """
+    if not isinstance(targets, Mapping):
+        return targets
+    dense = dict(targets)
+    for key, padding in (("labels", PADDING_LABEL), ("boxes", 0.0)):
+        value: Any = targets.get(key)
+        if hasattr(value, "to_tensor") and hasattr(value, "bounding_shape"):  # a RaggedTensor, TensorFlow not imported
+            dense[key] = value.to_tensor(padding, shape=(None, None, 4) if key == "boxes" else None)
+    return dense
+
+
 def validate_batch(targets: Any, num_classes: int) -> None:
     """Checks a batch of targets that is concrete; a batch that is being traced is left to the data pipeline's checks.
 
@@ -78,6 +98,7 @@ def validate_batch(targets: Any, num_classes: int) -> None:
         raise ValueError(
             f'targets must be {{"labels": (batch, boxes) int, "boxes": (batch, boxes, 4) cxcywh}}, not {got}'
         )
+    targets = dense_targets(targets)
     labels, boxes = _on_host(targets["labels"]), _on_host(targets["boxes"])
     if labels is not None and boxes is not None:
         image_ids = _on_host(targets["image_id"]) if "image_id" in targets else None

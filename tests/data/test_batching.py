@@ -3,8 +3,9 @@ import pytest
 import tensorflow as tf
 
 from tfdetr_keras.data import load_shapes, prepare, readable_errors
-from tfdetr_keras.data.record import RECORD_SPEC
-from tfdetr_keras.data.transforms import normalize, resize, resized_size
+from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
+from tfdetr_keras.data.sizes import Resize, target_size
+from tfdetr_keras.data.transforms import normalize, resize
 
 SIZE = (64, 96)
 
@@ -40,7 +41,7 @@ def test_a_batch_holds_each_image_and_zeros():
         sizes = []
         for row, image_id in enumerate(targets["image_id"]):
             single = singles[image_id]
-            height, width = np.array(resized_size(*single["orig_size"], *SIZE))
+            height, width = np.array(target_size(*single["orig_size"], Resize(*SIZE)))
             expected = normalize(resize(single, (height, width))["image"])
             np.testing.assert_allclose(values[row, :height, :width], expected, atol=1e-6)
             assert mask[row].sum() == height * width
@@ -96,58 +97,6 @@ def test_a_fixed_canvas_has_static_shapes():
         assert targets["labels"].shape == (2, 9)
 
 
-def test_training_shuffles_and_mirrors_by_seed():
-    dataset = load_shapes(24, seed=2)[0]
-
-    def epochs(seed):
-        batches = prepare(dataset, 4, training=True, size=SIZE, pad_to=(96, 96), max_boxes=8, seed=seed)
-        return [as_arrays(batches) for _ in range(2)]
-
-    def order(epoch):
-        return np.concatenate([targets["image_id"] for _, targets in epoch]).tolist()
-
-    first, second = epochs(0)
-    assert sorted(order(first)) == sorted(order(second)) == list(range(24))
-    assert order(first) != order(second)
-    for epoch, repeated in zip([first, second], epochs(0), strict=True):
-        tf.nest.map_structure(np.testing.assert_array_equal, epoch, repeated)
-    assert order(first) != order(epochs(1)[0])
-
-    plain = {
-        int(targets["image_id"][0]): targets["boxes"][0] for _, targets in as_arrays(prepare(dataset, 1, size=SIZE))
-    }
-    mirrored = {}
-    for number, epoch in enumerate([first, second]):
-        for _, targets in epoch:
-            for image_id, labels, rows in zip(targets["image_id"], targets["labels"], targets["boxes"], strict=True):
-                boxes = rows[labels >= 0]
-                expected = plain[image_id][: len(boxes)]
-                flipped = expected * [-1, 1, 1, 1] + [1, 0, 0, 0]
-                if len(boxes):
-                    mirrored[number, image_id] = not np.allclose(boxes, expected, atol=1e-5)
-                    np.testing.assert_allclose(boxes, flipped if mirrored[number, image_id] else expected, atol=1e-5)
-    assert 0.2 < np.mean(list(mirrored.values())) < 0.8
-    assert any(mirrored[0, i] != mirrored[1, i] for n, i in mirrored if n == 0)
-
-
-def test_training_leaves_an_incomplete_batch_out():
-    assert [len(targets["labels"]) for _, targets in as_arrays(prepare(load_shapes(7)[0], 3, True, SIZE))] == [3, 3]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ({"batch_size": 0}, "batch_size"),
-        ({"max_boxes": 0}, "max_boxes"),
-        ({"size": (96, 64)}, "shortest_edge <= longest_edge"),
-        ({"batch_size": 8, "training": True}, "7 records do not fill one training batch of 8"),
-    ],
-)
-def test_arguments_that_cannot_work(arguments, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        prepare(load_shapes(7)[0], **({"batch_size": 2} | arguments))
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -160,3 +109,61 @@ def test_an_image_that_does_not_fit_is_named(arguments, complaint):
     batches = prepare(records(record(11, 40, 40), large), 2, size=SIZE, **arguments)
     with pytest.raises(ValueError, match=complaint), readable_errors():
         as_arrays(batches)
+
+
+def test_buckets_hold_every_image_once_on_the_smallest_canvas():
+    dataset, canvases = load_shapes(30, seed=3, size=(48, 160))[0], [(64, 64), (64, 96), (96, 64), (96, 96)]
+    seen = []
+    for inputs, targets in as_arrays(prepare(dataset, 4, size=SIZE, pad_to=canvases)):
+        canvas = inputs["pixel_mask"].shape[1:]
+        assert inputs["pixel_values"].shape[1:3] == canvas
+        heights, widths = inputs["pixel_mask"].any(axis=2).sum(axis=1), inputs["pixel_mask"].any(axis=1).sum(axis=1)
+        for height, width in zip(heights, widths, strict=True):
+            assert canvas == next(c for c in canvases if c[0] >= height and c[1] >= width)
+        seen += targets["image_id"].tolist()
+    assert sorted(seen) == list(range(30))
+    training = as_arrays(prepare(dataset, 4, training=True, size=SIZE, pad_to=canvases, max_boxes=9))
+    assert {len(targets["labels"]) for _, targets in training} == {4}
+    assert {inputs["pixel_mask"].shape[1:] for inputs, _ in training} <= set(canvases)
+    assert {targets["boxes"].shape for _, targets in training} == {(4, 9, 4)}
+
+
+def test_buckets_by_name_suit_the_size():
+    wide, tall = record(1, 30, 90), record(2, 90, 30)
+    batches = as_arrays(prepare(records(wide, tall, record(3, 30, 30)), 1, size=(64, 160), pad_to="buckets"))
+    assert {inputs["pixel_mask"].shape[1:] for inputs, _ in batches} == {(64, 160), (160, 64), (64, 64)}
+
+
+def test_boxes_relative_to_the_canvas():
+    box = [[10, 6, 30, 24]]
+    wide, tall = record(1, 30, 40, box, [0], [False]), record(2, 60, 40, box, [1], [False])
+    arguments = {"batch_size": 2, "size": (40, 60)}
+    (inputs, plain), *_ = as_arrays(prepare(records(wide, tall), **arguments))
+    (_, padded), *_ = as_arrays(prepare(records(wide, tall), box_reference="padded", **arguments))
+    canvas = np.array(inputs["pixel_mask"].shape[1:])
+    for row, size in enumerate([(40, 53), (60, 40)]):
+        np.testing.assert_allclose(
+            padded["boxes"][row] * np.tile(canvas[::-1], 2), plain["boxes"][row] * np.tile(size[::-1], 2), rtol=1e-6
+        )
+    np.testing.assert_allclose(plain["boxes"][0], [[0.5, 0.5, 0.5, 0.6]], rtol=1e-6)
+
+
+def test_masks_are_resized_and_padded_with_their_objects():
+    mask = np.zeros((1, 30, 40), bool)
+    mask[0, 6:24, 10:30] = True
+    crowd = np.ones((1, 30, 40), bool)
+    entry = record(1, 30, 40, [[10, 6, 30, 24], [0, 0, 40, 30]], [0, 1], [False, True])
+    entry["masks"] = np.concatenate([mask, crowd])
+    other = record(2, 20, 20) | {"masks": np.zeros((0, 20, 20), bool)}
+    spec = RECORD_SPEC | {"masks": MASKS_SPEC}
+    dataset = tf.data.Dataset.from_generator(lambda: iter([entry, other]), output_signature=spec)
+    ((inputs, targets),) = as_arrays(prepare(dataset, 2, size=(60, 80)))
+    assert targets["masks"].shape == (2, 1, *inputs["pixel_mask"].shape[1:])
+    expected = np.zeros(inputs["pixel_mask"].shape[1:], bool)
+    expected[12:48, 20:60] = True
+    np.testing.assert_array_equal(targets["masks"][0, 0], expected)
+    assert not targets["masks"][1].any()
+    ((_, targets),) = as_arrays(prepare(dataset.skip(1), 1, size=(60, 80), pad_to=(80, 80), max_boxes=3))
+    assert targets["masks"].shape == (1, 3, 80, 80)
+    ((_, targets),) = as_arrays(prepare(dataset.skip(1), 1, size=(60, 80), pad_to=[(60, 60), (80, 80)]))
+    assert targets["masks"].shape == (1, 1, 60, 60)

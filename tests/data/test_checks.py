@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfdetr_keras.data import checked_dataset, load_shapes, prepare, readable_errors
+from tfdetr_keras.losses import SetCriterion
 
 LABELS = [[0, 1], [2, -1]]
 BOXES = [[[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]], [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]]
@@ -99,3 +100,50 @@ def test_other_errors_pass_unchanged():
         1 / 0  # noqa: B018
     with pytest.raises(tf.errors.InvalidArgumentError), readable_errors():
         tf.reshape(tf.zeros(3), (2, 2))
+
+
+def ragged(labels, boxes):
+    flat = np.reshape([row for rows in boxes for row in rows], (-1, 4))
+    return {
+        "labels": tf.ragged.constant(labels, dtype=tf.int32),
+        "boxes": tf.RaggedTensor.from_row_lengths(tf.constant(flat, tf.float32), [len(rows) for rows in boxes]),
+    }
+
+
+@pytest.mark.parametrize("lengths", [(2, 0, 1), (0, 0, 0)])
+def test_ragged_targets_are_padded(lengths):
+    rows = [[0.5, 0.5, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]]
+    targets = ragged([[2, 1][:n] for n in lengths], [rows[:n] for n in lengths])
+    (found,) = read((tf.zeros((3, 4, 5, 3)), targets))
+    most = max(lengths)
+    assert found[1]["boxes"].shape == (3, most, 4)
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(found[1]["labels"][row], [2, 1][:length] + [-1] * (most - length))
+        np.testing.assert_allclose(
+            found[1]["boxes"][row], np.reshape(rows[:length] + [[0] * 4] * (most - length), (-1, 4))
+        )
+
+
+def test_a_bad_ragged_batch_is_explained():
+    targets = ragged([[0, 3], []], [[[0.5, 0.5, 0.2, 0.1]] * 2, []])
+    with pytest.raises(ValueError, match="image 0 of the batch, row 1: label 3 is not a class"):
+        read((tf.zeros((2, 4, 5, 3)), targets))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="ragged tensors are TensorFlow's")
+@pytest.mark.parametrize("objects", [True, False])
+def test_the_criterion_takes_ragged_targets(objects):
+    rng = np.random.default_rng(0)
+    outputs = {
+        "logits": tf.constant(rng.normal(size=(2, 5, 4)), tf.float32),
+        "pred_boxes": tf.constant(rng.uniform(0.2, 0.4, (2, 5, 4)), tf.float32),
+    }
+    boxes = [[[0.5, 0.5, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]], [[0.4, 0.4, 0.1, 0.1]]]
+    targets = ragged([[0, 2], [1]], boxes) if objects else ragged([[], []], [[], []])
+    dense = {"labels": targets["labels"].to_tensor(-1), "boxes": targets["boxes"].to_tensor(shape=(None, None, 4))}
+    criterion = SetCriterion()
+    found, expected = criterion(outputs, targets), criterion(outputs, dense)
+    compiled = tf.function(criterion)(outputs, targets)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+        np.testing.assert_allclose(compiled[name], expected[name], rtol=1e-6)

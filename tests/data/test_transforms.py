@@ -1,10 +1,10 @@
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from tfdetr_keras.data import load_coco, load_shapes
+from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import (
     IMAGENET_STD,
     flip_horizontally,
@@ -12,32 +12,7 @@ from tfdetr_keras.data.transforms import (
     random_horizontal_flip,
     relative_boxes,
     resize,
-    resized_size,
 )
-
-
-def python_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """The rule in plain Python: its own rounding and truncation are the specification."""
-    low, high = min(height, width), max(height, width)
-    exact = shortest
-    if high / low * shortest > longest:
-        exact = longest * low / high
-    edge = round(exact)
-    other = high if low == edge else int(exact * high / low)
-    return (other, edge) if width < height else (edge, other)
-
-
-def test_resized_size_is_exact():
-    rng = np.random.default_rng(0)
-    for shortest, longest in [(800, 1333), (480, 640), (96, 128), (600, 600)]:
-        sides = np.concatenate([rng.integers(8, 3000, (8000, 2)), np.repeat(rng.integers(8, 3000, (500, 1)), 2, 1)])
-        sides[:200, 0] = shortest  # nothing to do
-        graph = tf.function(lambda h, w, a=shortest, b=longest: resized_size(h, w, a, b))
-        found = np.stack(graph(*tf.constant(sides.T, tf.int32)), axis=1)
-        expected = np.array([python_size(h, w, shortest, longest) for h, w in sides.tolist()])
-        np.testing.assert_array_equal(found, expected)
-        for row in range(0, len(sides), 20):
-            assert get_size_with_aspect_ratio(tuple(sides[row].tolist()), shortest, longest) == tuple(found[row])
 
 
 def test_pixels_agree_with_pil_to_a_level(coco128):
@@ -47,7 +22,7 @@ def test_pixels_agree_with_pil_to_a_level(coco128):
         for record in records.take(40).shard(8, 0):
             arguments = {"size": {"shortest_edge": size[0], "longest_edge": size[1]}, "return_tensors": "np"}
             expected = processor(record["image"].numpy(), **arguments)["pixel_values"][0].transpose(1, 2, 0)
-            new_size = tf.stack(resized_size(*record["orig_size"], *size))
+            new_size = tf.stack(target_size(*record["orig_size"], Resize(*size)))
             found = normalize(resize(record, new_size)["image"]).numpy()
             levels = np.abs(found - expected) * np.array(IMAGENET_STD) * 255
             assert levels.max() < 1.01  # one uint8 level and float32 rounding

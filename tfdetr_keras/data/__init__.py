@@ -1,8 +1,28 @@
 """Data: one record format, readers that yield it, and the batches that a model takes."""
 
-from tfdetr_keras.data.batching import prepare
 from tfdetr_keras.data.checks import checked_dataset, readable_errors
-from tfdetr_keras.data.coco import load_coco
+from tfdetr_keras.data.coco import coco_category_ids, load_coco
+from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.shapes import SHAPES, load_shapes
+from tfdetr_keras.data.summary import summarize
+from tfdetr_keras.data.tensors import from_dataset, load_tfds
+from tfdetr_keras.data.tfrecord import load_tfrecord, write_tfrecord
+from tfdetr_keras.data.voc import load_voc
+from tfdetr_keras.data.yolo import load_yolo
 
-__all__ = ["SHAPES", "checked_dataset", "load_coco", "load_shapes", "prepare", "readable_errors"]
+__all__ = [
+    "SHAPES",
+    "checked_dataset",
+    "coco_category_ids",
+    "from_dataset",
+    "load_coco",
+    "load_shapes",
+    "load_tfds",
+    "load_tfrecord",
+    "load_voc",
+    "load_yolo",
+    "prepare",
+    "readable_errors",
+    "summarize",
+    "write_tfrecord",
+]

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.host import host_function
-from tfdetr_keras.targets import validate_targets
+from tfdetr_keras.targets import dense_targets, validate_targets
 
 # What TensorFlow makes of a ValueError raised in a `numpy_function`, and of a failed `tf.debugging.Assert`.
 _MESSAGES = (
@@ -27,8 +27,8 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
     """Wraps a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
 
     Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.targets.validate_targets`) and that `pixel_values`
-    and `pixel_mask` agree in batch size, height and width. Elements pass through untouched, with their static shapes;
-    what is not there (bare pixels, no targets, other targets) is not checked.
+    and `pixel_mask` agree in batch size, height and width. Elements pass untouched, with their static shapes, but
+    for ragged targets, which are padded; what is not there (bare pixels, no targets, others) is not checked.
 
     Args:
         dataset: of inputs, (inputs, targets) or (inputs, targets, sample_weight).
@@ -43,6 +43,7 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
 
     @tf.autograph.experimental.do_not_convert
     def check(*element: Any) -> Any:
+        element = (element[0], *(dense_targets(part) for part in element[1:2]), *element[2:])
         inputs, targets = element[0], element[1] if len(element) > 1 else None
         checks = []
         if isinstance(inputs, dict) and {"pixel_values", "pixel_mask"} <= set(inputs):

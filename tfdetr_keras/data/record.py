@@ -2,21 +2,35 @@
 
 A record is a dict of tensors describing one image and its objects:
 
-| key          | dtype   | shape              | meaning                                              |
-|--------------|---------|--------------------|------------------------------------------------------|
-| `image`      | uint8   | (height, width, 3) | RGB                                                  |
-| `image_id`   | int64   | ()                 |                                                      |
-| `orig_size`  | int32   | (2,)               | height and width before any resize                   |
-| `boxes`      | float32 | (objects, 4)       | xyxy, absolute pixels of `image`                     |
-| `labels`     | int32   | (objects,)         | 0 .. num_classes - 1                                 |
-| `iscrowd`    | bool    | (objects,)         | a group marked as one: no target, ignored in the AP  |
-| `area`       | float32 | (objects,)         | pixels² of the object (not of its box) in `image`    |
+| key          | dtype   | shape                    | meaning                                              |
+|--------------|---------|--------------------------|------------------------------------------------------|
+| `image`      | uint8   | (height, width, 3)       | RGB                                                  |
+| `image_id`   | int64   | ()                       |                                                      |
+| `orig_size`  | int32   | (2,)                     | height and width before any resize                   |
+| `boxes`      | float32 | (objects, 4)             | xyxy, absolute pixels of `image`                     |
+| `labels`     | int32   | (objects,)               | 0 .. num_classes - 1                                 |
+| `iscrowd`    | bool    | (objects,)               | a group marked as one: no target, ignored in the AP  |
+| `area`       | float32 | (objects,)               | pixels² of the object (not of its box) in `image`    |
+| `masks`      | bool    | (objects, height, width) | the object's pixels; only where they were asked for  |
 
-Annotations are checked here, at the border, so that nothing behind it has to.
+Boxes lie inside their image and have an area. Annotations are checked where they enter (`tfdetr_keras.data.border`), so
+that nothing behind it has to.
+
+A reader knows its records before their images are read: as entries, which are cheap to shuffle and to shard. It leaves
+them with its dataset, for `prepare`.
 """
 
-import numpy as np
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import tensorflow as tf
+
+from tfdetr_keras.data.border import Border, Tally
+
+Record = dict[str, tf.Tensor]
 
 RECORD_SPEC = {
     "image": tf.TensorSpec((None, None, 3), tf.uint8),
@@ -27,66 +41,66 @@ RECORD_SPEC = {
     "iscrowd": tf.TensorSpec((None,), tf.bool),
     "area": tf.TensorSpec((None,), tf.float32),
 }
+MASKS_SPEC = tf.TensorSpec((None, None, None), tf.bool)
+OBJECT_KEYS = ("boxes", "labels", "iscrowd", "area", "masks")  # have one row per object
+READABLE = "readable"  # of a record on its way out of a reader: False where its image could not be read
 
 
-def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Clips boxes to their images and tells which of them still cover anything.
+def with_static_shapes(record: Record) -> Record:
+    """Gives a record made by a host function the shapes and dtypes of `RECORD_SPEC`, and leaves other keys out."""
+    specs = RECORD_SPEC | ({"masks": MASKS_SPEC} if "masks" in record else {})
+    return {key: tf.ensure_shape(tf.cast(record[key], spec.dtype), spec.shape) for key, spec in specs.items()}
 
-    A non-finite box is left as it is and counted as kept, for `validate_annotations` to report.
 
-    Args:
-        boxes: `(objects, 4)` float, xyxy, pixels.
-        sizes: `(objects, 2)` or `(2,)`, height and width of each box's image, pixels.
+@dataclass(frozen=True)
+class Reader:
+    """Where a dataset of records comes from.
 
-    Returns:
-        The clipped boxes `(objects, 4)` and a bool mask `(objects,)` of those with a positive area.
+    Attributes:
+        entries: a dataset of what `read` takes, cheap to produce.
+        read: entry -> record with the key "readable", run in parallel.
+        border: what happens to faulty data.
+        entries_are_small: whether all entries can be held in memory to shuffle from: names, not pixels.
     """
-    limits = np.asarray(sizes)[..., [1, 0, 1, 0]]
-    clipped = np.clip(boxes, 0, limits)
-    finite = np.isfinite(boxes).all(axis=-1)
-    positive = (clipped[:, 2:] > clipped[:, :2]).all(axis=-1)
-    return np.where(finite[:, None], clipped, boxes), positive | ~finite
+
+    entries: tf.data.Dataset
+    read: Callable[[Any], Record]
+    border: Border
+    entries_are_small: bool
+
+    def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
+        """Reads entries, in parallel; unreadable ones are an error or left out, as the border has it.
+
+        Entries may be tagged, pairs (tag, entry); so are the records then.
+        """
+
+        def read(*tag_and_entry: Any) -> tuple[Any, ...]:
+            *tag, entry = tag_and_entry
+            return *tag, self.read(entry)
+
+        def without_flag(*tag_and_record: Any) -> Any:
+            *tag, record = tag_and_record
+            record = {key: value for key, value in record.items() if key != READABLE}
+            return (*tag, record) if tag else record
+
+        records = entries.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
+        if self.border.on_error == "skip":
+            records = records.filter(lambda *tag_and_record: tag_and_record[-1][READABLE])
+        return records.map(without_flag)
+
+    def dataset(self) -> tf.data.Dataset:
+        """The dataset of records that a reader returns: carries the reader, and its tally as `tally`."""
+        records = self.records(self.entries)
+        records.reader, records.tally = self, self.border.tally
+        return records
 
 
-def validate_annotations(
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    source: str,
-    image_ids: int | np.ndarray,
-    rows: np.ndarray | None = None,
-) -> None:
-    """Raises an error that names the first annotation a model could not be trained on.
+def reader_of(dataset: tf.data.Dataset) -> Reader | None:
+    """The reader whose records a dataset holds, or None if something was done to them since."""
+    return getattr(dataset, "reader", None)
 
-    Args:
-        boxes: `(objects, 4)` float, xyxy, pixels.
-        labels: `(objects,)` int.
-        num_classes: labels must lie in 0 .. num_classes - 1.
-        source: where the annotations come from, usually a file name; for the message.
-        image_ids: the image of each object `(objects,)`, or the one image of them all; for the message.
-        rows: `(objects,)`, what the source calls each object; 0 .. objects - 1 by default.
 
-    Raises:
-        ValueError: wrong shapes, a non-finite coordinate, x2 <= x1 or y2 <= y1, a label out of range.
-    """
-    boxes, labels = np.asarray(boxes), np.asarray(labels)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
-        raise ValueError(
-            f"{source}, image {image_ids}: boxes must be (objects, 4) and labels (objects,), "
-            f"not {boxes.shape} and {labels.shape}"
-        )
-    image_ids = np.broadcast_to(image_ids, labels.shape)
-    rows = np.arange(len(labels)) if rows is None else rows
-    checks = [
-        (~np.isfinite(boxes).all(axis=1), "has a box with a non-finite coordinate"),
-        (boxes[:, 2] <= boxes[:, 0], "has a box with x2 <= x1 (boxes are x1, y1, x2, y2)"),
-        (boxes[:, 3] <= boxes[:, 1], "has a box with y2 <= y1 (boxes are x1, y1, x2, y2)"),
-        ((labels < 0) | (labels >= num_classes), f"has a label outside 0..{num_classes - 1}"),
-    ]
-    for wrong, complaint in checks:
-        if wrong.any():
-            first = int(np.argmax(wrong))
-            raise ValueError(
-                f"{source}: image {image_ids[first]}, row {rows[first]} {complaint}: "
-                f"box {boxes[first].tolist()}, label {labels[first]}"
-            )
+def tally_of(dataset: tf.data.Dataset) -> Tally | None:
+    """What the reader of a dataset has left out so far; None if it is not a reader's."""
+    reader = reader_of(dataset)
+    return None if reader is None else reader.border.tally

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
+from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.host import host_function
-from tfdetr_keras.data.record import RECORD_SPEC
+from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 MAX_OBJECTS = 8
 SMALLEST, LARGEST = 1 / 5, 1 / 2  # of the image's short side, the diameter of the circle around a shape
@@ -167,15 +168,13 @@ def load_shapes(
     drawn = ("image", "boxes", "labels", "area")
 
     @tf.autograph.experimental.do_not_convert
-    def read(index: tf.Tensor) -> dict[str, tf.Tensor]:
+    def read(index: tf.Tensor) -> Record:
         tensors = host_function(
             lambda i: _draw_image(int(i), seed, classes, size), [index], [RECORD_SPEC[key].dtype for key in drawn]
         )
         record = dict(zip(drawn, tensors, strict=True))
-        record["image_id"] = index
-        record["orig_size"] = tf.shape(record["image"])[:2]
+        record |= {"image_id": index, "orig_size": tf.shape(record["image"])[:2]}
         record["iscrowd"] = tf.zeros_like(record["labels"], tf.bool)
-        return {key: tf.ensure_shape(record[key], spec.shape) for key, spec in RECORD_SPEC.items()}
+        return with_static_shapes(record) | {READABLE: tf.constant(True)}
 
-    records = tf.data.Dataset.range(count).map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return records, list(classes)
+    return Reader(tf.data.Dataset.range(count), read, Border(), entries_are_small=True).dataset(), list(classes)

@@ -1,4 +1,4 @@
-"""Transforms of a record, each a small function that runs inside a `tf.data` graph.
+"""Transforms of a record, each a small function that runs inside a `tf.data` graph; random ones take a seed.
 
 Sizes, resampling and normalisation are those the pretrained weights were evaluated with: shortest edge 800, longest
 at most 1333, bilinear with anti-aliasing to whole uint8 levels, ImageNet mean and standard deviation.
@@ -6,67 +6,61 @@ at most 1333, bilinear with anti-aliasing to whole uint8 levels, ImageNet mean a
 
 import tensorflow as tf
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from tfdetr_keras.data.record import OBJECT_KEYS, Record
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
-Record = dict[str, tf.Tensor]
-
-
-def resized_size(
-    height: tf.Tensor, width: tf.Tensor, shortest_edge: int, longest_edge: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives the size to which the Hugging Face image processor resizes an image, to the pixel.
-
-    The shorter side becomes `shortest_edge`, unless the longer one would pass `longest_edge`: then the shorter side is
-    rounded (half to even) and the longer one computed from the unrounded value and truncated.
-
-    Args:
-        height: integer tensor of any shape, pixels.
-        width: as `height`.
-        shortest_edge: wanted length of the shorter side, pixels.
-        longest_edge: limit of the longer side, pixels.
-
-    Returns:
-        Height and width, int32 of the arguments' shape.
-
-    Source: `transformers.image_transforms.get_size_with_aspect_ratio`, float64 as Python's floats.
-    """
-    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
-    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
-    edge = tf.constant(shortest_edge, tf.float64)
-    limited = longer / shorter * edge > longest_edge
-    unrounded = tf.where(limited, tf.constant(longest_edge, tf.float64) * shorter / longer, edge)
-    edge = tf.where(limited, tf.round(unrounded), edge)
-    scaled = tf.floor(unrounded * longer / shorter)
-    scaled = tf.where(shorter == edge, longer, scaled)
-    portrait = width < height
-    new_height, new_width = tf.where(portrait, scaled, edge), tf.where(portrait, edge, scaled)
-    return tf.cast(new_height, tf.int32), tf.cast(new_width, tf.int32)
+# Of `color_jitter`; those of SSD (Liu et al. 2016, arXiv:1512.02325), whose recipe detectors have used since.
+BRIGHTNESS = 32 / 255  # at most added or taken away, of the whole range
+CONTRAST = SATURATION = 0.5  # the factor is 1 ± at most this
+HUE = 18 / 360  # of the colour circle
 
 
 def resize(record: Record, size: tf.Tensor) -> Record:
-    """Resizes a record's image to `size` (height, width), and its boxes and areas with it.
+    """Resizes a record's image to `size` (height, width), and its boxes, areas and masks with it.
 
     The image is left as float32 in whole levels 0 .. 255: the reference resizes to uint8, so the levels are
     rounded. Anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
     """
-    scale = tf.cast(size, tf.float32) / tf.cast(tf.shape(record["image"])[:2], tf.float32)
-    image = tf.image.resize(record["image"], size, method="bilinear", antialias=True)
-    return record | {
-        "image": tf.clip_by_value(tf.round(image), 0.0, 255.0),
+    old_size = tf.shape(record["image"])[:2]
+    scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
+    levels = tf.cast(record["image"], tf.float32)
+    image = tf.cond(
+        tf.reduce_all(size >= old_size),
+        lambda: tf.image.resize(levels, size, method="bilinear"),  # nothing to smooth, and several times faster
+        lambda: tf.image.resize(levels, size, method="bilinear", antialias=True),
+    )
+    resized = record | {
+        "image": tf.round(tf.ensure_shape(image, (None, None, 3))),
         "boxes": record["boxes"] * tf.gather(scale, [1, 0, 1, 0]),
         "area": record["area"] * scale[0] * scale[1],
     }
+    if "masks" in record:
+        rows, columns = (_nearest(old_size[axis], size[axis]) for axis in (0, 1))
+        resized["masks"] = tf.gather(tf.gather(record["masks"], rows, axis=1), columns, axis=2)
+    return resized
+
+
+def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+    """The source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
+
+    PIL adds up steps: where a centre falls between two pixels, the rounding of the sum decides.
+    """
+    step = tf.cast(old, tf.float64) / tf.cast(new, tf.float64)
+    centres = tf.cumsum(tf.concat([[step / 2], tf.fill([new - 1], step)], axis=0))
+    return tf.minimum(tf.cast(centres, tf.int32), old - 1)
 
 
 def flip_horizontally(record: Record) -> Record:
-    """Mirrors a record's image and boxes left to right."""
+    """Mirrors a record's image, boxes and masks left to right."""
     width = tf.cast(tf.shape(record["image"])[1], tf.float32)
     x1, y1, x2, y2 = tf.unstack(record["boxes"], axis=-1)
-    return record | {
+    flipped = record | {
         "image": tf.reverse(record["image"], axis=[1]),
         "boxes": tf.stack([width - x2, y1, width - x1, y2], axis=-1),
     }
+    if "masks" in record:
+        flipped["masks"] = tf.reverse(record["masks"], axis=[2])
+    return flipped
 
 
 def random_horizontal_flip(record: Record, seed: tf.Tensor) -> Record:
@@ -75,10 +69,54 @@ def random_horizontal_flip(record: Record, seed: tf.Tensor) -> Record:
     return tf.cond(flip, lambda: flip_horizontally(record), lambda: dict(record))
 
 
+def crop(record: Record, window: tf.Tensor) -> Record:
+    """Cuts a window out of a record; objects of which nothing is left are left out, too.
+
+    An object's area shrinks as its box does.
+
+    Args:
+        record: see `tfdetr_keras.data.record`.
+        window: `(4,)` int32, top, left, height and width, inside the image, pixels.
+    """
+    top, left, height, width = tf.unstack(window)
+    boxes = record["boxes"] - tf.cast(tf.stack([left, top, left, top]), tf.float32)
+    boxes = tf.clip_by_value(boxes, 0.0, tf.cast(tf.stack([width, height, width, height]), tf.float32))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    share = tf.reduce_prod(sides, axis=1) / tf.reduce_prod(record["boxes"][:, 2:] - record["boxes"][:, :2], axis=1)
+    cut = record | {
+        "image": record["image"][top : top + height, left : left + width],
+        "boxes": boxes,
+        "area": record["area"] * share,
+    }
+    if "masks" in record:
+        cut["masks"] = record["masks"][:, top : top + height, left : left + width]
+    return select(cut, tf.reduce_all(sides > 0, axis=1))
+
+
+def select(record: Record, kept: tf.Tensor) -> Record:
+    """Keeps some of a record's objects, `kept` `(objects,)` bool."""
+    return record | {key: tf.boolean_mask(record[key], kept) for key in OBJECT_KEYS if key in record}
+
+
+def color_jitter(record: Record, seed: tf.Tensor) -> Record:
+    """Changes brightness, contrast, saturation and hue of a record's uint8 image at random; `seed` `(2,)` int decides.
+
+    Source: Liu et al. 2016, "SSD: Single Shot MultiBox Detector", arXiv:1512.02325, section 2.2.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4), num=4)
+    image = tf.image.stateless_random_brightness(record["image"], BRIGHTNESS, seeds[0])
+    image = tf.image.stateless_random_contrast(image, 1 - CONTRAST, 1 + CONTRAST, seeds[1])
+    image = tf.image.stateless_random_saturation(image, 1 - SATURATION, 1 + SATURATION, seeds[2])
+    return record | {"image": tf.image.stateless_random_hue(image, HUE, seeds[3])}
+
+
 def normalize(image: tf.Tensor) -> tf.Tensor:
-    """Turns levels 0 .. 255 `(..., 3)` into float32 with ImageNet's mean 0 and standard deviation 1 per channel."""
-    mean, std = tf.constant(IMAGENET_MEAN) * 255.0, tf.constant(IMAGENET_STD) * 255.0
-    return (tf.cast(image, tf.float32) - mean) / std
+    """Turns levels 0 .. 255 `(height, width, 3)` into float32 with ImageNet's mean 0 and deviation 1 per channel."""
+    shape = tf.shape(image)
+    # As rows of width × 3 numbers: six times faster than broadcasting over an axis of 3.
+    mean, deviation = (tf.tile(tf.constant(values) * 255.0, shape[1:2]) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    rows = tf.reshape(tf.cast(image, tf.float32), (shape[0], 3 * shape[1]))
+    return tf.ensure_shape(tf.reshape((rows - mean) / deviation, shape), (None, None, 3))
 
 
 def relative_boxes(boxes: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,81 @@
+"""The evaluation path against Hugging Face's image processor, with the same annotations: pixels, masks, boxes."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
+
+from tfdetr_keras.data import load_coco, prepare
+from tfdetr_keras.data.transforms import IMAGENET_STD
+
+LEVEL = 1 / (255 * np.array(IMAGENET_STD))  # one uint8 level after the normalisation
+
+
+@pytest.fixture(scope="module")
+def annotated(coco128):
+    """Every eighth image of COCO128 with its non-crowd annotations, as both sides take them."""
+    file = coco128 / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    images = sorted(content["images"], key=lambda image: image["width"] / image["height"])[::8]
+    return coco128 / "images", file, images, content["annotations"]
+
+
+def ours(annotated, **arguments):
+    folder, file, images, _ = annotated
+    records, _ = load_coco(folder, file, category_ids="original", masks=True)
+    wanted = tf.constant([image["id"] for image in images], tf.int64)
+    records = records.filter(lambda record: tf.reduce_any(record["image_id"] == wanted))
+    return {int(targets["image_id"][0]): (inputs, targets) for inputs, targets in prepare(records, 1, **arguments)}
+
+
+@pytest.mark.parametrize("size", [(800, 1333), (320, 400)])  # enlarged and shrunk, the limit reached
+def test_one_image(annotated, size):
+    folder, _, images, annotations = annotated
+    processor = DetrImageProcessorPil(size={"shortest_edge": size[0], "longest_edge": size[1]})
+    found = ours(annotated, size=size)
+    for image in images:
+        own = [row for row in annotations if row["image_id"] == image["id"] and not row["iscrowd"]]
+        expected = processor(
+            Image.open(folder / image["file_name"]).convert("RGB"),
+            annotations={"image_id": image["id"], "annotations": own},
+            return_segmentation_masks=True,
+            return_tensors="np",
+        )
+        inputs, targets = found[image["id"]]
+        pixels = expected["pixel_values"][0].transpose(1, 2, 0)
+        assert inputs["pixel_values"].shape[1:] == pixels.shape
+        assert (np.abs(inputs["pixel_values"][0] - pixels) <= 1.01 * LEVEL).all()
+        np.testing.assert_array_equal(inputs["pixel_mask"][0], expected["pixel_mask"][0])
+        (labels,) = expected["labels"]
+        count = len(labels["class_labels"])
+        np.testing.assert_array_equal(targets["labels"][0, :count], labels["class_labels"])
+        np.testing.assert_allclose(targets["boxes"][0, :count], labels["boxes"].reshape(-1, 4), atol=1e-5)
+        np.testing.assert_array_equal(targets["masks"][0, :count], labels["masks"])
+        np.testing.assert_array_equal(targets["orig_size"][0], labels["orig_size"])
+
+
+@pytest.mark.parametrize("reference", ["image", "padded"])
+def test_a_padded_batch(annotated, reference):
+    """Hugging Face's training boxes are relative to the canvas: ours with `box_reference="padded"`, and only then."""
+    folder, file, images, annotations = annotated
+    processor = DetrImageProcessorPil(size={"shortest_edge": 320, "longest_edge": 533})
+    pictures = [Image.open(folder / image["file_name"]).convert("RGB") for image in images]
+    rows = [[row for row in annotations if row["image_id"] == image["id"] and not row["iscrowd"]] for image in images]
+    targets = [{"image_id": image["id"], "annotations": own} for image, own in zip(images, rows, strict=True)]
+    expected = processor(pictures, annotations=targets, return_tensors="np")
+    records, _ = load_coco(folder, file, category_ids="original")
+    wanted = tf.constant([image["id"] for image in images], tf.int64)
+    records = records.filter(lambda record: tf.reduce_any(record["image_id"] == wanted))
+    ((inputs, found),) = prepare(records, len(images), size=(320, 533), box_reference=reference)
+    row_of = {int(image_id): row for row, image_id in enumerate(found["image_id"])}
+    agree = []
+    for place, labels in enumerate(expected["labels"]):
+        row, count = row_of[images[place]["id"]], len(labels["class_labels"])
+        np.testing.assert_array_equal(inputs["pixel_mask"][row], expected["pixel_mask"][place])
+        pixels = expected["pixel_values"][place].transpose(1, 2, 0)
+        assert (np.abs(inputs["pixel_values"][row] - pixels) <= 1.01 * LEVEL).all()
+        agree.append(np.allclose(found["boxes"][row, :count], labels["boxes"].reshape(-1, 4), atol=1e-5))
+    assert all(agree) == (reference == "padded")

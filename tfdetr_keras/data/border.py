@@ -1,0 +1,130 @@
+"""Where data enters: what cannot be used is an error that names it, or is left out and counted; never lost silently."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+EMPTY_BOX = "boxes without area inside their image"
+
+
+class Tally:
+    """What a reader left out, by kind, each thing once however often it is read.
+
+    A reader's dataset carries its tally as `dataset.tally`. Files that are looked at only while the dataset is read are
+    in it only then.
+    """
+
+    def __init__(self) -> None:
+        self._left_out: dict[str, dict[str, None]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, description: str) -> bool:
+        """Counts one thing; tells whether it is the first of its kind."""
+        with self._lock:
+            first = kind not in self._left_out
+            self._left_out.setdefault(kind, {})[description] = None
+        return first
+
+    def counts(self) -> dict[str, int]:
+        """Kind -> how many."""
+        with self._lock:
+            return {kind: len(found) for kind, found in self._left_out.items()}
+
+    def descriptions(self, kind: str) -> list[str]:
+        """What exactly was left out, file by file or row by row."""
+        with self._lock:
+            return list(self._left_out.get(kind, ()))
+
+    def __str__(self) -> str:
+        lines = [f"{count} {kind}, e.g. {self.descriptions(kind)[0]}" for kind, count in self.counts().items()]
+        return "\n".join(lines) or "nothing left out"
+
+
+class Border:
+    """Decides what happens to faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
+
+    def __init__(self, on_error: OnError = "raise") -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
+        self.on_error = on_error
+        self.tally = Tally()
+
+    def refuse(self, kind: str, description: str, remedy: str = "") -> None:
+        """Raises for one faulty thing, or leaves it out.
+
+        Args:
+            kind: of fault, in the plural; what it is counted under.
+            description: the file, image or row, and what is wrong with it.
+            remedy: what to do about it, for the error.
+
+        Raises:
+            ValueError: if faults are errors.
+        """
+        if self.on_error == "raise":
+            raise ValueError(f"{description}; {remedy}" if remedy else description)
+        self.leave_out(kind, description)
+
+    def leave_out(self, kind: str, description: str) -> None:
+        """Counts something that is left out without being an error, and logs the first of its kind."""
+        if self.tally.add(kind, description):
+            logger.warning("leaving out %s, first: %s", kind, description)
+
+    def admit_boxes(
+        self,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        sizes: np.ndarray,
+        num_classes: int | None,
+        describe: Callable[[int], str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Clips boxes to their images and tells which objects a model can be trained on.
+
+        Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do; a box
+        that is not finite or has its corners the wrong way round, and a label that is no class, are faults.
+
+        Args:
+            boxes: `(objects, 4)` float, xyxy, pixels.
+            labels: `(objects,)` int.
+            sizes: `(objects, 2)` or `(2,)`, height and width of each box's image, pixels.
+            num_classes: labels must lie in 0 .. num_classes - 1; None if that is not known.
+            describe: row -> "file: image, row", for messages.
+
+        Returns:
+            The clipped boxes `(objects, 4)` float32 and which objects to keep `(objects,)` bool.
+
+        Raises:
+            ValueError: a fault, where these are errors; names the first one.
+        """
+        with np.errstate(invalid="ignore"):  # NaN compares false
+            outside = (labels < 0) | (labels >= num_classes) if num_classes is not None else labels < 0
+            classes = "below 0" if num_classes is None else f"outside 0..{num_classes - 1}"
+            faults = [
+                (~np.isfinite(boxes).all(axis=-1), "non-finite boxes", "has a box with a non-finite coordinate"),
+                ((boxes[:, 2:] < boxes[:, :2]).any(axis=-1), "inverted boxes", "has a box with x2 < x1 or y2 < y1"),
+                (outside, "labels that are no class", f"has a label {classes}"),
+            ]
+            remedies = {"inverted boxes": "is the box format right?"}
+        kept = np.ones(len(boxes), bool)
+        for wrong, kind, complaint in faults:
+            for row in np.flatnonzero(wrong & kept).tolist():
+                description = f"{describe(row)} {complaint}: box {_listed(boxes[row])} (xyxy), label {labels[row]}"
+                self.refuse(kind, description, remedies.get(kind, ""))
+            kept &= ~wrong
+        limits = np.asarray(sizes, np.float32)[..., [1, 0, 1, 0]]
+        # float32 already here: what is checked must be what is trained on
+        clipped = np.clip(np.where(kept[:, None], boxes, 0), 0, limits).astype(np.float32)
+        positive = (clipped[:, 2:] > clipped[:, :2]).all(axis=-1)
+        for row in np.flatnonzero(kept & ~positive).tolist():
+            self.leave_out(EMPTY_BOX, f"{describe(row)} has the box {_listed(boxes[row])} (xyxy)")
+        return clipped, kept & positive
+
+
+def _listed(box: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in box]

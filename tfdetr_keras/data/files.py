@@ -1,0 +1,185 @@
+"""Records from a list of image files and a table of their objects: the common part of the file readers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.border import Border
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
+
+UNREADABLE = "unreadable images"
+MISSING = "missing images"
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+UNKNOWN_SIZE = (-1, -1)
+FAULTY_MASKS = "segmentations that cannot be read"
+_IMAGE_ID = re.compile(r"[0-9]{1,18}")  # fits into int64
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, one row each.
+
+    Attributes:
+        paths: of the files.
+        image_ids: `(images,)` int, all different.
+        sizes: `(images, 2)` int, the height and width that the annotations state; (-1, -1) where they do not.
+    """
+
+    paths: Sequence[Path]
+    image_ids: np.ndarray
+    sizes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Annotated objects, one row each, in any order.
+
+    Attributes:
+        image: `(objects,)` int, the row of each one's image in `ImageFiles`.
+        boxes: `(objects, 4)` float32, xyxy, pixels, or relative to the image.
+        labels: `(objects,)` int.
+        iscrowd: `(objects,)` bool.
+        area: `(objects,)` float32, pixels², or relative as the boxes.
+        segmentations: of each object; None where masks are not wanted.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    iscrowd: np.ndarray
+    area: np.ndarray
+    segmentations: Sequence[Any] | None = None
+
+    def rows(self, kept: np.ndarray) -> Objects:
+        """Some of the rows: an index or a mask."""
+        columns = {key: value[kept] for key, value in vars(self).items() if key != "segmentations"}
+        if self.segmentations is not None:
+            rows = np.arange(len(self.labels))[kept]
+            columns["segmentations"] = [self.segmentations[row] for row in rows.tolist()]
+        return Objects(**columns)
+
+
+def read_files(
+    files: ImageFiles,
+    objects: Objects,
+    border: Border,
+    relative: bool = False,
+    rasterise: Callable[[Any, int, int], np.ndarray] | None = None,
+) -> tf.data.Dataset:
+    """Makes the dataset of records: one per file, in the order of the list, its objects in the order of the table.
+
+    Only names and boxes are held in memory, a hundred bytes an image and thirty an object; images are read and decoded
+    while the dataset is iterated, in parallel.
+
+    Args:
+        files: the images.
+        objects: what is in them, admitted by the border.
+        border: what happens to an image that is missing or cannot be read.
+        relative: whether boxes and areas are relative to their image.
+        rasterise: (segmentation, height, width) -> `(height, width)` bool; makes the records' masks. One that cannot
+            be made, which `rasterise` tells by a ValueError, is an error or stays empty.
+
+    Returns:
+        A dataset of records; an image that cannot be read is an error while iterating that names the file, or left out.
+
+    Raises:
+        ValueError: no images, or a missing one, where that is an error.
+    """
+    present = np.array([os.path.isfile(path) for path in files.paths], bool)
+    for place in np.flatnonzero(~present).tolist():
+        remedy = f"{(~present).sum()} of {len(present)} image files are missing: is the folder right?"
+        border.refuse(
+            MISSING, f"the file of image {files.image_ids[place]}, {files.paths[place]}, does not exist", remedy
+        )
+    if not present.any():
+        raise ValueError("the set is empty: it has no image that could be read")
+    objects = objects.rows(np.argsort(objects.image, kind="stable"))
+    bounds = np.searchsorted(objects.image, np.arange(len(present) + 1))
+    entries = {
+        "path": tf.constant([os.fsencode(path) for path, found in zip(files.paths, present, strict=True) if found]),
+        "image_id": files.image_ids.astype(np.int64)[present],
+        "size": files.sizes.astype(np.int32)[present],
+        "start": bounds[:-1][present],
+        "stop": bounds[1:][present],
+    }
+    columns = {
+        key: tf.constant(getattr(objects, key), RECORD_SPEC[key].dtype)
+        for key in ("boxes", "labels", "iscrowd", "area")
+    }
+
+    def decode(path: bytes, size: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+        try:
+            content = Path(os.fsdecode(path)).read_bytes()
+            return decode_image(content, None if size[0] < 0 else tuple(size.tolist())), np.True_
+        except OSError as error:
+            border.refuse(UNREADABLE, f"{_printable(path)} cannot be opened: {error.strerror}")
+        except ValueError as error:
+            border.refuse(UNREADABLE, f"{_printable(path)} {error}")
+        return np.zeros((1, 1, 3), np.uint8), np.False_
+
+    def masks(path: bytes, start: np.ndarray, stop: np.ndarray, shape: np.ndarray, readable: np.ndarray) -> np.ndarray:
+        segmentations = (objects.segmentations or ())[int(start) : int(stop)]
+        found = np.zeros((len(segmentations), *shape[:2]), bool)
+        if rasterise is None or not readable:
+            return found
+        for row, segmentation in enumerate(segmentations):
+            try:
+                found[row] = rasterise(segmentation, *shape[:2].tolist())
+            except ValueError as error:  # noqa: PERF203
+                border.refuse(FAULTY_MASKS, f"{_printable(path)}, object {row} {error}")
+        return found
+
+    @tf.autograph.experimental.do_not_convert
+    def read(entry: dict[str, tf.Tensor]) -> Record:
+        record = {key: column[entry["start"] : entry["stop"]] for key, column in columns.items()}
+        image, readable = host_function(decode, [entry["path"], entry["size"]], [tf.uint8, tf.bool])
+        record |= {"image": image, "image_id": entry["image_id"], "orig_size": tf.shape(image)[:2]}
+        if relative:
+            height, width = tf.unstack(tf.cast(tf.ensure_shape(record["orig_size"], (2,)), tf.float32))
+            record["boxes"] *= tf.stack([width, height, width, height])
+            record["area"] *= height * width
+        if rasterise is not None:
+            inputs = [entry["path"], entry["start"], entry["stop"], tf.shape(image), readable]
+            record["masks"] = host_function(masks, inputs, tf.bool)
+        return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
+
+    return Reader(tf.data.Dataset.from_tensor_slices(entries), read, border, entries_are_small=True).dataset()
+
+
+def ids_of_names(names: Sequence[str]) -> np.ndarray:
+    """Image ids where the data has none: the numbers that the file names are, if all are, else their places."""
+    if all(_IMAGE_ID.fullmatch(name) for name in names) and len({int(name) for name in names}) == len(names):
+        return np.array([int(name) for name in names], np.int64)
+    return np.arange(len(names))
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file; a byte order mark, as Windows' editors write it, is left away.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def place_in(folder: Path, name: str) -> Path:
+    """The path of a name in a folder; the name may have been written on Windows."""
+    path = folder / name
+    return path if "\\" not in name or os.path.exists(path) else folder / name.replace("\\", "/")
+
+
+def _printable(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,68 @@
+"""Image files, of whatever kind, to RGB pixels.
+
+- Greyscale, palette and CMYK images become RGB; an alpha channel is left away; 16-bit greyscale keeps its upper 8 bits;
+  of an animation the first frame counts.
+- A photograph may carry a note that it was taken with the camera turned (EXIF orientation). Annotations belong to the
+  pixels as stored or as turned, and their image size tells: stored pixels are taken if they have that size, and turned
+  ones if only they have it. Without a size pixels are turned upright, as image viewers and annotation tools show them.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decodes an image file.
+
+    Args:
+        content: of the file: JPEG, PNG, GIF, BMP, WebP, TIFF, …
+        size: (height, width) that the annotations are for, pixels; None if they do not say.
+
+    Returns:
+        `(height, width, 3)` uint8, RGB.
+
+    Raises:
+        ValueError: not an image, a damaged or truncated one, or one of another size; the message begins with "is" or
+            "has", so that a file's name can be put before it.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content))
+        if size is None or (image.height, image.width) != tuple(size):
+            image = ImageOps.exif_transpose(image)
+        pixels = np.asarray(_rgb(image))
+    except UnidentifiedImageError:
+        raise ValueError(f"is not an image that can be read ({len(content)} bytes)") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"has too many pixels: {error} Raise PIL.Image.MAX_IMAGE_PIXELS if it is sound") from None
+    except Exception as error:  # Pillow lets through whatever a damaged file leads to: struct.error, TypeError, …
+        raise ValueError(f"is damaged: {error}") from None
+    if size is not None and pixels.shape[:2] != tuple(size):
+        height, width = pixels.shape[:2]
+        raise ValueError(
+            f"is {height} x {width} (height x width), but its annotations are for {size[0]} x {size[1]}: they belong "
+            "to another version of the image"
+        )
+    return pixels
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) of what `decode_image` makes of a file without a size, from its header; None if it has none."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:  # as above; the error comes with the pixels
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which PIL's conversion would cut off at 255
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # Pillow would warn that a palette's transparency is lost
+    return image.convert("RGB")

@@ -1,0 +1,174 @@
+"""From a dataset of records to what `Model.fit` takes, in one call."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data import transforms
+from tfdetr_keras.data.batching import Batch, BoxReference, Canvas, encode, pad_batches
+from tfdetr_keras.data.border import Border
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.recipes import RECIPES, Augmentation, evaluation
+from tfdetr_keras.data.record import READABLE, Reader, Record, reader_of
+from tfdetr_keras.data.sizes import Resize, SizeRule, buckets
+
+# Records to shuffle from where they cannot all be held: images take most of the memory, about 1 MB each.
+SHUFFLE_BUFFER = 512
+GRAPH_SEED = 1  # any but 0
+
+
+def prepare(
+    dataset: tf.data.Dataset,
+    batch_size: int,
+    training: bool = False,
+    size: tuple[int, int] = (800, 1333),
+    pad_to: Canvas | Sequence[Canvas] | Literal["buckets"] | None = None,
+    max_boxes: int | None = None,
+    augmentation: Augmentation | Callable[[Record, tf.Tensor], Record] = "paper",
+    color_jitter: bool = False,
+    seed: int = 0,
+    shuffle_buffer: int | None = None,
+    repeat: bool = False,
+    first_epoch: int = 0,
+    shard: tuple[int, int] = (1, 0),
+    deterministic: bool = True,
+    size_rule: SizeRule = "huggingface",
+    box_reference: BoxReference = "image",
+) -> tf.data.Dataset:
+    """Turns a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
+
+    With `training`, records are shuffled anew in every epoch and augmented, and an incomplete last batch is left out.
+    Crowds are no targets. The same seed gives the same batches, whatever the parallelism and the seeds of Keras and
+    TensorFlow; how a record is augmented depends on the seed, the epoch and the record's place in the dataset alone,
+    and so not on `shard` either.
+
+    Records that come straight from a reader are shuffled and sharded before their images are read.
+
+    Args:
+        dataset: of records, see `tfdetr_keras.data.record`.
+        batch_size: images a batch, of each shard.
+        training: whether to shuffle and augment.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; in training with "paper", at most. With
+            `pad_to`, the limit holds to the pixel; without, the references' rounding may pass it.
+        pad_to: what images are padded to. None: the largest image of the batch. (height, width): a fixed canvas, e.g.
+            a square of `size`'s longest edge; with `max_boxes` it makes all shapes static. A list of canvases: the
+            smallest that the image fits on, batches being made of images with the same one; so a compiled model sees a
+            few shapes. "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last,
+            incomplete batch.
+        max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
+        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.recipes`), "flip" (mirror), "none",
+            or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
+        color_jitter: whether brightness, contrast, saturation and hue are changed at random in training.
+        seed: of the shuffling and the augmentation.
+        shuffle_buffer: records to shuffle from; by default all, if the reader holds only their names, else 512.
+        repeat: whether epochs follow one another in one endless dataset, for `fit(steps_per_epoch=…)`. Otherwise each
+            pass over the dataset is an epoch.
+        first_epoch: the number of the first epoch. Epoch e is the same in every run, so training can go on where
+            another run ended.
+        shard: (number of shards, index of this one): every so many-th record, for one of several workers.
+        deterministic: whether batches come in the same order on every run; False is faster where images differ much in
+            the time that they take.
+        size_rule: "huggingface", or "facebook" (differs by some pixels where the longest edge is reached).
+        box_reference: "image": boxes are relative to the image without its padding, as the published weights were
+            trained; "padded": to the canvas, as Hugging Face's image processor makes them.
+
+    Returns:
+        A dataset of (inputs, targets):
+        `{"pixel_values": (batch, height, width, 3) float32, "pixel_mask": (batch, height, width) int32, 1 = image}` and
+        `{"labels": (batch, M) int32, -1 = padding, "boxes": (batch, M, 4) float32 cxcywh in [0, 1] of the image without
+        padding, "image_id": (batch,) int64, "orig_size": (batch, 2) int32 height and width before the resize}`, with
+        `"masks": (batch, M, height, width) bool` where records have them.
+
+    Raises:
+        ValueError: at the call, for arguments that cannot work, or fewer records than a training batch needs.
+        tf.errors.InvalidArgumentError: while iterating, for an image larger than `pad_to` or with more objects than
+            `max_boxes`; names its id (`readable_errors` turns it into a `ValueError`).
+    """
+    _check_arguments(batch_size, size, pad_to, max_boxes, augmentation, shard, size_rule, box_reference)
+    resize = Resize(*size, size_rule, strict=pad_to is not None)
+    reader = reader_of(dataset) or _as_read(dataset)
+    if training:
+        count = len(range(shard[1], int(reader.entries.cardinality()), shard[0]))
+        if reader.entries.cardinality() >= 0 and count < batch_size and not repeat:
+            raise ValueError(
+                f"{count} records do not fill one training batch of {batch_size}: lower batch_size or set repeat=True"
+            )
+        entries = _shuffled(reader, seed, shuffle_buffer, repeat, first_epoch).shard(*shard)
+        if not repeat and reader.entries.cardinality() >= 0:
+            entries = entries.apply(tf.data.experimental.assert_cardinality(count))
+    else:
+        entries = reader.entries.shard(*shard)
+        entries = entries.repeat() if repeat else entries
+
+    def example(*at_and_record: Any) -> Batch:
+        *at, record = at_and_record
+        if not training:
+            return encode(evaluation(record, resize))
+        place = tf.random.fold_in(tf.random.fold_in([seed, 0], at[0][0]), at[0][1])
+        seeds = tf.unstack(tf.random.split(place, 2), num=2)
+        record = transforms.color_jitter(record, seeds[0]) if color_jitter else record
+        if isinstance(augmentation, str):
+            return encode(RECIPES[augmentation](record, seeds[1], resize))
+        return encode(evaluation(augmentation(record, seeds[1]), resize))
+
+    records = reader.records(entries, deterministic)
+    examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
+    canvases = buckets(size) if isinstance(pad_to, str) else pad_to
+    batches = pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _check_arguments(
+    batch_size: int,
+    size: tuple[int, int],
+    pad_to: Any,
+    max_boxes: int | None,
+    augmentation: Any,
+    shard: tuple[int, int],
+    size_rule: str,
+    box_reference: str,
+) -> None:
+    if batch_size < 1 or (max_boxes is not None and max_boxes < 1):
+        raise ValueError(f"batch_size and max_boxes must be at least 1, not {batch_size} and {max_boxes}")
+    if not 1 <= size[0] <= size[1]:
+        raise ValueError(f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {size}")
+    if isinstance(pad_to, str) and pad_to != "buckets":
+        raise ValueError(f'pad_to must be None, (height, width), a list of these, or "buckets", not {pad_to!r}')
+    if isinstance(augmentation, str) and augmentation not in RECIPES:
+        raise ValueError(f"augmentation must be one of {tuple(RECIPES)} or a function, not {augmentation!r}")
+    if not 0 <= shard[1] < shard[0]:
+        raise ValueError(f"shard must be (number, index), 0 <= index < number, not {shard}")
+    for name, value, choices in (("size_rule", size_rule, SizeRule), ("box_reference", box_reference, BoxReference)):
+        if value not in get_args(choices):
+            raise ValueError(f"{name} must be one of {get_args(choices)}, not {value!r}")
+
+
+def _as_read(dataset: tf.data.Dataset) -> Reader:
+    """A dataset of records that no reader vouches for, as if it were a reader's: its entries are the records."""
+    return Reader(dataset, lambda record: record | {READABLE: tf.constant(True)}, Border(), entries_are_small=False)
+
+
+def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: bool, first_epoch: int) -> tf.data.Dataset:
+    """Entries in another order each epoch, as pairs ((epoch, place), entry)."""
+    if shuffle_buffer is None:
+        count = int(reader.entries.cardinality())
+        shuffle_buffer = count if reader.entries_are_small and count > 0 else SHUFFLE_BUFFER
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        # Of this graph alone: `shuffle` would mix the seed of the whole program (`keras.utils.set_random_seed`)
+        # into the order, and takes no tensor for its own where that seed is 0.
+        tf.compat.v1.set_random_seed(GRAPH_SEED)
+        numbered = reader.entries.enumerate().map(lambda place, entry: (tf.stack([number, place]), entry))
+        order = tf.random.stateless_uniform((), tf.random.fold_in([seed, 1], number), None, None, tf.int64)
+        return numbered.shuffle(shuffle_buffer, seed=order)
+
+    if repeat:
+        return tf.data.Dataset.counter(first_epoch).flat_map(epoch)
+    passes = itertools.count(first_epoch)
+    number_of_pass = tf.data.Dataset.range(1).map(
+        lambda _: tf.ensure_shape(host_function(lambda: np.int64(next(passes)), [], tf.int64), ())
+    )
+    return number_of_pass.flat_map(epoch)

@@ -1,0 +1,86 @@
+"""Recipes of augmentation: from a record and a seed to the resized record that a model is trained on.
+
+`paper` is facebookresearch's (DETR, section 4 and appendix A.4), in proportion to the size asked for: the sides of
+480 … 800 that it gives for 800 are 0.6 … 1 of it. It differs in one thing: where the original enlarges or shrinks the
+image, crops it, and resizes it again, the window is cut from the original pixels here, and resized once.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import tensorflow as tf
+
+from tfdetr_keras.data import transforms
+from tfdetr_keras.data.record import Record
+from tfdetr_keras.data.sizes import NO_LIMIT, Resize, target_size
+
+Augmentation = Literal["paper", "flip", "none"]
+
+# Of the shortest edge asked for, 800 in the paper.
+SCALES = tuple(side / 800 for side in range(480, 801, 32))
+CROP_SCALES = (400 / 800, 500 / 800, 600 / 800)
+CROP_SIDES = (384 / 800, 600 / 800)
+
+
+def evaluation(record: Record, resize: Resize) -> Record:
+    """Resizes a record, and nothing else."""
+    height, width = tf.unstack(tf.shape(record["image"])[:2])
+    return transforms.resize(record, tf.stack(target_size(height, width, resize)))
+
+
+def flip(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
+    """Mirrors every other record, and resizes it."""
+    return evaluation(transforms.random_horizontal_flip(record, seed), resize)
+
+
+def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
+    """Crops every other record, mirrors every other, and resizes it to one of eleven scales.
+
+    Args:
+        record: see `tfdetr_keras.data.record`.
+        seed: `(2,)` int.
+        resize: to the largest scale.
+
+    Source: facebookresearch/detr, `datasets/coco.py`, `make_coco_transforms`.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4), num=4)
+    crops = tf.random.stateless_uniform((), seeds[0]) < 0.5
+    height, width = tf.unstack(tf.shape(record["image"])[:2])
+    whole = tf.stack([0, 0, height, width])
+    window = tf.cond(crops, lambda: _random_window(height, width, seeds[1], resize.shortest_edge), lambda: whole)
+    record = transforms.random_horizontal_flip(transforms.crop(record, window), seeds[2])
+    edges = tf.constant([max(round(resize.shortest_edge * scale), 1) for scale in SCALES])
+    return evaluation(record, resize._replace(shortest_edge=_choice(edges, seeds[3])))
+
+
+RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {
+    "paper": paper,
+    "flip": flip,
+    "none": lambda record, seed, resize: evaluation(record, resize),
+}
+
+
+def _choice(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.gather(values, tf.random.stateless_uniform((), seed, 0, tf.size(values), tf.int32))
+
+
+def _random_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, shortest_edge: int) -> tf.Tensor:
+    """A window `(4,)` of the image that, at one of the crop scales, has sides between the two crop sides."""
+    seeds = tf.unstack(tf.random.split(seed, 2), num=2)
+    edge = _choice(tf.constant([max(round(shortest_edge * scale), 1) for scale in CROP_SCALES]), seeds[0])
+    scaled = tf.stack(target_size(height, width, Resize(edge, NO_LIMIT)))
+    least, most = (max(round(shortest_edge * side), 1) for side in CROP_SIDES)
+    draws = tf.random.stateless_uniform((2, 2), seeds[1])
+
+    def whole_number(draw: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+        """Uniform in low .. high, both included."""
+        return low + tf.minimum(tf.cast(draw * tf.cast(high - low + 1, tf.float32), tf.int32), high - low)
+
+    most = tf.minimum(scaled, most)
+    sides = whole_number(draws[0], tf.minimum(most, least), most)
+    corner = whole_number(draws[1], tf.zeros_like(scaled), scaled - sides)
+    # Back to the pixels of the image, outwards.
+    ratio = tf.cast(tf.stack([height, width]), tf.float64) / tf.cast(scaled, tf.float64)
+    first = tf.cast(tf.floor(tf.cast(corner, tf.float64) * ratio), tf.int32)
+    last = tf.cast(tf.math.ceil(tf.cast(corner + sides, tf.float64) * ratio), tf.int32)
+    return tf.concat([first, tf.minimum(last, tf.stack([height, width])) - first], axis=0)

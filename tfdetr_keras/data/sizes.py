@@ -1,0 +1,95 @@
+"""To which size an image is resized, and onto which canvas it is padded."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+SizeRule = Literal["huggingface", "facebook"]
+NO_LIMIT = 2**31 - 1  # as longest_edge
+BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
+BUCKET_MULTIPLE = 32  # of pixels: the stride of the trunk
+
+
+class Resize(NamedTuple):
+    """How images are resized.
+
+    Attributes:
+        shortest_edge: wanted length of the shorter side, pixels.
+        longest_edge: limit of the longer side, pixels.
+        rule: "huggingface" or "facebook", see `target_size`.
+        strict: whether the limit is never passed, not by the references' rounding either: for canvases of that size.
+    """
+
+    shortest_edge: Any
+    longest_edge: Any
+    rule: SizeRule = "huggingface"
+    strict: bool = False
+
+
+def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
+    """Gives the size to which the Hugging Face image processor resizes an image, to the pixel; or facebookresearch.
+
+    The shorter side becomes `shortest_edge`, unless the longer one would pass `longest_edge`: then the shorter side is
+    rounded (half to even), and the longer one computed from the unrounded value (Hugging Face) or from the rounded one
+    (facebookresearch), and truncated. So the latter may pass the limit, by half its ratio to the shorter; and both do
+    with an image whose shorter side has its length already, and which they leave as it is.
+
+    Args:
+        height: integer tensor of any shape, pixels.
+        width: as `height`.
+        resize: to which edges, by which rule.
+
+    Returns:
+        Height and width, int32 of the arguments' shape, at least 1: of images narrower than a pixel both references
+        make none at all.
+
+    Source: `transformers.image_transforms.get_size_with_aspect_ratio` and facebookresearch/detr,
+    `datasets/transforms.py`; float64 as Python's floats.
+    """
+    height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
+    edge, limit = tf.cast(resize.shortest_edge, tf.float64), tf.cast(resize.longest_edge, tf.float64)
+    limited = longer / shorter * edge > limit
+    unrounded = tf.where(limited, limit * shorter / longer, edge)
+    edge = tf.where(limited, tf.round(unrounded), edge)
+    scaled = tf.floor((unrounded if resize.rule == "huggingface" else edge) * longer / shorter)
+    scaled = tf.where(shorter == edge, longer, scaled)
+    scaled = tf.minimum(scaled, limit) if resize.strict else scaled
+    portrait = width < height
+    new_height, new_width = tf.where(portrait, scaled, edge), tf.where(portrait, edge, scaled)
+    return tf.cast(tf.maximum(new_height, 1), tf.int32), tf.cast(tf.maximum(new_width, 1), tf.int32)
+
+
+def buckets(size: tuple[int, int]) -> list[tuple[int, int]]:
+    """A few canvases onto which images resized to `size` can be padded with little waste.
+
+    Args:
+        size: (shortest_edge, longest_edge), pixels.
+
+    Returns:
+        (height, width) of each, pixels, in multiples of 32, by area. The last two hold every image, upright or lying,
+        that was resized strictly.
+    """
+    shortest, longest = size
+    lengths = [shortest + (longest - shortest) * step / BUCKET_STEPS for step in range(BUCKET_STEPS + 1)]
+    sides = [-int(-length // BUCKET_MULTIPLE) * BUCKET_MULTIPLE for length in lengths]
+    canvases = {canvas for side in sides for canvas in ((sides[0], side), (side, sides[0]))}
+    return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
+
+
+def smallest_bucket(size: tf.Tensor, canvases: Sequence[tuple[int, int]]) -> tf.Tensor:
+    """The place of the smallest canvas that an image fits on.
+
+    Args:
+        size: `(2,)` int32, height and width of the image.
+        canvases: (height, width) of each.
+
+    Returns:
+        int64 scalar; `len(canvases)` if it fits on none.
+    """
+    table = tf.constant(canvases, tf.int32)
+    fits = tf.reduce_all(size <= table, axis=1)
+    by_area = tf.constant([height * width for height, width in canvases], tf.int64)
+    area = tf.where(fits, by_area, tf.int64.max)
+    return tf.where(tf.reduce_any(fits), tf.argmin(area), tf.cast(len(canvases), tf.int64))

@@ -1,0 +1,138 @@
+"""Which reader reads which kind of data, and what it needs to know: one table, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdetr_keras.data.border import OnError
+from tfdetr_keras.data.coco import load_coco
+from tfdetr_keras.data.files import read_text
+from tfdetr_keras.data.shapes import load_shapes
+from tfdetr_keras.data.tensors import load_tfds
+from tfdetr_keras.data.tfrecord import load_tfrecord
+from tfdetr_keras.data.voc import load_voc
+from tfdetr_keras.data.yolo import load_yolo
+
+DRAWN_IMAGES = 256  # of the kind "shapes"
+
+Loaded = tuple[tf.data.Dataset, list[str]]
+
+
+class _Kind(NamedTuple):
+    """How one kind of data is read: the reader, the options that it must have (with what they are) and may have."""
+
+    read: Callable[..., Loaded]
+    needs: Mapping[str, str]
+    takes: tuple[str, ...] = ()
+
+
+def load_source(
+    data: str,
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+    split: str | None = None,
+    image_set: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    zero_based: bool = False,
+    on_error: OnError = "raise",
+) -> Loaded:
+    """Reads a detection set of any kind.
+
+    Args:
+        data: its kind: "coco", "voc", "yolo", "tfds", "tfrecord" or "shapes" (drawn on the fly).
+        images: coco, voc: the folder of the images; yolo: the folder of the set.
+        annotations: coco: the instances JSON file; voc: the folder of the XML files; tfds: the folder of a prepared
+            builder; tfrecord: the files, "*" and "?" allowed.
+        split: yolo, tfds: which part of the set; "train" by default.
+        image_set: voc: a text file with the names of the annotation files to read.
+        class_names: voc, yolo, tfds, tfrecord, shapes: name of each label; by default those that the set states.
+        zero_based: voc: whether corners count from 0.
+        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+
+    Returns:
+        A dataset of records (see `tfdetr_keras.data.record`) and the class names.
+
+    Raises:
+        ValueError: an unknown kind, an option that it needs and has not or has and does not use; as the readers do.
+    """
+    if data not in KINDS:
+        raise ValueError(f"data must be one of {', '.join(KINDS)}, not {data!r}")
+    kind = KINDS[data]
+    options = {
+        "images": images,
+        "annotations": annotations,
+        "split": split,
+        "image_set": image_set,
+        "class_names": class_names,
+        "zero_based": zero_based or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
+        raise ValueError(f"data of the kind {data} needs {' and '.join(missing)}")
+    if unused := [name for name in given if name not in kind.needs and name not in kind.takes]:
+        allowed = ", ".join((*kind.needs, *kind.takes))
+        raise ValueError(f"data of the kind {data} does not use {', '.join(unused)}, only {allowed}")
+    return kind.read(**given, on_error=on_error)
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Reads class names from a text file, one a line in the order of the labels; empty lines at its end do not count.
+
+    Raises:
+        ValueError: no such file, one without names, with an empty line, or with a name that appears twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} of class names")
+    names = [line.strip() for line in read_text(path).rstrip().splitlines()]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"{path} must hold one class name a line, all different, in the order of the labels")
+    return names
+
+
+def _read_voc(zero_based: bool = False, **options: Any) -> Loaded:
+    return load_voc(one_based=not zero_based, **options)
+
+
+def _read_yolo(images: str | Path, **options: Any) -> Loaded:
+    return load_yolo(images, **options)
+
+
+def _read_tfds(annotations: str | Path, **options: Any) -> Loaded:
+    if not (Path(annotations) / "dataset_info.json").is_file():
+        raise ValueError(
+            f"{annotations} is not the folder of a prepared builder, it has no dataset_info.json: the folder is that "
+            "of the version, e.g. tensorflow_datasets/voc/2007/4.0.0"
+        )
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise ValueError("to read tfds, install TensorFlow Datasets: pip install tensorflow-datasets") from None
+    return load_tfds(tfds.builder_from_directory(annotations), **options)
+
+
+def _read_tfrecord(annotations: str | Path, **options: Any) -> Loaded:
+    return load_tfrecord(annotations, **options)
+
+
+def _read_shapes(on_error: OnError, class_names: Sequence[str] | None = None) -> Loaded:
+    # Nothing can be wrong with them.
+    return load_shapes(DRAWN_IMAGES) if class_names is None else load_shapes(DRAWN_IMAGES, classes=class_names)
+
+
+KINDS = {
+    "coco": _Kind(load_coco, {"images": "the folder of the images", "annotations": "the JSON file of the instances"}),
+    "voc": _Kind(
+        _read_voc,
+        {"images": "the folder of the images", "annotations": "the folder of the XML files"},
+        ("image_set", "class_names", "zero_based"),
+    ),
+    "yolo": _Kind(_read_yolo, {"images": "the folder of the set"}, ("split", "class_names")),
+    "tfds": _Kind(_read_tfds, {"annotations": "the folder of a prepared builder"}, ("split", "class_names")),
+    "tfrecord": _Kind(_read_tfrecord, {"annotations": "the files, with * and ? as wildcards"}, ("class_names",)),
+    "shapes": _Kind(_read_shapes, {}, ("class_names",)),
+}

@@ -1,0 +1,178 @@
+"""A look at a data set in numbers, before anything is trained on it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.border import Tally
+from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.record import tally_of
+
+# COCO's size classes: areas below, in pixels² of the image as it is stored.
+SIZE_CLASSES = {"small": 32**2, "medium": 96**2, "large": np.inf}
+MOST_CLASSES = 20  # lines that a summary's text spends on them
+MOST_UNUSED = 10  # names of classes without objects
+MOST_KINDS = 8  # lines on what was left out
+
+
+class Spread(NamedTuple):
+    """Where numbers lie."""
+
+    smallest: int
+    median: float
+    largest: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is in a data set; `str` of it fits on a screen.
+
+    Attributes:
+        class_names: name of each label.
+        images: number of images.
+        empty_images: those without an object that is a target; they may have crowds.
+        objects: number of objects, crowds not counted.
+        crowds: number of groups marked as one, which are no targets.
+        class_counts: objects of each label.
+        most_objects: in one image.
+        heights: of the images, pixels.
+        widths: of the images, pixels.
+        size_counts: objects by COCO's size classes, "small" (area below 32² pixels), "medium" (below 96²) and "large".
+        left_out: what the reader left out or noticed, kind -> descriptions; None if the dataset is not a reader's.
+    """
+
+    class_names: tuple[str, ...]
+    images: int
+    empty_images: int
+    objects: int
+    crowds: int
+    class_counts: tuple[int, ...]
+    most_objects: int
+    heights: Spread
+    widths: Spread
+    size_counts: Mapping[str, int]
+    left_out: Mapping[str, Sequence[str]] | None
+
+    @property
+    def mean_objects(self) -> float:
+        """Objects per image."""
+        return self.objects / self.images
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{count} {name} ({self._share(count)})" for name, count in self.size_counts.items())
+        lines = [
+            f"images    {self.images}, {self.empty_images} of them without objects",
+            f"height    {_spread(self.heights)}",
+            f"width     {_spread(self.widths)}",
+            f"objects   {self.objects}, {self.mean_objects:.1f} per image, at most {self.most_objects}",
+            f"          {sizes}",
+        ]
+        lines += [f"crowds    {self.crowds}, which are no targets"] if self.crowds else []
+        return "\n".join(lines + self._class_lines() + self._left_out_lines())
+
+    def _share(self, count: int) -> str:
+        return f"{count / max(self.objects, 1):.0%}"
+
+    def _class_lines(self) -> list[str]:
+        counts = np.array(self.class_counts)
+        order = np.argsort(-counts, kind="stable")
+        used, unused = order[counts[order] > 0].tolist(), order[counts[order] == 0].tolist()
+        lines = [f"classes   {len(counts)}, {len(used)} of them with objects"]
+        # One more than allowed is rather shown than summed up.
+        shown = used if len(used) <= MOST_CLASSES + 1 else used[:MOST_CLASSES]
+        width = max((len(self.class_names[label]) for label in shown), default=0)
+        digits = len(str(max(self.class_counts, default=0)))
+        for label in shown:
+            count = self.class_counts[label]
+            lines.append(f"          {self.class_names[label]:{width}}  {count:{digits}}  {self._share(count):>4}")
+        if rest := used[len(shown) :]:
+            lines.append(f"          {len(rest)} more  {counts[rest].sum()}  {self._share(counts[rest].sum())}")
+        if unused:
+            names = ", ".join(self.class_names[label] for label in unused[:MOST_UNUSED])
+            more = f" and {len(unused) - MOST_UNUSED} more" if len(unused) > MOST_UNUSED else ""
+            lines.append(f"          without objects: {names}{more}")
+        return lines
+
+    def _left_out_lines(self) -> list[str]:
+        if self.left_out is None:
+            return []
+        kinds = [f"{len(found)} {kind}, e.g. {found[0]}" for kind, found in self.left_out.items()]
+        if len(kinds) > MOST_KINDS + 1:
+            kinds[MOST_KINDS:] = [f"{len(kinds) - MOST_KINDS} more kinds"]
+        return [f"{'' if place else 'left out':10}{kind}" for place, kind in enumerate(kinds or ["nothing"])]
+
+
+def summarize(
+    dataset: tf.data.Dataset, class_names: Sequence[str], progress: Callable[[int], None] | None = None
+) -> Summary:
+    """Counts what is in a data set, in one pass that holds no image.
+
+    Images are decoded on the way, so that one that cannot be read is found, too.
+
+    Args:
+        dataset: of records (see `tfdetr_keras.data.record`), best as the reader returned it, whose tally is told then.
+        class_names: name of each label.
+        progress: called after each image with the number of images so far.
+
+    Raises:
+        ValueError: no records, a label without a name, or a fault of the data where the reader makes it an error.
+    """
+    counts, sizes = np.zeros(len(class_names), np.int64), array("i")
+    objects_per_image, small_to_large = array("i"), np.zeros(len(SIZE_CLASSES), np.int64)
+    crowds = 0
+    needed = ("image_id", "orig_size", "labels", "iscrowd", "area")
+    with readable_errors():
+        # Images are not even handed over to Python.
+        for record in dataset.map(lambda record: {key: record[key] for key in needed}).as_numpy_iterator():
+            single = ~record["iscrowd"]
+            labels, areas = record["labels"][single], record["area"][single]
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(counts):
+                raise ValueError(
+                    f"image {record['image_id']} has a label outside 0..{len(counts) - 1}: class_names must name all"
+                )
+            counts += np.bincount(labels, minlength=len(counts))
+            small_to_large += np.bincount(_size_class(areas), minlength=len(SIZE_CLASSES))
+            sizes.extend(record["orig_size"].tolist())
+            objects_per_image.append(len(labels))
+            crowds += int((~single).sum())
+            if progress is not None:
+                progress(len(objects_per_image))
+    tally = tally_of(dataset)
+    if not objects_per_image:
+        raise ValueError(f"the set is empty: it has no record that could be read ({tally or 'nothing left out'})")
+    heights_and_widths = np.array(sizes).reshape(-1, 2)
+    return Summary(
+        class_names=tuple(class_names),
+        images=len(objects_per_image),
+        empty_images=objects_per_image.count(0),
+        objects=int(counts.sum()),
+        crowds=crowds,
+        class_counts=tuple(counts.tolist()),
+        most_objects=max(objects_per_image),
+        heights=_spread_of(heights_and_widths[:, 0]),
+        widths=_spread_of(heights_and_widths[:, 1]),
+        size_counts=dict(zip(SIZE_CLASSES, small_to_large.tolist(), strict=True)),
+        left_out=None if tally is None else _descriptions(tally),
+    )
+
+
+def _size_class(areas: np.ndarray) -> np.ndarray:
+    return np.searchsorted(list(SIZE_CLASSES.values()), areas, side="right")
+
+
+def _spread_of(values: np.ndarray) -> Spread:
+    return Spread(int(values.min()), float(np.median(values)), int(values.max()))
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.smallest} .. {spread.largest} pixels, median {spread.median:g}"
+
+
+def _descriptions(tally: Tally) -> dict[str, list[str]]:
+    return {kind: tally.descriptions(kind) for kind in tally.counts()}

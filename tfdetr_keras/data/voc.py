@@ -1,0 +1,190 @@
+"""Reads the format of the Pascal VOC challenge: one XML file of annotations per image."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from xml.etree import ElementTree
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.files import (
+    IMAGE_SUFFIXES,
+    UNKNOWN_SIZE,
+    ImageFiles,
+    Objects,
+    ids_of_names,
+    place_in,
+    read_files,
+    read_text,
+)
+from tfdetr_keras.data.images import upright_size
+
+FAULTY_FILES = "annotation files that cannot be read"
+UNKNOWN_CLASSES = "objects of unknown classes"
+WITHOUT_ANNOTATIONS = "images without an annotation file"
+COUNTED_FROM_ZERO = "boxes that begin at pixel 0 in a set that counts from 1"
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def load_voc(
+    images: str | Path,
+    annotations: str | Path,
+    image_set: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+    one_based: bool = True,
+    on_error: OnError = "raise",
+) -> tuple[tf.data.Dataset, list[str]]:
+    """Reads a detection set in Pascal VOC's format.
+
+    Images are decoded while the dataset is read, in the order of their names or of the image set. `image_id` is the
+    number that a file's name is, if all names are numbers, else its place. `area` is that of the box. Objects marked
+    `difficult` are kept like others.
+
+    Args:
+        images: folder of the images.
+        annotations: folder of the XML files. Each names its image (`filename`; if there is no such image, the one with
+            the XML file's name is taken) and, as `object`s, the class (`name`) and the corners (`bndbox`); where it
+            states the image's `size`, this is checked.
+        image_set: a text file with the names, without suffix, of the annotation files to read, one a line, as in
+            `ImageSets/Main`; all files by default. Images without an annotation file are then left out and counted.
+        class_names: the classes, a name's place is its label; by default those that occur, in alphabetical order.
+            Give them when reading part of a set, or parts may differ in their labels.
+        one_based: whether pixels count from 1 and `xmax`, `ymax` are the last pixel inside the box, as the challenge
+            has it; False if corners are coordinates from 0, as many labelling tools write them.
+        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+
+    Returns:
+        A dataset of records (see `tfdetr_keras.data.record`) and the class names.
+
+    Raises:
+        ValueError: a missing folder or image set, or an empty one; and, unless they are skipped: a malformed XML file,
+            a missing image, an unknown class, a non-finite or inverted box; while iterating: an image that cannot be
+            read or has another size.
+    """
+    border = Border(on_error)
+    images, annotations = Path(images), Path(annotations)
+    if not images.is_dir():
+        raise ValueError(f"there is no folder {images} of images")
+    image_files = sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    by_name = {file.stem: file for file in image_files}
+    paths = _annotation_files(annotations, image_set)
+    parsed = [(path, _parse(path, images, by_name, border)) for path in paths]
+    listed = [(path, content) for path, content in parsed if content is not None]
+    found = sorted({name for _, (_, _, names, _) in listed for name in names})
+    if not listed or (class_names is None and not found):
+        raise ValueError(f"{annotations}: the set is empty: no annotation file that can be read holds an object")
+    class_names = list(found if class_names is None else class_names)
+    if image_set is None:
+        annotated = {image for _, (image, _, _, _) in listed}
+        refused = {path.stem for path, content in parsed if content is None}
+        for file in image_files:
+            if file not in annotated and file.stem not in refused:
+                border.leave_out(WITHOUT_ANNOTATIONS, str(file))
+
+    files = ImageFiles(
+        paths=[image for _, (image, _, _, _) in listed],
+        image_ids=ids_of_names([path.stem for path, _ in listed]),
+        sizes=np.array([size for _, (_, size, _, _) in listed], np.int32),
+    )
+    rows = [
+        (place, row, name, corners)
+        for place, (_, (_, _, names, boxes)) in enumerate(listed)
+        for row, (name, corners) in enumerate(zip(names, boxes, strict=True))
+        if _known(name, class_names, listed[place][0], row, border)
+    ]
+    image = np.array([place for place, *_ in rows], np.int64)
+    labels = np.array([class_names.index(name) for _, _, name, _ in rows], np.int64)
+    boxes = np.array([corners for *_, corners in rows], np.float64).reshape(-1, 4)
+
+    def describe(row: int) -> str:
+        return f"{listed[rows[row][0]][0]}: object {rows[row][1]}"
+
+    if one_based:
+        for row in np.flatnonzero((boxes[:, :2] < 1).any(axis=1)).tolist():
+            border.tally.add(COUNTED_FROM_ZERO, f"{describe(row)}; kept, but load_voc may want one_based=False")
+        boxes[:, :2] -= 1
+    sizes = files.sizes[image]
+    limits = np.where(sizes > 0, sizes, np.iinfo(np.int32).max)  # an unknown size clips nothing
+    corners, kept = border.admit_boxes(boxes, labels, limits, len(class_names), describe)
+    area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    objects = Objects(image, corners, labels, np.zeros(len(labels), bool), area).rows(kept)
+    return read_files(files, objects, border), class_names
+
+
+def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} of annotations")
+    if image_set is None:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
+        if not files:
+            raise ValueError(f"{folder} holds no XML file")
+        return files
+    if not Path(image_set).is_file():
+        raise ValueError(f"there is no image set {image_set}")
+    lines = [line.strip() for line in read_text(Path(image_set)).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"the image set {image_set} is empty")
+    return [_annotation_file(folder, line) for line in lines]
+
+
+def _annotation_file(folder: Path, line: str) -> Path:
+    """The file that a line of an image set names: alone, or before a -1, 0 or 1, as the sets of single classes have."""
+    candidates = [folder / f"{name}{suffix}" for name in (line, line.split()[0]) for suffix in (".xml", ".XML")]
+    return next((file for file in candidates if file.is_file()), folder / f"{line.split()[0]}.xml")
+
+
+_Content = tuple[Path, tuple[int, int], list[str], list[list[float]]]
+
+
+def _parse(path: Path, images: Path, by_name: Mapping[str, Path], border: Border) -> _Content | None:
+    """The image's file and size, (-1, -1) if it cannot be known, and each object's class and corners."""
+    try:
+        return _content(path, images, by_name)
+    except ValueError as error:
+        border.refuse(FAULTY_FILES, str(error))
+        return None
+
+
+def _content(path: Path, images: Path, by_name: Mapping[str, Path]) -> _Content:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except FileNotFoundError:
+        raise ValueError(f"there is no annotation file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror}") from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two for its encoding
+        raise ValueError(f"{path} is not valid XML: {error}") from None
+    file_name = (root.findtext("filename") or "").strip()
+    if not file_name:
+        raise ValueError(f"{path} does not name its image: it has no filename")
+    try:
+        height, width = (int(float(root.findtext(f"size/{side}") or -1)) for side in ("height", "width"))
+        names, boxes = [], []
+        for place, entry in enumerate(root.iter("object")):
+            name, corners = entry.findtext("name"), [entry.findtext(f"bndbox/{side}") for side in _SIDES]
+            if not name or not name.strip() or None in corners:
+                raise ValueError(f"object {place} has no name or no bndbox with {', '.join(_SIDES)}")
+            names.append(name.strip())
+            boxes.append([float(str(corner)) for corner in corners])
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    image = _image(file_name, path, images, by_name)
+    size = (height, width) if 0 < min(height, width) <= max(height, width) < 2**31 else upright_size(image)
+    return image, size or UNKNOWN_SIZE, names, boxes
+
+
+def _image(file_name: str, path: Path, images: Path, by_name: Mapping[str, Path]) -> Path:
+    """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name."""
+    short = PureWindowsPath(file_name)  # which parts at both kinds of slashes
+    for candidate in (place_in(images, file_name), images / short.name):
+        if candidate.is_file():
+            return candidate
+    names = (short.name, short.stem, path.stem)
+    return next((by_name[name] for name in names if name in by_name), images / short.name)
+
+
+def _known(name: str, class_names: Sequence[str], path: Path, row: int, border: Border) -> bool:
+    if name not in class_names:
+        border.refuse(UNKNOWN_CLASSES, f"{path}: object {row} is a {name!r}, which is not among class_names")
+    return name in class_names
