@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from tfdetr_keras.data import load_shapes
-from tfdetr_keras.visualize import draw_detections, plot_curves
+from tfdetr_keras.data import load_shapes, prepare
+from tfdetr_keras.visualize import draw_detections, plot_curves, show_batch
 
 NAMES = ["circle", "square", "triangle"]
 GREY = np.full((60, 120, 3), 128, np.uint8)
@@ -69,3 +70,161 @@ def test_curves(tmp_path):
         assert four.height > one.height
     with pytest.raises(ValueError, match="history is empty"):
         plot_curves({}, tmp_path / "none.png")
+
+
+# Canvases of 320 x 480 are drawn pixel by pixel. The first image is smaller, the second fills its canvas.
+CANVAS, SMALLER = (320, 480), (200, 300)
+BOX = [0.5, 0.5, 0.4, 0.5]  # of the smaller image: columns 90 to 210, rows 50 to 150
+GAP = 8  # around the images
+HATCHES = {112, 144}
+
+
+@pytest.fixture(scope="module")
+def originals():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (*SMALLER, 3), np.uint8), rng.integers(0, 256, (*CANVAS, 3), np.uint8)
+
+
+def batch_of(originals, labels=((-1,), (-1,)), boxes=((BOX,), (BOX,))):
+    """What `prepare` makes of the images: normalised, then padded with zeros."""
+    values = np.zeros((2, *CANVAS, 3), np.float32)
+    mask = np.zeros((2, *CANVAS), np.int32)
+    for place, image in enumerate(originals):
+        height, width = image.shape[:2]
+        values[place, :height, :width] = (image / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        mask[place, :height, :width] = 1
+    targets = {
+        "labels": np.array(labels, np.int32),
+        "boxes": np.array(boxes, np.float32),
+        "image_id": np.array([7, 8]),
+        "orig_size": np.array([[100, 150], [640, 960]], np.int32),
+    }
+    return {"pixel_values": values, "pixel_mask": mask}, targets
+
+
+def shown(path, batch, **options):
+    """The picture, and the two canvases in it, which are at its bottom."""
+    show_batch(batch, NAMES, path, **options)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        picture = np.asarray(image.convert("RGB")).astype(int)
+    height, width = CANVAS
+    row = picture[-GAP - height : -GAP]
+    return picture, row[:, GAP : GAP + width], row[:, 2 * GAP + width : 2 * (GAP + width)]
+
+
+def test_a_batch_is_shown_as_its_images_were_and_the_padding_is_hatched(tmp_path, originals):
+    _, first, second = shown(tmp_path / "a.png", batch_of(originals))
+    height, width = SMALLER
+    assert np.abs(first[:height, :width] - originals[0]).max() <= 1
+    assert np.abs(second - originals[1]).max() <= 1
+    padding = np.ones(CANVAS, bool)
+    padding[:height, :width] = False
+    assert set(first[padding].ravel()) == HATCHES
+    assert (first[padding] == first[padding][:, :1]).all()  # grey
+    share = (first[padding] == 112).mean()
+    assert 0.45 < share < 0.55
+
+
+@pytest.mark.parametrize(
+    ("box_reference", "left", "top", "right", "bottom"), [("image", 90, 50, 210, 150), ("padded", 144, 80, 336, 240)]
+)
+def test_boxes_are_framed_relative_to_the_image_or_to_its_canvas(
+    tmp_path, originals, box_reference, left, top, right, bottom
+):
+    _, plain, other = shown(tmp_path / "a.png", batch_of(originals))
+    labelled = batch_of(originals, labels=((1,), (-1,)))
+    _, framed, untouched = shown(tmp_path / "b.png", labelled, box_reference=box_reference)
+    np.testing.assert_array_equal(untouched, other)  # whose row is padding
+    colour = framed[bottom, right]
+    for line in (framed[top : bottom + 1, (left, right)], framed[(top, bottom), left : right + 1]):
+        assert (line == colour).all()
+    changed = np.argwhere((plain != framed).any(axis=-1))
+    assert changed[:, 0].max() == bottom
+    assert (changed[:, 1].min(), changed[:, 1].max()) == (left, right)
+    inside = slice(top + 3, bottom - 2), slice(left + 3, right - 2)
+    np.testing.assert_array_equal(framed[inside], plain[inside])
+    caption = framed[top - 10 : top, left : left + 40]
+    assert (caption == colour).all(axis=-1).any()
+    assert (caption != colour).any(axis=-1).any()  # the name
+
+
+def test_names_differ_and_keep_clear_of_small_boxes(tmp_path, originals):
+    # A large box, and a small one where the caption of the large one would be.
+    large, small = [0.5, 0.5, 0.4, 0.5], [101 / 300, 42 / 200, 14 / 300, 12 / 200]
+    batch = batch_of(originals, labels=((1, 2), (-1, -1)), boxes=((large, small), (large, small)))
+    _, plain, _ = shown(tmp_path / "a.png", batch_of(originals))
+    _, framed, _ = shown(tmp_path / "b.png", batch)
+    np.testing.assert_array_equal(framed[40:45, 98:104], plain[40:45, 98:104])
+    renamed = batch_of(originals, labels=((1, 0), (-1, -1)), boxes=((large, small), (large, small)))
+    assert (shown(tmp_path / "c.png", renamed)[1] != framed).any()
+
+
+def test_the_title_tells_the_image_and_is_not_cut(tmp_path, originals):
+    picture, *_ = shown(tmp_path / "a.png", batch_of(originals))
+    inputs, targets = batch_of(originals)
+    title = slice(GAP, picture.shape[0] - CANVAS[0] - GAP)
+    for change in ({"image_id": np.array([9, 8])}, {"orig_size": np.array([[101, 150], [640, 960]])}):
+        changed = shown(tmp_path / "b.png", (inputs, targets | change))[0] != picture
+        assert changed[title, : CANVAS[1]].any()
+        assert not changed[title.stop :].any()
+    narrow = {key: value[:, :, :10] for key, value in inputs.items()}
+    show_batch((narrow, targets | {"image_id": np.array([10**17, 8])}), NAMES, tmp_path / "narrow.png", columns=1)
+    with Image.open(tmp_path / "narrow.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    assert pixels.shape[1] > 150  # as wide as the text
+    assert (pixels[:, -GAP:] == 255).all()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_as_prepare_yields_it(tmp_path, training):
+    dataset, names = load_shapes(4)
+    inputs, targets = next(iter(prepare(dataset, 4, training=training, size=(96, 160))))
+    show_batch((inputs, targets), names, tmp_path / "tensors.png", columns=2)
+    arrays = tuple({key: value.numpy() for key, value in part.items()} for part in (inputs, targets))
+    show_batch(arrays, names, tmp_path / "arrays.png", columns=2)
+    assert (tmp_path / "tensors.png").read_bytes() == (tmp_path / "arrays.png").read_bytes()
+    ragged = {
+        key: tf.RaggedTensor.from_tensor(
+            targets[key], lengths=tf.reduce_sum(tf.cast(targets["labels"] >= 0, tf.int64), 1)
+        )
+        for key in ("labels", "boxes")
+    }
+    show_batch((inputs, targets | ragged), names, tmp_path / "ragged.png", columns=2)
+    assert (tmp_path / "ragged.png").read_bytes() == (tmp_path / "tensors.png").read_bytes()
+
+
+def changed_inputs(**arrays):
+    return lambda inputs, targets: (inputs | arrays, targets)
+
+
+def changed_targets(**arrays):
+    return lambda inputs, targets: (inputs, targets | arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda inputs, targets: inputs, r"a batch is \(inputs, targets\).*this is dict"),
+        (lambda inputs, targets: (inputs["pixel_values"], targets), r"instead of \['pixel_mask', 'pixel_values'\]"),
+        (lambda inputs, targets: (inputs, {"labels": targets["labels"]}), r"instead of \['boxes', 'labels'\]"),
+        (changed_inputs(pixel_mask=np.ones((2, 4, 4))), r"pixel_mask \(batch, height, width\), not .*\(2, 4, 4\)"),
+        (changed_inputs(pixel_mask=np.zeros((2, *CANVAS))), "image 7: pixel_mask must be 1 in a rectangle"),
+        (changed_inputs(pixel_mask=np.eye(320, 480)[None].repeat(2, 0)), "image 7: pixel_mask must be 1 in a rect"),
+        (changed_inputs(pixel_values=np.full((2, *CANVAS, 3), np.nan)), "image 7: pixel_values .* not finite"),
+        (changed_targets(labels=np.array([[-1], [3]])), "image id 8, row 0: label 3 is not a class"),
+        (changed_targets(labels=np.array([[0], [0]]), boxes=np.full((2, 1, 4), 2.0)), r"image id 7.*outside \[0, 1\]"),
+        (changed_targets(labels=np.array([[-1]]), boxes=np.zeros((1, 1, 4))), "2 images but targets of 1"),
+    ],
+)
+def test_what_is_no_batch_is_an_error(tmp_path, originals, change, message):
+    with pytest.raises(ValueError, match=message):
+        show_batch(change(*batch_of(originals)), NAMES, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_options_of_a_batch_are_checked(tmp_path, originals):
+    with pytest.raises(ValueError, match='"image" or "padded", not \'canvas\''):
+        show_batch(batch_of(originals), NAMES, tmp_path / "a.png", box_reference="canvas")
+    with pytest.raises(ValueError, match="columns must be at least 1, not 0"):
+        show_batch(batch_of(originals), NAMES, tmp_path / "a.png", columns=0)

@@ -1,0 +1,163 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfdetr_keras.cli import inspect_data, main
+
+SHAPES = ["inspect-data", "--data", "shapes", "--size", "96", "128", "--batch-size", "4"]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A set of three images in COCO's format, and the arguments that name it."""
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    content = {
+        "images": [{"id": i, "file_name": f"{name}.png", "height": 40, "width": 60} for i, name in enumerate("abc")],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 5, "bbox": [10, 10, 30, 20]},
+            {"id": 2, "image_id": 1, "category_id": 5, "bbox": [5, 5, 10, 10]},
+        ],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    source = ["--images", str(tmp_path), "--annotations", str(tmp_path / "set.json")]
+    return tmp_path, ["inspect-data", "--data", "coco", *source, "--size", "40", "60"]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def test_a_set_in_numbers_and_its_first_batch(coco, capsys):
+    folder, arguments = coco
+    out = folder / "new" / "look.png"
+    assert main([*arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {out}" in printed
+    assert "images    3, 1 of them without objects" in printed
+    assert "height    40 .. 40 pixels, median 40" in printed
+    assert "objects   2, 0.7 per image, at most 1" in printed
+    assert "          dog  2  100%" in printed
+    assert "without objects: cat" in printed
+    assert "left out  nothing" in printed
+    assert pixels(out).shape[1] == 3 * 480 + 4 * 8  # a set smaller than a batch is shown whole
+
+
+@pytest.mark.parametrize("canvas", [["--buckets"], ["--pad-to", "60", "60"]])
+def test_training_batches_depend_on_the_seed_alone(coco, canvas):
+    folder, arguments = coco
+    pictures = []
+    for place, seed in enumerate("001"):
+        out = folder / f"{place}.png"
+        options = ["--training", *canvas, "--color-jitter", "--seed", seed, "--batch-size", "4"]
+        assert main([*arguments, *options, "--out", str(out)]) == 0
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert pixels(folder / "0.png").shape[1] == 4 * 480 + 5 * 8  # a batch is filled from several epochs
+
+
+def test_shapes_need_no_data(tmp_path, capsys):
+    assert main([*SHAPES, "--pad-to", "128", "144", "--out", str(tmp_path / "a.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "images    256," in printed
+    assert all(name in printed for name in ("circle", "square", "triangle"))
+    # Canvases of 128 x 144, the longer side drawn as 480 pixels, below a title.
+    height, width = pixels(tmp_path / "a.png").shape[:2]
+    assert width == 4 * 480 + 5 * 8
+    assert 427 + 2 * 8 < height < 427 + 2 * 8 + 60
+
+
+def test_faulty_images_stop_it_or_are_counted(coco, capsys):
+    folder, arguments = coco
+    (folder / "c.png").write_bytes(b"no image")
+    assert main([*arguments, "--out", str(folder / "look.png")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert f"{folder / 'c.png'} is not an image that can be read" in error
+    assert main([*arguments, "--on-error", "skip", "--out", str(folder / "look.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "images    2, 0 of them without objects" in printed
+    assert "left out  1 unreadable images" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--annotations", "nowhere.json"], "there is no annotation file nowhere.json"),
+        (["--split", "val"], "does not use split, only images, annotations"),
+        (["--class-names", "nowhere.txt"], "there is no file nowhere.txt"),
+        (["--color-jitter"], "add --training"),
+        (["--size", "60", "40"], "size must be (shortest_edge, longest_edge)"),
+        (["--pad-to", "20", "20"], "larger than pad_to = 20 x 20"),
+        (["--batch-size", "0"], "batch_size and max_boxes must be at least 1"),
+        (["--out", "."], "is a folder: name the picture"),
+        (["--out", "set.json/look.png"], "set.json"),
+    ],
+)
+def test_bad_input_is_told_and_exits_with_2(coco, capsys, monkeypatch, change, message):
+    folder, arguments = coco
+    monkeypatch.chdir(folder)
+    assert main([*arguments, "--out", "look.png", *change]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (folder / "look.png").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["inspect-data"], ["inspect-data", "--data", "csv", "--out", "a.png"]])
+def test_unknown_words_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: tfdetr" in capsys.readouterr().err
+
+
+def test_help_names_every_kind_of_data(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["inspect-data", "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "{coco,voc,yolo,tfds,tfrecord,shapes}" in printed
+    assert "examples:\n  tfdetr inspect-data" in printed
+
+
+def test_a_long_pass_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    assert main([*SHAPES, "--out", str(tmp_path / "a.png")]) == 0
+    assert "read" not in capsys.readouterr().err  # 256 small images take no time
+    monkeypatch.setattr(inspect_data._Counter, "SILENT", 0)
+    monkeypatch.setattr(inspect_data._Counter, "EVERY_LINE", 0)
+    assert main([*SHAPES, "--out", str(tmp_path / "a.png")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [f"read {count} of 256 images" for count in range(1, 257)]
+    assert "read" not in captured.out
+
+
+def test_the_demo_gets_its_options(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("tfdetr_keras.cli.demo.run_demo", lambda *arguments: asked.append(arguments) or len(asked) == 1)
+    arguments = ["demo", "--out", str(tmp_path), "--steps", "3", "--source", "somewhere"]
+    assert [main(arguments), main(arguments)] == [0, 1]  # the second comparison fails
+    assert asked == [(tmp_path, 3, "somewhere")] * 2
+
+
+def test_it_runs_as_a_module(request, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tfdetr_keras.cli", "inspect-data", "--data", "coco", "--out", "a.png"],
+        env={**os.environ, "PYTHONPATH": str(request.config.rootpath)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: data of the kind coco needs images" in done.stderr
+    assert "Traceback" not in done.stderr

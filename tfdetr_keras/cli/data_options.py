@@ -1,0 +1,110 @@
+"""The options that say which data a command reads and how it becomes batches."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tfdetr_keras.data.sources import KINDS, Loaded, load_source, read_class_names
+
+
+def add_source_options(command: argparse.ArgumentParser) -> None:
+    """Adds the options from which `read_source` reads a data set."""
+    source = command.add_argument_group("the data")
+    source.add_argument(
+        "--data",
+        required=True,
+        choices=KINDS,
+        help="its kind: coco (images and one JSON file), voc (images and an XML file for each), yolo (images and a "
+        "text file for each), tfds (TensorFlow Datasets), tfrecord (of the Object Detection API), or shapes: "
+        "coloured shapes drawn on the fly, to try things without any data",
+    )
+    source.add_argument(
+        "--images", type=Path, metavar="DIR", help="coco, voc: folder of the images; yolo: folder of the whole set"
+    )
+    source.add_argument(
+        "--annotations",
+        metavar="FILE_OR_DIR",
+        help="coco: the JSON file; voc: folder of the XML files; tfds: folder of the prepared builder's version; "
+        'tfrecord: the files, e.g. "set/train-*" (in quotes)',
+    )
+    source.add_argument("--split", metavar="NAME", help="yolo, tfds: part of the set (default: train)")
+    source.add_argument(
+        "--image-set", type=Path, metavar="FILE", help="voc: text file that lists the images to read (default: all)"
+    )
+    source.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="voc: corners count from 0, as many labelling tools write them, not from 1 as in the challenge",
+    )
+    source.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="text file with one class a line in the order of the labels (default: as the set states them)",
+    )
+    source.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="stop at data that cannot be used, or leave it out and count it (default: raise)",
+    )
+
+
+def add_batch_options(command: argparse.ArgumentParser, batch_size: int) -> None:
+    """Adds the options that `batch_arguments` passes to `td.data.prepare`."""
+    batch = command.add_argument_group("the batches")
+    batch.add_argument(
+        "--batch-size", type=int, default=batch_size, metavar="N", help=f"images a batch (default: {batch_size})"
+    )
+    batch.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1333),
+        metavar=("SHORT", "LONG"),
+        help="images are resized until their shorter side is SHORT pixels, or the longer one LONG (default: 800 1333)",
+    )
+    padding = batch.add_mutually_exclusive_group()
+    padding.add_argument(
+        "--pad-to",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pad all images to one size, pixels (default: that of the largest in the batch)",
+    )
+    padding.add_argument(
+        "--buckets", action="store_true", help="pad to one of seven sizes, images of alike shape together"
+    )
+    batch.add_argument("--color-jitter", action="store_true", help="in training, also change the colours at random")
+    batch.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffling and the augmentation")
+
+
+def read_source(options: argparse.Namespace) -> Loaded:
+    """Reads the data set that the options name: the records and the class names.
+
+    Raises:
+        ValueError: as `tfdetr_keras.data.sources.load_source`.
+    """
+    return load_source(
+        options.data,
+        images=options.images,
+        annotations=options.annotations,
+        split=options.split,
+        image_set=options.image_set,
+        class_names=None if options.class_names is None else read_class_names(options.class_names),
+        zero_based=options.zero_based,
+        on_error=options.on_error,
+    )
+
+
+def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as arguments of `td.data.prepare`."""
+    return {
+        "batch_size": options.batch_size,
+        "size": tuple(options.size),
+        "pad_to": "buckets" if options.buckets else options.pad_to and tuple(options.pad_to),
+        "color_jitter": options.color_jitter,
+        "seed": options.seed,
+    }

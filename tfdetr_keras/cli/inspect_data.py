@@ -1,0 +1,92 @@
+"""`tfdetr inspect-data`: a data set in numbers, and a batch of it as the model will see it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tfdetr_keras import data, visualize
+from tfdetr_keras.cli.data_options import add_batch_options, add_source_options, batch_arguments, read_source
+from tfdetr_keras.data.record import reader_of
+
+EXAMPLES = """examples:
+  tfdetr inspect-data --data shapes --out look.png
+  tfdetr inspect-data --data coco --images train2017 --annotations instances_train2017.json --out look.png
+  tfdetr inspect-data --data yolo --images my_set --split val --on-error skip --out look.png
+  tfdetr inspect-data --data voc --images JPEGImages --annotations Annotations --training --buckets --out look.png
+"""
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the grammar."""
+    command = commands.add_parser(
+        "inspect-data",
+        help="look at a data set: counts, faults, and a picture of what the model will see",
+        description="Reads a detection data set once and prints what is in it: images, objects, classes, sizes, and "
+        "what was left out and why. Draws its first batch as the model will see it, resized, padded (hatched) and, "
+        "with --training, shuffled and augmented.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_options(command)
+    add_batch_options(command, batch_size=8)
+    command.add_argument("--training", action="store_true", help="draw a batch for training (default: for evaluation)")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    if options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder: name the picture to write, e.g. {options.out / 'look.png'}")
+    if options.color_jitter and not options.training:
+        raise ValueError("--color-jitter changes training batches only: add --training")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    dataset, class_names = read_source(options)
+    # Repeated, so that a set smaller than a batch can be looked at, too; evaluation keeps its last, smaller batch.
+    batches = data.prepare(dataset, training=options.training, repeat=options.training, **batch_arguments(options))
+    with data.readable_errors():
+        batch = next(iter(batches), None)
+    if batch is None:
+        raise ValueError("the set is empty: it has no record that could be read")
+    # The picture first: counting a large set takes minutes.
+    visualize.show_batch(batch, class_names, options.out)
+    print(f"wrote {options.out}", flush=True)
+    reader = reader_of(dataset)
+    total = -1 if reader is None else int(reader.entries.cardinality())
+    with _Counter(total) as counter:
+        summary = data.summarize(dataset, class_names, progress=counter.show)
+    print(summary)
+    return 0
+
+
+class _Counter:
+    """Says on stderr how far a long pass is; a short one passes in silence."""
+
+    SILENT = 2  # seconds, at the beginning
+    EVERY = 0.5  # seconds, where the line on a terminal is written anew
+    EVERY_LINE = 30  # seconds, in a log, where each is a line of its own
+
+    def __init__(self, total: int) -> None:
+        self._of = f" of {total}" if total >= 0 else ""
+        self._live = sys.stderr.isatty()
+        self._every = self.EVERY if self._live else self.EVERY_LINE
+        self._next = time.monotonic() + self.SILENT
+        self._shown = False
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and self._live:
+            print(file=sys.stderr)
+
+    def show(self, count: int) -> None:
+        """Says that `count` images are read, if it is time to."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next, self._shown = now + self._every, True
+            start, end = ("\r", "") if self._live else ("", "\n")
+            print(f"{start}read {count}{self._of} images", end=end, file=sys.stderr, flush=True)

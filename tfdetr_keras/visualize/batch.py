@@ -1,0 +1,133 @@
+"""What a model is fed: a batch as `prepare` makes it, turned back into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
+from tfdetr_keras.visualize.drawing import cell_scale, frames_with_captions, titled, write_grid
+
+# The padding's hatching: no photograph has it.
+HATCH = 8  # pixels, of one diagonal stripe
+HATCH_LEVELS = (112, 144)
+
+
+def show_batch(
+    batch: Sequence[Any],
+    class_names: Sequence[str],
+    path: str | Path,
+    columns: int = 4,
+    box_reference: str = "image",
+) -> None:
+    """Writes the images of a batch as the model will see them, with their boxes, as a PNG.
+
+    Each image stands on its canvas, the padding hatched; above it are its id, the number of its objects, and its size
+    before and after the augmentation and the resize (height × width).
+
+    Args:
+        batch: (inputs, targets) as `td.data.prepare` yields them: `{"pixel_values": (batch, height, width, 3) float,
+            "pixel_mask": (batch, height, width) int, 1 = image}` and `{"labels": (batch, M) int, -1 = padding,
+            "boxes": (batch, M, 4) cxcywh in [0, 1]}`, optionally with `"image_id"` and `"orig_size"`; tensors or
+            arrays.
+        class_names: name of each label.
+        path: the PNG to write.
+        columns: images in a row of the grid.
+        box_reference: "image" or "padded", what the boxes are relative to; as it was given to `prepare`.
+
+    Raises:
+        ValueError: something else than such a batch, shapes that do not fit, a mask that is not the top left corner of
+            the canvas, pixels that are not finite, or targets that no model could be trained on; fewer than one column.
+    """
+    if box_reference not in ("image", "padded"):
+        raise ValueError(f'box_reference must be "image" or "padded", not {box_reference!r}')
+    pixels, mask, targets = _arrays(batch)
+    validate_batch(targets, len(class_names))
+    if len(targets["labels"]) != len(pixels):
+        raise ValueError(f"the batch has {len(pixels)} images but targets of {len(targets['labels'])}")
+    ids = targets.get("image_id", np.arange(len(pixels)))
+    sizes = [_image_size(one, image_id) for one, image_id in zip(mask, ids, strict=True)]
+    cells = []
+    for place, (height, width) in enumerate(sizes):
+        real = targets["labels"][place] != PADDING_LABEL
+        labels, boxes = targets["labels"][place][real], targets["boxes"][place][real].astype(np.float64)
+        across = (width, height) if box_reference == "image" else mask.shape[:0:-1]
+        image = _draw(
+            _levels(pixels[place], ids[place]), mask[place], _corners(boxes) * (across * 2), labels, class_names
+        )
+        objects = f"{len(labels)} object{'' if len(labels) == 1 else 's'}"
+        before = (
+            f"{targets['orig_size'][place][0]} × {targets['orig_size'][place][1]} → " if "orig_size" in targets else ""
+        )
+        cells.append(titled(image, f"image {ids[place]}: {objects}\n{before}{height} × {width}"))
+    write_grid(cells, path, columns)
+
+
+def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The pixels, the mask as bool, and the targets of a batch, on the host."""
+    wanted = 'a batch is (inputs, targets) as td.data.prepare yields it, inputs {"pixel_values", "pixel_mask"}'
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+        raise ValueError(f"{wanted}; this is {type(batch).__name__}: take one, e.g. next(iter(dataset))")
+    inputs, targets = batch[:2]
+    for part, keys in ((inputs, {"pixel_values", "pixel_mask"}), (targets, {"labels", "boxes"})):
+        if not isinstance(part, Mapping) or not keys <= set(part):
+            found = sorted(part) if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"{wanted}; instead of {sorted(keys)} it has {found}")
+    pixels, mask = np.asarray(inputs["pixel_values"]), np.asarray(inputs["pixel_mask"])
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.shape[:-1] != mask.shape or not len(pixels):
+        raise ValueError(
+            f"pixel_values must be (batch, height, width, 3) and pixel_mask (batch, height, width), not {pixels.shape} "
+            f"and {mask.shape}"
+        )
+    known = {"labels", "boxes", "image_id", "orig_size"}
+    return pixels, mask != 0, {key: np.asarray(value) for key, value in dense_targets(targets).items() if key in known}
+
+
+def _image_size(mask: np.ndarray, image_id: Any) -> tuple[int, int]:
+    """Height and width of the image on its canvas."""
+    height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+    if not height or not mask[:height, :width].all() or mask.sum() != height * width:
+        raise ValueError(
+            f"image {image_id}: pixel_mask must be 1 in a rectangle at the top left, the image, and 0 in the padding"
+        )
+    return height, width
+
+
+def _levels(pixels: np.ndarray, image_id: Any) -> np.ndarray:
+    """Levels 0 .. 255 of normalised pixels `(height, width, 3)`."""
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"image {image_id}: pixel_values has values that are not finite")
+    levels = (pixels.astype(np.float64) * IMAGENET_STD + IMAGENET_MEAN) * 255
+    return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+
+
+def _draw(
+    levels: np.ndarray, mask: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> Image.Image:
+    """The canvas with its padding hatched and its boxes `(n, 4)` xyxy in pixels of it."""
+    scale = cell_scale((mask.shape[1], mask.shape[0]))
+    size = (max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1))
+    shrunk = np.array(Image.fromarray(levels).resize(size))
+    padding = ~np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    shrunk[padding] = _hatching(padding.shape)[padding]
+    image = Image.fromarray(shrunk)
+    order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")  # small objects on large ones
+    captions = [class_names[label] for label in labels[order]]
+    frames_with_captions(ImageDraw.Draw(image), boxes[order] * scale, labels[order], captions, image.size)
+    return image
+
+
+def _hatching(shape: tuple[int, ...]) -> np.ndarray:
+    """Diagonal stripes `(height, width, 3)`."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    stripes = np.array(HATCH_LEVELS, np.uint8)[(rows + columns) // HATCH % 2]
+    return np.repeat(stripes[..., None], 3, axis=-1)
