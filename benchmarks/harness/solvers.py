@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness.loads import COST_BBOX, COST_CLASS, COST_GIOU, QUERIES
+from harness.peers import not_installed, peer_folder
 
 PEERS = {  # process → what it needs besides our own environment, without dependencies
     "garden": ("tf-models-official==2.20.0", "tf-keras==2.21.0"),
     "kerashub": ("keras-hub==0.32.0",),
     "optax": ("optax==0.2.8",),
 }
-PEERS_FOLDER = Path(__file__).parents[1] / ".peers"
 OURS, SCIPY, GARDEN, GARDEN_XLA, KERASHUB = "ours, XLA", "scipy", "Model Garden, graph", "Model Garden, XLA", "KerasHub"
 OWN_PADDING = ", own padding"
 CONTENDERS = {  # column of the table → (process, Keras backend)
@@ -37,27 +34,16 @@ LOW_PADDING = -COST_CLASS - COST_GIOU
 GARDEN_PADDING, KERASHUB_PADDING = COST_CLASS + 4 * COST_BBOX + COST_GIOU, 1e9
 
 
-def _folder_name(process: str) -> str:
-    return "+".join(PEERS[process])
-
-
 def search_path(process: str) -> list[str]:
     """Where a worker process finds its packages, besides our own environment."""
-    return [str(PEERS_FOLDER / _folder_name(process))] if process in PEERS else []
+    return [str(peer_folder(PEERS[process]))] if process in PEERS else []
 
 
 def missing(process: str, backend: str) -> str | None:
     """Installs what a worker process needs; returns why it cannot run, if so."""
     if backend == "jax" and importlib.util.find_spec("jax") is None:
         return "no jax"
-    if process not in PEERS or (folder := PEERS_FOLDER / _folder_name(process)).exists():
-        return None
-    part = folder.with_name(folder.name + ".part")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(part)]
-    if subprocess.run([*command, *PEERS[process]], stdout=sys.stderr, check=False).returncode:
-        return "not installed"
-    part.rename(folder)
-    return None
+    return not_installed(PEERS[process]) if process in PEERS else None
 
 
 # A solver takes costs and counts, and returns what is timed, and what makes the queries `(problems, targets)` of its
@@ -124,7 +110,7 @@ def _kerashub(cost: np.ndarray, counts: np.ndarray, padding: float) -> Solver:
     import tensorflow as tf
 
     # The package as a whole wants more than is installed; this file wants Keras alone.
-    path = PEERS_FOLDER / _folder_name("kerashub") / "keras_hub/src/models/d_fine/d_fine_utils.py"
+    path = peer_folder(PEERS["kerashub"]) / "keras_hub/src/models/d_fine/d_fine_utils.py"
     spec = importlib.util.spec_from_file_location("d_fine_utils", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

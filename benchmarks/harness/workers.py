@@ -62,18 +62,21 @@ def serve(**functions: Callable[..., Any]) -> None:
         print(json.dumps(functions[name](*arguments)), file=answers, flush=True)
 
 
-def take_turns(run: Mapping[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+def take_turns(
+    run: Mapping[str, Callable[[], float]], repetitions: int, seconds_per_figure: float = SECONDS_PER_FIGURE
+) -> dict[str, list[float]]:
     """Times contenders in turn, each once per round.
 
     Args:
         run: by name, a function that does the work once and returns the seconds it took.
         repetitions: number of rounds. Contenders for which these would take too long drop out earlier.
+        seconds_per_figure: what is too long for all rounds of a contender.
     """
     seconds = {name: [once()] for name, once in run.items()}
     for round_ in range(1, repetitions):
         for name, once in run.items():
             duration = statistics.median(seconds[name])
             few = round_ < FEWEST_REPETITIONS and duration < LONG
-            if few or (round_ + 1) * duration < SECONDS_PER_FIGURE:
+            if few or (round_ + 1) * duration < seconds_per_figure:
                 seconds[name].append(once())
     return seconds
