@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in that many processes: one keeps no two cores busy, and each takes up to 3 GB.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -28,7 +30,7 @@ lint: venv ## style, types and the floors of the house
 	@echo "lint: imports";     report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 
 test: lint ## lint, then every test that is neither slow nor online
-	@$(BIN)/python -m pytest -q -m "not slow and not hub"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not hub"
 
 test-slow: venv ## the longer proofs
 	@$(BIN)/python -m pytest -q -m "slow and not hub"
