@@ -109,7 +109,7 @@ def evaluate_detections(
         return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
 
     examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = pad_batches(examples, batch_size, pad_to).prefetch(tf.data.AUTOTUNE)
+    batches = pad_batches(examples, batch_size, pad_to)
     forward = _forward(model, batches.element_spec[0])
     ground_truth, detections = [], []
     for inputs, targets in batches:

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from tfdetr_keras.data import load_coco, prepare
-from tfdetr_keras.data.transforms import IMAGENET_STD
+from tfdetr_keras.imagenet import IMAGENET_STD
 
 LEVEL = 1 / (255 * np.array(IMAGENET_STD))  # one uint8 level after the normalisation
 

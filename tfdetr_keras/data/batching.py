@@ -1,7 +1,7 @@
-"""From resized records to batches: normalise, lay out the targets, pad.
+"""From resized records to batches: lay out the targets, pad, normalise.
 
-Images of a batch share one canvas, padded at the bottom and the right with zeros after the normalisation; a mask tells
-image from padding. Targets share one number of rows; a padding row has label -1 and box 0.
+Images of a batch share one canvas, padded at the bottom and the right; they stay uint8 until then, a quarter of the
+memory. Targets share one number of rows; a padding row has label -1 and box 0.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data import transforms
+from tfdetr_keras.data.canvas import canvas_painter
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.sizes import smallest_bucket
 
 Batch = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]
 Canvas = tuple[int, int]
 BoxReference = Literal["image", "padded"]
+
+# Batches made at once, and kept ready. More would take more memory, and a model seldom takes one in less than 10 ms.
+BATCHES_AT_ONCE = 2
 
 
 def encode(record: Record) -> Batch:
@@ -26,17 +30,14 @@ def encode(record: Record) -> Batch:
         record: see `tfdetr_keras.data.record`.
 
     Returns:
-        `{"pixel_values": (height, width, 3) float32, "pixel_mask": (height, width) int32}` and
+        `{"levels": (height, width, 3) uint8, "size": (2,) int32, height and width}` and
         `{"labels": (objects,) int32, "boxes": (objects, 4) float32 cxcywh relative to the image, "image_id": () int64,
         "orig_size": (2,) int32}` and, if the record has them, `"masks": (objects, height, width) bool`; all without the
         crowds.
     """
     size = tf.shape(record["image"])[:2]
     single = transforms.select(record, ~record["iscrowd"])
-    inputs = {
-        "pixel_values": transforms.normalize(record["image"]),
-        "pixel_mask": tf.ones(size, tf.int32),
-    }
+    inputs = {"levels": record["image"], "size": size}
     targets = {
         "labels": single["labels"],
         "boxes": transforms.relative_boxes(single["boxes"], size),
@@ -57,6 +58,7 @@ def pad_batches(
     """Pads examples (see `encode`) to a common shape and batches them; see `prepare` for the arguments.
 
     Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere.
+    Some batches are made ahead.
     """
     canvases = _canvases(pad_to)
     if canvases or max_boxes is not None:
@@ -71,11 +73,27 @@ def pad_batches(
             return _padded(window, batch_size, table[place, 0], table[place, 1], max_boxes, drop_remainder)
 
         batches = examples.group_by_window(
-            lambda inputs, targets: smallest_bucket(tf.shape(inputs["pixel_mask"]), canvases), padded, batch_size
+            lambda inputs, targets: smallest_bucket(inputs["size"], canvases), padded, batch_size
         )
-    if max_boxes is None:
-        batches = batches.map(_at_least_one_row)
-    return batches.map(_relative_to_canvas) if box_reference == "padded" else batches
+    paint = canvas_painter()
+
+    def finished(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
+        if max_boxes is None:
+            targets = _at_least_one_row(targets)
+        if box_reference == "padded":
+            targets = targets | {"boxes": _relative_to_canvas(targets["boxes"], **inputs)}
+        pixel_values, pixel_mask = paint(inputs["levels"], inputs["size"])
+        return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}, targets
+
+    batches = batches.map(finished, num_parallel_calls=BATCHES_AT_ONCE, deterministic=True)
+    return batches.prefetch(BATCHES_AT_ONCE).with_options(_without_autotuning())
+
+
+def _without_autotuning() -> tf.data.Options:
+    """With it, buffers grow as long as there is memory, and an iterator that ends may wait for the tuner to wake up."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 def _canvases(pad_to: Canvas | Sequence[Canvas] | None) -> list[Canvas]:
@@ -92,7 +110,7 @@ def _check_fits(
 ) -> Batch:
     """Stops at an image that is larger than every canvas or has more objects than there are rows."""
     text = tf.strings.as_string
-    size, objects, checks = tf.shape(inputs["pixel_mask"]), tf.size(targets["labels"]), []
+    size, objects, checks = inputs["size"], tf.size(targets["labels"]), []
     if canvases:
         allowed = ", ".join(f"{height} x {width}" for height, width in canvases)
         message = [" is ", text(size[0]), " x ", text(size[1]), f" after the resize, larger than pad_to = {allowed}: "]
@@ -119,7 +137,7 @@ def _padded(
     values = {key: tf.constant(-1, spec.dtype) if key.endswith("labels") else None for key, spec in target_spec.items()}
     return examples.padded_batch(
         batch_size,
-        padded_shapes=({"pixel_values": _shape(height, width, 3), "pixel_mask": _shape(height, width)}, shapes),
+        padded_shapes=({"levels": _shape(height, width, 3), "size": (2,)}, shapes),
         padding_values=(dict.fromkeys(input_spec), values),
         drop_remainder=drop_remainder,
     )
@@ -132,7 +150,7 @@ def _shape(*sides: Any) -> Any:
     return sides
 
 
-def _at_least_one_row(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
+def _at_least_one_row(targets: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Adds a padding row to a batch without any object: M = 0 would be a corner case for every later floor."""
     missing = tf.maximum(0, 1 - tf.shape(targets["labels"])[1])
     rows = [[0, 0], [0, missing]]
@@ -142,12 +160,10 @@ def _at_least_one_row(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor
     }
     if "masks" in targets:
         padded["masks"] = tf.pad(targets["masks"], [*rows, [0, 0], [0, 0]], constant_values=False)
-    return inputs, targets | padded
+    return targets | padded
 
 
-def _relative_to_canvas(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
+def _relative_to_canvas(boxes: tf.Tensor, levels: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """Rescales boxes from their image to the padded canvas."""
-    mask = inputs["pixel_mask"]
-    sizes = tf.stack([tf.reduce_sum(mask[:, :, 0], axis=1), tf.reduce_sum(mask[:, 0, :], axis=1)], axis=1)
-    share = tf.cast(sizes, tf.float32) / tf.cast(tf.shape(mask)[1:], tf.float32)
-    return inputs, targets | {"boxes": targets["boxes"] * tf.gather(share, [1, 0, 1, 0], axis=1)[:, None, :]}
+    share = tf.cast(size, tf.float32) / tf.cast(tf.shape(levels)[1:3], tf.float32)
+    return boxes * tf.gather(share, [1, 0, 1, 0], axis=1)[:, None, :]

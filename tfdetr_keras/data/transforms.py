@@ -1,13 +1,11 @@
 """Transforms of a record, each a small function that runs inside a `tf.data` graph; random ones take a seed.
 
-Sizes, resampling and normalisation are those the pretrained weights were evaluated with: shortest edge 800, longest
-at most 1333, bilinear with anti-aliasing to whole uint8 levels, ImageNet mean and standard deviation.
+The resampling is the one that the pretrained weights were evaluated with: bilinear with anti-aliasing, to whole levels.
 """
 
 import tensorflow as tf
 
 from tfdetr_keras.data.record import OBJECT_KEYS, Record
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 # Of `color_jitter`; those of SSD (Liu et al. 2016, arXiv:1512.02325), whose recipe detectors have used since.
 BRIGHTNESS = 32 / 255  # at most added or taken away, of the whole range
@@ -18,8 +16,7 @@ HUE = 18 / 360  # of the colour circle
 def resize(record: Record, size: tf.Tensor) -> Record:
     """Resizes a record's image to `size` (height, width), and its boxes, areas and masks with it.
 
-    The image is left as float32 in whole levels 0 .. 255: the reference resizes to uint8, so the levels are
-    rounded. Anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
+    Anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
     """
     old_size = tf.shape(record["image"])[:2]
     scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
@@ -30,7 +27,7 @@ def resize(record: Record, size: tf.Tensor) -> Record:
         lambda: tf.image.resize(levels, size, method="bilinear", antialias=True),
     )
     resized = record | {
-        "image": tf.round(tf.ensure_shape(image, (None, None, 3))),
+        "image": tf.cast(tf.round(tf.ensure_shape(image, (None, None, 3))), tf.uint8),
         "boxes": record["boxes"] * tf.gather(scale, [1, 0, 1, 0]),
         "area": record["area"] * scale[0] * scale[1],
     }
@@ -108,15 +105,6 @@ def color_jitter(record: Record, seed: tf.Tensor) -> Record:
     image = tf.image.stateless_random_contrast(image, 1 - CONTRAST, 1 + CONTRAST, seeds[1])
     image = tf.image.stateless_random_saturation(image, 1 - SATURATION, 1 + SATURATION, seeds[2])
     return record | {"image": tf.image.stateless_random_hue(image, HUE, seeds[3])}
-
-
-def normalize(image: tf.Tensor) -> tf.Tensor:
-    """Turns levels 0 .. 255 `(height, width, 3)` into float32 with ImageNet's mean 0 and deviation 1 per channel."""
-    shape = tf.shape(image)
-    # As rows of width × 3 numbers: six times faster than broadcasting over an axis of 3.
-    mean, deviation = (tf.tile(tf.constant(values) * 255.0, shape[1:2]) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    rows = tf.reshape(tf.cast(image, tf.float32), (shape[0], 3 * shape[1]))
-    return tf.ensure_shape(tf.reshape((rows - mean) / deviation, shape), (None, None, 3))
 
 
 def relative_boxes(boxes: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

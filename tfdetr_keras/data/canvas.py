@@ -1,0 +1,46 @@
+"""The images of a batch on their canvas: normalised, zeros around them, and the mask that tells one from the other."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.buffers import BufferPool
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+# (x / 255 − mean) / deviation as x · factor − shift
+_FACTOR = 1 / (255 * np.array(IMAGENET_STD))
+_SHIFT = np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)
+
+
+def canvas_painter() -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Makes the function that turns padded levels into a model's inputs; it keeps memory to use again.
+
+    The function takes levels `(batch, height, width, 3)` uint8 and sizes `(batch, 2)` int, the height and width of each
+    image at the top left of its canvas. It returns `pixel_values` `(batch, height, width, 3)` float32, with ImageNet's
+    mean 0 and deviation 1 per channel in the image and 0 in the padding, and `pixel_mask` `(batch, height, width)`
+    int32, 1 = image.
+    """
+    pool = BufferPool()
+
+    def paint(levels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels, mask = pool.empty(levels.shape, np.float32), pool.empty(levels.shape[:3], np.int32)
+        # As rows of width × 3 numbers: several times faster than broadcasting over an axis of 3.
+        rows, row_levels = (array.reshape(*array.shape[:2], -1) for array in (pixels, levels))
+        factor, shift = (np.tile(values.astype(np.float32), levels.shape[2]) for values in (_FACTOR, _SHIFT))
+        for place, (height, width) in enumerate(sizes.tolist()):
+            image = rows[place, :height, : 3 * width]
+            np.multiply(row_levels[place, :height, : 3 * width], factor[: 3 * width], out=image)
+            np.subtract(image, shift[: 3 * width], out=image)
+            mask[place, :height, :width] = 1
+            for canvas, right in ((rows[place], 3 * width), (mask[place], width)):
+                canvas[height:] = 0
+                canvas[:height, right:] = 0
+        return pixels, mask
+
+    def painted(levels: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels, mask = host_function(paint, [levels, sizes], [tf.float32, tf.int32])
+        return tf.ensure_shape(pixels, levels.shape), tf.ensure_shape(mask, levels.shape[:3])
+
+    return painted
