@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras.cli import inspect_data, main
@@ -113,6 +114,16 @@ def test_bad_input_is_told_and_exits_with_2(coco, capsys, monkeypatch, change, m
     assert not (folder / "look.png").exists()
 
 
+def test_an_error_of_tensorflow_is_told_in_one_line(coco, capsys, monkeypatch):
+    def read_source(_):
+        message = "{{function_node __wrapped a}} truncated record at 7\n\t [[{{node N}}]] [Op:IteratorGetNext] name: "
+        raise tf.errors.DataLossError(None, None, message)
+
+    monkeypatch.setattr(inspect_data, "read_source", read_source)
+    assert main([*coco[1], "--out", str(coco[0] / "look.png")]) == 2
+    assert capsys.readouterr().err == "error: truncated record at 7\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["inspect-data"], ["inspect-data", "--data", "csv", "--out", "a.png"]])
 def test_unknown_words_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -150,8 +161,11 @@ def test_the_demo_gets_its_options(monkeypatch, tmp_path):
 
 
 def test_it_runs_as_a_module(request, tmp_path):
+    (tmp_path / "a.tfrecord").write_bytes(b"not a record " * 9)
+    (tmp_path / "names.txt").write_text("cat")
+    source = ["--data", "tfrecord", "--annotations", "a.tfrecord", "--class-names", "names.txt"]
     done = subprocess.run(
-        [sys.executable, "-m", "tfdetr_keras.cli", "inspect-data", "--data", "coco", "--out", "a.png"],
+        [sys.executable, "-m", "tfdetr_keras.cli", "inspect-data", *source, "--out", "a.png"],
         env={**os.environ, "PYTHONPATH": str(request.config.rootpath)},
         cwd=tmp_path,
         capture_output=True,
@@ -159,5 +173,5 @@ def test_it_runs_as_a_module(request, tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert "error: data of the kind coco needs images" in done.stderr
+    assert "corrupted record" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -97,20 +97,21 @@ def write_own(folder, contents, sizes):
     return lambda **options: from_dataset(dataset, fields, ["cat"], "xyxy", relative=False, **options)[0]
 
 
-def example(content, box, label=1, **more):
-    real = {
-        f"image/object/bbox/{side}": [value] for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    }
-    features = {key: tf.train.Feature(float_list=tf.train.FloatList(value=value)) for key, value in real.items()}
-    features["image/encoded"] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
-    features["image/object/class/label"] = tf.train.Feature(int64_list=tf.train.Int64List(value=[label]))
+def example(place, content, height, width):
+    box = np.array(BOX) / [width, height, width, height]
+    real = {f"image/object/bbox/{side}": x for side, x in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)}
+    whole = {"image/height": height, "image/width": width, "image/object/class/label": 1}
+    texts = {"image/encoded": content, "image/source_id": str(place).encode()}
+    features = {key: tf.train.Feature(float_list=tf.train.FloatList(value=[value])) for key, value in real.items()}
+    features |= {key: tf.train.Feature(int64_list=tf.train.Int64List(value=[value])) for key, value in whole.items()}
+    features |= {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for key, value in texts.items()}
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 def write_tfrecord(folder, contents, sizes):
     with tf.io.TFRecordWriter(str(folder / "set.tfrecord")) as writer:
-        for name, content in contents.items():
-            writer.write(example(content, np.array(BOX) / np.tile(sizes[name][::-1], 2)))
+        for place, (name, content) in enumerate(contents.items()):
+            writer.write(example(place, content, *sizes[name]))
     return lambda **options: load_tfrecord(folder / "set.tfrecord", ["cat"], **options)[0]
 
 
@@ -174,12 +175,12 @@ def test_a_turned_photograph_stands_upright_unless_the_size_says_otherwise(write
     found = [record["image"] for record in as_arrays(write(reader, dict.fromkeys(sizes, content), **sizes)())]
     stored = np.asarray(Image.open(io.BytesIO(content)))
     upright = np.rot90(stored, -1)
-    np.testing.assert_array_equal(found[0], stored if reader in ("coco", "voc") else upright)
+    np.testing.assert_array_equal(found[0], stored if reader in ("coco", "voc", "tfrecord") else upright)
     np.testing.assert_array_equal(found[1], upright)
 
 
 def complaint_of(reader, name, place):
-    named = name.replace(".", r"\.") if reader in FILES else f"image {place}"
+    named = name.replace(".", r"\.") if reader in FILES else rf"image {place}\)?"
     return rf"{named} (is damaged: .*truncated|is not an image that can be read)"
 
 

@@ -21,7 +21,7 @@ from tfdetr_keras.data.coco import (
     UNKNOWN_IMAGES,
     WITHOUT_MASK,
 )
-from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE
+from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE, WITHOUT_BOXES
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.segmentations import rasterise
 
@@ -160,6 +160,8 @@ FAULTS = [
     (entry("annotations", 1, bbox=[1, 2, None, 4]), r"annotations\[1\] .*has the bbox", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, bbox=[1, 2, 10**400, 4]), r"annotations\[1\] .*has the bbox", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, area="5"), r"annotations\[1\] .*has the area '5'", FAULTY_ANNOTATIONS, 2),
+    (entry("annotations", 1, area=-5), r"annotations\[1\] .*has the area -5", FAULTY_ANNOTATIONS, 2),
+    (entry("annotations", 1, area=1e39), r"annotations\[1\] .*has the area 1e\+39", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, area=float("nan")), r"annotations\[1\] .*has the area nan", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, iscrowd="0"), r"annotations\[1\] .*has iscrowd '0', not 0 or 1", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, id=[1]), r"annotations\[1\] .*has the id \[1\]", FAULTY_ANNOTATIONS, 2),
@@ -394,3 +396,20 @@ def test_a_large_set_costs_little_before_it_is_read(tmp_path, monkeypatch):
     assert len(decoded) < 200  # the ten, and those that were read ahead of them
     assert held < count * 1000  # bytes; a decoded image alone would be 9,216
     assert seconds < 30
+
+
+def test_a_set_of_which_no_box_is_left(tmp_path):
+    """As where boxes have another origin, or are relative to something else than is thought."""
+    Image.new("RGB", (30, 40)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 30}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [400, 500, 20, 20]}] * 3,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"none of 3 boxes has an area inside its image, e\.g\. .*relative boxes taken"
+    ):
+        load_coco(tmp_path, tmp_path / "set.json")
+    dataset, _ = load_coco(tmp_path, tmp_path / "set.json", on_error="skip")
+    assert dataset.tally.counts() == {EMPTY_BOX: 3, WITHOUT_BOXES: 1}

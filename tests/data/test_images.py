@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfdetr_keras.data.images import decode_image, upright_size
+from tfdetr_keras.data.images import decode_image, stored_size, upright_size
 
 HEIGHT, WIDTH = 6, 9
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -106,6 +106,7 @@ def test_a_turned_camera(orientation, tmp_path):
     np.testing.assert_array_equal(decode_image(content, (HEIGHT, WIDTH)), PIXELS)
     if orientation > 4:
         np.testing.assert_array_equal(decode_image(content, (WIDTH, HEIGHT)), upright)
+    assert stored_size(content) == (HEIGHT, WIDTH)
     (tmp_path / "a.png").write_bytes(content)
     assert upright_size(tmp_path / "a.png") == upright.shape[:2]
 
@@ -114,6 +115,7 @@ def test_no_size_of_what_is_no_image(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     assert upright_size(tmp_path / "a.png") is None
     assert upright_size(tmp_path / "lost.png") is None
+    assert stored_size(b"no image") is None
 
 
 def test_another_version_of_the_image():

@@ -171,6 +171,11 @@ def test_records_that_were_changed_since_are_prepared_all_the_same():
         ({"batch_size": 4, "training": True, "shard": (2, 1)}, "3 records do not fill one training batch of 4"),
         ({"shard": (2, 2)}, "shard must be"),
         ({"pad_to": "square"}, "pad_to must be None"),
+        ({"pad_to": 800}, "pad_to must be None"),
+        ({"pad_to": []}, "pad_to must be None"),
+        ({"pad_to": [(64, 64), 96]}, "pad_to must be None"),
+        ({"size": 800}, "size must be"),
+        ({"training": True, "shuffle_buffer": 0}, "shuffle_buffer must be at least 1"),
         ({"training": True, "augmentation": "mosaic"}, "augmentation must be one of"),
         ({"size_rule": "torch"}, "size_rule must be one of"),
         ({"box_reference": "canvas"}, "box_reference must be one of"),
@@ -179,3 +184,20 @@ def test_records_that_were_changed_since_are_prepared_all_the_same():
 def test_arguments_that_cannot_work(arguments, complaint):
     with pytest.raises(ValueError, match=complaint):
         prepare(load_shapes(7)[0], **({"batch_size": 2} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "complaint"),
+    [
+        (lambda: load_shapes(2), "dataset is a tuple: readers return the records and the class names"),
+        (lambda: [1, 2], "must be a tf.data.Dataset of records, not list"),
+        (
+            lambda: tf.data.Dataset.range(3),
+            "are no records, image, image_id, .* make records with td.data.from_dataset",
+        ),
+        (lambda: tf.data.Dataset.range(3).map(lambda x: {"image": x}), "are no records, image_id, .*'image'"),
+    ],
+)
+def test_what_is_no_dataset_of_records(dataset, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        prepare(dataset(), 2)

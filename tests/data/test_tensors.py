@@ -1,9 +1,13 @@
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
-from tfdetr_keras.data import from_dataset, load_tfds, readable_errors
+from tfdetr_keras.data import from_dataset, readable_errors
 from tfdetr_keras.data.border import EMPTY_BOX
+from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
 
 FIELDS = {"image": "image", "boxes": "boxes", "labels": "labels"}
@@ -55,12 +59,79 @@ def test_what_is_given_is_taken():
     np.testing.assert_array_equal(record["area"], [3.5, 80])  # below 0: not known
 
 
+@pytest.mark.parametrize("unknown", [-1.0, np.nan, np.inf, -np.inf, 1e300])
+def test_an_area_that_is_not_known_is_the_box_s(unknown):
+    (record,) = as_arrays(read(dataset_of(element(area=np.array([3.5, unknown]))), {"area": "area"}))
+    np.testing.assert_array_equal(record["area"], [3.5, 80])
+
+
 @pytest.mark.parametrize("channels", [None, 1, 3, 4])
 def test_channels(channels):
     image = IMAGE[..., 0] if channels is None else np.concatenate([IMAGE, IMAGE], axis=2)[..., :channels]
     (record,) = as_arrays(read(tf.data.Dataset.from_tensors(element(image=image))))
     expected = IMAGE if channels in (3, 4) else np.repeat(IMAGE[..., :1], 3, axis=2)
     np.testing.assert_array_equal(record["image"], expected)
+
+
+def png(pixels, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+@pytest.mark.parametrize("rank_is_known", [False, True])
+def test_channels_that_only_the_pixels_tell(channels, rank_is_known):
+    image = IMAGE[..., 0] if channels is None else np.concatenate([IMAGE, IMAGE], axis=2)[..., :channels]
+    spec = {key: tf.TensorSpec(None, tf.as_dtype(np.asarray(value).dtype)) for key, value in element().items()}
+    if rank_is_known:
+        spec["image"] = tf.TensorSpec([None] * image.ndim, tf.uint8)
+    dataset = tf.data.Dataset.from_generator(lambda: iter([element(image=image)]), output_signature=spec)
+    (record,) = as_arrays(read(dataset))
+    expected = IMAGE if channels in (3, 4) else np.repeat(IMAGE[..., :1], 3, axis=2)
+    np.testing.assert_array_equal(record["image"], expected)
+
+
+def test_images_that_tensorflow_decodes():
+    """Whose number of channels, and with animations that of axes, is not known before."""
+    files = [png(IMAGE), png(IMAGE[..., 0]), png(np.concatenate([IMAGE, IMAGE[..., :1]], axis=2))]
+    dataset = tf.data.Dataset.from_tensor_slices(files).map(
+        lambda file: element(image=tf.io.decode_image(file, expand_animations=False))
+    )
+    colour, grey, alpha = (record["image"] for record in as_arrays(read(dataset)))
+    for found in (colour, alpha):
+        np.testing.assert_array_equal(found, IMAGE)
+    np.testing.assert_array_equal(grey, np.repeat(IMAGE[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (8, 10, 2), (8, 10, 0), (2, 8, 10, 3)])
+def test_pixels_that_are_no_image_are_named_or_skipped_and_counted(shape):
+    spec = dataset_of(element()).element_spec | {"image": tf.TensorSpec(None, tf.uint8)}
+    elements = [element(), element(image=np.zeros(shape, np.uint8)), element()]
+    dataset = tf.data.Dataset.from_generator(lambda: iter(elements), output_signature=spec)
+    with pytest.raises(ValueError, match=r"^image 1 has the shape \(.*\), not \(height, width, 1, 3 or 4 channels\)"):
+        as_arrays(read(dataset))
+    quiet = read(dataset, on_error="skip")
+    assert [int(record["image_id"]) for record in as_arrays(quiet)] == [0, 2]
+    assert quiet.tally.counts() == {UNREADABLE: 1}
+
+
+def test_the_size_tells_whether_boxes_are_for_pixels_as_stored_or_as_turned():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    sizes = [(8, 10), (10, 8), (0, 0), (0, 10), (9, 9)]
+    elements = [element(image=png(IMAGE, exif=exif), size=size) for size in sizes]
+    dataset = read(dataset_of(*elements), {"size": "size"}, on_error="skip")
+    stored, *turned = (record["image"] for record in as_arrays(dataset))
+    np.testing.assert_array_equal(stored, IMAGE)
+    assert len(turned) == 3
+    for found in turned:
+        np.testing.assert_array_equal(found, np.rot90(IMAGE, -1))
+    assert dataset.tally.counts() == {UNREADABLE: 1}
+    with pytest.raises(ValueError, match=r"^image 0 is 10 x 8 .* but its annotations are for 9 x 9"):
+        as_arrays(read(dataset_of(elements[-1]), {"size": "size"}))
+    with pytest.raises(ValueError, match="the field 'size' tells how an image file is to be turned"):
+        read(dataset_of(element(size=(8, 10))), {"size": "size"})
 
 
 @pytest.mark.parametrize("kind", ["sparse", "ragged"])
@@ -136,6 +207,18 @@ def test_a_bad_element_is_explained_or_skipped_and_counted(changes, complaint, k
         assert [len(record["labels"]) for record in records] == [2, 1, 2]
 
 
+@pytest.mark.parametrize(("changes", "complaint", "kind"), FAULTS)
+def test_what_is_left_out_is_counted_though_image_ids_repeat(changes, complaint, kind):
+    elements = [element(image_id=7), element(**changes, image_id=7), element(**changes, image_id=7)]
+    fields = {"image_id": "image_id"}
+    with pytest.raises(ValueError, match=complaint.replace("image 1", r"^record 1 \(image 7\)")):
+        as_arrays(read(dataset_of(*elements), fields))
+    dataset = read(dataset_of(*elements), fields, on_error="skip")
+    for _ in range(2):  # epochs, over which nothing is counted twice
+        as_arrays(dataset)
+        assert dataset.tally.counts() == {kind: 2}
+
+
 def test_an_unknown_name_is_told():
     bad = element(labels=np.array(["dog", "cöw"], object))
     with pytest.raises(ValueError, match=r"image 0, object 1 \('cöw'\) has a label outside 0\.\.1"):
@@ -151,7 +234,7 @@ def test_boxes_outside_are_counted():
 def test_nothing_of_an_unreadable_image_is_counted_but_itself():
     dataset = read(dataset_of(element(image=b"no image", labels=np.array([9, 9]))), on_error="skip")
     assert as_arrays(dataset) == []
-    assert dataset.tally.counts() == {"unreadable images": 1}
+    assert dataset.tally.counts() == {UNREADABLE: 1}
 
 
 @pytest.mark.parametrize(
@@ -164,6 +247,7 @@ def test_nothing_of_an_unreadable_image_is_counted_but_itself():
         ({"labels": np.array([0.0, 1.0])}, {}, "'labels' must be whole numbers or names, not float64"),
         ({"boxes": np.array(["a"])}, {}, "'boxes' must be numbers, not string"),
         ({"name": np.array(b"a.jpg")}, {"image_id": "name"}, "'image_id' must be whole numbers, not string"),
+        ({"name": np.array([b"8", b"9"])}, {"size": "name"}, "'size' must be whole numbers, not string"),
         ({"name": np.array([b"0", b"1"])}, {"iscrowd": "name"}, "'iscrowd' must be true or false, not string"),
         ({"name": np.array([b"0", b"1"])}, {"area": "name"}, "'area' must be numbers, not string"),
         ({}, {"boxes": "bbox"}, r"elements have no 'bbox', only \['boxes', 'image', 'labels'\]"),
@@ -208,136 +292,3 @@ def test_records_are_read_while_they_are_asked_for():
     assert made == []
     assert len(list(dataset.take(5))) == 5
     assert len(made) < 500
-
-
-# TensorFlow Datasets, but for what tests/data/test_copies.py shows.
-
-
-def tfds_element(**changes):
-    return {"image": IMAGE, "objects": {"bbox": np.float32([[0, 0.1, 0.5, 1]]), "label": np.array([1])}} | changes
-
-
-@pytest.fixture(scope="module")
-def make_builder(tmp_path_factory):
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    def make(features, examples, prepare=True):
-        class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-            VERSION = tfds.core.Version("1.0.0")
-            pkg_dir_path = tmp_path_factory.mktemp("package")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features(tfds.features)))
-
-            def _split_generators(self, manager):
-                return {"train": self._generate_examples(), "test": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield from enumerate(examples)
-
-        builder = Made(data_dir=str(tmp_path_factory.mktemp("data")))
-        if prepare:
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        return builder
-
-    return make
-
-
-def objects(features, **more):
-    label = features.ClassLabel(names=NAMES)
-    return {
-        "image": features.Image(),
-        "objects": features.Sequence({"bbox": features.BBoxFeature(), "label": label}),
-        **more,
-    }
-
-
-def example(**more):
-    box = {"ymin": 0.25, "xmin": 0.1, "ymax": 0.5, "xmax": 1.0}
-
-    def make(features):
-        return {"image": IMAGE, "objects": [{"bbox": features.BBox(**box), "label": "dog"}], **more}
-
-    import tensorflow_datasets as tfds
-
-    return make(tfds.features)
-
-
-def test_a_builder(make_builder):
-    builder = make_builder(objects, [example() for _ in range(4)])
-    dataset, names = load_tfds(builder, "train[:50%]")
-    assert names == NAMES
-    first, second = as_arrays(dataset)
-    assert (first["image_id"], second["image_id"]) == (0, 1)  # it has no ids
-    np.testing.assert_array_equal(first["image"], IMAGE)
-    np.testing.assert_allclose(first["boxes"], [[1, 2, 10, 4]], atol=1e-6)
-    np.testing.assert_array_equal(first["labels"], [1])
-    assert load_tfds(builder, "test", class_names=["a", "b"])[1] == ["a", "b"]
-    with pytest.raises(ValueError, match=r"the builder made has no split 'val', only \['test', 'train'\]"):
-        load_tfds(builder, "val")
-
-
-def test_a_builder_whose_ids_are_names(make_builder):
-    builder = make_builder(
-        lambda features: objects(features, **{"image/id": features.Text()}), [example(**{"image/id": "a"})]
-    )
-    assert as_arrays(load_tfds(builder)[0])[0]["image_id"] == 0
-
-
-def test_a_builder_without_data(make_builder):
-    with pytest.raises(ValueError, match=r"has no split 'train', only \[\]: is its data prepared"):
-        load_tfds(make_builder(objects, [], prepare=False))
-
-
-@pytest.mark.parametrize(
-    ("features", "more", "complaint"),
-    [
-        (
-            lambda f: {"image": f.Image(), "label": f.ClassLabel(names=NAMES)},
-            {"label": 1},
-            "no detection set: .*no 'objects'",
-        ),
-        (
-            lambda f: {"image": f.Image(), "objects": f.Sequence({"bbox": f.BBoxFeature(), "type": np.int64})},
-            {"objects": []},
-            "does not know its class names",
-        ),
-        (
-            lambda f: {"image": f.Image(), "objects": f.Sequence({"bbox": f.BBoxFeature(), "label": np.int64})},
-            {"objects": []},
-            "does not know its class names",
-        ),
-    ],
-    ids=["classification", "no labels", "no names"],
-)
-def test_a_builder_of_something_else(make_builder, features, more, complaint):
-    builder = make_builder(features, [{"image": IMAGE} | more])
-    with pytest.raises(ValueError, match=complaint):
-        load_tfds(builder)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "complaint"),
-    [
-        (tf.data.Dataset.from_tensors(IMAGE), "no detection set: its elements have no 'objects'"),
-        (tf.data.Dataset.from_tensors((IMAGE, 1)), "no detection set: its elements have no 'objects'"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "label": 1}), r"no 'objects', they are \['image', 'label'\]"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": 1}), "no detection set"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": {"bbox": BOXES}}), "elements have no 'label', only"),
-        (tf.data.Dataset.from_tensors(tfds_element()).batch(2), "images must be single"),
-    ],
-)
-def test_a_dataset_of_something_else(dataset, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        load_tfds(dataset, class_names=NAMES)
-
-
-def test_a_dataset_does_not_know_its_names():
-    dataset = tf.data.Dataset.from_tensors(tfds_element())
-    with pytest.raises(ValueError, match="give class_names, or the builder instead"):
-        load_tfds(dataset)
-    (record,) = as_arrays(load_tfds(dataset, class_names=NAMES)[0])
-    np.testing.assert_allclose(record["boxes"], [[1, 0, 10, 4]], atol=1e-6)
-    for source in ("coco/2017", [tfds_element()], None):
-        with pytest.raises(TypeError, match="source must be a builder"):
-            load_tfds(source)

@@ -1,4 +1,6 @@
 import io
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfdetr_keras.data import load_shapes, load_tfrecord, readable_errors, write_tfrecord
+from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
-from tfdetr_keras.data.tfrecord import LABEL_MAP, _read_label_map
+from tfdetr_keras.data.tfrecord import LABEL_MAP, OPEN_FILES, _read_label_map
 
 BUFFER = io.BytesIO()
 Image.new("RGB", (40, 20)).save(BUFFER, "PNG")
@@ -90,6 +93,45 @@ def test_a_list_of_files(write):
     assert ids(as_arrays(dataset)) == [0, 1, 2]  # each file once
 
 
+def test_a_path_that_exists_is_no_pattern(write, tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    for name in ("a[1]/t.tfrecord", "t?.tfrecord", "tx.tfrecord"):
+        file = write(example(image__source_id=[b"7"]), name=name, label_map="item { id: 2 name: 'dog' }")
+    (tmp_path / "a[1]" / LABEL_MAP).write_text("item { id: 2 name: 'dog' }")
+    assert ids(as_arrays(load_tfrecord(tmp_path / "a[1]/t.tfrecord")[0])) == [7]
+    assert ids(as_arrays(load_tfrecord(tmp_path / "t?.tfrecord")[0])) == [7]
+    file.with_name("t?.tfrecord").unlink()
+    assert ids(as_arrays(load_tfrecord(tmp_path / "t?.tfrecord")[0])) == [7]
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files as Linux tells them")
+def test_many_files_are_not_all_opened_at_once(write):
+    count, length = 5 * OPEN_FILES, 6  # long enough for a file to stay open
+    for number in range(count):
+        content = example(image__source_id=[str(number).encode()])
+        file = write(*[content] * length, name=f"{number:03d}.tfrecord")
+    before, most, found = open_files(), 0, []
+    for record in load_tfrecord(file.parent / "*", NAMES)[0].as_numpy_iterator():
+        found.append(int(record["image_id"]))
+        most = max(most, open_files() - before)
+    assert sorted(found) == sorted([*range(count)] * length)
+    assert most < 4 * OPEN_FILES  # TensorFlow opens twice as many ahead
+
+
+@pytest.mark.parametrize("shards", [OPEN_FILES, OPEN_FILES + 1])
+def test_the_order_comes_back_from_as_many_shards_as_are_open(tmp_path, shards):
+    dataset, names = load_shapes(2 * shards, size=(16, 16))
+    write_tfrecord(dataset, tmp_path, names, shards=shards)
+    found = ids(as_arrays(load_tfrecord(tmp_path / "set-*")[0]))
+    expected = [int(record["image_id"]) for record in dataset.as_numpy_iterator()]
+    assert (found == expected) == (shards <= OPEN_FILES)
+    assert sorted(found) == expected
+
+
 def test_what_an_example_may_leave_out(write):
     empty = {side: None for side in BOX}
     file = write(
@@ -103,23 +145,53 @@ def test_what_an_example_may_leave_out(write):
     np.testing.assert_array_equal(first["labels"], [1])
     np.testing.assert_allclose(first["area"], [200])
     assert second["boxes"].shape == (0, 4)
-    assert ids([first, second, third, fourth]) == [0, 1, 42, 3]
+    assert ids([first, second, third, fourth]) == [-1, -2, 42, -4]
     assert (fourth["area"], fourth["iscrowd"]) == (1.5, True)
 
 
+def test_image_ids_are_different_whatever_they_are_called(write):
+    names = [b"1", b"cat.jpg", b"", b"0", b"2", b"0012", b"1e3", b"9" * 19]
+    found = ids(as_arrays(load_tfrecord(write(*(example(image__source_id=[name]) for name in names)), NAMES)[0]))
+    assert found == [1, -2, -3, 0, 2, 12, -7, -8]
+
+
+def test_the_stated_size_tells_whether_boxes_are_for_pixels_as_stored_or_as_turned(write):
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    sizes = [(20, 40), (40, 20), (None, None), (20, None), (0, 0), (21, 40)]
+    stated = [
+        {"image__height": None if height is None else [height], "image__width": None if width is None else [width]}
+        for height, width in sizes
+    ]
+    file = write(*(example(image__encoded=[buffer.getvalue()], **size) for size in stated))
+    with pytest.raises(ValueError, match=r"record 5 \(image -6\) is 40 x 20 .* but its annotations are for 21 x 40"):
+        as_arrays(load_tfrecord(file, NAMES)[0])
+    dataset, _ = load_tfrecord(file, NAMES, on_error="skip")
+    stored, *turned = as_arrays(dataset)
+    np.testing.assert_array_equal(stored["image"], pixels)
+    np.testing.assert_allclose(stored["boxes"], [[10, 10, 30, 20]])
+    assert len(turned) == 4
+    for record in turned:
+        np.testing.assert_array_equal(record["image"], np.rot90(pixels, -1))
+        np.testing.assert_allclose(record["boxes"], [[5, 20, 15, 40]])
+    assert dataset.tally.counts() == {UNREADABLE: 1}
+
+
 FAULTS = [
-    (example(image__encoded=None), r"image 1 is not an image that can be read \(0 bytes\)", "unreadable images"),
-    (example(BOX | {"xmin": [0.1, 0.2]}), "image 1 has boxes of the shape", FAULTY_RECORDS),
-    (example(BOX | {"xmin": [0.1, 0.2, 0.3], "ymin": [], "xmax": []}), "image 1 has boxes of", FAULTY_RECORDS),
-    (example(image__object__class__label=[1, 2]), "image 1 has boxes of the shape .* but labels", FAULTY_RECORDS),
-    (example(image__object__class__label=None), "image 1 has boxes of the shape .* but labels", FAULTY_RECORDS),
-    (example(image__object__class__label=[3]), "image 1, object 0 has a label outside", "labels that are no class"),
-    (example(image__object__class__label=[0]), "image 1, object 0 has a label outside", "labels that are no class"),
-    (example(BOX | {"xmin": [0.8]}), "image 1, object 0 has a box with x2 < x1", "inverted boxes"),
-    (example(BOX | {"xmin": [float("nan")]}), "image 1, object 0 .*non-finite", "non-finite boxes"),
+    (example(image__encoded=None), r"is not an image that can be read \(0 bytes\)", "unreadable images"),
+    (example(BOX | {"xmin": [0.1, 0.2]}), "has boxes of the shape", FAULTY_RECORDS),
+    (example(BOX | {"xmin": [0.1, 0.2, 0.3], "ymin": [], "xmax": []}), "has boxes of", FAULTY_RECORDS),
+    (example(image__object__class__label=[1, 2]), "has boxes of the shape .* but labels", FAULTY_RECORDS),
+    (example(image__object__class__label=None), "has boxes of the shape .* but labels", FAULTY_RECORDS),
+    (example(image__object__class__label=[3]), "object 0 has a label outside", "labels that are no class"),
+    (example(image__object__class__label=[0]), "object 0 has a label outside", "labels that are no class"),
+    (example(BOX | {"xmin": [0.8]}), "object 0 has a box with x2 < x1", "inverted boxes"),
+    (example(BOX | {"xmin": [float("nan")]}), "object 0 .*non-finite", "non-finite boxes"),
     (
         example({side: values * 2 for side, values in BOX.items()}, image__object__class__label=[1]),
-        "image 1 has",
+        "has",
         FAULTY_RECORDS,
     ),
 ]
@@ -128,7 +200,7 @@ FAULTS = [
 @pytest.mark.parametrize(("bad", "complaint", "kind"), FAULTS)
 def test_a_bad_example_is_explained_or_skipped_and_counted(write, bad, complaint, kind):
     file = write(example(), bad, example())
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=rf"^record 1 \(image -2\),? {complaint}"):
         as_arrays(load_tfrecord(file, NAMES)[0])
     dataset, _ = load_tfrecord(file, NAMES, on_error="skip")
     records = as_arrays(dataset)
@@ -149,6 +221,42 @@ def test_a_damaged_file_is_no_silent_end(write):
         as_arrays(load_tfrecord(file, NAMES, on_error="skip")[0])
 
 
+def test_what_is_left_out_is_counted_though_image_ids_repeat(write):
+    bad = [example(image__source_id=[b"7"], image__object__class__label=[3])] * 3
+    dataset, _ = load_tfrecord(write(*bad), NAMES, on_error="skip")
+    as_arrays(dataset)
+    assert dataset.tally.counts() == {"labels that are no class": 3}
+
+
+def test_labels_by_name(write):
+    """Where an example has no numbers."""
+    two = {side: values * 2 for side, values in BOX.items()}
+    names = {"image__object__class__label": None, "image__object__class__text": [b"dog", b"cat"]}
+    column = {"image__object__area": [1.5, 2.5], "image__object__is_crowd": [1, 0]}
+    files = [
+        example(two, **names, **column),
+        example(two, **names | {"image__object__class__label": [1, 1]}),  # numbers go before names
+        example(image__object__class__label=None, image__object__class__text=[b"cow"]),
+    ]
+    dataset, _ = load_tfrecord(write(*files), NAMES, on_error="skip")
+    first, second, third = as_arrays(dataset)
+    np.testing.assert_array_equal(first["labels"], [1, 0])
+    np.testing.assert_array_equal(first["area"], [1.5, 2.5])
+    np.testing.assert_array_equal(first["iscrowd"], [True, False])
+    np.testing.assert_array_equal(second["labels"], [0, 0])
+    assert third["labels"].shape == (0,)
+    assert dataset.tally.counts() == {"labels that are no class": 1}
+
+
+@pytest.mark.parametrize("text", ["/m/0bt9lr", "dog"])
+def test_labels_by_any_name_of_a_label_map(write, text):
+    label_map = "item { id: 3 name: '/m/0bt9lr' display_name: 'dog' } item { id: 1 name: 'cat' }"
+    changes = {"image__object__class__label": None, "image__object__class__text": [text.encode()]}
+    dataset, names = load_tfrecord(write(example(**changes), label_map=label_map))
+    assert names == ["cat", "dog"]
+    assert as_arrays(dataset)[0]["labels"].tolist() == [1]
+
+
 def test_sparse_ids_of_a_label_map(write):
     label_map = "item {\n  id: 18\n  name: 'dog'\n}\nitem {\n  name: 'cat'\n  id: 2\n}\n"
     examples = [example(image__object__class__label=[number]) for number in (2, 18, 3)]
@@ -167,11 +275,19 @@ def test_sparse_ids_of_a_label_map(write):
         'item: { name: "/m/01yrx" id: 1 display_name: "cat" }\nitem: { name: "/m/0bt9lr" id: 2 display_name: "dog" }',
         b"\xef\xbb\xbfitem {\r\n  id: 1\r\n  name: 'cat'\r\n}\r\nitem {\r\n  id: 2\r\n  name: 'dog'\r\n}\r\n",
         "# the user's classes {\nitem {\n  # id: 7\n  id: 1\n  name: 'cat'\n}\nitem { id: 2 name: 'dog' }",
+        "# the user's\nitem { id: 1 name: 'cat' } # it's furry\nitem { # { id: 9\n id: 2 # dog's\n name: 'dog' } # }",
+        "item { id: 0 name: 'background' } item { id: 1 name: 'cat' } item { id: 2 name: 'dog' }",
+        "item { id: 0 name: '0' display_name: 'background' } item { id: 1 name: 'cat' } item { id: 2 name: 'dog' }",
         "item { id: 1 name: 'cat' keypoints { id: 5 label: 'nose' } keypoints { id: 6 } } item { id: 2 name: 'dog' }",
     ],
 )
 def test_label_maps_as_they_are_written(write, text):
     assert load_tfrecord(write(example(), label_map=text))[1] == ["cat", "dog"]
+
+
+def test_a_name_may_hold_a_number_sign(write):
+    text = "item { id: 1 name: 'C#' } item { id: 2 name: \"# it's\" } # 'C'"
+    assert load_tfrecord(write(example(), label_map=text))[1] == ["C#", "# it's"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +297,8 @@ def test_label_maps_as_they_are_written(write, text):
         ("cat\ndog\n", "is not a label map"),
         ("item { id: 1 name: 'cat' ", "is not a label map"),
         ("item { id: 1 name: 'cat' } item { id: 2 name: 'dog }", "is not a label map"),
-        ("item { id: 0 name: 'background' }", "an item needs an id from 1 on"),
+        ("item { id: 0 name: 'background' }", r"is not a label map: it has no item .* of a class"),
+        ("item { id: 0 name: 'cat' } item { id: 1 name: 'dog' }", "an item needs an id from 1 on"),
         ("item { name: 'cat' }", "an item needs an id from 1 on"),
         ("item { id: 1 }", "an item needs an id from 1 on that no other has, and a name"),
         ("item { id: 1 name: 'id: 2' } item { id: 1 name: 'b' }", "that no other has"),
@@ -201,7 +318,7 @@ NONE = load_shapes(1)[0].take(0)
 def test_a_label_map_holds_every_name(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("map")
     write_tfrecord(NONE, folder, names)
-    assert _read_label_map(folder / LABEL_MAP) == dict(enumerate(names, 1))
+    assert _read_label_map(folder / LABEL_MAP) == {number: (name,) for number, name in enumerate(names, 1)}
 
 
 def test_names_that_come_from_nowhere_or_two_places(write, tmp_path):

@@ -3,12 +3,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from tfdetr_keras.data import load_voc
 from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import MISSING
-from tfdetr_keras.data.voc import COUNTED_FROM_ZERO, FAULTY_FILES, UNKNOWN_CLASSES, WITHOUT_ANNOTATIONS
+from tfdetr_keras.data.voc import COUNTED_FROM_ZERO, FAULTY_FILES, SECOND_FILES, UNKNOWN_CLASSES, WITHOUT_ANNOTATIONS
 
 SIZE = "<size><width>40</width><height>20</height><depth>3</depth></size>"
 
@@ -35,6 +35,7 @@ def write(tmp_path):
             (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
             Image.new("RGB", (40, 20)).save(tmp_path / "images" / name)
         for name, text in pages.items():
+            (tmp_path / "labels" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "labels" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         return tmp_path / "images", tmp_path / "labels"
 
@@ -144,6 +145,65 @@ def test_annotations_beside_their_images(write):
     for file in labels.iterdir():
         file.rename(images / file.name)
     assert len(as_arrays(load_voc(images, images)[0])) == 2
+
+
+def widths(dataset):
+    return [int(record["orig_size"][1]) for record in as_arrays(dataset)]
+
+
+def test_subfolders(write, tmp_path):
+    """Alike names in two of them are kept apart; one is a link, and a link back up ends."""
+    pages = {"c.xml": page("c", "", thing() * 3), "y/1.xml": page("1.png", ""), "x/1.xml": page("old.png", "")}
+    images, labels = write(pages, ["deep/c.png", "x/1.png", "y/1.png", "y/old.png"])
+    for folder in (images, labels):
+        (folder / "y").rename(tmp_path / f"{folder.name} elsewhere")
+        (folder / "y").symlink_to(tmp_path / f"{folder.name} elsewhere")
+        (folder / "y" / "loop").symlink_to(folder)
+    for name, width in {"deep/c": 50, "x/1": 60, "y/1": 70}.items():
+        Image.new("RGB", (width, 20)).save(images / f"{name}.png")
+    dataset, _ = load_voc(images, labels)
+    assert widths(dataset) == [50, 60, 70]
+    assert dataset.tally.counts() == {WITHOUT_ANNOTATIONS: 1}
+    (tmp_path / "set.txt").write_text("y/1\nc")
+    assert widths(load_voc(images, labels, tmp_path / "set.txt")[0]) == [70, 50]
+
+
+def test_an_image_in_one_of_many_folders(write):
+    """Only one that is not beside its file and not alone of its name is not known."""
+    folders = write({"a.xml": page(), "b.xml": page("b")}, ["x/a.png", "x/a.jpg", "y/b.png"])
+    assert len(as_arrays(load_voc(*folders)[0])) == 2
+    write({}, ["y/a.png"])
+    with pytest.raises(ValueError, match=r"a\.xml does not tell which image it is for: .*x/a\.png, .*y/a\.png"):
+        load_voc(*folders)
+    assert load_voc(*folders, on_error="skip")[0].tally.counts() == {FAULTY_FILES: 1, WITHOUT_ANNOTATIONS: 3}
+
+
+def test_two_annotation_files_of_one_image(write, tmp_path):
+    """a.png was b.png once, and its file still says so; it is in the way of b's, which comes later."""
+    folders = write({"a.xml": page("b.png", objects=thing() * 3), "b.xml": page("b.png")})
+    with pytest.raises(ValueError, match=r"labels/a\.xml names the image of .*labels/b\.xml, .*images/b\.png; correct"):
+        load_voc(*folders)
+    dataset, _ = load_voc(*folders, on_error="skip")
+    assert dataset.tally.counts() == {SECOND_FILES: 1}
+    assert [len(record["labels"]) for record in as_arrays(dataset)] == [1]
+    (tmp_path / "set.txt").write_text("b\nb")  # to see it twice is the list's wish
+    assert len(as_arrays(load_voc(*folders, tmp_path / "set.txt")[0])) == 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("height", [20, 40])
+def test_without_a_size_pixels_are_upright(write, orientation, height):
+    """Even where turning them does not change the size."""
+    images, labels = write({"a.xml": page(size="", objects=thing(xmin=15, xmax=60, ymax=60))}, ["a.png"])
+    stored = np.random.default_rng(0).integers(0, 256, (height, 40, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(stored).save(images / "a.png", exif=exif)
+    (record,) = as_arrays(load_voc(images, labels)[0])
+    with Image.open(images / "a.png") as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(record["image"], upright)
+    np.testing.assert_array_equal(record["boxes"], [[14, 3, upright.shape[1], upright.shape[0]]])
 
 
 @pytest.mark.parametrize("size", ["", "<size/>", SIZE.replace("40", "0"), SIZE.replace("20", "")])

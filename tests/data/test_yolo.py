@@ -64,6 +64,24 @@ def test_polygons_become_their_boxes(write):
     np.testing.assert_array_equal(record["boxes"], [[10, 10, 30, 20]])
 
 
+@pytest.mark.parametrize(
+    ("shape", "rest"), [("[2, 3]", " 0.1 0.2 2 0.9 0.8 0"), ("[3, 2]", " 0 0 0.9 0.8 1 1"), ("[1, 2]", " 0.9 0.9")]
+)
+def test_keypoints_are_no_polygon(write, shape, rest):
+    files = {"images/a.png": Image, "data.yaml": f"train: images\nnames: [cat, dog]\nkpt_shape: {shape}"}
+    (record,) = as_arrays(load_yolo(write(**files, **{"labels/a.txt": LINE + rest}))[0])
+    np.testing.assert_allclose(record["boxes"], [BOX])
+    for faulty in (LINE, f"{LINE}{rest} 0.5", f"{LINE}{rest} 0.5 0.5", "0 0.25 0.5 0.75 0.5 0.5 1.0 0.5 0.5"):
+        folder = write(**{"labels/a.txt": f"{LINE}{rest}\n{faulty}"})
+        with pytest.raises(
+            ValueError, match=r"a\.txt, line 2: .* is not class cx cy w h and the \d numbers of kpt_shape"
+        ):
+            load_yolo(folder)
+        dataset, _ = load_yolo(folder, on_error="skip")
+        assert dataset.tally.counts() == {FAULTY_LINES: 1}
+        np.testing.assert_allclose(as_arrays(dataset)[0]["boxes"], [BOX])
+
+
 SET = {"images/a.png": Image, "labels/a.txt": LINE}
 
 
@@ -126,16 +144,61 @@ def test_an_export_that_looks_beside_its_folder(write):
             "valid/labels/b.txt": LINE,
         }
     )
-    for split in ("train", "val"):
+    for split in ("train", "val", "valid"):
         assert len(as_arrays(load_yolo(folder, split)[0])) == 1
+    with pytest.raises(ValueError, match=r"has no split 'test'; its splits are: train, val, valid$"):
+        load_yolo(folder, "test")
 
 
 def test_splits_without_a_yaml_file(write):
     folder = write(**{"images/val/a.png": Image, "labels/val/a.txt": LINE, "images/b.png": Image})
     assert len(as_arrays(load_yolo(folder, "val", ["cat", "dog"])[0])) == 1
     assert len(as_arrays(load_yolo(folder, class_names=["cat", "dog"])[0])) == 2
-    with pytest.raises(ValueError, match="has no split 'test'"):
+    with pytest.raises(ValueError, match=r"has no split 'test'; its splits are: val$"):
         load_yolo(folder, "test", ["cat", "dog"])
+
+
+def test_splits_with_folders_of_their_own(write):
+    folder = write(
+        **{
+            "train/images/a.png": Image,
+            "train/labels/a.txt": LINE,
+            "valid/images/b.png": Image,
+            "valid/images/c.png": Image,
+            "valid/labels/b.txt": LINE,
+            "classes.txt": "cat\ndog",
+            "notes/a.txt": "no split",
+        }
+    )
+    for split, count in {"train": 1, "valid": 2, "val": 2}.items():
+        dataset, names = load_yolo(folder, split)
+        assert [record["labels"].tolist() for record in as_arrays(dataset)] == [[1], []][:count]
+        assert names == ["cat", "dog"]
+    for split, missing in {"test": "split 'test'", None: "folder images"}.items():
+        with pytest.raises(ValueError, match=f"has no {missing}; its splits are: train, valid$"):
+            load_yolo(folder, split)
+
+
+def test_val_and_valid_are_two_where_both_are_there(write):
+    files = {f"images/{split}/{split}.png": Image for split in ("val", "valid")}
+    folder = write(**files, **{"labels/val/val.txt": LINE, "labels/valid/valid.txt": f"{LINE}\n{LINE}"})
+    for split, count in {"val": 1, "valid": 2}.items():
+        (record,) = as_arrays(load_yolo(folder, split, ["cat", "dog"])[0])
+        assert len(record["labels"]) == count
+
+
+def test_linked_folders(write):
+    """Images and labels elsewhere belong to the set; a link back up does not repeat it for ever."""
+    folder = write(**{f"set/{name}": content for name, content in SET.items()}) / "set"
+    write(**{"elsewhere/b.png": Image, "texts/b.txt": f"{LINE}\n{LINE}"})
+    for place, target in {"images/extra": "elsewhere", "labels/extra": "texts", "images/loop": "set/images"}.items():
+        (folder / place).symlink_to(folder.parent / target)
+    (folder.parent / "elsewhere/back").symlink_to(folder / "images")
+    dataset, _ = load_yolo(folder, class_names=["cat", "dog"])
+    assert [len(record["labels"]) for record in as_arrays(dataset)] == [1, 2]
+    write(**{"texts/stray.txt": LINE})
+    with pytest.raises(ValueError, match=r"labels/extra/stray\.txt is the label file of no image"):
+        load_yolo(folder, class_names=["cat", "dog"])
 
 
 def test_a_split_by_list_is_not_disturbed_by_the_others(write):
@@ -260,6 +323,13 @@ def test_a_listed_image_that_is_missing(write):
         ({"data.yaml": b"names: [gr\xf6\xdfe]"}, r"data\.yaml is not UTF-8 text"),
         ({"data.yaml": ""}, r"data\.yaml does not describe a set"),
         ({"data.yaml": "- cat"}, r"data\.yaml does not describe a set"),
+        *(
+            (
+                {"data.yaml": f"names: [a, b]\nkpt_shape: {shape}"},
+                r"data\.yaml: kpt_shape must be \[number of keypoints",
+            )
+            for shape in ("17", "[17]", "[17, 4]", "[0, 3]", "[-1, 2]", "[a, 3]", "[1.5, 2]", "[2, 3, 3]", "{a: b}")
+        ),
         ({"data.yaml": "train: photos\nnames: [cat]"}, "names photos, which does not exist"),
         ({"data.yaml": "train: 5\nnames: [cat]"}, "names 5, which does not exist"),
         ({"data.yaml": "train: {a: b}\nnames: [cat]"}, "which does not exist"),
@@ -278,7 +348,7 @@ def test_a_bad_description(write, files, complaint):
 def test_nothing_to_read(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         load_yolo(tmp_path / "lost")
-    with pytest.raises(ValueError, match="has no folder images"):
+    with pytest.raises(ValueError, match="has no folder images; its splits are: none"):
         load_yolo(tmp_path, class_names=["cat"])
 
 

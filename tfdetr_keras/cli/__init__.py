@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
+import re
 import sys
 
+import tensorflow as tf
+
 from tfdetr_keras.cli import demo, inspect_data
+
+# Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
+_GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,10 +27,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
     options = parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's remarks on the CPU it runs on
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return options.run(options)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except tf.errors.OpError as error:  # such as a damaged TFRecord file
+        message = " ".join(_GRAPH_PLACES.sub("", error.message).split())
+    print(f"error: {message}", file=sys.stderr)
+    return 2

@@ -5,7 +5,8 @@ from tfdetr_keras.data.coco import coco_category_ids, load_coco
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.shapes import SHAPES, load_shapes
 from tfdetr_keras.data.summary import summarize
-from tfdetr_keras.data.tensors import from_dataset, load_tfds
+from tfdetr_keras.data.tensors import from_dataset
+from tfdetr_keras.data.tfds import load_tfds
 from tfdetr_keras.data.tfrecord import load_tfrecord, write_tfrecord
 from tfdetr_keras.data.voc import load_voc
 from tfdetr_keras.data.yolo import load_yolo

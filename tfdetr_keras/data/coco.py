@@ -1,7 +1,6 @@
 """Reads COCO's instances format: a folder of images and one JSON file of annotations."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from tfdetr_keras.data.files import ImageFiles, Objects, place_in, read_files
 from tfdetr_keras.data.segmentations import is_number, is_whole, rasterise, segmentation_complaint
 
 UNUSED_NAME = "N/A"  # the class name of an id that COCO does not use
+MAX_AREA = 2.0**62  # pixels², of the largest image that could be described
 FAULTY_ANNOTATIONS = "annotations that cannot be read"
 UNKNOWN_IMAGES = "annotations of unknown images"
 UNKNOWN_CATEGORIES = "annotations of unknown categories"
@@ -42,8 +42,8 @@ def load_coco(
         category_ids: "contiguous" numbers the categories 0 .. K - 1 in the order of their ids, and
             `coco_category_ids` leads back; "original" keeps the ids as labels, as the published COCO weights do, and
             names the gaps "N/A".
-        masks: whether records have `masks`, from the polygons and run lengths of `segmentation`; an object without
-            has an empty mask and is counted.
+        masks: whether records have `masks`, from the polygons and run lengths of `segmentation`, which are then kept
+            in memory, some 500 bytes an object; an object without has an empty mask and is counted.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -61,7 +61,7 @@ def load_coco(
     labels, class_names = _label_table(content["categories"], category_ids, annotations)
     files = _image_files(content["images"], images, annotations)
     objects = _objects(content["annotations"], files, labels, masks, annotations, border)
-    return read_files(files, objects, border, rasterise=rasterise if masks else None), class_names
+    return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
@@ -173,10 +173,12 @@ def _objects(
     areas = [
         area if entry.get("area") is None else entry["area"] for (_, entry), area in zip(sound, box_areas, strict=True)
     ]
-    segmentations = [entry.get("segmentation") for _, entry in sound]
+    segmentations: list[bytes] = []
     if masks:
+        # As text again: lists of numbers take several times the memory.
+        segmentations = [json.dumps(entry.get("segmentation")).encode() for _, entry in sound]
         for row in np.flatnonzero(kept).tolist():
-            if not segmentations[row]:
+            if not sound[row][1].get("segmentation"):
                 border.tally.add(WITHOUT_MASK, describe(row))
     return Objects(
         image=image,
@@ -186,6 +188,10 @@ def _objects(
         area=np.array(areas, np.float32),
         segmentations=segmentations if masks else None,
     ).rows(kept)
+
+
+def _rasterise(segmentation: bytes, height: int, width: int) -> np.ndarray:
+    return rasterise(json.loads(segmentation), height, width)
 
 
 def _fault(
@@ -201,8 +207,8 @@ def _fault(
             return kind, f"has {key} {value!r}, which is not listed"
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
         return FAULTY_ANNOTATIONS, f"has the bbox {bbox}, not [x, y, width, height]"
-    if area is not None and not (is_number(area) and math.isfinite(area)):
-        return FAULTY_ANNOTATIONS, f"has the area {area!r}, not a number"
+    if area is not None and not (is_number(area) and 0 <= area <= MAX_AREA):
+        return FAULTY_ANNOTATIONS, f"has the area {area!r}, not a number of pixels"
     if iscrowd not in (None, 0, 1):
         return FAULTY_ANNOTATIONS, f"has iscrowd {iscrowd!r}, not 0 or 1"
     annotation_id = entry.get("id")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border
+from tfdetr_keras.data.border import EMPTY_BOX, Border
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 UNREADABLE = "unreadable images"
 MISSING = "missing images"
+WITHOUT_BOXES = "sets of which no box is left"
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 UNKNOWN_SIZE = (-1, -1)
 FAULTY_MASKS = "segmentations that cannot be read"
@@ -93,7 +94,7 @@ def read_files(
         A dataset of records; an image that cannot be read is an error while iterating that names the file, or left out.
 
     Raises:
-        ValueError: no images, or a missing one, where that is an error.
+        ValueError: no images; and, where these are errors, a missing one, or boxes of which none is inside its image.
     """
     present = np.array([os.path.isfile(path) for path in files.paths], bool)
     for place in np.flatnonzero(~present).tolist():
@@ -103,6 +104,10 @@ def read_files(
         )
     if not present.any():
         raise ValueError("the set is empty: it has no image that could be read")
+    if not len(objects.labels) and (empty := border.tally.counts().get(EMPTY_BOX)):
+        example = border.tally.descriptions(EMPTY_BOX)[0]
+        remedy = "are relative boxes taken for pixels, or pixels for relative boxes?"
+        border.refuse(WITHOUT_BOXES, f"none of {empty} boxes has an area inside its image, e.g. {example}", remedy)
     objects = objects.rows(np.argsort(objects.image, kind="stable"))
     bounds = np.searchsorted(objects.image, np.arange(len(present) + 1))
     entries = {
@@ -173,6 +178,18 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files of a folder and its subfolders, in any order; links are followed, but not back to a folder `above`."""
+    place = folder.resolve()
+    if place in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from files_below(path, above | {place})
+        else:
+            yield path
 
 
 def place_in(folder: Path, name: str) -> Path:

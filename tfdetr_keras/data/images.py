@@ -50,6 +50,18 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndar
     return pixels
 
 
+def stored_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of the pixels as an image file stores them, from its header; None if it has none.
+
+    With this size, `decode_image` turns nothing.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except Exception:  # as above; the error comes with the pixels
+        return None
+
+
 def upright_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of what `decode_image` makes of a file without a size, from its header; None if it has none."""
     try:

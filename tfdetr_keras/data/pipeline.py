@@ -1,7 +1,8 @@
 """From a dataset of records to what `Model.fit` takes, in one call."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ from tfdetr_keras.data.batching import Batch, BoxReference, Canvas, encode, pad_
 from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.recipes import RECIPES, Augmentation, evaluation
-from tfdetr_keras.data.record import READABLE, Reader, Record, reader_of
+from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, reader_of
 from tfdetr_keras.data.sizes import Resize, SizeRule, buckets
 
 # Records to shuffle from where they cannot all be held: images take most of the memory, about 1 MB each.
@@ -87,7 +88,8 @@ def prepare(
         tf.errors.InvalidArgumentError: while iterating, for an image larger than `pad_to` or with more objects than
             `max_boxes`; names its id (`readable_errors` turns it into a `ValueError`).
     """
-    _check_arguments(batch_size, size, pad_to, max_boxes, augmentation, shard, size_rule, box_reference)
+    _check_dataset(dataset)
+    _check_arguments(batch_size, size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, size_rule, box_reference)
     resize = Resize(*size, size_rule, strict=pad_to is not None)
     reader = reader_of(dataset) or _as_read(dataset)
     if training:
@@ -117,8 +119,25 @@ def prepare(
     records = reader.records(entries, deterministic)
     examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
     canvases = buckets(size) if isinstance(pad_to, str) else pad_to
-    batches = pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference)
+
+
+def _check_dataset(dataset: Any) -> None:
+    if isinstance(dataset, tuple):
+        raise ValueError("dataset is a tuple: readers return the records and the class names, give the records alone")
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ValueError(f"dataset must be a tf.data.Dataset of records, not {type(dataset).__name__}")
+    spec = dataset.element_spec
+    if missing := [key for key in RECORD_SPEC if not isinstance(spec, Mapping) or key not in spec]:
+        found = sorted(spec) if isinstance(spec, Mapping) else spec
+        raise ValueError(
+            f"the dataset's elements are no records, {', '.join(missing)} is missing, they are {found}: make records "
+            "with td.data.from_dataset"
+        )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(side, Integral) for side in value)
 
 
 def _check_arguments(
@@ -127,15 +146,20 @@ def _check_arguments(
     pad_to: Any,
     max_boxes: int | None,
     augmentation: Any,
+    shuffle_buffer: int | None,
     shard: tuple[int, int],
     size_rule: str,
     box_reference: str,
 ) -> None:
     if batch_size < 1 or (max_boxes is not None and max_boxes < 1):
         raise ValueError(f"batch_size and max_boxes must be at least 1, not {batch_size} and {max_boxes}")
-    if not 1 <= size[0] <= size[1]:
+    if shuffle_buffer is not None and shuffle_buffer < 1:
+        raise ValueError(f"shuffle_buffer must be at least 1, not {shuffle_buffer}")
+    if not _is_pair(size) or not 1 <= size[0] <= size[1]:
         raise ValueError(f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {size}")
-    if isinstance(pad_to, str) and pad_to != "buckets":
+    canvases = [pad_to] if _is_pair(pad_to) else pad_to
+    listed = isinstance(canvases, (tuple, list)) and len(canvases) > 0 and all(map(_is_pair, canvases))
+    if pad_to is not None and pad_to != "buckets" and not listed:
         raise ValueError(f'pad_to must be None, (height, width), a list of these, or "buckets", not {pad_to!r}')
     if isinstance(augmentation, str) and augmentation not in RECIPES:
         raise ValueError(f"augmentation must be one of {tuple(RECIPES)} or a function, not {augmentation!r}")

@@ -12,7 +12,7 @@ from tfdetr_keras.data.border import OnError
 from tfdetr_keras.data.coco import load_coco
 from tfdetr_keras.data.files import read_text
 from tfdetr_keras.data.shapes import load_shapes
-from tfdetr_keras.data.tensors import load_tfds
+from tfdetr_keras.data.tfds import load_tfds
 from tfdetr_keras.data.tfrecord import load_tfrecord
 from tfdetr_keras.data.voc import load_voc
 from tfdetr_keras.data.yolo import load_yolo

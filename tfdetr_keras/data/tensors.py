@@ -1,4 +1,4 @@
-"""Records from any `tf.data.Dataset` whose elements hold an image and its boxes, TensorFlow Datasets' included."""
+"""Records from any `tf.data.Dataset` whose elements hold an image and its boxes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with
 
 FAULTY_RECORDS = "records whose fields do not fit together"
 REQUIRED_FIELDS = ("image", "boxes", "labels")
-OPTIONAL_FIELDS = ("image_id", "iscrowd", "area")
-# TensorFlow Datasets' names for object detection.
-TFDS_FIELDS = {"image": "image", "boxes": "objects/bbox", "labels": "objects/label"}
-TFDS_OPTIONAL_FIELDS = {"image_id": "image/id", "iscrowd": "objects/is_crowd", "area": "objects/area"}
+OPTIONAL_FIELDS = ("image_id", "size", "iscrowd", "area")
 
 Fields = Mapping[str, str | Callable[[Any], tf.Tensor]]
 
@@ -36,12 +33,14 @@ def from_dataset(
     """Makes records of a dataset of your own.
 
     Args:
-        dataset: of single images, not batched.
+        dataset: of single images, not batched, in the same order each time: a fault is counted by its place.
         fields: where a record's parts are found in an element: `{"image": …, "boxes": …, "labels": …}`, optionally also
-            `"image_id"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested dicts, or a function of
-            the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the bytes of an image file;
-            labels are whole numbers from 0 on or names out of `class_names`, image ids whole numbers; an area below 0
-            is one that is not known.
+            `"image_id"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested dicts, or a
+            function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the bytes of an
+            image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole numbers. The
+            size is the (height, width) that an image file's annotations are for, which tells whether they belong to the
+            pixels as stored or as turned upright; (0, 0) where it is not known, and then to the upright ones. An area
+            below 0 or not finite is one that is not known.
         class_names: name of each label.
         box_format: "xyxy", "xywh", "cxcywh" or "yxyx".
         relative: whether boxes are relative to the image (0 .. 1) rather than in pixels.
@@ -54,8 +53,8 @@ def from_dataset(
     Raises:
         TypeError: not a dataset.
         ValueError: a place that the elements do not have, fields of another type, unknown fields or box formats; while
-            iterating, unless skipped: an image that cannot be read, boxes and labels that do not fit together, a label
-            that is no class, a non-finite or inverted box.
+            iterating, unless skipped: an image that cannot be read or is of another size, boxes and labels that do not
+            fit together, a label that is no class, a non-finite or inverted box.
     """
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(f"dataset must be a tf.data.Dataset, not {type(dataset).__name__}")
@@ -70,27 +69,28 @@ def from_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
-        found = {key: _of_kind(_dense(_field(entry["element"], field)), key) for key, field in fields.items()}
+        found = {key: _of_kind(_dense(part_of(entry["element"], field)), key) for key, field in fields.items()}
         image_id = tf.cast(found.get("image_id", entry["place"]), tf.int64)
-        image, readable = _pixels(found["image"], image_id, border)
+        name = _name(entry["place"], found.get("image_id"))
+        image, readable = _pixels(found["image"], found.get("size"), name, border)
         size = tf.shape(image)[:2]
         labels = found["labels"]
-        tensors = [image_id, size, readable, found["boxes"], labels]
+        tensors = [name, size, readable, found["boxes"], labels]
         tensors += [tf.cast(found["iscrowd"], tf.bool)] if "iscrowd" in found else []
         tensors += [tf.cast(found["area"], tf.float32)] if "area" in found else []
 
-        def admit(image_id: Any, size: np.ndarray, readable: Any, boxes: np.ndarray, labels: Any, *more: Any) -> Any:
+        def admit(name: bytes, size: np.ndarray, readable: Any, boxes: np.ndarray, labels: Any, *more: Any) -> Any:
             rest = list(more)
             columns = {"labels": labels}
             columns |= {key: rest.pop(0) for key in ("iscrowd", "area") if key in found}
             sound = bool(readable)
             if sound and (complaint := _misfit(size, boxes, columns)):
-                border.refuse(FAULTY_RECORDS, f"image {image_id} {complaint}")
+                border.refuse(FAULTY_RECORDS, f"{name.decode()} {complaint}")
                 sound = False
             if not sound:
                 boxes, columns = boxes[:0].reshape(0, 4), {key: column[:0] for key, column in columns.items()}
             corners = to_xyxy(boxes, box_format, size if relative else None)
-            return *_admitted(border, int(image_id), size, corners, columns, names), np.bool_(sound)
+            return *_admitted(border, name.decode(), size, corners, columns, names), np.bool_(sound)
 
         dtypes = [RECORD_SPEC[key].dtype for key in ("boxes", "labels", "iscrowd", "area")] + [tf.bool]
         boxes, labels, iscrowd, area, sound = host_function(admit, tensors, dtypes)
@@ -103,72 +103,7 @@ def from_dataset(
     return Reader(entries, read, border, entries_are_small=False).dataset(), names
 
 
-def load_tfds(
-    source: Any,
-    split: str = "train",
-    class_names: Sequence[str] | None = None,
-    on_error: OnError = "raise",
-) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set of TensorFlow Datasets.
-
-    Args:
-        source: a builder whose data is prepared, or a dataset (not batched) of
-            `{"image": …, "objects": {"bbox": …, "label": …}}` with boxes (ymin, xmin, ymax, xmax) relative to the
-            image; `"image/id"`, if it is a number, and the objects' `"is_crowd"` and `"area"` are used where they are
-            there. A builder's images are decoded here, in parallel.
-        split: of the builder, also in parts ("train[:10%]").
-        class_names: name of each label; by default the builder's. A dataset does not know them.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
-
-    Returns:
-        A dataset of records (see `tfdetr_keras.data.record`) and the class names.
-
-    Raises:
-        TypeError: neither builder nor dataset.
-        ValueError: a builder without data or without that split, elements without `objects`, no class names; while
-            iterating, unless skipped: as `from_dataset`.
-    """
-    if isinstance(source, tf.data.Dataset):
-        dataset = source
-    elif not hasattr(source, "as_dataset"):
-        raise TypeError(f"source must be a builder (tfds.builder(…)) or a tf.data.Dataset, not {source!r:.100}")
-    else:
-        dataset, class_names = _built(source, split, class_names)
-    spec = dataset.element_spec
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("objects"), Mapping):
-        found = sorted(spec) if isinstance(spec, Mapping) else spec
-        raise ValueError(f"this is no detection set: its elements have no 'objects', they are {found}")
-    if class_names is None:
-        raise ValueError("a dataset does not know its class names: give class_names, or the builder instead")
-    optional = {key: place for key, place in TFDS_OPTIONAL_FIELDS.items() if _has_number(spec, place)}
-    return from_dataset(dataset, TFDS_FIELDS | optional, class_names, "yxyx", relative=True, on_error=on_error)
-
-
-def _built(builder: Any, split: str, class_names: Sequence[str] | None) -> tuple[tf.data.Dataset, Sequence[str] | None]:
-    import tensorflow_datasets as tfds
-
-    features, splits = builder.info.features, builder.info.splits or {}
-    if class_names is None and "objects" in features:
-        objects = getattr(features["objects"], "feature", {})
-        class_names = getattr(objects["label"], "names", None) if "label" in objects else None
-    decoders = {"image": tfds.decode.SkipDecoding()} if "image" in features else None
-    try:
-        return builder.as_dataset(split=split, decoders=decoders, shuffle_files=False), class_names
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"the builder {builder.info.name} has no split {split!r}, only {sorted(splits)}: "
-            "is its data prepared (download_and_prepare)?"
-        ) from error
-
-
-def _has_number(spec: Any, place: str) -> bool:
-    try:
-        return _field(spec, place).dtype != tf.string
-    except ValueError:
-        return False
-
-
-def _field(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
+def part_of(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
     """The part of an element that a field names; a name with a slash may itself be a key."""
     if callable(place):
         return place(element)
@@ -176,7 +111,7 @@ def _field(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
     if isinstance(element, Mapping) and place in element:
         return element[place]
     if isinstance(element, Mapping) and outer in element and inner:
-        return _field(element[outer], inner)
+        return part_of(element[outer], inner)
     found = sorted(element) if isinstance(element, Mapping) else type(element).__name__
     raise ValueError(f"elements have no {place!r}, only {found}")
 
@@ -194,6 +129,7 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
         "boxes": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
         "labels": (field.dtype.is_integer or field.dtype == tf.string, "whole numbers or names"),
         "image_id": (field.dtype.is_integer, "whole numbers"),
+        "size": (field.dtype.is_integer, "whole numbers"),
         "iscrowd": (field.dtype.is_bool or field.dtype.is_integer, "true or false"),
         "area": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
     }[key]
@@ -202,27 +138,53 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
     return field
 
 
-def _pixels(image: tf.Tensor, image_id: tf.Tensor, border: Border) -> tuple[tf.Tensor, tf.Tensor]:
+def _name(place: tf.Tensor, image_id: tf.Tensor | None) -> tf.Tensor:
+    """What messages call a record: by its place too, as image ids may repeat."""
+    image = tf.strings.join(["image ", tf.strings.as_string(place if image_id is None else image_id)])
+    return image if image_id is None else tf.strings.join(["record ", tf.strings.as_string(place), " (", image, ")"])
+
+
+def _pixels(image: tf.Tensor, size: tf.Tensor | None, name: tf.Tensor, border: Border) -> tuple[tf.Tensor, tf.Tensor]:
     """RGB pixels of a tensor of pixels or of a file's bytes, and whether they could be read."""
     if image.dtype == tf.string:
         if image.shape.rank not in (None, 0):
             raise ValueError(f"the elements must be single images, not batches of shape {tuple(image.shape)}")
-
-        def decode(content: bytes, image_id: np.ndarray) -> tuple[np.ndarray, np.bool_]:
-            try:
-                return decode_image(content), np.True_
-            except ValueError as error:
-                border.refuse(UNREADABLE, f"image {image_id} {error}")
-                return np.zeros((1, 1, 3), np.uint8), np.False_
-
-        return host_function(decode, [image, image_id], [tf.uint8, tf.bool])
-    if image.shape.rank == 2:
-        image = image[..., None]
+        size = tf.zeros(2, tf.int64) if size is None else tf.ensure_shape(size, (2,))
+        return _converted(_decoded, [image, size], name, border)
+    if size is not None:
+        raise ValueError("the field 'size' tells how an image file is to be turned, but the images are pixels")
+    image = image[..., None] if image.shape.rank == 2 else image
     if image.shape.rank not in (None, 3) or image.shape[-1] not in (None, 1, 3, 4):
         raise ValueError(f"images must be single, (height, width, 1, 3 or 4 channels), not {tuple(image.shape)}")
-    image = tf.ensure_shape(image, (None, None, image.shape[-1]))
-    image = tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
-    return image, tf.constant(True)
+    if image.shape[-1] is None:
+        return _converted(_rgb, [image], name, border)
+    return tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3], tf.constant(True)
+
+
+def _converted(
+    convert: Callable[..., np.ndarray], inputs: Sequence[tf.Tensor], name: tf.Tensor, border: Border
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a function of arrays makes of an image, and whether it could: a ValueError tells why not."""
+
+    def call(name: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
+        try:
+            return convert(*arrays), np.True_
+        except ValueError as error:
+            border.refuse(UNREADABLE, f"{name.decode()} {error}")
+            return np.zeros((1, 1, 3), np.uint8), np.False_
+
+    return host_function(call, [name, *inputs], [tf.uint8, tf.bool])
+
+
+def _decoded(content: bytes, size: np.ndarray) -> np.ndarray:
+    return decode_image(content, tuple(size.tolist()) if min(size) > 0 else None)
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    image = pixels[..., None] if pixels.ndim == 2 else pixels
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise ValueError(f"has the shape {pixels.shape}, not (height, width, 1, 3 or 4 channels)")
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
 
 
 def _misfit(size: np.ndarray, boxes: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
@@ -239,7 +201,7 @@ def _misfit(size: np.ndarray, boxes: np.ndarray, columns: Mapping[str, np.ndarra
 
 def _admitted(
     border: Border,
-    image_id: int,
+    name: str,
     size: np.ndarray,
     boxes: np.ndarray,
     columns: Mapping[str, np.ndarray],
@@ -247,7 +209,7 @@ def _admitted(
 ) -> tuple[np.ndarray, ...]:
     """The columns of the objects that can be used: boxes, labels, iscrowd, area."""
     labels = columns["labels"]
-    described = [f"image {image_id}, object {row}" for row in range(len(labels))]
+    described = [f"{name}, object {row}" for row in range(len(labels))]
     if labels.dtype.kind in "SO":
         names = [bytes(name).decode("utf-8", "backslashreplace") for name in labels]
         described = [f"{text} ({name!r})" for text, name in zip(described, names, strict=True)]
@@ -257,5 +219,5 @@ def _admitted(
     box_area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     iscrowd = columns.get("iscrowd", np.zeros(len(kept), bool))
     area = columns.get("area", box_area)
-    area = np.where(area < 0, box_area, area).astype(np.float32)
+    area = np.where(np.isfinite(area) & (area >= 0), area, box_area).astype(np.float32)
     return corners[kept], labels[kept].astype(np.int32), iscrowd[kept], area[kept]

@@ -20,9 +20,13 @@ from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.tensors import from_dataset
 
 LABEL_MAP = "label_map.pbtxt"
+# Files that are read at the same time. TensorFlow opens twice as many ahead; often no more than 1024 may be open, on
+# macOS 256.
+OPEN_FILES = 64
+BACKGROUND = "background"  # the one name that the API's label maps may have for the id 0
 _SIDES = ("ymin", "xmin", "ymax", "xmax")
 _TEXT = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
+_TEXT_OR_COMMENT = re.compile(rf"{_TEXT}|#.*")
 _NESTED = r"\{[^{}]*\}"  # e.g. keypoints
 _ITEM = re.compile(rf"item\s*:?\s*\{{((?:[^{{}}\"']|{_TEXT}|{_NESTED})*)\}}")
 _ID = re.compile(r"\bid\s*:\s*(\d+)")
@@ -34,8 +38,8 @@ def write_tfrecord(
 ) -> int:
     """Writes a dataset of records as TFRecord files with a label map, so that `load_tfrecord` gives it back.
 
-    Images are stored as PNG, that is, without loss. Records go to the files in turn, one by one. A file has its name
-    only once it is whole.
+    Images are stored as PNG, that is, without loss. Records go to the files in turn, one by one, and come back
+    in their order from up to 64 files. A file has its name only once it is whole.
 
     Args:
         dataset: of records, see `tfdetr_keras.data.record`; `masks` are not written.
@@ -88,14 +92,19 @@ def load_tfrecord(
     """Reads a detection set from TFRecord files in the layout of the TensorFlow Object Detection API.
 
     Examples have `image/encoded`, `image/object/bbox/{xmin, xmax, ymin, ymax}` relative to the image, and
-    `image/object/class/label`, which begins at 1; `image/source_id` is the image id where it is a number. Where
-    `image/object/is_crowd` and `image/object/area` have a value per object, they are used.
+    `image/object/class/label`, which begins at 1, or else the class names as `image/object/class/text`.
+    `image/source_id` is the image id where it is a number; elsewhere this is −1 − the place in the set, which no number
+    from 0 on is. `image/height` and `image/width` tell whether the boxes of a photograph belong to its pixels as stored
+    or as turned upright; where they are not stated, to the upright ones. Where `image/object/is_crowd` and
+    `image/object/area` have a value per object, they are used.
 
     Args:
-        pattern: the files, "*" and "?" allowed, or a list of them; they are read one record from each in turn.
+        pattern: the files, "*" and "?" allowed, or a list of them; they are read one record from each in turn, from up
+            to 64 at a time: a further one begins where one has ended.
         class_names: name of class 1, 2, …; by default those of the label map.
         label_map: a `.pbtxt` of the API; by default the one beside the files. Its ids need not be contiguous: labels
-            are numbered in their order. A `display_name` goes before a `name`.
+            are numbered in their order, and one of 0, the background, is left away. A `display_name` goes before a
+            `name`; `image/object/class/text` may be either.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -106,84 +115,103 @@ def load_tfrecord(
             `from_dataset`.
         tf.errors.OpError: while iterating, for a damaged file, or one of other things than such examples.
     """
-    patterns = [pattern] if isinstance(pattern, (str, Path)) else list(pattern)
-    found = {file for one in patterns for file in tf.io.gfile.glob(str(one))}
-    files = sorted(file for file in found if not file.endswith((".part", ".pbtxt")) and not tf.io.gfile.isdir(file))
+    patterns = [str(one) for one in ([pattern] if isinstance(pattern, (str, Path)) else pattern)]
+    files = _matching(patterns)
     if not files:
-        raise ValueError(f"there is no file {', '.join(map(str, patterns))}")
+        raise ValueError(f"there is no file {', '.join(patterns)}")
     if not any(tf.io.gfile.stat(file).length for file in files):
-        raise ValueError(f"the set is empty: {', '.join(map(str, patterns))} holds no record")
+        raise ValueError(f"the set is empty: {', '.join(patterns)} holds no record")
     if class_names is None:
-        ids = _read_label_map(_label_map_beside(files[0]) if label_map is None else Path(label_map))
+        classes = _read_label_map(_label_map_beside(files[0]) if label_map is None else Path(label_map))
     else:
-        ids = dict(enumerate(class_names, 1))
-    numbers = tf.constant(sorted(ids), tf.int64)
-
-    def parse(example: tf.Tensor) -> dict[str, tf.Tensor]:
-        return tf.io.parse_single_example(example, _features())
-
-    def boxes(parsed: dict[str, tf.Tensor]) -> tf.Tensor:
-        sides = [parsed[f"image/object/bbox/{side}"] for side in _SIDES]
-        counts = tf.stack([tf.size(side) for side in sides])
-        # Where the sides differ in number, a box with one too many, for `from_dataset` to refuse.
-        return tf.cond(
-            tf.reduce_all(counts == counts[0]), lambda: tf.stack(sides, axis=-1), lambda: tf.zeros((1, len(sides) + 1))
-        )
-
-    def labels(parsed: dict[str, tf.Tensor]) -> tf.Tensor:
-        matches = parsed["image/object/class/label"][:, None] == numbers
-        return tf.where(tf.reduce_any(matches, axis=1), tf.argmax(matches, axis=1), -1)
-
-    def column(key: str, default: Any) -> Any:
-        def values(parsed: dict[str, tf.Tensor]) -> tf.Tensor:
-            found, wanted = parsed[key], tf.size(parsed["image/object/class/label"])
-            return tf.cond(tf.size(found) == wanted, lambda: found, lambda: default(parsed))
-
-        return values
-
-    def pixel_areas(parsed: dict[str, tf.Tensor]) -> tf.Tensor:
-        # −1: not known, left to `from_dataset`, which knows the image's size.
-        return -tf.ones_like(parsed["image/object/class/label"], tf.float32)
-
-    examples = tf.data.TFRecordDataset(files[:1]) if len(files) == 1 else _interleaved(files)
-    numbered = examples.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).enumerate()
-    fields = {
-        "image": lambda element: element[1]["image/encoded"],
-        "boxes": lambda element: boxes(element[1]),
-        "labels": lambda element: labels(element[1]),
-        "image_id": lambda element: _image_id(element[1]["image/source_id"], element[0]),
-        "iscrowd": lambda element: column(
-            "image/object/is_crowd", lambda parsed: tf.zeros_like(parsed["image/object/class/label"])
-        )(element[1]),
-        "area": lambda element: column("image/object/area", pixel_areas)(element[1]),
-    }
-    return from_dataset(
-        numbered, fields, [ids[number] for number in sorted(ids)], "yxyx", relative=True, on_error=on_error
+        classes = {number: (name,) for number, name in enumerate(class_names, 1)}
+    numbers = sorted(classes)
+    names = [classes[number] for number in numbers]
+    ids, texts = tf.constant(numbers, tf.int64), tf.constant([[name[0], name[-1]] for name in names])
+    examples = tf.data.TFRecordDataset(files) if len(files) == 1 else _interleaved(files)
+    elements = examples.enumerate().map(
+        lambda place, example: _element(place, example, ids, texts),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
+    fields = {key: key for key in elements.element_spec}
+    return from_dataset(elements, fields, [name[0] for name in names], "yxyx", relative=True, on_error=on_error)
+
+
+def _matching(patterns: Sequence[str]) -> list[str]:
+    """The files of a set; a path that exists is one, whatever characters it has."""
+    found = {
+        file
+        for pattern in patterns
+        for file in ([pattern] if tf.io.gfile.exists(pattern) else tf.io.gfile.glob(pattern))
+    }
+    return sorted(file for file in found if not file.endswith((".part", ".pbtxt")) and not tf.io.gfile.isdir(file))
 
 
 def _features() -> dict[str, Any]:
     whole, real = tf.io.RaggedFeature(tf.int64), tf.io.RaggedFeature(tf.float32)
     return {
         "image/encoded": tf.io.FixedLenFeature((), tf.string, ""),
+        "image/height": tf.io.FixedLenFeature((), tf.int64, 0),
+        "image/width": tf.io.FixedLenFeature((), tf.int64, 0),
         "image/source_id": tf.io.FixedLenFeature((), tf.string, ""),
         "image/object/class/label": whole,
+        "image/object/class/text": tf.io.RaggedFeature(tf.string),
         "image/object/is_crowd": whole,
         "image/object/area": real,
         **{f"image/object/bbox/{side}": real for side in _SIDES},
     }
 
 
+def _element(place: tf.Tensor, example: tf.Tensor, ids: tf.Tensor, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The fields of an example, as `from_dataset` takes them."""
+    parsed = tf.io.parse_single_example(example, _features())
+    sides = [parsed[f"image/object/bbox/{side}"] for side in _SIDES]
+    counts = tf.stack([tf.size(side) for side in sides])
+    # Where the sides differ in number, a box with one too many, for `from_dataset` to refuse.
+    boxes = tf.cond(
+        tf.reduce_all(counts == counts[0]), lambda: tf.stack(sides, axis=-1), lambda: tf.zeros((1, len(sides) + 1))
+    )
+    labels = _labels(parsed["image/object/class/label"], parsed["image/object/class/text"], ids, texts)
+
+    def column(key: str, default: tf.Tensor) -> tf.Tensor:
+        return tf.cond(tf.size(parsed[key]) == tf.size(labels), lambda: parsed[key], lambda: default)
+
+    return {
+        "image": parsed["image/encoded"],
+        "size": tf.stack([parsed["image/height"], parsed["image/width"]]),
+        "boxes": boxes,
+        "labels": labels,
+        "image_id": _image_id(parsed["image/source_id"], place),
+        "iscrowd": column("image/object/is_crowd", tf.zeros_like(labels)),
+        # −1: not known, left to `from_dataset`, which knows the image's size.
+        "area": column("image/object/area", -tf.ones_like(labels, tf.float32)),
+    }
+
+
+def _labels(numbers: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+    """The classes of objects, by number or else by name; −1 for one that does not exist."""
+    matches = tf.cond(
+        tf.size(numbers) > 0,
+        lambda: numbers[:, None] == ids,
+        lambda: tf.reduce_any(text[:, None, None] == texts, axis=2),
+    )
+    return tf.where(tf.reduce_any(matches, axis=1), tf.argmax(matches, axis=1), -1)
+
+
 def _interleaved(files: list[str]) -> tf.data.Dataset:
     """One record of each file in turn, which undoes `write_tfrecord`'s dealing out."""
     return tf.data.Dataset.from_tensor_slices(files).interleave(
-        tf.data.TFRecordDataset, cycle_length=len(files), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        tf.data.TFRecordDataset,
+        cycle_length=min(len(files), OPEN_FILES),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
 
 
 def _image_id(source_id: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
     is_number = tf.strings.regex_full_match(source_id, r"-?\d{1,18}")
-    return tf.strings.to_number(tf.where(is_number, source_id, tf.strings.as_string(place)), tf.int64)
+    return tf.strings.to_number(tf.where(is_number, source_id, tf.strings.as_string(-1 - place)), tf.int64)
 
 
 def _label_map_beside(file: str) -> Path:
@@ -195,22 +223,29 @@ def _label_map_beside(file: str) -> Path:
     return found[0]
 
 
-def _read_label_map(file: Path) -> dict[int, str]:
+def _read_label_map(file: Path) -> dict[int, tuple[str, ...]]:
+    """Id -> the names of its class, the one for people first."""
     if not file.is_file():
         raise ValueError(f"there is no label map {file}")
-    names: dict[int, str] = {}
-    text = _COMMENT.sub("", read_text(file))
+    classes: dict[int, tuple[str, ...]] = {}
+    text = _TEXT_OR_COMMENT.sub(lambda found: found[1] or "", read_text(file))
     if _ITEM.sub("", text).strip():
         raise ValueError(f"{file} is not a label map: it has more than items {{ id: … name: … }}")
     for item, *_ in _ITEM.findall(text):
         number = _ID.search(re.sub(f"{_TEXT}|{_NESTED}", "", item))
-        name = next((found for pattern in _NAMES if (found := pattern.search(item))), None)
-        if number is None or name is None or int(number[1]) < 1 or int(number[1]) in names:
+        names = tuple(_unquoted(found[1]) for pattern in _NAMES if (found := pattern.search(item)))
+        if number is not None and int(number[1]) == 0 and BACKGROUND in names:
+            continue
+        if number is None or not names or int(number[1]) < 1 or int(number[1]) in classes:
             raise ValueError(f"{file}: an item needs an id from 1 on that no other has, and a name: item {{{item}}}")
-        names[int(number[1])] = text_encoding.CUnescape(name[1][1:-1]).decode("utf-8", "backslashreplace")
-    if not names:
-        raise ValueError(f"{file} is not a label map: it has no item {{ id: … name: … }}")
-    return names
+        classes[int(number[1])] = names
+    if not classes:
+        raise ValueError(f"{file} is not a label map: it has no item {{ id: … name: … }} of a class")
+    return classes
+
+
+def _unquoted(text: str) -> str:
+    return text_encoding.CUnescape(text[1:-1]).decode("utf-8", "backslashreplace")
 
 
 def _example(record: Record, class_names: Sequence[str]) -> tf.train.Example:

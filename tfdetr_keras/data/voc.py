@@ -1,5 +1,7 @@
 """Reads the format of the Pascal VOC challenge: one XML file of annotations per image."""
 
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
@@ -13,6 +15,7 @@ from tfdetr_keras.data.files import (
     UNKNOWN_SIZE,
     ImageFiles,
     Objects,
+    files_below,
     ids_of_names,
     place_in,
     read_files,
@@ -21,6 +24,7 @@ from tfdetr_keras.data.files import (
 from tfdetr_keras.data.images import upright_size
 
 FAULTY_FILES = "annotation files that cannot be read"
+SECOND_FILES = "annotation files of images that have another"
 UNKNOWN_CLASSES = "objects of unknown classes"
 WITHOUT_ANNOTATIONS = "images without an annotation file"
 COUNTED_FROM_ZERO = "boxes that begin at pixel 0 in a set that counts from 1"
@@ -37,17 +41,19 @@ def load_voc(
 ) -> tuple[tf.data.Dataset, list[str]]:
     """Reads a detection set in Pascal VOC's format.
 
-    Images are decoded while the dataset is read, in the order of their names or of the image set. `image_id` is the
-    number that a file's name is, if all names are numbers, else its place. `area` is that of the box. Objects marked
-    `difficult` are kept like others.
+    Images are decoded while the dataset is read, in the order of the annotation files' paths or of the image set.
+    `image_id` is the number that a file's name is, if all names are numbers, else its place. `area` is that of the box.
+    Objects marked `difficult` are kept like others.
 
     Args:
-        images: folder of the images.
-        annotations: folder of the XML files. Each names its image (`filename`; if there is no such image, the one with
-            the XML file's name is taken) and, as `object`s, the class (`name`) and the corners (`bndbox`); where it
-            states the image's `size`, this is checked.
+        images: folder of the images, which may be in subfolders.
+        annotations: folder of the XML files, which may be in subfolders. Each names its image (`filename`; if there is
+            no such image, the one with the XML file's name is taken), looked for in the same subfolder first, and, as
+            `object`s, the class (`name`) and the corners (`bndbox`); where it states the image's `size`, this is
+            checked.
         image_set: a text file with the names, without suffix, of the annotation files to read, one a line, as in
-            `ImageSets/Main`; all files by default. Images without an annotation file are then left out and counted.
+            `ImageSets/Main`, relative to `annotations`; all files by default. Images without an annotation file are
+            then left out and counted.
         class_names: the classes, a name's place is its label; by default those that occur, in alphabetical order.
             Give them when reading part of a set, or parts may differ in their labels.
         one_based: whether pixels count from 1 and `xmax`, `ymax` are the last pixel inside the box, as the challenge
@@ -59,27 +65,31 @@ def load_voc(
 
     Raises:
         ValueError: a missing folder or image set, or an empty one; and, unless they are skipped: a malformed XML file,
-            a missing image, an unknown class, a non-finite or inverted box; while iterating: an image that cannot be
-            read or has another size.
+            a missing image, one with two XML files, an unknown class, a non-finite or inverted box; while iterating: an
+            image that cannot be read or has another size.
     """
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
     if not images.is_dir():
         raise ValueError(f"there is no folder {images} of images")
-    image_files = sorted(file for file in images.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    by_name = {file.stem: file for file in image_files}
+    image_files = sorted(file for file in files_below(images) if file.suffix.lower() in IMAGE_SUFFIXES)
+    by_name: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in image_files:
+        by_name[file.name].append(file)
+        by_name[file.stem].append(file)
     paths = _annotation_files(annotations, image_set)
-    parsed = [(path, _parse(path, images, by_name, border)) for path in paths]
-    listed = [(path, content) for path, content in parsed if content is not None]
+    twins = {path: images / os.path.relpath(path.with_suffix(""), annotations) for path in paths}
+    parsed = [(path, _parse(path, twins[path], images, by_name, border)) for path in paths]
+    listed = _one_per_image([(path, content) for path, content in parsed if content is not None], border)
     found = sorted({name for _, (_, _, names, _) in listed for name in names})
     if not listed or (class_names is None and not found):
         raise ValueError(f"{annotations}: the set is empty: no annotation file that can be read holds an object")
     class_names = list(found if class_names is None else class_names)
     if image_set is None:
         annotated = {image for _, (image, _, _, _) in listed}
-        refused = {path.stem for path, content in parsed if content is None}
+        refused = {twins[path] for path in set(paths).difference(path for path, _ in listed)}
         for file in image_files:
-            if file not in annotated and file.stem not in refused:
+            if file not in annotated and file.with_suffix("") not in refused:
                 border.leave_out(WITHOUT_ANNOTATIONS, str(file))
 
     files = ImageFiles(
@@ -104,9 +114,8 @@ def load_voc(
         for row in np.flatnonzero((boxes[:, :2] < 1).any(axis=1)).tolist():
             border.tally.add(COUNTED_FROM_ZERO, f"{describe(row)}; kept, but load_voc may want one_based=False")
         boxes[:, :2] -= 1
-    sizes = files.sizes[image]
-    limits = np.where(sizes > 0, sizes, np.iinfo(np.int32).max)  # an unknown size clips nothing
-    corners, kept = border.admit_boxes(boxes, labels, limits, len(class_names), describe)
+    limits = np.array([_limits(content) for _, content in listed])
+    corners, kept = border.admit_boxes(boxes, labels, limits[image], len(class_names), describe)
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     objects = Objects(image, corners, labels, np.zeros(len(labels), bool), area).rows(kept)
     return read_files(files, objects, border), class_names
@@ -116,7 +125,7 @@ def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of annotations")
     if image_set is None:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml")
+        files = sorted(file for file in files_below(folder) if file.suffix.lower() == ".xml")
         if not files:
             raise ValueError(f"{folder} holds no XML file")
         return files
@@ -135,18 +144,19 @@ def _annotation_file(folder: Path, line: str) -> Path:
 
 
 _Content = tuple[Path, tuple[int, int], list[str], list[list[float]]]
+_ByName = Mapping[str, Sequence[Path]]  # all images of a name, with or without suffix
 
 
-def _parse(path: Path, images: Path, by_name: Mapping[str, Path], border: Border) -> _Content | None:
-    """The image's file and size, (-1, -1) if it cannot be known, and each object's class and corners."""
+def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, border: Border) -> _Content | None:
+    """The image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
     try:
-        return _content(path, images, by_name)
+        return _content(path, twin, images, by_name)
     except ValueError as error:
         border.refuse(FAULTY_FILES, str(error))
         return None
 
 
-def _content(path: Path, images: Path, by_name: Mapping[str, Path]) -> _Content:
+def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content:
     try:
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:
@@ -169,19 +179,52 @@ def _content(path: Path, images: Path, by_name: Mapping[str, Path]) -> _Content:
             boxes.append([float(str(corner)) for corner in corners])
     except (OverflowError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    image = _image(file_name, path, images, by_name)
-    size = (height, width) if 0 < min(height, width) <= max(height, width) < 2**31 else upright_size(image)
-    return image, size or UNKNOWN_SIZE, names, boxes
+    try:
+        image = _image(file_name, twin, images, by_name)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+    stated = 0 < min(height, width) <= max(height, width) < 2**31
+    return image, (height, width) if stated else UNKNOWN_SIZE, names, boxes
 
 
-def _image(file_name: str, path: Path, images: Path, by_name: Mapping[str, Path]) -> Path:
-    """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name."""
+def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
+    """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name.
+
+    `twin` is the path, without suffix, of an image that stands among the images as the file does among the annotations.
+    """
     short = PureWindowsPath(file_name)  # which parts at both kinds of slashes
-    for candidate in (place_in(images, file_name), images / short.name):
-        if candidate.is_file():
-            return candidate
-    names = (short.name, short.stem, path.stem)
-    return next((by_name[name] for name in names if name in by_name), images / short.name)
+    for folder in (twin.parent, images):
+        for candidate in (place_in(folder, file_name), folder / short.name):
+            if candidate.is_file():
+                return candidate
+    found = [by_name.get(name, ()) for name in (short.name, short.stem, twin.name)]
+    near = [file for files in found for file in files if file.parent == twin.parent]
+    if near:
+        return near[0]
+    anywhere = next(filter(None, found), [images / short.name])
+    if len(anywhere) > 1:
+        raise ValueError(f"does not tell which image it is for: {', '.join(map(str, anywhere))}")
+    return anywhere[0]
+
+
+def _one_per_image(listed: list[tuple[Path, _Content]], border: Border) -> list[tuple[Path, _Content]]:
+    """Without those whose image has another: the one with the image's name stays, the other kept an earlier name."""
+    owners: dict[Path, Path] = {}
+    refused = set()
+    for path, (image, *_) in sorted(listed, key=lambda entry: entry[0].stem != entry[1][0].stem):
+        owner = owners.setdefault(image, path)
+        if owner != path and image.is_file():  # a missing one is reported as such
+            remedy = "correct the filename in the one that is not its own"
+            border.refuse(SECOND_FILES, f"{path} names the image of {owner}, {image}", remedy)
+            refused.add(path)
+    return [(path, content) for path, content in listed if path not in refused]
+
+
+def _limits(content: _Content) -> tuple[int, int]:
+    """The size of an image to clip its boxes to; one that cannot be known clips nothing."""
+    image, size, *_ = content
+    unlimited = np.iinfo(np.int32).max
+    return size if size != UNKNOWN_SIZE else upright_size(image) or (unlimited, unlimited)
 
 
 def _known(name: str, class_names: Sequence[str], path: Path, row: int, border: Border) -> bool:
