@@ -16,7 +16,7 @@ from tfdetr_keras.models.config import RESNETS, DETRConfig, ResNetConfig
 logger = logging.getLogger(__name__)
 
 # facebookresearch/detr and Hugging Face train with a frozen stem and first stage.
-FREEZE_AT = 2
+FROZEN = ("stem", "stage1")
 DEFAULT_HEADS = 8
 DEFAULT_CLASSES = 91
 # The names that Hugging Face's config.json and DETRConfig share.
@@ -98,6 +98,7 @@ def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sche
             id2label=names or None,
             pre_norm=_PRE_NORM[model_type],
             position_embedding=config.get("position_embedding_type", "sine"),
+            frozen=FROZEN,
             **given,
         )
     except (TypeError, ValueError) as error:
@@ -117,7 +118,6 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
             channels=tuple(described.get("hidden_sizes", ResNetConfig.channels)),
             stem_channels=described.get("embedding_size", ResNetConfig.stem_channels),
             dilation=dilation,
-            freeze_at=FREEZE_AT,
         )
     name = described.get("backbone") or config.get("backbone")
     if name is None:
@@ -125,7 +125,7 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
     match = re.fullmatch(r"(?:\w+/)?resnet-?(\d+)", name)
     if match is None or f"resnet-{match[1]}" not in RESNETS:
         raise ValueError(f"backbone {name!r} is none of {', '.join(RESNETS)}")
-    return dataclasses.replace(RESNETS[f"resnet-{match[1]}"], dilation=dilation, freeze_at=FREEZE_AT)
+    return dataclasses.replace(RESNETS[f"resnet-{match[1]}"], dilation=dilation)
 
 
 def _criterion(config: Mapping[str, Any]) -> SetCriterion:
@@ -151,7 +151,6 @@ def _backbone_from_tensors(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfi
             depths=tuple(1 + max(block for of, block in blocks if of == stage) for stage in stages),
             channels=tuple(shapes[f"backbone/stage{stage}/block0/{last}/convolution/kernel"][0] for stage in stages),
             stem_channels=shapes["backbone/stem/convolution/kernel"][0],
-            freeze_at=FREEZE_AT,
         )
     except KeyError as error:
         raise ValueError(f"the tensor for {error} is missing: the backbone's architecture cannot be told") from error
@@ -161,7 +160,7 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
     shapes = _keras_shapes(checkpoint, scheme)
     backbone = dataclasses.replace(_backbone_from_tensors(shapes), dilation=_dilation_of(checkpoint))
     if "input_projection/kernel" not in shapes:
-        return DETRConfig(backbone=backbone, num_classes=DEFAULT_CLASSES)
+        return DETRConfig(backbone=backbone, num_classes=DEFAULT_CLASSES, frozen=FROZEN)
 
     def depth(part: str) -> int:
         found = [int(match[1]) for path in shapes if (match := re.match(rf"{part}/layer(\d+)/", path))]
@@ -187,6 +186,7 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
         decoder_ffn_dim=needed("decoder/layer0/feed_forward/hidden/kernel"),
         pre_norm="encoder/norm/gamma" in shapes,
         position_embedding="learned" if "position_embedding/row" in shapes else "sine",
+        frozen=FROZEN,
     )
 
 

@@ -81,8 +81,6 @@ def test_classes_are_named_even_if_nobody_did():
         ({"batch_norm": "thawed"}, "batch_norm='thawed' must be one of 'frozen', 'trainable'"),
         ({"depths": (1, 2)}, r"depths \(1, 2\) and channels \(256, 512, 1024, 2048\) must name the same stages"),
         ({"depths": (), "channels": ()}, "must name the same stages"),
-        ({"freeze_at": 6}, r"freeze_at=6 must be 0 … 5 \(stem \+ stages\)"),
-        ({"freeze_at": -1}, "freeze_at=-1 must be 0 … 5"),
     ],
 )
 def test_mistakes_in_the_backbone(fields, message):
@@ -102,6 +100,8 @@ def test_mistakes_in_the_backbone(fields, message):
         ({"encoder_attention_heads": 3}, "d_model=16 is not divisible by encoder_attention_heads=3"),
         ({"decoder_attention_heads": 5}, "d_model=16 is not divisible by decoder_attention_heads=5"),
         ({"id2label": {0: "cat"}}, r"id2label must name each of the ids 0 … 1 \(num_classes=2\), but it names \[0\]"),
+        ({"frozen": "stem+stage9"}, "frozen: 'stage9' is no part of this model; there are backbone, stem, stage1, "),
+        ({"frozen": ["trunk"]}, "frozen: 'trunk' is no part of this model"),
         ({"id2label": {1: "cat", 2: "dog"}}, r"but it names \[1, 2\]"),
         ({"id2label": {index: "?" for index in range(90)}}, r"but it names \[0, 1, 2, 3\] … \[88, 89\] \(90 ids\)"),
     ],

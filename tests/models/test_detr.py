@@ -135,7 +135,7 @@ def test_saving_keeps_weights_and_outputs_bit_for_bit(make_model, make_batch, tm
 
 def test_get_config_round_trip(make_model):
     model = make_model(
-        backbone={"dilation": True, "freeze_at": 2}, dtype="mixed_bfloat16", id2label={0: "a", 1: "b", 2: "c"}
+        backbone={"dilation": True}, frozen="stem+stage1", dtype="mixed_bfloat16", id2label={0: "a", 1: "b", 2: "c"}
     )
     again = DETR.from_config(model.get_config())
     assert again.get_config() == model.get_config()
@@ -206,19 +206,44 @@ def test_presets_that_cannot_be(name, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("freeze_at", "frozen"), [(0, set()), (1, {"stem"}), (2, {"stem", "stage1"}), (3, {"stem", "stage1", "stage2"})]
+    ("frozen", "names"),
+    [
+        ((), set()),
+        ("stem", {"backbone/stem"}),
+        ("stem + layer1", {"backbone/stem", "backbone/stage1"}),  # as PyTorch names it
+        (["backbone", "class_head"], {"backbone", "class_head"}),
+        ("encoder+query_embedding", {"encoder", "query_embedding"}),
+    ],
 )
-def test_freeze_at(make_model, freeze_at, frozen):
-    model = make_model(backbone={"freeze_at": freeze_at})
-    trained = {weight.path for weight in model.trainable_weights}
-    for weight in model.weights:
-        _, part, *rest = weight.path.split("/")
-        fixed = "normalization" in rest or (part == "backbone" and rest[0] in frozen)
-        assert (weight.path in trained) != fixed, weight.path
+def test_freeze(make_model, frozen, names, tmp_path):
+    """From the configuration, by a call that takes back an earlier one, and after saving."""
+    again = make_model(frozen="backbone+decoder")
+    again.freeze(frozen)
+    again.save(tmp_path / "model.keras")
+    for model in (make_model(frozen=frozen), again, keras.saving.load_model(tmp_path / "model.keras")):
+        trained = {weight.path for weight in model.trainable_weights}
+        for weight in model.weights:
+            path = weight.path.split("/", 1)[1]
+            fixed = "normalization/" in path or any(path.startswith(f"{name}/") for name in names)
+            assert (weight.path in trained) != fixed, weight.path
+
+
+def test_what_is_frozen_later_is_trained_no_more(make_model, make_batch):
+    model = make_model()
+    inputs, targets = make_batch()
+    for frozen in ("", "backbone+encoder"):
+        model.freeze(frozen)
+        model.compile(optimizer=keras.optimizers.Adam(0.01))
+        before = {weight.path: np.array(weight) for weight in model.weights}
+        model.train_on_batch(inputs, targets)
+        moved = {w.path.split("/")[1] for w in model.weights if (np.array(w) != before[w.path]).any()}
+        assert ("backbone" in moved, "encoder" in moved, "decoder" in moved) == (not frozen, not frozen, True)
+    with pytest.raises(ValueError, match="'trunk' is no part of this model"):
+        model.freeze("trunk")
 
 
 def test_frozen_batch_norm_stays_frozen_when_the_model_is_made_trainable(make_model, make_batch):
-    model = make_model(backbone={"freeze_at": 2})
+    model = make_model(frozen="stem+stage1")
     model.trainable = True
     vectors = {weight.path: np.array(weight) for weight in model.weights if "normalization/" in weight.path}
     assert len(vectors) == 4 * 6  # stem, two convolutions a block, one shortcut

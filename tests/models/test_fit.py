@@ -38,7 +38,7 @@ def batch(make_batch):
 @pytest.fixture(scope="module")
 def trained(make_model, batch, make_batch):
     """A model after ten steps on one batch and one on a larger one, its history, and its weights before."""
-    model = make_model(backbone={"freeze_at": 2})
+    model = make_model(frozen="stem+stage1")
     before = {weight.path: np.array(weight) for weight in model.weights}
     inputs, targets = make_batch(batch=1, height=64, width=40)
     larger = inputs, {**targets, "image_id": np.array([7])}

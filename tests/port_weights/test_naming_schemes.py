@@ -43,7 +43,8 @@ def test_configuration_and_criterion_come_from_config_json(ported):
     assert (config.encoder_ffn_dim, config.decoder_ffn_dim) == (24, 20)
     assert (config.encoder_attention_heads, config.decoder_attention_heads) == (2, 2)
     assert (config.dropout, config.attention_dropout, config.activation_dropout) == (0.1, 0.0, 0.0)
-    assert (config.backbone.block, config.backbone.depths, config.backbone.freeze_at) == ("bottleneck", (1, 2), 2)
+    assert (config.backbone.block, config.backbone.depths) == ("bottleneck", (1, 2))
+    assert config.frozen == ("stem", "stage1")
     assert ported.criterion.eos_coefficient == 0.3
 
 

@@ -218,9 +218,6 @@ class ResNet(layers.Layer):
                 stride, dilation = 1, stride
             self.stages.append(Stage(config, index, in_channels, stride, dilation, name=f"stage{index + 1}", **options))
             in_channels = channels
-        parts: list[Any] = [self.stem, *self.stages]
-        for part in parts[: config.freeze_at]:
-            part.trainable = False
 
     def build(self, input_shape: Any) -> None:
         """Builds for `(batch, height, width, 3)`."""

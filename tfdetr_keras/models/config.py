@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 
@@ -19,7 +20,6 @@ class ResNetConfig:
         dilation: DETR's DC5: the last stage keeps the resolution and dilates its 3×3 convolutions instead.
         batch_norm: `"frozen"` uses fixed statistics and affine parameters, as DETR does from pretrained weights;
             `"trainable"` is ordinary batch normalisation, for training from scratch.
-        freeze_at: how much of the trunk is not trained: 0 nothing, 1 the stem, 2 the stem and the first stage, …
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -28,7 +28,6 @@ class ResNetConfig:
     stem_channels: int = 64
     dilation: bool = False
     batch_norm: Literal["frozen", "trainable"] = "frozen"
-    freeze_at: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
@@ -37,8 +36,11 @@ class ResNetConfig:
         _one_of("batch_norm", self.batch_norm, ("frozen", "trainable"))
         if len(self.depths) != len(self.channels) or not self.depths:
             raise ValueError(f"depths {self.depths} and channels {self.channels} must name the same stages")
-        if not 0 <= self.freeze_at <= len(self.depths) + 1:
-            raise ValueError(f"freeze_at={self.freeze_at} must be 0 … {len(self.depths) + 1} (stem + stages)")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the trunk's parts, in the order of computation: `"stem"`, `"stage1"`, …"""
+        return ("stem", *(f"stage{index + 1}" for index in range(len(self.depths))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,8 @@ class DETRConfig:
         position_embedding: `"sine"` (fixed, normalised to the unpadded image) or `"learned"` (50 rows × 50 columns).
         auxiliary_outputs: whether the outputs of all decoder layers are returned, and so trained, or the last only.
         id2label: class id → name, for each of the `num_classes` ids; `class_0`, `class_1`, … where left out.
+        frozen: parts of the model that are not trained, as names or as a text like `"stem+stage1"`, which DETR froze in
+            its experiments: any of `parts`. PyTorch calls the stages `layer1`, …; that is understood, too.
 
     Source:
         DETR, section 3.2 and appendix A.4; the defaults are those of its experiments.
@@ -87,6 +91,7 @@ class DETRConfig:
     position_embedding: Literal["sine", "learned"] = "sine"
     auxiliary_outputs: bool = True
     id2label: Mapping[int, str] | None = None
+    frozen: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
@@ -111,6 +116,23 @@ class DETRConfig:
                 f"but it names {_summary(sorted(names))}"
             )
         object.__setattr__(self, "id2label", {index: names[index] for index in sorted(names)})
+
+        frozen = self.frozen.split("+") if isinstance(self.frozen, str) else self.frozen
+        frozen = tuple(re.sub(r"^layer(?=\d)", "stage", name.strip()) for name in frozen if name.strip())
+        for name in frozen:
+            if name not in self.parts:
+                raise ValueError(f"frozen: {name!r} is no part of this model; there are {', '.join(self.parts)}")
+        object.__setattr__(self, "frozen", frozen)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the model's parts that can be frozen."""
+        return (
+            "backbone",
+            *self.backbone.parts,
+            *("input_projection", "position_embedding", "query_embedding"),
+            *("encoder", "decoder", "class_head", "box_head"),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, which `DETRConfig(**…)` takes back."""

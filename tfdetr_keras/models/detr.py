@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -105,6 +105,7 @@ class DETR(keras.Model):
         self.box_head = BoxHead(config.d_model, name="box_head", dtype="float32")
         self.loss_trackers = [keras.metrics.Mean(name=name) for name in LOGGED]
         self.build((None, None, None, 3))
+        self.freeze(config.frozen)
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights; their shapes depend on the configuration alone."""
@@ -182,6 +183,29 @@ class DETR(keras.Model):
         self.config = dataclasses.replace(self.config, auxiliary_outputs=bool(value))
         # The graphs traced by fit, evaluate and predict have the old outputs built in.
         self.train_function = self.test_function = self.predict_function = None
+
+    def freeze(self, parts: str | Sequence[str] = ()) -> None:
+        """Leaves some parts of the model as they are in training, and trains all others; call it before `compile`.
+
+        What is frozen is saved with the model. Frozen batch normalisation (`batch_norm="frozen"`) is never trained.
+
+        Args:
+            parts: names out of `config.parts`, or a text like `"backbone"` or `"stem+stage1"`; nothing by default.
+
+        Raises:
+            ValueError: a part that the model does not have.
+        """
+        if parts != self.config.frozen:
+            self.config = dataclasses.replace(self.config, frozen=parts)
+        trunk = dict(zip(self.config.backbone.parts, (self.backbone.stem, *self.backbone.stages), strict=True))
+        layers_of: dict[str, Any] = {
+            name: trunk[name] if name in trunk else getattr(self, name) for name in self.config.parts
+        }
+        for layer in layers_of.values():
+            layer.trainable = True
+        for name in self.config.frozen:
+            layers_of[name].trainable = False
+        self.train_function = None  # its graph has the variables built in
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""
