@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tfdetr_keras import training
 from tfdetr_keras.assignment import linear_sum_assignment
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.pretraining import BackbonePretraining
+from tfdetr_keras.training import AdamW
 
 if TYPE_CHECKING:
     from tfdetr_keras import data, evaluation, visualize
@@ -19,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DETR",
     "PRESETS",
+    "AdamW",
     "BackbonePretraining",
     "DETRConfig",
     "ResNetConfig",
@@ -27,6 +30,7 @@ __all__ = [
     "evaluation",
     "linear_sum_assignment",
     "post_process",
+    "training",
     "visualize",
 ]
 

@@ -5,7 +5,9 @@ Ground truth and detections are plain dicts of numpy arrays, one per image, in p
 
 import contextlib
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data.batching import Batch, encode, pad_batches
+from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.postprocess import post_process
@@ -83,12 +86,10 @@ def evaluate_detections(
 ) -> dict[str, Any]:
     """Runs a model over a dataset of records and computes COCO's metrics.
 
-    Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept.
     The padding of a batch changes a detector's answers a little; `batch_size` 1 has none.
 
     Args:
-        model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
-            cxcywh relative to the image without padding}` for `prepare`'s inputs.
+        model: see `Evaluator`.
         records: see `tfdetr_keras.data.record`.
         class_names: name of each label.
         size: (shortest_edge, longest_edge) that images are resized to, pixels.
@@ -101,32 +102,94 @@ def evaluate_detections(
     Raises:
         ValueError: the model's number of classes is not that of `class_names`; or as `coco_metrics`.
     """
+    return Evaluator(records, class_names, size, batch_size, pad_to)(model)
 
-    resize = Resize(*size, strict=pad_to is not None)
 
-    def encode_with_truth(record: dict[str, tf.Tensor]) -> Batch:
-        inputs, targets = encode(evaluation(record, resize))
-        return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
+class Evaluator:
+    """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
 
-    examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = pad_batches(examples, batch_size, pad_to)
-    forward = _forward(model, batches.element_spec[0])
-    ground_truth, detections = [], []
-    for inputs, targets in batches:
-        outputs = forward(inputs)
-        if outputs["logits"].shape[-1] != len(class_names) + 1:
+    Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept,
+    2.5 kB an image with 100 queries.
+
+    A model gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
+    cxcywh relative to the image without padding}` for `prepare`'s inputs.
+
+    Args:
+        records: as for `evaluate_detections`, like the other arguments.
+        class_names: name of each label.
+        size: (shortest_edge, longest_edge).
+        batch_size: images a batch.
+        pad_to: (height, width) of a fixed canvas.
+
+    Attributes:
+        ground_truth: of the last run, as `coco_metrics` takes it.
+        detections: of the last run, as `coco_metrics` and `write_coco_results` take them.
+    """
+
+    def __init__(
+        self,
+        records: tf.data.Dataset,
+        class_names: Sequence[str],
+        size: tuple[int, int] = (800, 1333),
+        batch_size: int = 1,
+        pad_to: tuple[int, int] | None = None,
+    ) -> None:
+        resize = Resize(*size, strict=pad_to is not None)
+
+        def encode_with_truth(record: dict[str, tf.Tensor]) -> Batch:
+            inputs, targets = encode(evaluation(record, resize))
+            return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
+
+        examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        self.class_names = list(class_names)
+        self.ground_truth: list[dict[str, Any]] = []
+        self.detections: list[dict[str, Any]] = []
+        self._batches = pad_batches(examples, batch_size, pad_to)
+        # The graph of the model evaluated last, which need not be traced anew for each epoch.
+        self._traced: tuple[keras.Model, Callable[[Any], Any]] | None = None
+
+    def __call__(self, model: keras.Model) -> dict[str, Any]:
+        """Runs the model over all records; see `coco_metrics` for what is returned and raised."""
+        if self._traced is None or self._traced[0] is not model:
+            self._traced = model, _forward(model, self._batches.element_spec[0])
+        self.ground_truth, self.detections = [], []
+        with readable_errors():
+            for inputs, targets in self._batches:
+                self._take(self._traced[1](inputs), {key: value.numpy() for key, value in targets.items()})
+        return coco_metrics(self.ground_truth, self.detections, self.class_names)
+
+    def _take(self, outputs: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:
+        if outputs["logits"].shape[-1] != len(self.class_names) + 1:
             raise ValueError(
-                f"the model gives {outputs['logits'].shape[-1]} logits, but {len(class_names)} class names "
-                f"need {len(class_names) + 1} (the last one for no object)"
+                f"the model gives {outputs['logits'].shape[-1]} logits, but {len(self.class_names)} class names "
+                f"need {len(self.class_names) + 1} (the last one for no object)"
             )
-        arrays = {key: value.numpy() for key, value in targets.items()}
-        results = post_process(outputs, arrays["orig_size"], threshold=0.0)
-        for row, (image_id, result) in enumerate(zip(arrays["image_id"], results, strict=True)):
-            real = arrays["true_labels"][row] >= 0
-            truth = {key: arrays[f"true_{key}"][row][real] for key in TRUTH_KEYS}
-            ground_truth.append({"image_id": image_id, **truth})
-            detections.append({"image_id": image_id, **result})
-    return coco_metrics(ground_truth, detections, class_names)
+        results = post_process(outputs, targets["orig_size"], threshold=0.0)
+        for row, (image_id, result) in enumerate(zip(targets["image_id"], results, strict=True)):
+            real = targets["true_labels"][row] >= 0
+            truth = {key: targets[f"true_{key}"][row][real] for key in TRUTH_KEYS}
+            self.ground_truth.append({"image_id": int(image_id), **truth})
+            self.detections.append({"image_id": int(image_id), **result})
+
+
+def write_coco_results(
+    detections: Iterable[Mapping[str, Any]], path: str | Path, category_ids: Sequence[int] | None = None
+) -> None:
+    """Writes detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
+
+    Args:
+        detections: as for `coco_metrics`.
+        path: the file to write.
+        category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
+    """
+    rows = []
+    for image in detections:
+        labels = np.asarray(image["labels"])
+        most = int(labels.max(initial=-1)) + 1
+        for row in _rows(image, "detections", most if category_ids is None else len(category_ids)):
+            category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
+            rows.append({key: row[key] for key in ("image_id", "bbox", "score")} | {"category_id": category})
+    Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
 
 def _forward(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:

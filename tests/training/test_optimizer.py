@@ -1,0 +1,121 @@
+"""AdamW against PyTorch's, variable by variable; what Keras brings along still works."""
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import tfdetr_keras as td
+
+SHAPES = {"model/backbone/stem/kernel": (3, 4), "model/backbone/stem/bias": (4,), "model/encoder/layer0/kernel": (4, 5)}
+STEPS = 12
+
+
+def gradients(step):
+    rng = np.random.default_rng(step)
+    return [rng.normal(0, 10.0 ** rng.integers(-7, 1), shape).astype(np.float32) for shape in SHAPES.values()]
+
+
+def start():
+    rng = np.random.default_rng(99)
+    return [0.01 * rng.normal(size=shape).astype(np.float32) for shape in SHAPES.values()]  # moves are not rounded
+
+
+def variables():
+    found = [keras.Variable(value, name="x") for value in start()]
+    for variable, path in zip(found, SHAPES, strict=True):
+        variable._path = path
+    return found
+
+
+def ours(optimizer, steps=STEPS):
+    found = variables()
+    for step in range(steps):
+        optimizer.apply([keras.ops.convert_to_tensor(x) for x in gradients(step)], found)
+    return [np.asarray(variable) for variable in found]
+
+
+def theirs(rates, clip=0.1, decay=1e-4, steps=STEPS, accumulate=1, **options):
+    found = [torch.nn.Parameter(torch.from_numpy(value)) for value in start()]
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(found, rates, strict=True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=decay, **options)
+    for step in range(0, steps, accumulate):
+        taken = [gradients(step + more) for more in range(accumulate)]
+        for place, parameter in enumerate(found):
+            parameter.grad = torch.from_numpy(np.mean([one[place] for one in taken], axis=0))
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(found, clip)
+        optimizer.step()
+    return [parameter.detach().numpy() for parameter in found]
+
+
+def assert_same(found, expected, way=1e-4):
+    """The difference is small beside the way that the variable came."""
+    for one, other, before in zip(found, expected, start(), strict=True):
+        assert np.linalg.norm(other - before) > 0
+        assert np.linalg.norm(one - other) <= way * np.linalg.norm(other - before)
+
+
+def test_the_defaults_are_the_papers():
+    assert_same(ours(td.AdamW()), theirs([1e-5, 1e-5, 1e-4]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reference"),
+    [
+        ({"learning_rate": 1e-2, "weight_decay": 0.1}, {"rates": [1e-3, 1e-3, 1e-2], "decay": 0.1}),
+        ({"learning_rate_multipliers": {}}, {"rates": [1e-4] * 3}),
+        ({"learning_rate_multipliers": {"layer0": 3, "stem": 2}}, {"rates": [2e-4, 2e-4, 3e-4]}),
+        (
+            {"learning_rate_multipliers": {"backbone": 0.5, "backbone/stem/bias": 2.0}},
+            {"rates": [5e-5, 2e-4, 1e-4]},
+        ),
+        ({"global_clipnorm": None, "epsilon": 1e-3}, {"rates": [1e-5, 1e-5, 1e-4], "clip": None, "eps": 1e-3}),
+        ({"beta_1": 0.8, "beta_2": 0.95}, {"rates": [1e-5, 1e-5, 1e-4], "betas": (0.8, 0.95)}),
+        ({"amsgrad": True}, {"rates": [1e-5, 1e-5, 1e-4], "amsgrad": True}),
+        ({"gradient_accumulation_steps": 3}, {"rates": [1e-5, 1e-5, 1e-4], "accumulate": 3}),
+    ],
+)
+def test_arguments(arguments, reference):
+    assert_same(ours(td.AdamW(**arguments)), theirs(**reference))
+
+
+def test_a_schedule_moves_all_groups():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5], [1e-3, 1e-4])
+    found = ours(td.AdamW(schedule))
+    early = theirs([1e-4, 1e-4, 1e-3], steps=6)
+    assert_same(ours(td.AdamW(schedule), steps=6), early)
+    assert not np.allclose(found[2], early[2])
+    assert np.linalg.norm(found[2] - early[2]) < 0.2 * np.linalg.norm(early[2] - start()[2])
+
+
+def test_excluded_variables_do_not_decay():
+    optimizer = td.AdamW(1e-2, weight_decay=0.5, learning_rate_multipliers={})
+    found = variables()
+    optimizer.exclude_from_weight_decay(var_list=[found[1]])
+    zeros = [keras.ops.zeros(shape) for shape in SHAPES.values()]
+    optimizer.apply(zeros, found)
+    np.testing.assert_allclose(found[0], start()[0] * (1 - 5e-3), rtol=1e-6)
+    np.testing.assert_array_equal(found[1], start()[1])
+
+
+def test_it_is_saved_with_its_arguments():
+    optimizer = td.AdamW(3e-4, {"decoder": 2.0}, weight_decay=0.01, global_clipnorm=None, use_ema=True)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert type(again) is td.AdamW
+    assert again.get_config() == optimizer.get_config()
+    assert again.decoupled_weight_decay == 0.01
+    assert again.weight_decay is None
+
+
+def test_a_group_without_variables_is_told(caplog):
+    optimizer = td.AdamW(learning_rate_multipliers={"bakbone": 0.1, "stem": 0.1})
+    optimizer.build(variables())
+    assert "no trainable variable lies in 'bakbone'" in caplog.text
+    assert "'stem'" not in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [{"weight_decay": -1.0}, {"learning_rate_multipliers": {"a": -0.1}}])
+def test_below_zero(arguments):
+    with pytest.raises(ValueError, match="must not be below 0"):
+        td.AdamW(**arguments)
