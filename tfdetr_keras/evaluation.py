@@ -109,7 +109,7 @@ class Evaluator:
     """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
 
     Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept,
-    2.5 kB an image with 100 queries.
+    2.8 kB an image with 100 queries.
 
     A model gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
     cxcywh relative to the image without padding}` for `prepare`'s inputs.

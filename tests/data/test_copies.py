@@ -25,7 +25,7 @@ from tfdetr_keras.data import (
 IMAGES = 12
 # Levels that TensorFlow's JPEG decoder may differ from Pillow's: it takes a faster inverse DCT, which rounds otherwise.
 DECODERS_DIFFER = 24
-TOLERANCE = 1e-3  # pixels
+TOLERANCE = 2e-4  # pixels; measured 3e-5, of relative boxes in float32
 
 
 def sample(home, files, dataset, names):

@@ -43,7 +43,7 @@ def load_coco(
             `coco_category_ids` leads back; "original" keeps the ids as labels, as the published COCO weights do, and
             names the gaps "N/A".
         masks: whether records have `masks`, from the polygons and run lengths of `segmentation`, which are then kept
-            in memory, some 500 bytes an object; an object without has an empty mask and is counted.
+            in memory, some 450 bytes an object; an object without has an empty mask and is counted.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:

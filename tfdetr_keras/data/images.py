@@ -55,18 +55,18 @@ def stored_size(content: bytes) -> tuple[int, int] | None:
 
     With this size, `decode_image` turns nothing.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.height, image.width
-    except Exception:  # as above; the error comes with the pixels
-        return None
+    return _size_in_header(io.BytesIO(content), upright=False)
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of what `decode_image` makes of a file without a size, from its header; None if it has none."""
+    return _size_in_header(path, upright=True)
+
+
+def _size_in_header(file: Path | io.BytesIO, upright: bool) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+        with Image.open(file) as image:
+            turned = upright and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:  # as above; the error comes with the pixels
         return None
