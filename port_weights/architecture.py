@@ -1,4 +1,7 @@
-"""What model a checkpoint needs: from its `config.json` where there is one, else from its tensors' names and shapes."""
+"""What model a checkpoint needs: from its `config.json` where there is one, else from its tensors' names and shapes.
+
+And back: what `config.json` says of a model, by the same tables.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from port_weights.checkpoints import Checkpoint
-from port_weights.names import Scheme
+from port_weights.names import HUGGING_FACE_MODEL, Scheme, scheme
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import RESNETS, DETRConfig, ResNetConfig
 
@@ -45,6 +48,12 @@ _CRITERION_NAMES = {
     "eos_coefficient": "eos_coefficient",
 }
 _PRE_NORM = {"detr": False, "table-transformer": True}
+_DETECTORS = {"detr": "DetrForObjectDetection", "table-transformer": "TableTransformerForObjectDetection"}
+# Of the loss, transformers 5 takes whole numbers as coefficients, and this one as a float, and nothing else.
+_FLOAT_COEFFICIENT = "eos_coefficient"
+
+# Whose ResNet a `config.json` names: transformers' own, or that of the package timm.
+Backbone = Literal["hugging-face", "timm"]
 
 
 def architecture_of(
@@ -64,7 +73,7 @@ def architecture_of(
     """
     config = checkpoint.config or {}
     if "d_model" in config or config.get("model_type") in _PRE_NORM:
-        architecture, criterion = _from_config(config, checkpoint, scheme), _criterion(config)
+        architecture, criterion = _from_config(config, checkpoint, scheme), criterion_of(config)
     else:
         if config and config.get("model_type") not in (None, "resnet"):
             raise ValueError(
@@ -78,6 +87,80 @@ def architecture_of(
         backbone = dataclasses.replace(architecture.backbone, dilation=dilation)
         architecture = dataclasses.replace(architecture, backbone=backbone)
     return architecture, criterion
+
+
+def hugging_face_config(
+    config: DETRConfig, criterion: SetCriterion | None = None, backbone: Backbone = "hugging-face"
+) -> dict[str, Any]:
+    """What `config.json` says of a model, for versions 4 and 5 of transformers.
+
+    Coefficients of the loss that are not whole numbers are left out, since version 5 refuses them; so are the settings
+    that Hugging Face has no name for. `criterion_of` tells what of the loss arrives.
+
+    Args:
+        config: the architecture; pre-norm models are Table Transformers there.
+        criterion: the loss, the paper's if left out.
+        backbone: `"hugging-face"` describes the trunk by its depths and widths, `"timm"` by its name there, which it
+            must have (see `timm_name`).
+    """
+    criterion = criterion or SetCriterion()
+    model_type = next(name for name, pre_norm in _PRE_NORM.items() if pre_norm == config.pre_norm)
+    names = dict(config.id2label or {})
+    coefficients = {name: float(getattr(criterion, ours)) for name, ours in _CRITERION_NAMES.items()}
+    return {
+        "model_type": model_type,
+        "architectures": [_DETECTORS[model_type]],
+        **{name: getattr(config, name) for name in _SAME_NAME},
+        "position_embedding_type": config.position_embedding,
+        "id2label": names,
+        "label2id": {name: index for index, name in names.items()},
+        **{
+            name: value if name == _FLOAT_COEFFICIENT else int(value)
+            for name, value in coefficients.items()
+            if name == _FLOAT_COEFFICIENT or value.is_integer()
+        },
+        # Hugging Face's auxiliary outputs normalise each layer's input once too often, which changes the last, too.
+        "auxiliary_loss": False,
+        "dilation": config.backbone.dilation,
+        "use_timm_backbone": backbone == "timm",
+        "use_pretrained_backbone": False,  # or version 4 fetches ImageNet's weights first
+        "backbone": timm_name(config.backbone) if backbone == "timm" else None,
+        "backbone_config": None if backbone == "timm" else _resnet_json(config.backbone),
+    }
+
+
+def hugging_face_scheme(config: DETRConfig, backbone: Backbone = "hugging-face") -> Scheme:
+    """How transformers names a detector's tensors on disk: version 5; and 4, but for DETR's learned positions.
+
+    Args:
+        config: the architecture.
+        backbone: whose ResNet it is there.
+    """
+    # Version 5 moved the learned positions out of DETR's backbone, but not out of Table Transformer's.
+    inside = config.pre_norm and config.position_embedding == "learned"
+    return scheme(
+        "torchvision" if backbone == "timm" else "hugging-face",
+        "hugging-face-4" if inside else "hugging-face",
+        HUGGING_FACE_MODEL,
+        f"{HUGGING_FACE_MODEL}backbone.conv_encoder.model.",
+    )
+
+
+def timm_name(backbone: ResNetConfig) -> str | None:
+    """The name of a ResNet, dilated or not, in timm and torchvision; None for one that they do not have."""
+    plain = dataclasses.replace(backbone, dilation=False, batch_norm="frozen")
+    return next((name.replace("-", "") for name, known in RESNETS.items() if known == plain), None)
+
+
+def _resnet_json(backbone: ResNetConfig) -> dict[str, Any]:
+    return {
+        "model_type": "resnet",
+        "embedding_size": backbone.stem_channels,
+        "hidden_sizes": list(backbone.channels),
+        "depths": list(backbone.depths),
+        "layer_type": backbone.block,
+        "out_features": [f"stage{index + 1}" for index in range(len(backbone.depths))],
+    }
 
 
 def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
@@ -128,7 +211,8 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
     return dataclasses.replace(RESNETS[f"resnet-{match[1]}"], dilation=dilation)
 
 
-def _criterion(config: Mapping[str, Any]) -> SetCriterion:
+def criterion_of(config: Mapping[str, Any]) -> SetCriterion:
+    """The loss that a `config.json` describes."""
     given: dict[str, Any] = {ours: float(config[name]) for name, ours in _CRITERION_NAMES.items() if name in config}
     return SetCriterion(**given)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,16 @@ import numpy as np
 import torch
 import transformers
 
+from port_weights.architecture import hugging_face_config, hugging_face_scheme
 from port_weights.names import HUGGING_FACE_MODEL, Scheme, scheme
 from port_weights.port import to_torch
-from tfdetr_keras.models.config import DETRConfig, ResNetConfig
+from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.detr import DETR
 
 
 def reference_config(config: DETRConfig) -> Any:
     """The Hugging Face configuration of the same architecture; pre-norm models are Table Transformers there."""
-    names = dict(config.id2label or {})
-    # Hugging Face's auxiliary outputs normalise each layer's input once too often; the layers are read instead.
-    shared: dict[str, Any] = {"auxiliary_loss": False, "id2label": names, "label2id": {v: k for k, v in names.items()}}
-    for name in (
-        *("num_queries", "d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim"),
-        *("encoder_attention_heads", "decoder_attention_heads", "activation_function"),
-        *("dropout", "attention_dropout", "activation_dropout"),
-    ):
-        shared[name] = getattr(config, name)
-    family: Any = transformers.TableTransformerConfig if config.pre_norm else transformers.DetrConfig
-    return family(
-        use_timm_backbone=False,
-        backbone_config=_resnet_config(config.backbone),
-        position_embedding_type=config.position_embedding,
-        **shared,
-    )
+    return transformers.AutoConfig.for_model(**hugging_face_config(config))
 
 
 def reference_model(config: DETRConfig) -> torch.nn.Module:
@@ -69,13 +56,13 @@ def reference_of(source: Any, model: DETR) -> tuple[torch.nn.Module, str]:
 
 
 def _detector(config: DETRConfig) -> Any:
-    return transformers.TableTransformerForObjectDetection if config.pre_norm else transformers.DetrForObjectDetection
+    return getattr(transformers, hugging_face_config(config)["architectures"][0])
 
 
 def reference_scheme(config: DETRConfig) -> Scheme:
     """The names of the reference model's own `state_dict()`."""
     if config.pre_norm:  # Table Transformer kept its names in version 5
-        return scheme("hugging-face", "hugging-face", HUGGING_FACE_MODEL, "model.backbone.conv_encoder.model.")
+        return hugging_face_scheme(config)
     return scheme("hugging-face", "hugging-face-in-memory", HUGGING_FACE_MODEL, "model.backbone.model.")
 
 
@@ -95,6 +82,12 @@ def write_random_checkpoint(folder: Path, config: DETRConfig, seed: int = 0) -> 
             elif tensor.ndim > 1:
                 torch.nn.init.xavier_uniform_(tensor)
     model.save_pretrained(folder)
+
+
+def write_pickle(path: Path, arrays: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> None:
+    """Writes named arrays as facebookresearch/detr keeps them: `{"model": state dict, "args": argparse.Namespace}`."""
+    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    torch.save({"model": state, "args": argparse.Namespace(**arguments)}, path)
 
 
 def load_weights(reference: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -132,17 +125,6 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
     stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
     stages.update(logits=outputs.logits, pred_boxes=outputs.pred_boxes)
     return {name: tensor.detach().numpy() for name, tensor in stages.items()}
-
-
-def _resnet_config(config: ResNetConfig) -> Any:
-    family: Any = transformers.ResNetConfig
-    return family(
-        embedding_size=config.stem_channels,
-        hidden_sizes=list(config.channels),
-        depths=list(config.depths),
-        layer_type=config.block,
-        out_features=[f"stage{index + 1}" for index in range(len(config.depths))],
-    )
 
 
 def _dilate_last_stage(model: Any) -> None:

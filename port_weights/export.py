@@ -1,0 +1,303 @@
+"""Exporting: a Keras DETR as the files that transformers or facebookresearch's code reads; porting, the other way.
+
+The weights are those of the model, bit for bit, under the names of `port_weights.names`; the moving statistics of
+ordinary batch normalisation become frozen ones. What the files have no place for is refused where the outputs would
+differ, and logged where only further training would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import operator
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from port_weights.architecture import Backbone, criterion_of, hugging_face_config, hugging_face_scheme, timm_name
+from port_weights.checkpoints import PICKLES
+from port_weights.names import Scheme, scheme
+from port_weights.port import load_model, to_torch
+from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models.config import RESNETS, DETRConfig
+from tfdetr_keras.models.detr import DETR
+
+logger = logging.getLogger(__name__)
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+SIZE = (800, 1333)
+# The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
+ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
+_BILINEAR = 2  # PIL.Image.Resampling
+
+
+def export(
+    source: Any,
+    folder: str | os.PathLike[str],
+    backbone: Backbone = "hugging-face",
+    size: tuple[int, int] = SIZE,
+    overwrite: bool = False,
+    **options: Any,
+) -> DETR:
+    """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
+
+    The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
+    `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (`DetrForObjectDetection`, or
+    `TableTransformerForObjectDetection` for pre-norm models), and by `load_model`. It keeps the weights, in float32,
+    the architecture, the names of the classes and the loss; not which parts are frozen.
+
+    Args:
+        source: a model, or a checkpoint as for `load_model`.
+        folder: where to write; its parent must exist.
+        backbone: under whose names the trunk is written. `"hugging-face"`: transformers alone reads it; any ResNet
+            without dilation. `"timm"`: transformers reads it where the package timm is installed; ResNet-18, -34, -50
+            and -101, with dilation (DC5) or without.
+        size: (shortest edge, longest edge) in pixels to which the image processor resizes: those of the training.
+        overwrite: whether an earlier export in the folder is replaced.
+        **options: of `load_model`, for a checkpoint.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        ValueError: as `load_model`; or the folder's parent does not exist; the folder holds an earlier export and
+            `overwrite` is false, or it holds anything else; a size that is none; the model's trunk has no
+            description in these names, or its activation another meaning in transformers; weights that are not finite.
+    """
+    target = Path(folder).resolve()
+    if target.suffix in (*PICKLES, ".safetensors", ".keras"):
+        raise ValueError(f"{folder}: a folder is written here, but that is the name of a file; see export_pth for .pth")
+    _check_place(target, overwrite)
+    if backbone not in get_args(Backbone):
+        raise ValueError(f"backbone={backbone!r} must be one of {', '.join(map(repr, get_args(Backbone)))}")
+    processor = _processor(size)
+    model, name = _model(source, options)
+    _check_hugging_face(model.config, backbone, name)
+    arrays = _arrays(model, hugging_face_scheme(model.config, backbone), name)
+    config = hugging_face_config(model.config, model.criterion, backbone)
+    _report_loss(model.criterion, criterion_of(config), name)
+    if model.config.position_embedding == "learned" and not model.config.pre_norm:
+        logger.warning("%s: learned positions are written as transformers 5 names them; 4 will not find them", name)
+
+    from safetensors.numpy import save_file
+
+    with _whole_folder(target) as written:
+        _write_json(written / "config.json", config)
+        _write_json(written / "preprocessor_config.json", processor)
+        save_file(arrays, written / "model.safetensors", metadata={"format": "pt"})  # transformers insists on it
+        _check_place(target, overwrite)  # once more: porting takes a while, and what came there would be lost
+    return model
+
+
+def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> DETR:
+    """Writes a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
+
+    `args` holds the architecture and the loss under the names of its training script, so that `load_model` needs to be
+    told nothing; the names of the classes have no place there.
+
+    Args:
+        source: a model, or a checkpoint as for `load_model`.
+        path: the file to write, `.pth` (or `.pt`, `.bin`), which appears complete or not at all.
+        overwrite: whether an existing file is replaced.
+        **options: of `load_model`, for a checkpoint.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        ValueError: as `load_model`; or the path's folder does not exist, the file does and `overwrite` is false, or its
+            name ends otherwise; the encoder and the decoder have other heads or feed-forward widths, or the activation
+            is not ReLU, which that code has no settings for; weights that are not finite; torch is not installed.
+    """
+    target = Path(path).resolve()
+    if target.suffix not in PICKLES:
+        raise ValueError(f"{path}: the file to write must end in {', '.join(PICKLES)}")
+    _check_file(target, overwrite)
+    try:
+        from port_weights.reference import write_pickle
+    except ModuleNotFoundError as error:
+        raise ValueError(f"only torch can write {path}: pip install 'tfdetr-keras[port]' ({error})") from error
+    model, name = _model(source, options)
+    _check_facebook(model.config, name)
+    arrays = _arrays(model, scheme("torchvision", "facebookresearch", "", "backbone.0.body."), name)
+    arguments = _facebook_arguments(model.config, model.criterion)
+    if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
+        logger.warning("%s: load_model reads this trunk from the .pth, but torchvision has none like it", name)
+    with whole_file(target) as written:
+        write_pickle(written, arrays, arguments)
+        _check_file(target, overwrite)
+    return model
+
+
+def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
+    """The model to export, and what to call it in messages."""
+    if isinstance(source, DETR):
+        if options:
+            raise ValueError(f"{', '.join(options)}: for a checkpoint that is yet to be read, and this is a model")
+        return source, f"the model {source.name!r}"
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "the checkpoint"
+    return load_model(source, **options), name
+
+
+def _check_hugging_face(config: DETRConfig, backbone: Backbone, name: str) -> None:
+    if config.activation_function not in ACTIVATIONS:
+        raise ValueError(
+            f"{name}: activation_function={config.activation_function!r} is not known to be the same in transformers; "
+            f"only models with {', '.join(ACTIVATIONS)} can be exported there"
+        )
+    known = timm_name(config.backbone)
+    if backbone == "timm" and known is None:
+        raise ValueError(
+            f"{name}: timm has no ResNet of depths {config.backbone.depths} and channels {config.backbone.channels}, "
+            f"only {', '.join(RESNETS)}: {_OTHERWISE[config.backbone.dilation]}"
+        )
+    if backbone == "hugging-face" and config.backbone.dilation:
+        raise ValueError(
+            f"{name}: the trunk's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
+            + (f"write it with backbone='timm', as {known} there" if known else _OTHERWISE[True])
+        )
+
+
+# What to do with a trunk that timm does not have, by whether it is dilated.
+_OTHERWISE = {
+    False: "write it with backbone='hugging-face'",
+    True: "transformers has no place for one like this; export_pth, or a target ending in .pth, keeps it",
+}
+
+
+def _check_facebook(config: DETRConfig, name: str) -> None:
+    for what in ("attention_heads", "ffn_dim"):
+        ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
+        if ours[0] != ours[1]:
+            raise ValueError(
+                f"{name}: encoder_{what}={ours[0]} and decoder_{what}={ours[1]}, but facebookresearch/detr has one "
+                "setting for both: export a Hugging Face folder instead"
+            )
+    if config.activation_function != "relu":
+        raise ValueError(
+            f"{name}: activation_function={config.activation_function!r}, but facebookresearch/detr has ReLU alone: "
+            "export a Hugging Face folder instead"
+        )
+
+
+def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str, Any]:
+    """The settings of facebookresearch/detr's `main.py` that say what the model and its loss are."""
+    return {
+        "backbone": timm_name(config.backbone),
+        "dilation": config.backbone.dilation,
+        "position_embedding": config.position_embedding,
+        "enc_layers": config.encoder_layers,
+        "dec_layers": config.decoder_layers,
+        "dim_feedforward": config.encoder_ffn_dim,
+        "hidden_dim": config.d_model,
+        "dropout": config.dropout,
+        "nheads": config.encoder_attention_heads,
+        "num_queries": config.num_queries,
+        "pre_norm": config.pre_norm,
+        "masks": False,
+        "aux_loss": config.auxiliary_outputs,
+        "set_cost_class": criterion.cost_class,
+        "set_cost_bbox": criterion.cost_bbox,
+        "set_cost_giou": criterion.cost_giou,
+        "bbox_loss_coef": criterion.bbox_loss_coefficient,
+        "giou_loss_coef": criterion.giou_loss_coefficient,
+        "eos_coef": criterion.eos_coefficient,
+    }
+
+
+def _processor(size: tuple[int, int]) -> dict[str, Any]:
+    """What `preprocessor_config.json` says: all that `DetrImageProcessor` does to an image."""
+    shortest, longest = (operator.index(edge) for edge in size)
+    if not 1 <= shortest <= longest:
+        raise ValueError(f"size={tuple(size)} must be (shortest edge, longest edge) in pixels, the shorter one first")
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {"shortest_edge": shortest, "longest_edge": longest},
+        "resample": _BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "do_convert_annotations": True,
+        "do_pad": True,
+    }
+
+
+def _arrays(model: DETR, names: Scheme, name: str) -> dict[str, np.ndarray]:
+    """The model's weights under their PyTorch names, float32."""
+    arrays = {key: np.ascontiguousarray(array, np.float32) for key, array in to_torch(model, names).items()}
+    broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{name}: {len(broken)} of its weights are not finite, as after a training that diverged: "
+            + ", ".join(sorted(broken)[:5])
+        )
+    return arrays
+
+
+def _report_loss(ours: SetCriterion, theirs: SetCriterion, name: str) -> None:
+    lost = [
+        f"{field.name}={getattr(ours, field.name)}"
+        for field in dataclasses.fields(ours)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    if lost:
+        logger.warning("%s: transformers cannot be told of, and would train without, %s", name, ", ".join(lost))
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that cannot be written, or that holds what an export would destroy."""
+    _check_parent(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder to write")
+    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    foreign = [entry for entry in held if entry not in FILES]
+    if foreign:
+        raise ValueError(f"{folder} holds other files ({', '.join(foreign[:8])}): name a new or an empty folder")
+    if held and not overwrite:
+        raise ValueError(f"{folder} holds an export already: say overwrite, or name another folder")
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    _check_parent(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already: say overwrite, or name another file")
+
+
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: the folder {target.parent} does not exist")
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to write into; afterwards it stands at `folder`, or nothing has changed there."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".port_weights-") as scratch:
+        written, old = Path(scratch) / "new", Path(scratch) / "old"
+        written.mkdir()
+        yield written
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(written, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
