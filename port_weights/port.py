@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +16,10 @@ import numpy as np
 from port_weights.architecture import architecture_of
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.names import IGNORED, SEGMENTATION_HEAD, Scheme, detect_scheme
+from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.packaged import find_source
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def load_model(
 
     Args:
         source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, `.pth` or `.keras`
-            file, or a state dict. A backbone alone is taken, too: the rest of the model is then fresh.
+            file, the folder of a training run, the name of a packaged checkpoint, or a state dict. A backbone alone is
+            taken, too: the rest of the model is then fresh.
         num_classes: where it differs from the checkpoint's, the class head is made anew.
         num_queries: fewer keep the first query embeddings, more add fresh ones.
         id2label: names of the classes, `num_classes` of them.
@@ -64,6 +66,7 @@ def load_model(
         ValueError: the source is missing or damaged, its naming is unknown, its configuration does not describe a
             DETR, or tensors are missing, left over or of another shape, each of which is named.
     """
+    source = find_source(source)
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
         original = _load_keras(Path(source))
         config, criterion = original.config, original.criterion
@@ -97,10 +100,8 @@ def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> DETR
     if not target.parent.is_dir():
         raise ValueError(f"{target}: the folder {target.parent} does not exist")
     model = load_model(source, **options)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".port_weights-") as folder:
-        written = Path(folder) / target.name
-        model.save(written)
-        os.replace(written, target)
+    with whole_file(target) as partial:
+        model.save(partial)
     return model
 
 

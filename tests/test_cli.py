@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras.cli import inspect_data, main
+from tfdetr_keras.cli.progress import Counter
 
 SHAPES = ["inspect-data", "--data", "shapes", "--size", "96", "128", "--batch-size", "4"]
 
@@ -144,8 +145,8 @@ def test_help_names_every_kind_of_data(capsys):
 def test_a_long_pass_says_how_far_it_is(tmp_path, capsys, monkeypatch):
     assert main([*SHAPES, "--out", str(tmp_path / "a.png")]) == 0
     assert "read" not in capsys.readouterr().err  # 256 small images take no time
-    monkeypatch.setattr(inspect_data._Counter, "SILENT", 0)
-    monkeypatch.setattr(inspect_data._Counter, "EVERY_LINE", 0)
+    monkeypatch.setattr(Counter, "SILENT", 0)
+    monkeypatch.setattr(Counter, "EVERY_LINE", 0)
     assert main([*SHAPES, "--out", str(tmp_path / "a.png")]) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [f"read {count} of 256 images" for count in range(1, 257)]

@@ -15,6 +15,8 @@ from tfdetr_keras.training import AdamW
 
 if TYPE_CHECKING:
     from tfdetr_keras import data, evaluation, visualize
+    from tfdetr_keras.inference import detect
+    from tfdetr_keras.training import fit_detector
 
 __version__ = "0.1.0"
 
@@ -27,7 +29,9 @@ __all__ = [
     "ResNetConfig",
     "SetCriterion",
     "data",
+    "detect",
     "evaluation",
+    "fit_detector",
     "linear_sum_assignment",
     "post_process",
     "training",
@@ -35,10 +39,13 @@ __all__ = [
 ]
 
 # These need TensorFlow or matplotlib, which the model on another backend does not: imported when first asked for.
-_LAZY = ("data", "evaluation", "visualize")
+_LAZY_MODULES = ("data", "evaluation", "visualize")
+_LAZY_FUNCTIONS = {"detect": "inference", "fit_detector": "training"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY_FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

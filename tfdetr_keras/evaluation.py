@@ -20,6 +20,7 @@ from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.sizes import Resize
+from tfdetr_keras.inference import forward_function
 from tfdetr_keras.postprocess import post_process
 
 # The order of `COCOeval.stats` for boxes.
@@ -148,14 +149,21 @@ class Evaluator:
         # The graph of the model evaluated last, which need not be traced anew for each epoch.
         self._traced: tuple[keras.Model, Callable[[Any], Any]] | None = None
 
-    def __call__(self, model: keras.Model) -> dict[str, Any]:
-        """Runs the model over all records; see `coco_metrics` for what is returned and raised."""
+    def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """Runs the model over all records; see `coco_metrics` for what is returned and raised.
+
+        Args:
+            model: see the class.
+            progress: called with the number of images done, after each batch.
+        """
         if self._traced is None or self._traced[0] is not model:
-            self._traced = model, _forward(model, self._batches.element_spec[0])
+            self._traced = model, forward_function(model, self._batches.element_spec[0])
         self.ground_truth, self.detections = [], []
         with readable_errors():
             for inputs, targets in self._batches:
                 self._take(self._traced[1](inputs), {key: value.numpy() for key, value in targets.items()})
+                if progress is not None:
+                    progress(len(self.detections))
         return coco_metrics(self.ground_truth, self.detections, self.class_names)
 
     def _take(self, outputs: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:
@@ -190,13 +198,6 @@ def write_coco_results(
             category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
             rows.append({key: row[key] for key in ("image_id", "bbox", "score")} | {"category_id": category})
     Path(path).write_text(json.dumps(rows), encoding="utf-8")
-
-
-def _forward(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:
-    """The model in inference mode; on TensorFlow one graph for images of all sizes."""
-    if keras.backend.backend() == "tensorflow":
-        return tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
-    return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})
 
 
 def _rows(image: Mapping[str, Any], source: str, num_classes: int) -> list[dict[str, Any]]:

@@ -17,38 +17,7 @@ from tfdetr_keras.training import AveragePrecision
 SIZE = (64, 64)
 
 
-@pytest.fixture(scope="module")
-def held_out():
-    return td.data.load_shapes(12, seed=4, size=(40, 64))
-
-
-@pytest.fixture(scope="module")
-def batches():
-    records, _ = td.data.load_shapes(8, seed=5, size=(40, 64))
-    return td.data.prepare(records, 4, training=True, size=SIZE, pad_to=SIZE, max_boxes=8, augmentation="none")
-
-
-def compiled(names, learning_rate=1e-3, **options):
-    keras.utils.set_random_seed(0)
-    config = td.DETRConfig(
-        backbone=td.ResNetConfig(block="basic", depths=(1,), channels=(8,), stem_channels=8),
-        id2label=dict(enumerate(names)),
-        num_classes=len(names),
-        num_queries=6,
-        d_model=8,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=1,
-        decoder_attention_heads=1,
-        encoder_ffn_dim=8,
-        decoder_ffn_dim=8,
-    )
-    model = td.DETR(config)
-    model.compile(optimizer=td.AdamW(learning_rate, **options), jit_compile=False)
-    return model
-
-
-def test_the_logs_have_the_figures_of_the_weights_at_the_epochs_end(held_out, batches, tmp_path):
+def test_the_logs_have_the_figures_of_the_weights_at_the_epochs_end(compiled, held_out, batches, tmp_path):
     records, names = held_out
     model = compiled(names)
     measured, expected = AveragePrecision(records, names, SIZE, batch_size=4, pad_to=SIZE), []
@@ -72,7 +41,7 @@ def test_the_logs_have_the_figures_of_the_weights_at_the_epochs_end(held_out, ba
     assert "val_loss" in history
 
 
-def test_every_so_many_epochs_and_the_last(held_out):
+def test_every_so_many_epochs_and_the_last(compiled, held_out):
     records, names = held_out
     measured = AveragePrecision(records.take(2), names, SIZE, every=2)
     measured.set_model(compiled(names))
@@ -83,7 +52,7 @@ def test_every_so_many_epochs_and_the_last(held_out):
     assert [set(found) for found in logs] == [set(), full := {f"val_{n}" for n in METRIC_NAMES}, set(), full, full]
 
 
-def test_evaluate_measures_once(held_out, batches, capsys):
+def test_evaluate_measures_once(compiled, held_out, batches, capsys):
     records, names = held_out
     model = compiled(names)
     measured = AveragePrecision(records, names, SIZE, batch_size=4)
@@ -92,28 +61,46 @@ def test_evaluate_measures_once(held_out, batches, capsys):
     assert f"AP50 {measured.metrics['AP50']:.3f}" in capsys.readouterr().out
 
 
-def test_averaged_weights_are_measured_where_they_are_swapped_in(held_out, batches):
+def test_the_averaged_weights_are_measured_and_the_own_ones_come_back(compiled, held_out, batches):
     records, names = held_out
-    model = compiled(names, 1e-2, use_ema=True, ema_momentum=0.9)
-    measured = AveragePrecision(records, names, SIZE, batch_size=4)
-    measured_weights, other_weights = [], []
+    figures, models = [], []
 
     class Look(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            measured_weights.append(np.array(self.model.class_head.kernel))
-            averages = self.model.optimizer._model_variables_moving_average
-            index = next(i for i, v in enumerate(self.model.trainable_variables) if "class_head/kernel" in v.path)
-            other_weights.append(np.array(averages[index]))
+            figures.append(logs["val_AP"])
+            own = [np.array(variable) for variable in self.model.trainable_variables]
+            with td.training.averaged_weights(self.model):
+                models.append([np.array(variable) for variable in self.model.trainable_variables])
+                assert evaluate_detections(self.model, records, names, SIZE, 4)["AP"] == figures[-1]
+            for before, after in zip(own, self.model.trainable_variables, strict=True):
+                np.testing.assert_array_equal(before, after)
+            assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(own, models[-1], strict=True))
 
+    model = compiled(names, 1e-2, use_ema=True, ema_momentum=0.9)
+    measured = AveragePrecision(records, names, SIZE, batch_size=4, averaged=True)
+    model.fit(batches, epochs=2, callbacks=[measured, Look()], verbose=0)
+    assert len(figures) == 2
+    for average, variable in zip(models[-1], model.trainable_variables, strict=True):  # as Keras ends `fit`
+        np.testing.assert_array_equal(average, variable)
+
+
+def test_swapped_in_by_keras_callback_they_are_measured_too(compiled, held_out, batches):
+    records, names = held_out
+    model = compiled(names, 1e-2, use_ema=True, ema_momentum=0.9)
+    measured = AveragePrecision(records, names, SIZE, batch_size=4)
     swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-    model.fit(batches, epochs=2, callbacks=[swap, measured, Look()], verbose=0)
-    # What was swapped out of the model is in the optimizer meanwhile; after the last epoch the averages are kept.
-    assert np.abs(measured_weights[0] - other_weights[0]).max() > 1e-3
+    model.fit(batches, epochs=2, callbacks=[swap, measured], verbose=0)
     assert measured.metrics == evaluate_detections(model, records, names, SIZE, 4)
-    np.testing.assert_array_equal(model.class_head.kernel, measured_weights[1])
 
 
-def test_dumped_detections_give_the_same_figures_by_hand(held_out, tmp_path):
+def test_no_averages_to_measure(compiled, held_out, batches):
+    records, names = held_out
+    measured = AveragePrecision(records, names, SIZE, averaged=True)
+    with pytest.raises(ValueError, match="keeps no averages: compile it with an optimizer that has use_ema=True"):
+        compiled(names).fit(batches, callbacks=[measured], verbose=0)
+
+
+def test_dumped_detections_give_the_same_figures_by_hand(compiled, held_out, tmp_path):
     """To the last digit, by way of COCO's own files and category ids."""
     records, names = held_out
     measured = AveragePrecision(records, names, SIZE)
@@ -138,7 +125,7 @@ def test_dumped_detections_give_the_same_figures_by_hand(held_out, tmp_path):
     assert measured.metrics == coco_metrics(measured.evaluator.ground_truth, measured.evaluator.detections, names)
 
 
-def test_mistakes(held_out):
+def test_mistakes(compiled, held_out):
     records, names = held_out
     with pytest.raises(ValueError, match="every must be at least 1"):
         AveragePrecision(records, names, every=0)

@@ -9,7 +9,7 @@ import sys
 
 import tensorflow as tf
 
-from tfdetr_keras.cli import demo, inspect_data
+from tfdetr_keras.cli import demo, evaluate, inspect_data, predict, resume, train
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, inspect_data):
+    for command in (demo, inspect_data, train, resume, evaluate, predict):
         command.add_to(commands)
     return top
 
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("tfdetr_keras").setLevel(logging.INFO)
     try:
         return options.run(options)
     except (OSError, ValueError) as error:

@@ -44,6 +44,18 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text file with one class a line in the order of the labels (default: as the set states them)",
     )
+    drawn = command.add_argument_group("drawn shapes")
+    drawn.add_argument("--count", type=int, metavar="N", help="shapes: number of images (default: 256)")
+    drawn.add_argument(
+        "--drawn-size",
+        type=int,
+        nargs=2,
+        metavar=("SMALLEST", "LARGEST"),
+        help="shapes: sides of the images, pixels (default: 96 128)",
+    )
+    drawn.add_argument(
+        "--drawn-seed", type=int, metavar="N", help="shapes: sets of different seeds share no image (default: 0)"
+    )
     source.add_argument(
         "--on-error",
         choices=("raise", "skip"),
@@ -77,8 +89,37 @@ def add_batch_options(command: argparse.ArgumentParser, batch_size: int) -> None
     padding.add_argument(
         "--buckets", action="store_true", help="pad to one of seven sizes, images of alike shape together"
     )
+    batch.add_argument(
+        "--max-boxes",
+        type=int,
+        metavar="N",
+        help="rows of the targets, no image having more objects (default: those of the batch's fullest image)",
+    )
     batch.add_argument("--color-jitter", action="store_true", help="in training, also change the colours at random")
     batch.add_argument("--seed", type=int, default=0, metavar="N", help="of the shuffling and the augmentation")
+
+
+def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as arguments of `load_source`, plain values all: a run's folder keeps them.
+
+    Raises:
+        ValueError: a file of class names that is none.
+    """
+    names = None if options.class_names is None else read_class_names(options.class_names)
+    given = {
+        "data": options.data,
+        "images": options.images and str(options.images),
+        "annotations": options.annotations,
+        "split": options.split,
+        "image_set": options.image_set and str(options.image_set),
+        "class_names": names,
+        "zero_based": options.zero_based,
+        "count": options.count,
+        "drawn_size": options.drawn_size,
+        "drawn_seed": options.drawn_seed,
+        "on_error": options.on_error,
+    }
+    return {name: value for name, value in given.items() if value not in (None, False)}
 
 
 def read_source(options: argparse.Namespace) -> Loaded:
@@ -87,16 +128,7 @@ def read_source(options: argparse.Namespace) -> Loaded:
     Raises:
         ValueError: as `tfdetr_keras.data.sources.load_source`.
     """
-    return load_source(
-        options.data,
-        images=options.images,
-        annotations=options.annotations,
-        split=options.split,
-        image_set=options.image_set,
-        class_names=None if options.class_names is None else read_class_names(options.class_names),
-        zero_based=options.zero_based,
-        on_error=options.on_error,
-    )
+    return load_source(**source_arguments(options))
 
 
 def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -105,6 +137,7 @@ def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "size": tuple(options.size),
         "pad_to": "buckets" if options.buckets else options.pad_to and tuple(options.pad_to),
+        "max_boxes": options.max_boxes,
         "color_jitter": options.color_jitter,
         "seed": options.seed,
     }

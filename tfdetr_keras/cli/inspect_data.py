@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
 from tfdetr_keras import data, visualize
 from tfdetr_keras.cli.data_options import add_batch_options, add_source_options, batch_arguments, read_source
+from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.data.record import reader_of
 
 EXAMPLES = """examples:
@@ -56,37 +55,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"wrote {options.out}", flush=True)
     reader = reader_of(dataset)
     total = -1 if reader is None else int(reader.entries.cardinality())
-    with _Counter(total) as counter:
+    with Counter("read", total) as counter:
         summary = data.summarize(dataset, class_names, progress=counter.show)
     print(summary)
     return 0
-
-
-class _Counter:
-    """Says on stderr how far a long pass is; a short one passes in silence."""
-
-    SILENT = 2  # seconds, at the beginning
-    EVERY = 0.5  # seconds, where the line on a terminal is written anew
-    EVERY_LINE = 30  # seconds, in a log, where each is a line of its own
-
-    def __init__(self, total: int) -> None:
-        self._of = f" of {total}" if total >= 0 else ""
-        self._live = sys.stderr.isatty()
-        self._every = self.EVERY if self._live else self.EVERY_LINE
-        self._next = time.monotonic() + self.SILENT
-        self._shown = False
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown and self._live:
-            print(file=sys.stderr)
-
-    def show(self, count: int) -> None:
-        """Says that `count` images are read, if it is time to."""
-        now = time.monotonic()
-        if now >= self._next:
-            self._next, self._shown = now + self._every, True
-            start, end = ("\r", "") if self._live else ("", "\n")
-            print(f"{start}read {count}{self._of} images", end=end, file=sys.stderr, flush=True)

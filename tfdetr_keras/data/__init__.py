@@ -2,8 +2,10 @@
 
 from tfdetr_keras.data.checks import checked_dataset, readable_errors
 from tfdetr_keras.data.coco import coco_category_ids, load_coco
+from tfdetr_keras.data.image_files import load_images
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.shapes import SHAPES, load_shapes
+from tfdetr_keras.data.split import split
 from tfdetr_keras.data.summary import summarize
 from tfdetr_keras.data.tensors import from_dataset
 from tfdetr_keras.data.tfds import load_tfds
@@ -17,6 +19,7 @@ __all__ = [
     "coco_category_ids",
     "from_dataset",
     "load_coco",
+    "load_images",
     "load_shapes",
     "load_tfds",
     "load_tfrecord",
@@ -24,6 +27,7 @@ __all__ = [
     "load_yolo",
     "prepare",
     "readable_errors",
+    "split",
     "summarize",
     "write_tfrecord",
 ]

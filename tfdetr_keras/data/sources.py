@@ -17,7 +17,7 @@ from tfdetr_keras.data.tfrecord import load_tfrecord
 from tfdetr_keras.data.voc import load_voc
 from tfdetr_keras.data.yolo import load_yolo
 
-DRAWN_IMAGES = 256  # of the kind "shapes"
+DRAWN_IMAGES, DRAWN_SIZE = 256, (96, 128)  # of the kind "shapes"
 
 Loaded = tuple[tf.data.Dataset, list[str]]
 
@@ -38,6 +38,9 @@ def load_source(
     image_set: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     zero_based: bool = False,
+    count: int | None = None,
+    drawn_size: tuple[int, int] | None = None,
+    drawn_seed: int | None = None,
     on_error: OnError = "raise",
 ) -> Loaded:
     """Reads a detection set of any kind.
@@ -51,6 +54,9 @@ def load_source(
         image_set: voc: a text file with the names of the annotation files to read.
         class_names: voc, yolo, tfds, tfrecord, shapes: name of each label; by default those that the set states.
         zero_based: voc: whether corners count from 0.
+        count: shapes: number of images.
+        drawn_size: shapes: smallest and largest side of the images, pixels.
+        drawn_seed: shapes: sets of different seeds share no image.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -69,6 +75,9 @@ def load_source(
         "image_set": image_set,
         "class_names": class_names,
         "zero_based": zero_based or None,
+        "count": count,
+        "drawn_size": drawn_size,
+        "drawn_seed": drawn_seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
@@ -119,9 +128,15 @@ def _read_tfrecord(annotations: str | Path, **options: Any) -> Loaded:
     return load_tfrecord(annotations, **options)
 
 
-def _read_shapes(on_error: OnError, class_names: Sequence[str] | None = None) -> Loaded:
-    # Nothing can be wrong with them.
-    return load_shapes(DRAWN_IMAGES) if class_names is None else load_shapes(DRAWN_IMAGES, classes=class_names)
+def _read_shapes(
+    on_error: OnError,  # nothing can be wrong with them
+    class_names: Sequence[str] | None = None,
+    count: int = DRAWN_IMAGES,
+    drawn_size: tuple[int, int] = DRAWN_SIZE,
+    drawn_seed: int = 0,
+) -> Loaded:
+    classes = {} if class_names is None else {"classes": class_names}
+    return load_shapes(count, drawn_seed, size=drawn_size, **classes)
 
 
 KINDS = {
@@ -134,5 +149,5 @@ KINDS = {
     "yolo": _Kind(_read_yolo, {"images": "the folder of the set"}, ("split", "class_names")),
     "tfds": _Kind(_read_tfds, {"annotations": "the folder of a prepared builder"}, ("split", "class_names")),
     "tfrecord": _Kind(_read_tfrecord, {"annotations": "the files, with * and ? as wildcards"}, ("class_names",)),
-    "shapes": _Kind(_read_shapes, {}, ("class_names",)),
+    "shapes": _Kind(_read_shapes, {}, ("class_names", "count", "drawn_size", "drawn_seed")),
 }

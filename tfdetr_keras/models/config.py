@@ -160,24 +160,18 @@ PRESETS: dict[str, DETRConfig] = {
     for name, backbone in RESNETS.items()
     for suffix in ("", "-dc5")
 }
-# Small enough to train from scratch on a CPU: stride 8, so that images of 64 pixels keep 64 positions.
+# Small enough to train from scratch on a CPU: two stages, for a stride of 8, so that images of 64 pixels have 64
+# positions.
 PRESETS["detr-tiny"] = DETRConfig(
-    backbone=ResNetConfig(
-        block="basic",
-        depths=(1, 1, 1),
-        channels=(32, 64, 128),
-        stem_channels=32,
-        dilation=True,
-        batch_norm="trainable",
-    ),
+    backbone=ResNetConfig(block="basic", depths=(1, 2), channels=(64, 128), stem_channels=32, batch_norm="trainable"),
     num_queries=25,
-    d_model=64,
-    encoder_layers=1,
+    d_model=96,
+    encoder_layers=2,
     decoder_layers=3,
     encoder_attention_heads=4,
     decoder_attention_heads=4,
-    encoder_ffn_dim=128,
-    decoder_ffn_dim=128,
+    encoder_ffn_dim=256,
+    decoder_ffn_dim=256,
     dropout=0.0,
     attention_dropout=0.0,
     activation_dropout=0.0,

@@ -154,7 +154,8 @@ class DETR(keras.Model):
 
         Args:
             source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, a `.pth` (both also
-                of a backbone alone), or a `.keras` file.
+                of a backbone alone), a `.keras` file, the folder of a training run, or `"detr-tiny"`, a small model
+                trained on drawn shapes that comes with the package.
             num_classes: where it differs from the checkpoint's, the class head is made anew.
             num_queries: fewer keep the first query embeddings, more add fresh ones.
             id2label: names of the new classes; implies `num_classes`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator
+from tfdetr_keras.training.averages import averaged_weights
 
 
 class AveragePrecision(keras.callbacks.Callback):
@@ -16,8 +18,7 @@ class AveragePrecision(keras.callbacks.Callback):
 
     The logs get `val_AP`, `val_AP50`, `val_AP75`, `val_APs`, `val_APm`, `val_APl` and `val_AR1` … `val_ARl`, so that
     `ModelCheckpoint(monitor="val_AP", mode="max")`, `EarlyStopping` and `TensorBoard`, behind it in the list of
-    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools. With an optimizer that
-    has `use_ema`, put `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)` before it, to measure the averaged weights.
+    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools.
 
     Args:
         records: held-out records, see `tfdetr_keras.data.record`; not batches.
@@ -26,6 +27,8 @@ class AveragePrecision(keras.callbacks.Callback):
         batch_size: images a batch; with 1 there is no padding to change the answers.
         pad_to: (height, width) of a fixed canvas, pixels.
         every: epochs from one measurement to the next; the last epoch is always measured.
+        averaged: whether the averages of the weights are measured in place of the weights, after each epoch (an
+            optimizer with `use_ema`); not together with `keras.callbacks.SwapEMAWeights`, which does the same.
 
     Attributes:
         metrics: of the last measurement, see `tfdetr_keras.evaluation.coco_metrics`; also the AP of each class.
@@ -43,12 +46,13 @@ class AveragePrecision(keras.callbacks.Callback):
         batch_size: int = 1,
         pad_to: tuple[int, int] | None = None,
         every: int = 1,
+        averaged: bool = False,
     ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
         self.evaluator = Evaluator(records, class_names, size, batch_size, pad_to)
-        self.every = every
+        self.every, self.averaged = every, averaged
         self.metrics: dict[str, Any] = {}
         self._in_fit = False
 
@@ -63,7 +67,8 @@ class AveragePrecision(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Measures, and adds the figures to the logs."""
         if (epoch + 1) % self.every == 0 or epoch + 1 == (self.params or {}).get("epochs"):
-            self._measure()
+            with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
+                self._measure()
             if logs is not None:
                 logs.update({f"val_{name}": self.metrics[name] for name in METRIC_NAMES})
 

@@ -11,7 +11,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Non
     """Writes the curves of a training run as a PNG, one panel a quantity, its validation beside it.
 
     Args:
-        history: name -> value per epoch, as `keras.callbacks.History.history`; "val_x" is drawn with "x".
+        history: name -> value per epoch, as `keras.callbacks.History.history`; "val_x" is drawn with "x", NaN left out.
         path: the PNG to write.
 
     Raises:
@@ -27,8 +27,9 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Non
     for axis, panel in zip(axes, panels, strict=False):
         for name, label in ((panel, "training"), (f"val_{panel}", "validation")):
             if name in history:
-                epochs = range(1, len(history[name]) + 1)
-                axis.plot(epochs, history[name], label=label, marker="." if len(epochs) < 20 else None)
+                known = [(epoch, value) for epoch, value in enumerate(history[name], start=1) if math.isfinite(value)]
+                epochs, values = zip(*known, strict=True) if known else ((), ())
+                axis.plot(epochs, values, label=label, marker="." if len(known) < 20 else None)
         axis.set(title=panel, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

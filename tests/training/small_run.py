@@ -1,0 +1,96 @@
+"""A training run that takes moments, for processes of its own: everything is imported before they are forked."""
+
+import os
+import random
+
+import keras
+import tensorflow as tf
+from safetensors.numpy import load_file
+
+import tfdetr_keras as td
+import tfdetr_keras.training.checkpoint
+from tfdetr_keras.models import PRESETS
+from tfdetr_keras.training.fitting import fit_detector
+
+EPOCHS, SIDE = 5, 32
+SETTINGS = {
+    "source": "detr-smallest",
+    "epochs": EPOCHS,
+    "batch_size": 4,
+    "size": (SIDE, SIDE),
+    "pad_to": (SIDE, SIDE),
+    "max_boxes": 8,
+    "augmentation": "flip",
+    "color_jitter": True,
+    "dropout": 0.1,
+    "learning_rate": 1e-3,
+    "warmup_steps": 4,
+    "gradient_accumulation_steps": 2,
+    "ema_momentum": 0.9,
+    "jit_compile": False,
+}
+PRESETS["detr-smallest"] = td.DETRConfig(
+    backbone=td.ResNetConfig(block="basic", depths=(1,), channels=(8,), stem_channels=8),
+    num_queries=6,
+    d_model=8,
+    encoder_layers=1,
+    decoder_layers=2,
+    encoder_attention_heads=1,
+    decoder_attention_heads=1,
+    encoder_ffn_dim=8,
+    decoder_ffn_dim=8,
+)
+
+
+def sets():
+    """Training records, validation records and class names."""
+    records, names = td.data.load_shapes(17, seed=1, size=(24, SIDE))
+    return *td.data.split(records, 4 / 17), names
+
+
+def train(folder, moments=None, resume=False, **changes):
+    """One run; `moments`, a pipe, hears of every step and of every state half written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    tf.config.experimental.enable_op_determinism()
+    random.seed(os.getpid())  # a run must not depend on what the program did before
+    callbacks = []
+    if moments is not None:
+        callbacks.append(_Heard(moments))
+        _hear(moments, "save_file", "state half written")
+    training, validation, names = sets()
+    fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
+    if moments is not None:
+        moments.send("done")
+
+
+class _Heard(keras.callbacks.Callback):
+    def __init__(self, moments):
+        super().__init__()
+        self.moments = moments
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.moments.send("step")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.moments.send("epoch")
+
+
+def _hear(moments, name, text):
+    """Sends word between the two halves of writing the state."""
+    module = tfdetr_keras.training.checkpoint
+    write = getattr(module, name)
+
+    def in_halves(arrays, path, **options):
+        write(arrays, path, **options)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        moments.send(text)
+        path.write_bytes(content)
+
+    setattr(module, name, in_halves)
+
+
+def state_of(folder):
+    """The arrays of the state that a run ended with."""
+    return load_file(folder / "state.safetensors")

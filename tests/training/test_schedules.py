@@ -1,0 +1,69 @@
+import keras
+import numpy as np
+import pytest
+
+from tfdetr_keras.training.schedules import WarmUp, learning_rate
+from tfdetr_keras.training.settings import Settings
+
+
+def rates(steps, **settings):
+    schedule = learning_rate(Settings(learning_rate=2.0, epochs=10, **settings), batches_per_epoch=4)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_cosine():
+    expected = [1 + np.cos(np.pi * step / 40) for step in (0, 10, 20, 40)]
+    np.testing.assert_allclose(rates([0, 10, 20, 40], schedule="cosine"), expected, atol=1e-6)
+
+
+def test_step():
+    np.testing.assert_allclose(rates([0, 29, 31, 40], schedule="step"), [2, 2, 0.2, 0.2], rtol=1e-6)
+
+
+def test_constant():
+    assert rates([0, 20, 39, 50], schedule="constant") == [2, 2, 2, 2]
+
+
+def test_warm_up():
+    np.testing.assert_allclose(
+        rates([0, 1, 4, 5, 31], schedule="step", warmup_steps=5), [0.4, 0.8, 2, 2, 0.2], rtol=1e-6
+    )
+
+
+def test_accumulated_batches_count_as_batches():
+    """Keras asks a schedule for each batch, not for each step of the optimizer."""
+    assert rates([20], gradient_accumulation_steps=4) == rates([20])
+
+
+def test_a_schedule_is_saved():
+    schedule = WarmUp(keras.optimizers.schedules.CosineDecay(1e-3, 50), 10)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert [float(again(step)) for step in (0, 5, 30)] == [float(schedule(step)) for step in (0, 5, 30)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
+        ({"max_boxes": 0}, "max_boxes must be at least 1"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, step, constant, not 'linear'"),
+        ({"batch_norm": "none"}, "batch_norm must be one of frozen, trainable"),
+        ({"ema_momentum": 1.0}, "ema_momentum must be in"),
+        ({"dropout": 1.5}, "dropout must be in"),
+        ({"lr": 1e-4, "epoch": 3}, "epoch, lr: no setting of a training run; there are epochs, batch_size"),
+    ],
+)
+def test_settings_that_cannot_work(values, message):
+    with pytest.raises(ValueError, match=message):
+        Settings.of(values)
+
+
+def test_steps_are_compiled_where_all_shapes_are_the_same():
+    assert not Settings().compiles
+    assert not Settings(pad_to=(64, 64)).compiles
+    assert not Settings(pad_to="buckets", max_boxes=8).compiles
+    assert Settings(pad_to=(64, 64), max_boxes=8).compiles
+    assert not Settings(pad_to=(64, 64), max_boxes=8, jit_compile=False).compiles
+    assert Settings(jit_compile=True).compiles

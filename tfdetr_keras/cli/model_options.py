@@ -1,0 +1,67 @@
+"""The option that says which model a command uses, and how images are brought to it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tfdetr_keras.models import DETR
+from tfdetr_keras.training import RunFolder
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Adds the options that `read_model` and `input_arguments` read."""
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="folder of a run (its best model), detr-tiny, or whatever else `tfdetr train --from` takes as weights",
+    )
+    command.add_argument("--last", action="store_true", help="of a run, the last model instead of the best")
+    command.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("SHORT", "LONG"),
+        help="images are resized until their shorter side is SHORT pixels, or the longer one LONG (default: as the run "
+        "was trained, else 800 1333)",
+    )
+    command.add_argument(
+        "--pad-to",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pad images to one canvas, pixels (default: as the run was trained, else not)",
+    )
+    command.add_argument("--batch-size", type=int, metavar="N", help="images a batch (default: 1; 8 with one canvas)")
+
+
+def is_run(model: str) -> bool:
+    """Whether the name of a model is the folder of a training run."""
+    return (Path(model) / "config.json").is_file() and not (Path(model) / "model.safetensors").is_file()
+
+
+def read_model(options: argparse.Namespace) -> DETR:
+    """The model that the options name.
+
+    Raises:
+        ValueError: as `DETR.from_pretrained`.
+    """
+    if is_run(options.model):
+        return RunFolder(options.model).load_model("last" if options.last else "best")
+    if options.last:
+        raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
+    return DETR.from_pretrained(options.model)
+
+
+def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """How images become batches: arguments of `evaluate_detections` and `prepare`."""
+    trained = RunFolder(options.model).config()["settings"] if is_run(options.model) else {}
+    size, pad_to = options.size, options.pad_to
+    if size is None:
+        size = trained.get("size", (800, 1333))
+        pad_to = pad_to or trained.get("pad_to")
+    pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
+    batch_size = options.batch_size or (8 if pad_to else 1)
+    return {"size": tuple(size), "pad_to": pad_to, "batch_size": batch_size}

@@ -1,0 +1,66 @@
+"""`tfdetr predict`: what a model finds in images, as pictures and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tfdetr_keras import data, visualize
+from tfdetr_keras.atomic import write_text
+from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
+from tfdetr_keras.cli.progress import Counter
+from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.inference import detect
+
+EXAMPLES = """examples:
+  tfdetr predict photo.jpg --model run
+  tfdetr predict photos more/*.png --model facebook/detr-resnet-50 --threshold 0.7 --out found
+"""
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the grammar."""
+    command = commands.add_parser(
+        "predict",
+        help="detect objects in images",
+        description="Runs a model over images and writes, for each, a picture with the boxes, and for all together "
+        "detections.json: file, and per detection class, score and box (x1, y1, x2, y2 in pixels).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGES", help="image files, or folders of them")
+    add_model_options(command)
+    command.add_argument(
+        "--threshold", type=float, default=0.5, metavar="SCORE", help="lower scores are left out (default: 0.5)"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("predictions"), metavar="DIR", help="where to write (default: predictions)"
+    )
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    if not 0 <= options.threshold < 1:
+        raise ValueError(f"--threshold must be at least 0 and below 1, not {options.threshold}")
+    records, paths = data.load_images(options.images)
+    model = read_model(options)
+    names = model.id2label
+    options.out.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    with Counter("looked at", len(paths)) as counter:
+        for image in detect(model, records, threshold=options.threshold, **input_arguments(options)):
+            path = paths[image["image_id"]]
+            picture = options.out / f"{image['image_id']:0{len(str(len(paths)))}d}-{path.stem}.png"
+            pixels = decode_image(path.read_bytes())
+            visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=options.threshold)
+            rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
+            detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
+            found.append({"file": str(path), "picture": picture.name, "detections": detections})
+            counter.show(len(found))
+    write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
+    total = sum(len(image["detections"]) for image in found)
+    print(f"found {total} objects in {len(found)} images; wrote pictures and detections.json to {options.out}")
+    return 0

@@ -1,0 +1,191 @@
+"""`tfdetr train`: a detector from a data set, and a folder that keeps all of the run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tfdetr_keras import data
+from tfdetr_keras.cli.data_options import (
+    add_batch_options,
+    add_source_options,
+    batch_arguments,
+    source_arguments,
+)
+from tfdetr_keras.data.sources import Loaded, load_source
+from tfdetr_keras.training import Settings, fit_detector
+
+DEFAULTS = Settings()
+
+EXAMPLES = """examples:
+  tfdetr train --data shapes --from detr-tiny --size 96 128 --epochs 3 --val-split 0.2 --out run
+  tfdetr train --data coco --images photos --annotations train.json --val-images photos --val-annotations val.json \\
+      --from facebook/detr-resnet-50 --epochs 50 --batch-size 4 --out run
+  tfdetr train --data voc --images JPEGImages --annotations Annotations --val-split 0.2 --from detr-tiny \\
+      --size 240 320 --pad-to 320 320 --max-boxes 60 --epochs 100 --out run
+
+A run that was stopped goes on with: tfdetr resume run
+"""
+
+
+def add_to(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the grammar."""
+    command = commands.add_parser(
+        "train",
+        help="train a detector: AP after every epoch, checkpoints, curves, pictures, a report",
+        description="Trains a DETR on a data set. After each epoch it measures COCO AP on the validation images, and "
+        "keeps the best and the last model, figures, curves, pictures and a report in the folder of the run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run, a new one")
+    command.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="SOURCE",
+        help="what to start from: detr-tiny (comes with the package, trained on drawn shapes), a hub id like "
+        "facebook/detr-resnet-50, a folder in Hugging Face's format, a .safetensors, .pth or .keras file, another "
+        "run's folder, or an architecture for random weights like detr-resnet-18",
+    )
+    add_source_options(command)
+    validation = command.add_argument_group("the validation images, on which AP is measured")
+    one = validation.add_mutually_exclusive_group()
+    one.add_argument(
+        "--val-split", type=float, metavar="SHARE", help="this share of the images, by lot, e.g. 0.2; not trained on"
+    )
+    one.add_argument("--val-annotations", metavar="FILE_OR_DIR", help="as --annotations")
+    one.add_argument("--val-name", metavar="NAME", help="yolo, tfds: another part of the same set, as --split")
+    one.add_argument("--val-image-set", metavar="FILE", help="voc: other images of the same set, as --image-set")
+    one.add_argument("--val-drawn-seed", type=int, metavar="N", help="shapes: as many others, as --drawn-seed")
+    validation.add_argument("--val-images", metavar="DIR", help="as --images (default: the same)")
+    validation.add_argument("--val-count", type=int, metavar="N", help="shapes: as --count (default: as many)")
+    add_batch_options(command, batch_size=DEFAULTS.batch_size)
+    _add_model_options(command)
+    _add_recipe_options(command)
+    command.set_defaults(run=run)
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    model = command.add_argument_group("the model")
+    model.add_argument("--random-weights", action="store_true", help="take only the architecture of SOURCE")
+    model.add_argument(
+        "--num-queries", type=int, metavar="N", help="object queries: most objects that an image can yield, with slack"
+    )
+    model.add_argument(
+        "--freeze",
+        metavar="PARTS",
+        help='parts that are not trained, e.g. backbone or stem+stage1; "" trains all (default: as SOURCE has it: stem '
+        "and first stage of published weights, nothing of random ones)",
+    )
+    model.add_argument(
+        "--batch-norm",
+        choices=("frozen", "trainable"),
+        help="statistics of the trunk (default: as SOURCE has it; trainable for random weights)",
+    )
+    model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as SOURCE has it)")
+
+
+def _add_recipe_options(command: argparse.ArgumentParser) -> None:
+    recipe = command.add_argument_group("the recipe")
+
+    def add(name: str, help: str, **options: Any) -> None:
+        default = getattr(DEFAULTS, name.strip("-").replace("-", "_"))
+        shown = "none" if default is None else f"{default:g}" if isinstance(default, float) else default
+        recipe.add_argument(name, default=default, help=f"{help} (default: {shown})", **options)
+
+    add("--epochs", "passes over the training images", type=int, metavar="N")
+    recipe.add_argument(
+        "--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: one pass over the images)"
+    )
+    add("--augmentation", "mirror, crop and several scales; mirror; or none", choices=("paper", "flip", "none"))
+    add("--learning-rate", "the highest", type=float, metavar="RATE")
+    add("--backbone-multiplier", "factor on it in the trunk", type=float, metavar="FACTOR")
+    add("--schedule", "cosine to 0, a tenth for the last quarter, or constant", choices=("cosine", "step", "constant"))
+    add("--warmup-steps", "batches in which the rate rises from 0", type=int, metavar="N")
+    add("--weight-decay", "decoupled", type=float, metavar="RATE")
+    add("--global-clipnorm", "limit of the norm of all gradients together", type=float, metavar="NORM")
+    add("--gradient-accumulation-steps", "batches for each step of the optimizer", type=int, metavar="N")
+    add("--ema-momentum", "keep an average of the weights and use that, e.g. 0.999", type=float, metavar="M")
+    add("--pretraining-epochs", "the trunk alone learns first, for random weights", type=int, metavar="N")
+    add("--evaluate-every", "epochs from one measurement of AP to the next", type=int, metavar="N")
+    add("--precision", "of the computation", choices=("float32", "mixed_bfloat16"))
+    recipe.add_argument(
+        "--jit-compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compile steps by XLA (default: with --pad-to and --max-boxes, which make all shapes the same)",
+    )
+    recipe.add_argument("--cache", action="store_true", help="keep the decoded images in memory after the first epoch")
+    recipe.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    description = {
+        "training": source_arguments(options),
+        "validation": _validation_arguments(options),
+        "val_split": options.val_split,
+        "split_seed": options.seed,
+        "cache": options.cache,
+    }
+    recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
+    (records, names), validation = read_run_data(description)
+    run_folder = fit_detector(
+        records, names, options.out, validation, options.source, data=description, **recipe | batch_arguments(options)
+    )
+    say_result(run_folder)
+    return 0
+
+
+def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The training set's arguments with those that differ; None where there is no other set."""
+    changes = {
+        "annotations": options.val_annotations,
+        "images": options.val_images,
+        "split": options.val_name,
+        "image_set": options.val_image_set,
+        "drawn_seed": options.val_drawn_seed,
+        "count": options.val_count,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not given:
+        return None
+    if options.val_split is not None:
+        raise ValueError(f"--val-split takes its images from the training set: leave {', '.join(given)} away")
+    if set(given) <= {"images", "count"} and options.data != "voc":
+        raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
+    return source_arguments(options) | given
+
+
+def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
+    """Reads the data that a run's folder describes.
+
+    Returns:
+        The training records with the class names, and the validation records or None.
+
+    Raises:
+        ValueError: as `tfdetr_keras.data.sources.load_source`, or the two sets have other classes.
+    """
+    records, names = load_source(**description["training"])
+    validation = None
+    if description["val_split"] is not None:
+        records, validation = data.split(records, description["val_split"], description["split_seed"])
+    elif description["validation"] is not None:
+        validation, validation_names = load_source(**description["validation"])
+        if validation_names != names:
+            raise ValueError(
+                f"the validation set has other classes than the training set: {', '.join(validation_names)} and "
+                f"{', '.join(names)}; say with --class-names what the labels stand for, or make the files agree"
+            )
+    if description["cache"]:
+        records, validation = records.cache(), validation and validation.cache()
+    return (records, names), validation
+
+
+def say_result(run_folder: Any) -> None:
+    """Prints where the run is and how good its best model."""
+    if metrics := run_folder.metrics:
+        print(f"best model: epoch {metrics['epoch']}, AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
+    print(f"the run is in {run_folder.path}: read {run_folder.path / 'report.md'}")

@@ -1,0 +1,44 @@
+"""Records of images alone, to run a model on: files and folders, without annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.files import IMAGE_SUFFIXES, UNKNOWN_SIZE, ImageFiles, Objects, files_below, read_files
+
+
+def load_images(
+    sources: Sequence[str | Path] | str | Path, on_error: OnError = "raise"
+) -> tuple[tf.data.Dataset, list[Path]]:
+    """Reads image files that have no annotations.
+
+    Args:
+        sources: files and folders; of a folder all images in it and below, in the order of their names.
+        on_error: "raise" an error for an image that cannot be read, or "skip" it and count it in the dataset's `tally`.
+
+    Returns:
+        A dataset of records without objects (see `tfdetr_keras.data.record`), turned upright as viewers show them, and
+        the paths: `image_id` is the place in the list.
+
+    Raises:
+        ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
+    """
+    paths: list[Path] = []
+    for source in map(Path, [sources] if isinstance(sources, (str, Path)) else sources):
+        if source.is_dir():
+            paths += sorted(path for path in files_below(source) if path.suffix.lower() in IMAGE_SUFFIXES)
+        elif source.is_file():
+            paths.append(source)
+        else:
+            raise ValueError(f"there is no image or folder {source}")
+    if not paths:
+        raise ValueError(f"there is no image in {sources}; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    files = ImageFiles(paths, np.arange(len(paths)), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
+    nothing = np.zeros(0, np.int64)
+    objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(np.float32))
+    return read_files(files, objects, Border(on_error)), paths

@@ -1,0 +1,43 @@
+"""The averages of the weights that a Keras optimizer keeps beside them (`use_ema=True`), put to use for a while."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+from keras import ops
+
+
+def keeps_averages(model: keras.Model) -> bool:
+    """Whether the model's optimizer has `use_ema`."""
+    optimizer = model.optimizer
+    return bool(getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False))
+
+
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """While it is open, the model has the averages of its weights; afterwards its own again, to the bit.
+
+    `keras.callbacks.SwapEMAWeights` exchanges the two by adding and subtracting, which does not quite bring the weights
+    back, and gives the last epoch's up.
+
+    Raises:
+        ValueError: the optimizer keeps no averages, or none yet.
+    """
+    if not keeps_averages(model):
+        raise ValueError("the model's optimizer keeps no averages: compile it with an optimizer that has use_ema=True")
+    averages = [variable for variable in model.optimizer.variables if variable.name.endswith("_average")]
+    if len(averages) != len(model.trainable_variables):
+        raise ValueError(
+            f"the optimizer keeps {len(averages)} averages for {len(model.trainable_variables)} trainable weights: "
+            "call model.freeze before compile, and train or build the optimizer first"
+        )
+    own = [ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+    try:
+        for variable, average in zip(model.trainable_variables, averages, strict=True):
+            variable.assign(average)
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, own, strict=True):
+            variable.assign(value)

@@ -1,0 +1,206 @@
+"""The whole of a training run in one call: model, recipe, AP, checkpoints, and a folder that tells the story."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.pipeline import prepare
+from tfdetr_keras.data.record import reader_of
+from tfdetr_keras.models import DETR
+from tfdetr_keras.pretraining import BackbonePretraining
+from tfdetr_keras.training.checkpoint import Checkpoint
+from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
+from tfdetr_keras.training.optimizer import AdamW
+from tfdetr_keras.training.run_folder import RunFolder
+from tfdetr_keras.training.schedules import learning_rate
+from tfdetr_keras.training.settings import Settings
+from tfdetr_keras.training.starting_model import starting_model
+from tfdetr_keras.training.story import Story
+
+logger = logging.getLogger(__name__)
+
+PRETRAINING_LEARNING_RATE = 2e-3
+CHANGEABLE = ("epochs", "evaluate_every", "tensorboard")
+
+
+def fit_detector(
+    records: tf.data.Dataset,
+    class_names: Sequence[str],
+    out: str | Path,
+    validation: tf.data.Dataset | None = None,
+    source: Any = "facebook/detr-resnet-50",
+    resume: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    data: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> RunFolder:
+    """Trains a detector on records and keeps everything of the run in a folder.
+
+    A run that was stopped, killed even, goes on with `resume=True` from its last whole epoch, and ends with the weights
+    that it would have had.
+
+    Args:
+        records: to train on, see `tfdetr_keras.data.record`.
+        class_names: name of each label.
+        out: the folder of the run, see `tfdetr_keras.training.run_folder` for what it holds.
+        validation: records to measure AP on after each epoch; without them the best model is that of least loss.
+        source: what to start from: whatever `DETR.from_pretrained` takes, or the name of a preset for random weights.
+        resume: whether to go on with the run in `out`; a new one is begun where there is none.
+        callbacks: further callbacks of `fit`, which run after those of the run itself.
+        data: a note for the run's `config.json` on how the records can be read again.
+        **settings: see `tfdetr_keras.training.Settings`.
+
+    Returns:
+        The folder, with `metrics` and `load_model()`, the best model.
+
+    Raises:
+        ValueError: bad records or settings; a folder that holds a run already, or, to resume, one of other settings; a
+            loss that is not finite, with the ids of the images.
+
+    Source:
+        The recipe is that of DETR, section 4 and appendix A.4.
+    """
+    chosen = Settings.of(settings)
+    run = RunFolder(out)
+    going_on = resume and run.state_path().exists()
+    if going_on:
+        _refuse_other_settings(run, class_names, chosen)
+    elif not resume:
+        run.refuse_other_run()
+    keras.utils.set_random_seed(chosen.seed)
+    model = run.new_model() if going_on else starting_model(source, class_names, chosen)
+    count = _count(records)
+    steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
+    model.compile(optimizer=_optimizer(chosen, steps), jit_compile=chosen.compiles)
+    checkpoint = Checkpoint(
+        run.path,
+        monitor="loss" if validation is None else "val_AP",
+        mode="min" if validation is None else "max",
+        averaged=chosen.ema_momentum is not None,
+    )
+    done = checkpoint.restore(model)
+    if going_on:
+        run.change_settings(**{name: getattr(chosen, name) for name in CHANGEABLE})
+        logger.info("going on after epoch %d of %d", done, chosen.epochs)
+    else:
+        run.create(source, class_names, chosen, model, data)
+    described = {"training": f"{count} images"}
+    if validation is not None:
+        described["validation"] = f"{_count(validation)} images"
+    story = Story(run, checkpoint, validation, class_names, chosen, described)
+    if done < chosen.epochs:
+        guard = StopAtNonFiniteLoss()
+        with readable_errors():
+            if not done:
+                _pretrain(model, records, chosen)
+            model.fit(
+                guard.watch(_epochs(records, chosen, done, count)),
+                epochs=chosen.epochs,
+                initial_epoch=done,
+                validation_data=None if validation is None else prepare(validation, **_batches(chosen)),
+                callbacks=[guard, *story.before(), checkpoint, story, *callbacks],
+                verbose=_verbose(),
+            )
+    story.tell()
+    return run
+
+
+def _refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:
+    """Stops where a run would go on as another one than it was."""
+    config = run.config()
+    if list(class_names) != config["class_names"]:
+        raise ValueError(f"{run.path} was trained on other classes: {', '.join(config['class_names'])}")
+    before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
+    if not callable(settings.augmentation):
+        before = Settings.of(config["settings"])
+    changed = [
+        f"{name} was {getattr(before, name)}, not {value}"
+        for name, value in vars(settings).items()
+        if value != getattr(before, name) and name not in CHANGEABLE
+    ]
+    if changed:
+        raise ValueError(
+            f"{run.path} cannot go on with other settings ({'; '.join(changed)}): only {', '.join(CHANGEABLE)} may "
+            "change; to train on with others, begin a new run from its last.keras"
+        )
+
+
+def _count(records: tf.data.Dataset) -> int:
+    """The number of records, unreadable ones included; where only a pass can tell, nothing is decoded for it."""
+    reader = reader_of(records)
+    entries = records if reader is None else reader.entries
+    count = int(entries.cardinality())
+    if count < 0:
+        logger.info("counting the records")
+        count = int(entries.reduce(np.int64(0), lambda total, _: total + 1))
+    return count
+
+
+def _optimizer(settings: Settings, steps_per_epoch: int) -> AdamW:
+    several = settings.gradient_accumulation_steps > 1
+    averages: dict[str, Any] = {}
+    if settings.ema_momentum is not None:
+        averages = {"use_ema": True, "ema_momentum": settings.ema_momentum}
+    return AdamW(
+        learning_rate(settings, steps_per_epoch),
+        learning_rate_multipliers={"backbone": settings.backbone_multiplier},
+        weight_decay=settings.weight_decay,
+        global_clipnorm=settings.global_clipnorm,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps if several else None,
+        **averages,
+    )
+
+
+def _batches(settings: Settings) -> dict[str, Any]:
+    """Arguments of `prepare`, for training and for validation."""
+    names = ("batch_size", "size", "pad_to", "max_boxes")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, count: int) -> tf.data.Dataset:
+    """A dataset of which each pass is one epoch of `fit`: one pass over the records, or `steps_per_epoch` batches."""
+    # With a set number of steps an epoch begins with a pass of its own, so that the epoch's number says which.
+    passes = 1
+    if settings.steps_per_epoch is not None:
+        passes = math.ceil(settings.steps_per_epoch / max(1, count // settings.batch_size))
+    batches = prepare(
+        records,
+        training=True,
+        augmentation=settings.augmentation,
+        color_jitter=settings.color_jitter,
+        seed=settings.seed,
+        first_epoch=first_epoch * passes,
+        **_batches(settings),
+    )
+    return batches if settings.steps_per_epoch is None else batches.repeat(passes).take(settings.steps_per_epoch)
+
+
+def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None:
+    """The trunk alone learns where each class is."""
+    epochs = settings.pretraining_epochs
+    if not epochs:
+        return
+    logger.info("the trunk alone learns first, for %d epochs", epochs)
+    batches = _epochs(records, settings, 0, count := _count(records))
+    steps = epochs * (settings.steps_per_epoch or max(1, count // settings.batch_size))
+    schedule = keras.optimizers.schedules.CosineDecay(PRETRAINING_LEARNING_RATE, steps)
+    trunk = BackbonePretraining(model)
+    trunk.compile(
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay), jit_compile=settings.compiles
+    )
+    trunk.fit(batches, epochs=epochs, verbose=_verbose())
+
+
+def _verbose() -> int:
+    """A bar for people, a line per epoch for logs."""
+    return 1 if sys.stdout.isatty() else 2

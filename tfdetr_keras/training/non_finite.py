@@ -1,0 +1,63 @@
+"""Training that stops where its loss is no number any more, and says on which images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.host import host_function
+
+SHOWN = 16  # image ids in a message
+
+
+class StopAtNonFiniteLoss(keras.callbacks.Callback):
+    """Ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
+
+    The message names the epoch, the step and the ids of its images, if `fit` got the batches by way of `watch`. The
+    epoch's end is not reached, so no checkpoint is written over the last good one.
+
+    Raises:
+        ValueError: while training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch = 0
+        self._next_step = 0
+        self._image_ids: dict[int, list[int]] = {}
+
+    def watch(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        """The same batches, as `prepare` gives them; the image ids of each are noted as it passes."""
+
+        def note(step: np.int64, image_ids: np.ndarray) -> np.int64:
+            self._image_ids[int(step)] = image_ids.tolist()
+            return step
+
+        def pass_on(step: tf.Tensor, batch: Any) -> Any:
+            with tf.control_dependencies([host_function(note, [step, batch[1]["image_id"]], tf.int64)]):
+                return tf.nest.map_structure(tf.identity, batch)
+
+        return batches.enumerate().map(pass_on)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Counts steps anew."""
+        self._epoch, self._next_step = epoch, 0
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Looks at the loss. Keras logs its mean over the epoch, which is finite no longer than all of its parts."""
+        first, self._next_step = self._next_step, batch + 1  # several, with steps_per_execution
+        loss = float((logs or {}).get("loss", 0.0))
+        if math.isfinite(loss):
+            return
+        image_ids = [image_id for step in range(first, batch + 1) for image_id in self._image_ids.get(step, [])]
+        images = ", ".join(map(str, image_ids[:SHOWN])) + (" …" if len(image_ids) > SHOWN else "")
+        raise ValueError(
+            f"the loss is {loss} in epoch {self._epoch + 1}, step {batch + 1}"
+            + (f" (image ids {images})" if image_ids else "")
+            + ": look at these images and boxes, or lower the learning rate; the last checkpoint is as it was"
+        )

@@ -1,0 +1,220 @@
+"""A training run's folder: what was set, how it went, what came out, and all that is needed to go on.
+
+| file | |
+|---|---|
+| `config.json` | source, settings, data and architecture |
+| `class_names.txt` | one a line, in the order of the labels |
+| `metrics.csv`, `curves.png` | losses, learning rate and AP of each epoch |
+| `best.keras`, `best.json` | the model with the best AP, and its metrics by class |
+| `last.keras`, `state.safetensors` | the last epoch's model, and what `resume` goes on from |
+| `predictions.png` | the best model on a few validation images |
+| `report.md` | all of it to read |
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfdetr_keras.atomic import whole_file, write_text
+from tfdetr_keras.models import DETR, DETRConfig
+from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
+from tfdetr_keras.training.settings import Settings
+from tfdetr_keras.visualize import plot_curves
+
+CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metrics.csv", "curves.png"
+BEST_METRICS, PREDICTIONS, REPORT, TENSORBOARD = "best.json", "predictions.png", "report.md", "tensorboard"
+FORMAT = 1  # of config.json
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+# The panels of the curves, of all that is logged.
+PANELS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "AP", "AP50", "AP75", "cardinality_error", "learning_rate")
+
+
+class RunFolder:
+    """Reads and writes the files of a run.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def create(
+        self, source: Any, class_names: Sequence[str], settings: Settings, model: DETR, data: Mapping[str, Any] | None
+    ) -> None:
+        """Begins a run.
+
+        Args:
+            source: what the model started from.
+            class_names: name of each label.
+            settings: of the run.
+            model: the model at its start.
+            data: how the records can be read again, for the command line; None if only the program knows.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        described = dataclasses.asdict(settings)
+        if callable(settings.augmentation):  # which no file can hold
+            described["augmentation"] = None
+        content = {
+            "format": FORMAT,
+            "source": str(source),
+            "settings": described,
+            "data": data,
+            "class_names": list(class_names),
+            "model": model.config.to_dict(),
+            "criterion": keras.saving.serialize_keras_object(model.criterion),
+        }
+        write_text(self.path / CLASS_NAMES, "".join(f"{name}\n" for name in class_names))
+        write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
+
+    def refuse_other_run(self) -> None:
+        """Raises a `ValueError` if the folder holds a run already, or is no folder."""
+        if (self.path / CONFIG).exists():
+            raise ValueError(f"{self.path} holds a run already: resume it, or give another folder")
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{self.path} is a file: give the name of a folder")
+
+    def change_settings(self, **changes: Any) -> None:
+        """Writes other settings into the configuration, e.g. more epochs."""
+        content = self.config()
+        content["settings"] |= changes
+        write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`.
+
+        Raises:
+            ValueError: the folder holds no run.
+        """
+        path = self.path / CONFIG
+        if not path.is_file():
+            raise ValueError(f"{self.path} is not the folder of a training run: it has no {CONFIG}")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+    def new_model(self) -> DETR:
+        """The run's model with random weights, for `Checkpoint.restore`."""
+        config = self.config()
+        criterion = keras.saving.deserialize_keras_object(config["criterion"])
+        return DETR(DETRConfig(**config["model"]), criterion, dtype=config["settings"]["precision"])
+
+    def load_model(self, which: str = "best") -> DETR:
+        """The best model, or the last.
+
+        Raises:
+            ValueError: neither "best" nor "last", or the run has none.
+        """
+        return DETR.from_pretrained(self.model_path(which))
+
+    def model_path(self, which: str = "best") -> Path:
+        """The file of the best model, or the last; see `load_model`."""
+        if which not in ("best", "last"):
+            raise ValueError(f'a run keeps its "best" and its "last" model, not {which!r}')
+        self.config()
+        path = self.path / {"best": BEST, "last": LAST}[which]
+        if not path.is_file():
+            raise ValueError(f"{self.path} has no {path.name}: no epoch was finished yet")
+        return path
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """COCO's metrics of the best model on the validation set, with `AP_per_class` and `epoch` (from 1).
+
+        Empty where there was no validation set.
+        """
+        path = self.path / BEST_METRICS
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
+        """Notes the metrics of a new best model."""
+        write_text(self.path / BEST_METRICS, json.dumps({"epoch": epoch + 1, **metrics}, indent=2) + "\n")
+
+    def write_log(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Writes `metrics.csv`, a row an epoch; a figure that was not measured is left empty."""
+        names = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["epoch", *names], restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows({"epoch": epoch, **row} for epoch, row in enumerate(history, start=1))
+        write_text(self.path / METRICS, text.getvalue())
+
+    def write_curves(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Draws `curves.png`."""
+        logged = {name for row in history for name in row}
+        names = [name for panel in PANELS for name in (panel, f"val_{panel}") if name in logged]
+        with whole_file(self.path / CURVES) as partial:
+            plot_curves({name: [row.get(name, math.nan) for row in history] for name in names}, partial)
+
+    def write_report(self, history: Sequence[Mapping[str, float]], counts: Mapping[str, str]) -> None:
+        """Writes `report.md`.
+
+        Args:
+            history: the logs of each epoch.
+            counts: what the data is, by name, e.g. `{"training": "292 images"}`.
+        """
+        config, metrics = self.config(), self.metrics
+        epochs = config["settings"]["epochs"]
+        lines = [
+            f"# {self.path.name}",
+            "",
+            f"Started from `{config['source']}`, trained for {len(history)} of {epochs} epochs.",
+            "",
+            *(f"- {name}: {text}" for name, text in counts.items()),
+            f"- classes: {', '.join(config['class_names'])}",
+            "",
+        ]
+        if metrics:
+            lines += [
+                f"## Best model: epoch {metrics['epoch']}",
+                "",
+                f"COCO metrics on the validation images (`{BEST}`; computed by pycocotools; −1: no such objects).",
+                "",
+                *_table(SHOWN, [[f"{metrics[name]:.3f}" for name in SHOWN]]),
+                "",
+                *_table(("class", "AP"), [[name, f"{value:.3f}"] for name, value in metrics["AP_per_class"].items()]),
+                "",
+            ]
+        if history:
+            last = {name: f"{value:.4g}" for name, value in history[-1].items()}
+            lines += [f"## Last epoch: {len(history)}", "", *_table(("figure", "value"), list(last.items())), ""]
+        for name, title in ((CURVES, "Curves"), (PREDICTIONS, "Predictions (solid) and true boxes (dashed)")):
+            if (self.path / name).is_file():
+                lines += [f"## {title}", "", f"![{title}]({name})", ""]
+        settings = [[name, str(value)] for name, value in config["settings"].items()]
+        folder = self.path.as_posix()
+        lines += [
+            "## Going on",
+            "",
+            "```bash",
+            f"tfdetr predict IMAGES --model {folder} --out predictions",
+            f"tfdetr resume {folder}  # after a stop; with --epochs N for more epochs",
+            "```",
+            "",
+            "```python",
+            f'model = td.DETR.from_pretrained("{folder}/{BEST}")',
+            "```",
+            "",
+            "## Settings",
+            "",
+            *_table(("setting", "value"), settings),
+        ]
+        write_text(self.path / REPORT, "\n".join(lines) + "\n")
+
+    def state_path(self) -> Path:
+        """The file that `resume` goes on from."""
+        return self.path / STATE
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

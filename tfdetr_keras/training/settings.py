@@ -1,0 +1,124 @@
+"""Everything that can be set of a training run, in one place: for Python, for the command line, and for its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from tfdetr_keras.training.optimizer import BACKBONE_MULTIPLIER
+
+Schedule = Literal["cosine", "step", "constant"]
+Precision = Literal["float32", "mixed_bfloat16"]
+BatchNorm = Literal["frozen", "trainable"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of a training run; the defaults suit fine-tuning a published DETR on some thousand photographs.
+
+    Args:
+        epochs: passes over the training records.
+        batch_size: images a batch.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        pad_to: (height, width) of a fixed canvas, "buckets" for a few of them, or None: the batch's largest image.
+        max_boxes: rows of the targets; by default those of the batch's fullest image.
+        augmentation: "paper", "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
+        color_jitter: whether colours are changed at random.
+        seed: of fresh weights, dropout, shuffling and augmentation. The program's own seeds are set to it.
+        steps_per_epoch: batches an epoch where it is not to be one pass over the records, e.g. many passes over few.
+        random_weights: whether to start from the architecture of the source alone.
+        num_queries: object queries, where they should be other than the source's.
+        freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default as the source has
+            it, which for published weights is stem and first stage.
+        batch_norm: "frozen" or "trainable"; by default as the source has it, and trainable from random weights.
+        dropout: of every residual branch; by default as the source has it.
+        pretraining_epochs: epochs in which the trunk alone learns first (`BackbonePretraining`), for random weights.
+        learning_rate: the highest, of all but the trunk.
+        backbone_multiplier: factor on the learning rate in the trunk.
+        schedule: "cosine" to 0; "step", a tenth for the last quarter of the run (the paper: the last 100 of 300 or 400
+            epochs); or "constant".
+        warmup_steps: batches over which the learning rate rises from 0.
+        weight_decay: decoupled.
+        global_clipnorm: limit of the norm of all gradients together; None for none.
+        gradient_accumulation_steps: batches whose gradients are averaged before each step of the optimizer.
+        ema_momentum: of an average of the weights, which is then evaluated and kept instead of them, e.g. 0.999; None
+            for no average.
+        evaluate_every: epochs from one measurement of AP to the next.
+        precision: "float32", or "mixed_bfloat16" on hardware that has it.
+        jit_compile: whether steps are compiled by XLA; by default if shapes are static, by `pad_to` and `max_boxes`.
+        tensorboard: whether to write TensorBoard's events as well.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+
+    epochs: int = 50
+    batch_size: int = 4
+    size: tuple[int, int] = (800, 1333)
+    pad_to: tuple[int, int] | Literal["buckets"] | None = None
+    max_boxes: int | None = None
+    augmentation: Literal["paper", "flip", "none"] | Callable[..., Any] = "paper"
+    color_jitter: bool = False
+    seed: int = 0
+    steps_per_epoch: int | None = None
+    random_weights: bool = False
+    num_queries: int | None = None
+    freeze: str | Sequence[str] | None = None
+    batch_norm: BatchNorm | None = None
+    dropout: float | None = None
+    pretraining_epochs: int = 0
+    learning_rate: float = 1e-4
+    backbone_multiplier: float = BACKBONE_MULTIPLIER
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 1e-4
+    global_clipnorm: float | None = 0.1
+    gradient_accumulation_steps: int = 1
+    ema_momentum: float | None = None
+    evaluate_every: int = 1
+    precision: Precision = "float32"
+    jit_compile: bool | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("pretraining_epochs", "warmup_steps", "weight_decay", "backbone_multiplier", "learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("max_boxes", "num_queries", "steps_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        for name, choices in (("schedule", Schedule), ("precision", Precision), ("batch_norm", BatchNorm)):
+            value = getattr(self, name)
+            if value not in get_args(choices) and not (name == "batch_norm" and value is None):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+        if self.ema_momentum is not None and not 0 <= self.ema_momentum < 1:
+            raise ValueError(f"ema_momentum must be in [0, 1), not {self.ema_momentum}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        # JSON has lists for tuples.
+        object.__setattr__(self, "size", tuple(self.size))
+        if isinstance(self.pad_to, list):
+            object.__setattr__(self, "pad_to", tuple(self.pad_to))
+
+    @property
+    def compiles(self) -> bool:
+        """Whether steps are compiled by XLA."""
+        static = isinstance(self.pad_to, tuple) and self.max_boxes is not None
+        return static if self.jit_compile is None else self.jit_compile
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings by name.
+
+        Raises:
+            ValueError: a name that is no setting, or a value that cannot work.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(values).difference(known)):
+            raise ValueError(f"{', '.join(unknown)}: no setting of a training run; there are {', '.join(known)}")
+        return cls(**values)

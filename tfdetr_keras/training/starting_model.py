@@ -1,0 +1,72 @@
+"""The model that a training run starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from tfdetr_keras.models import DETR, PRESETS
+from tfdetr_keras.models.packaged import packaged_checkpoints
+from tfdetr_keras.training.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def starting_model(source: Any, class_names: Sequence[str], settings: Settings) -> DETR:
+    """Makes the model of a source, changed as the settings and the classes ask.
+
+    Args:
+        source: whatever `DETR.from_pretrained` takes, a run's folder, or the name of a preset, for random weights.
+        class_names: name of each label.
+        settings: of the run.
+
+    Raises:
+        ValueError: no such source, or as `DETR.from_pretrained`.
+    """
+    names = dict(enumerate(class_names))
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(settings.precision)
+    try:
+        model, is_random = _model(source, names, settings)
+        backbone = model.config.backbone
+        changes: dict[str, Any] = {}
+        batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
+        if batch_norm != backbone.batch_norm:
+            changes["backbone"] = dataclasses.replace(backbone, batch_norm=batch_norm)
+        if settings.dropout is not None:
+            changes["dropout"] = settings.dropout
+        if settings.freeze is not None:
+            changes["frozen"] = settings.freeze
+        elif is_random:
+            changes["frozen"] = ()  # what was never trained is not worth keeping
+        return _rebuilt(model, dataclasses.replace(model.config, **changes))
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR, bool]:
+    """The model as the source has it, and whether its weights are random."""
+    is_preset = isinstance(source, str) and source in PRESETS and not os.path.exists(source)
+    if is_preset and (settings.random_weights or source not in packaged_checkpoints()):
+        if not settings.random_weights:
+            logger.warning("%s is an architecture without weights here: starting from random ones", source)
+        changes = {} if settings.num_queries is None else {"num_queries": settings.num_queries}
+        return DETR.from_preset(source, id2label=names, **changes), True
+    model = DETR.from_pretrained(source, num_queries=settings.num_queries, id2label=names)
+    return (DETR(model.config, model.criterion), True) if settings.random_weights else (model, False)
+
+
+def _rebuilt(model: DETR, config: Any) -> DETR:
+    """The same weights in a model of another configuration, if that differs."""
+    if config == model.config:
+        return model
+    rebuilt = DETR(config, model.criterion)
+    values = {variable.path: variable for variable in model.weights}
+    for variable in rebuilt.weights:
+        variable.assign(values[variable.path])
+    return rebuilt

@@ -1,0 +1,127 @@
+"""What a run's folder tells: figures, curves, pictures and the report, kept up to date while training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.training.average_precision import AveragePrecision
+from tfdetr_keras.training.checkpoint import Checkpoint
+from tfdetr_keras.training.run_folder import PREDICTIONS, TENSORBOARD, RunFolder
+from tfdetr_keras.training.settings import Settings
+from tfdetr_keras.visualize import draw_detections
+
+PICTURES = 12  # validation images in predictions.png
+# Curves and report are written anew at most that often: short epochs should not wait for them.
+SECONDS_BETWEEN_REPORTS = 30
+
+
+class LearningRate(keras.callbacks.Callback):
+    """Puts the learning rate into the logs."""
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Adds the rate of the epoch's last step."""
+        if logs is not None:
+            logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+
+
+class Story(keras.callbacks.Callback):
+    """Writes the readable files of a run; stands behind its checkpoint in the list of callbacks.
+
+    Args:
+        run: the folder.
+        checkpoint: of the run.
+        validation: records to measure AP on, or None.
+        class_names: name of each label.
+        settings: of the run.
+        counts: for the report: what the data is, by name.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        checkpoint: Checkpoint,
+        validation: tf.data.Dataset | None,
+        class_names: Sequence[str],
+        settings: Settings,
+        counts: Mapping[str, str],
+    ) -> None:
+        super().__init__()
+        self.run, self.checkpoint, self.counts = run, checkpoint, counts
+        self.validation, self.class_names, self.settings = validation, class_names, settings
+        self.precision = None if validation is None else _average_precision(validation, class_names, settings)
+        if self.precision is not None:
+            checkpoint.when_best = self.keep_best
+        self._next_report = 0.0
+        self._shown: list[dict[str, np.ndarray]] | None = None
+
+    def before(self) -> list[keras.callbacks.Callback]:
+        """The callbacks whose figures the checkpoint keeps."""
+        measuring: list[keras.callbacks.Callback] = [LearningRate()]
+        if self.precision is not None:
+            measuring.append(self.precision)
+        if self.settings.tensorboard:
+            measuring.append(keras.callbacks.TensorBoard(self.run.path / TENSORBOARD, write_graph=False))
+        return measuring
+
+    def keep_best(self, epoch: int) -> None:
+        """Notes the metrics of a new best model, and draws what it finds."""
+        if self.precision is None or self.validation is None:
+            return
+        self.run.write_best(self.precision.metrics, epoch)
+        if self._shown is None:
+            with_objects = self.validation.filter(lambda record: tf.size(record["labels"]) > 0)
+            self._shown = list(with_objects.take(PICTURES).as_numpy_iterator())
+        if not self._shown:
+            return
+        found = {image["image_id"]: image for image in self.precision.evaluator.detections}
+        with whole_file(self.run.path / PREDICTIONS) as partial:
+            draw_detections(
+                [record["image"] for record in self._shown],
+                [found[int(record["image_id"])] for record in self._shown],
+                self.class_names,
+                partial,
+                ground_truth=self._shown,
+            )
+        if self.settings.tensorboard:
+            picture = np.asarray(Image.open(self.run.path / PREDICTIONS).convert("RGB"))
+            with tf.summary.create_file_writer(str(self.run.path / TENSORBOARD / "validation")).as_default():
+                tf.summary.image("predictions", picture[None], step=epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Writes the figures; and the curves and the report, if it is time to."""
+        self.run.write_log(self.checkpoint.history)
+        if time.monotonic() >= self._next_report:
+            self.tell()
+            self._next_report = time.monotonic() + SECONDS_BETWEEN_REPORTS
+
+    def tell(self) -> None:
+        """Writes figures, curves and report."""
+        history = self.checkpoint.history
+        if history:
+            self.run.write_log(history)
+            self.run.write_curves(history)
+        self.run.write_report(history, self.counts)
+
+
+def _average_precision(validation: tf.data.Dataset, class_names: Sequence[str], settings: Settings) -> AveragePrecision:
+    """Measures as the model will be used: each image by itself, unless training has one canvas for all."""
+    canvas = settings.pad_to if isinstance(settings.pad_to, tuple) else None
+    if canvas is None and keras.backend.backend() == "jax":  # which would compile anew for each size of images
+        canvas = (settings.size[1], settings.size[1])
+    return AveragePrecision(
+        validation,
+        class_names,
+        settings.size,
+        batch_size=1 if canvas is None else settings.batch_size,
+        pad_to=canvas,
+        every=settings.evaluate_every,
+        averaged=settings.ema_momentum is not None,
+    )
