@@ -12,18 +12,18 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the grammar."""
     demo = commands.add_parser(
         "demo",
-        help="port, compare with PyTorch, train on drawn shapes, measure AP",
-        description="The whole line in a few minutes on a CPU: ports a PyTorch checkpoint and compares it with PyTorch "
-        "stage by stage, trains a small DETR on drawn shapes, and measures COCO AP before and after on held-out "
-        "images. Writes predictions.png, curves.png and report.json.",
+        help="port, compare with PyTorch, fine-tune on new classes, measure AP",
+        description="The whole line in a few minutes on a CPU: ports a trained PyTorch checkpoint and compares it with "
+        "PyTorch stage by stage, fine-tunes it on drawn shapes that it does not know, and measures COCO AP before and "
+        "after on held-out images. Writes all that a training run writes, and report.json.",
     )
     demo.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where to write (default: out)")
     demo.add_argument("--steps", type=int, metavar="N", help="training steps (default: enough for AP50 above 0.5)")
     demo.add_argument(
         "--source",
         metavar="CHECKPOINT",
-        help="checkpoint to port and compare, e.g. facebook/detr-resnet-50 where the hub is reachable "
-        "(default: a small one with random weights, made on the spot)",
+        help="checkpoint to port, compare and start from, e.g. facebook/detr-resnet-50 where the hub is reachable "
+        "(default: detr-tiny, which comes with the package)",
     )
     demo.set_defaults(run=run)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from tfdetr_keras.models import DETR
+from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder
 
 
@@ -25,7 +27,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("SHORT", "LONG"),
         help="images are resized until their shorter side is SHORT pixels, or the longer one LONG (default: as the run "
-        "was trained, else 800 1333)",
+        "was trained, or the checkpoint's preprocessor_config.json says, else 800 1333)",
     )
     command.add_argument(
         "--pad-to",
@@ -57,7 +59,7 @@ def read_model(options: argparse.Namespace) -> DETR:
 
 def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """How images become batches: arguments of `evaluate_detections` and `prepare`."""
-    trained = RunFolder(options.model).config()["settings"] if is_run(options.model) else {}
+    trained = _trained_on(options.model)
     size, pad_to = options.size, options.pad_to
     if size is None:
         size = trained.get("size", (800, 1333))
@@ -65,3 +67,14 @@ def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
     pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
     batch_size = options.batch_size or (8 if pad_to else 1)
     return {"size": tuple(size), "pad_to": pad_to, "batch_size": batch_size}
+
+
+def _trained_on(model: str) -> dict[str, Any]:
+    """The size, and the canvas if there was one, that a model's own files tell."""
+    if is_run(model):
+        return RunFolder(model).config()["settings"]
+    described = Path(find_source(model)) / "preprocessor_config.json"
+    size = json.loads(described.read_text(encoding="utf-8")).get("size", {}) if described.is_file() else {}
+    if {"shortest_edge", "longest_edge"} <= set(size):
+        return {"size": (size["shortest_edge"], size["longest_edge"])}
+    return {}

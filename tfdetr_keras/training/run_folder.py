@@ -18,6 +18,7 @@ import dataclasses
 import io
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tfdetr_keras.visualize import plot_curves
 
 CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metrics.csv", "curves.png"
 BEST_METRICS, PREDICTIONS, REPORT, TENSORBOARD = "best.json", "predictions.png", "report.md", "tensorboard"
+FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, REPORT, BEST, LAST, STATE, CONFIG)
 FORMAT = 1  # of config.json
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
@@ -75,6 +77,13 @@ class RunFolder:
         }
         write_text(self.path / CLASS_NAMES, "".join(f"{name}\n" for name in class_names))
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
+
+    def remove(self) -> None:
+        """Deletes the files of a run, if the folder holds one; what else is in it stays."""
+        if (self.path / CONFIG).is_file():
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
 
     def refuse_other_run(self) -> None:
         """Raises a `ValueError` if the folder holds a run already, or is no folder."""
