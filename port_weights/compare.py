@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from port_weights.port import load_model
+from tfdetr_keras.models.packaged import find_source
 
 LOGITS_TOLERANCE = 1e-4
 BOXES_TOLERANCE = 1e-5
@@ -53,6 +54,7 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
     Raises:
         ValueError: as `load_model`; or torch and transformers, which the other side needs, are not installed.
     """
+    source = find_source(source)
     try:
         from port_weights.reference import reference_of, reference_stages
     except ModuleNotFoundError as error:
