@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import sys
@@ -71,6 +72,8 @@ def fit_detector(
         The recipe is that of DETR, section 4 and appendix A.4.
     """
     chosen = Settings.of(settings)
+    if chosen.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("to write TensorBoard's events, install it: pip install 'tfdetr-keras[tensorboard]'")
     run = RunFolder(out)
     going_on = resume and run.state_path().exists()
     if going_on:
