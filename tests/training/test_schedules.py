@@ -52,6 +52,8 @@ def test_a_schedule_is_saved():
         ({"batch_norm": "none"}, "batch_norm must be one of frozen, trainable"),
         ({"ema_momentum": 1.0}, "ema_momentum must be in"),
         ({"dropout": 1.5}, "dropout must be in"),
+        ({"pad_to": 64}, "pad_to must be None, .height, width. or .buckets., not 64"),
+        ({"pad_to": [[64, 64], [32, 64]]}, "pad_to must be None, .height, width. or .buckets., not"),
         ({"lr": 1e-4, "epoch": 3}, "epoch, lr: no setting of a training run; there are epochs, batch_size"),
     ],
 )
@@ -67,3 +69,9 @@ def test_steps_are_compiled_where_all_shapes_are_the_same():
     assert Settings(pad_to=(64, 64), max_boxes=8).compiles
     assert not Settings(pad_to=(64, 64), max_boxes=8, jit_compile=False).compiles
     assert Settings(jit_compile=True).compiles
+
+
+def test_lists_are_tuples():
+    """As JSON gives them back."""
+    settings = Settings(size=[64, 96], pad_to=[96, 96], freeze=["stem", "encoder"])
+    assert settings == Settings(size=(64, 96), pad_to=(96, 96), freeze=("stem", "encoder"))

@@ -100,10 +100,12 @@ class Settings:
             raise ValueError(f"ema_momentum must be in [0, 1), not {self.ema_momentum}")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-        # JSON has lists for tuples.
-        object.__setattr__(self, "size", tuple(self.size))
-        if isinstance(self.pad_to, list):
-            object.__setattr__(self, "pad_to", tuple(self.pad_to))
+        for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        pair = isinstance(self.pad_to, tuple) and [type(side) for side in self.pad_to] == [int, int]
+        if not pair and self.pad_to not in (None, "buckets"):
+            raise ValueError(f'pad_to must be None, (height, width) or "buckets", not {self.pad_to!r}')
 
     @property
     def compiles(self) -> bool:
