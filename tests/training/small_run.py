@@ -1,7 +1,9 @@
 """A training run that takes moments, for processes of its own: everything is imported before they are forked."""
 
+import contextlib
 import os
 import random
+import time
 
 import keras
 import tensorflow as tf
@@ -30,7 +32,7 @@ SETTINGS = {
     "evaluate_every": 2,
     "jit_compile": False,
 }
-PRESETS["detr-smallest"] = td.DETRConfig(
+SMALLEST = td.DETRConfig(
     backbone=td.ResNetConfig(block="basic", depths=(1,), channels=(8,), stem_channels=8),
     num_queries=6,
     d_model=8,
@@ -41,6 +43,16 @@ PRESETS["detr-smallest"] = td.DETRConfig(
     encoder_ffn_dim=8,
     decoder_ffn_dim=8,
 )
+
+
+@contextlib.contextmanager
+def smallest_preset():
+    """While it is open, the smallest architecture has a name that runs can start from."""
+    PRESETS["detr-smallest"] = SMALLEST
+    try:
+        yield
+    finally:
+        del PRESETS["detr-smallest"]
 
 
 def sets():
@@ -64,7 +76,8 @@ def train(folder, moments=None, resume=False, eagerly=True, **changes):
         callbacks.append(_Heard(moments))
         _hear(moments, "save_file", "state half written")
     training, validation, names = sets()
-    fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
+    with smallest_preset():
+        fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
     if moments is not None:
         moments.send("done")
 
@@ -91,6 +104,7 @@ def _hear(moments, name, text):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         moments.send(text)
+        time.sleep(1)  # so that a kill meets it so
         path.write_bytes(content)
 
     setattr(module, name, in_halves)

@@ -19,6 +19,12 @@ from tfdetr_keras.training.starting_model import starting_model
 QUICK = small_run.SETTINGS | {"epochs": 2, "gradient_accumulation_steps": 1, "evaluate_every": 1}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def smallest_preset():
+    with small_run.smallest_preset():
+        yield
+
+
 @pytest.fixture(scope="module")
 def sets():
     return small_run.sets()
