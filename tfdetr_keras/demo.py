@@ -16,7 +16,7 @@ from tfdetr_keras.models import DETR
 from tfdetr_keras.training import RunFolder, fit_detector
 
 SOURCE = "detr-tiny"
-CLASSES = ("star", "cross", "ring")  # none of which the checkpoint knows
+CLASSES = ("star", "cross", "ring", "arrow")  # none of which the checkpoint knows
 STEPS = 1500
 STEPS_PER_EPOCH = 150
 BATCH_SIZE = 16
