@@ -177,7 +177,7 @@ def random_targets(batch, num_classes):
     return {"labels": rng.integers(0, num_classes, (batch, 4)), "boxes": boxes.astype(np.float32)}
 
 
-@pytest.mark.parametrize("start", ["ported", "from-scratch"])
+@pytest.mark.parametrize("start", ["ported", pytest.param("from-scratch", marks=pytest.mark.slow)])
 def test_a_trained_model(start, make_hugging_face_model, facebook_reference, weights_of, tmp_path):
     keras.utils.set_random_seed(0)
     if start == "ported":  # with a new head, and everything in it trained
