@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data import load_coco, load_shapes, prepare
 from tfdetr_keras.data.record import RECORD_SPEC
-from tfdetr_keras.evaluation import METRIC_NAMES, coco_metrics, evaluate_detections
+from tfdetr_keras.evaluation import METRIC_NAMES, class_table, coco_metrics, evaluate_detections
 
 CLASSES = ["circle", "square", "triangle"]
 
@@ -45,8 +45,9 @@ def test_perfect_detections_have_ap_1():
     ground_truth = truths()
     metrics = coco_metrics(ground_truth, perfect(ground_truth), CLASSES)
     np.testing.assert_allclose([metrics[name] for name in ("AP", "AP50", "AP75", "AR100")], 1.0, atol=1e-12)
-    np.testing.assert_allclose([metrics["AP_per_class"][name] for name in CLASSES], 1.0, atol=1e-12)
-    assert set(metrics) == {*METRIC_NAMES, "AP_per_class"}
+    assert [row[0] for row in class_table(metrics)] == CLASSES
+    np.testing.assert_allclose([row[1:] for row in class_table(metrics)], 1.0, atol=1e-12)
+    assert set(metrics) == {*METRIC_NAMES, "AP_per_class", "AP50_per_class"}
 
 
 def test_no_detections_have_ap_0_and_no_objects_none():
@@ -93,6 +94,13 @@ def test_metrics_are_pycocotools_own(coco128, tmp_path):
     metrics = coco_metrics(ground_truth, detections, names)
     assert 0.1 < metrics["AP"] < 0.9
     np.testing.assert_allclose([metrics[name] for name in METRIC_NAMES], by_hand.stats, atol=1e-12)
+    for name, ap, ap50 in class_table(metrics):
+        by_hand.params.catIds = [category_ids[names.index(name)]]
+        with contextlib.redirect_stdout(io.StringIO()):
+            by_hand.evaluate()
+            by_hand.accumulate()
+            by_hand.summarize()
+        np.testing.assert_allclose([ap, ap50], by_hand.stats[:2], atol=1e-12, err_msg=name)
 
 
 def test_a_crowd_is_neither_right_nor_wrong():

@@ -33,7 +33,7 @@ def coco_metrics(
     detections: Iterable[Mapping[str, Any]],
     class_names: Sequence[str],
 ) -> dict[str, Any]:
-    """Computes COCO's twelve box metrics and the AP of each class.
+    """Computes COCO's twelve box metrics, and AP and AP50 of each class.
 
     Args:
         ground_truth: per image `{"image_id": int, "boxes": (objects, 4) xyxy pixels, "labels": (objects,) int,
@@ -44,7 +44,7 @@ def coco_metrics(
 
     Returns:
         `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
-        where there is no object to find, and `"AP_per_class"`, a dict from class name to AP.
+        where there is no object to find, and `"AP_per_class"` and `"AP50_per_class"`, dicts from class name to value.
 
     Raises:
         ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label.
@@ -71,10 +71,19 @@ def coco_metrics(
     metrics: dict[str, Any] = dict(zip(METRIC_NAMES, scorer.stats.tolist(), strict=True))
     # (IoU thresholds, recalls, classes, areas, max detections): all areas, 100 detections
     precision = scorer.eval["precision"][:, :, :, 0, -1]
-    metrics["AP_per_class"] = {
-        name: float(precision[:, :, label].mean()) for label, name in enumerate(class_names) if name != "N/A"
-    }
+    at_half = precision[scorer.params.iouThrs == 0.5]
+    for name, values in (("AP_per_class", precision), ("AP50_per_class", at_half)):
+        metrics[name] = {
+            class_name: float(values[:, :, label].mean())
+            for label, class_name in enumerate(class_names)
+            if class_name != "N/A"
+        }
     return metrics
+
+
+def class_table(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """(class name, AP, AP50) of each class, from what `coco_metrics` returns."""
+    return [(name, value, metrics["AP50_per_class"][name]) for name, value in metrics["AP_per_class"].items()]
 
 
 def evaluate_detections(

@@ -54,6 +54,8 @@ def test_the_folder(run, sets):
     assert "trained for 2 of 2 epochs" in report
     assert f"Best model: epoch {run.metrics['epoch']}" in report
     assert "| batch_size | 4 |" in report
+    assert "| class | AP | AP50 |" in report
+    assert f"| square | {run.metrics['AP_per_class']['square']:.3f} |" in report
     assert "- training: 8 images" in report
     assert "- validation: 3 images" in report
 

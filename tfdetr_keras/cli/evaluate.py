@@ -12,7 +12,7 @@ from tfdetr_keras.cli.data_options import add_source_options, read_source
 from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.data.record import reader_of
-from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator, write_coco_results
+from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator, class_table, write_coco_results
 
 EXAMPLES = """examples:
   tfdetr evaluate --data shapes --model detr-tiny --size 128 128
@@ -59,10 +59,10 @@ def run(options: argparse.Namespace) -> int:
         metrics = evaluator(model, progress=counter.show)
     for name in METRIC_NAMES:
         print(f"{name:6s} {metrics[name]:.4f}")
-    width = max(map(len, names))
-    print("AP of each class")
-    for name, value in metrics["AP_per_class"].items():
-        print(f"  {name:{width}s} {value:.4f}")
+    width = max(map(len, ["class", *names]))
+    print(f"{'class':{width}s} AP     AP50")
+    for name, value, at_half in class_table(metrics):
+        print(f"{name:{width}s} {value:.4f} {at_half:.4f}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -26,6 +26,7 @@ from typing import Any
 import keras
 
 from tfdetr_keras.atomic import whole_file, write_text
+from tfdetr_keras.evaluation import class_table
 from tfdetr_keras.models import DETR, DETRConfig
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
 from tfdetr_keras.training.settings import Settings
@@ -138,7 +139,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """COCO's metrics of the best model on the validation set, with `AP_per_class` and `epoch` (from 1).
+        """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `coco_metrics`.
 
         Empty where there was no validation set.
         """
@@ -191,7 +192,9 @@ class RunFolder:
                 "",
                 *_table(SHOWN, [[f"{metrics[name]:.3f}" for name in SHOWN]]),
                 "",
-                *_table(("class", "AP"), [[name, f"{value:.3f}"] for name, value in metrics["AP_per_class"].items()]),
+                *_table(
+                    ("class", "AP", "AP50"), [[name, *(f"{v:.3f}" for v in ap)] for name, *ap in class_table(metrics)]
+                ),
                 "",
             ]
         if history:
