@@ -142,9 +142,13 @@ def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
     if isinstance(source, DETR):
         if options:
             raise ValueError(f"{', '.join(options)}: for a checkpoint that is yet to be read, and this is a model")
-        return source, f"the model {source.name!r}"
-    name = str(source) if isinstance(source, (str, os.PathLike)) else "the checkpoint"
-    return load_model(source, **options), name
+        model, name = source, f"the model {source.name!r}"
+    else:
+        name = str(source) if isinstance(source, (str, os.PathLike)) else "the checkpoint"
+        model = load_model(source, **options)
+    if model.config.backbone.batch_norm == "folded":
+        raise ValueError(f"{name}: its batch normalisation is folded, which no PyTorch DETR has: export the original")
+    return model, name
 
 
 def _check_hugging_face(config: DETRConfig, backbone: Backbone, name: str) -> None:

@@ -51,7 +51,7 @@ class FrozenBatchNormalization(layers.Layer):
 
 
 class ConvNorm(layers.Layer):
-    """Convolution without bias, batch normalisation, and ReLU where wanted."""
+    """Convolution, batch normalisation (or, where that is folded, a bias), and ReLU where wanted."""
 
     def __init__(
         self,
@@ -73,29 +73,33 @@ class ConvNorm(layers.Layer):
             strides=stride,
             padding="valid" if stride > 1 else "same",
             dilation_rate=dilation,
-            use_bias=False,
+            use_bias=config.batch_norm == "folded",
             kernel_initializer=_he_normal(),
             name="convolution",
             dtype=self.dtype_policy,
         )
-        self.normalization = (
-            FrozenBatchNormalization(name="normalization", dtype=self.dtype_policy)
-            if config.batch_norm == "frozen"
-            else layers.BatchNormalization(momentum=0.9, epsilon=EPSILON, name="normalization", dtype=self.dtype_policy)
-        )
+        self.normalization: Any = None
+        if config.batch_norm == "frozen":
+            self.normalization = FrozenBatchNormalization(name="normalization", dtype=self.dtype_policy)
+        elif config.batch_norm == "trainable":
+            self.normalization = layers.BatchNormalization(
+                momentum=0.9, epsilon=EPSILON, name="normalization", dtype=self.dtype_policy
+            )
 
     def build(self, input_shape: Any) -> None:
         """Builds for `(batch, height, width, channels)`."""
         self.convolution.build(input_shape)
-        self.normalization.build((None, None, None, self.convolution.filters))
+        if self.normalization is not None:
+            self.normalization.build((None, None, None, self.convolution.filters))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """`(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, filters)`."""
         x = pad_spatially(inputs, self.padding) if self.padding else inputs
         x = self.convolution(x)
-        # The frozen layer has no use for the mode.
-        is_frozen = isinstance(self.normalization, FrozenBatchNormalization)
-        x = self.normalization(x) if is_frozen else self.normalization(x, training=training)
+        if isinstance(self.normalization, layers.BatchNormalization):
+            x = self.normalization(x, training=training)
+        elif self.normalization is not None:  # the frozen layer has no use for the mode
+            x = self.normalization(x)
         return ops.relu(x) if self.relu else x
 
 

@@ -19,7 +19,8 @@ class ResNetConfig:
         stem_channels: output channels of the stem.
         dilation: DETR's DC5: the last stage keeps the resolution and dilates its 3×3 convolutions instead.
         batch_norm: `"frozen"` uses fixed statistics and affine parameters, as DETR does from pretrained weights;
-            `"trainable"` is ordinary batch normalisation, for training from scratch.
+            `"trainable"` is ordinary batch normalisation, for training from scratch; `"folded"` is none, with biases
+            in the convolutions that do its work, for inference (`DETR.fold`).
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -27,13 +28,13 @@ class ResNetConfig:
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
     stem_channels: int = 64
     dilation: bool = False
-    batch_norm: Literal["frozen", "trainable"] = "frozen"
+    batch_norm: Literal["frozen", "trainable", "folded"] = "frozen"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "channels", tuple(self.channels))
         _one_of("block", self.block, ("basic", "bottleneck"))
-        _one_of("batch_norm", self.batch_norm, ("frozen", "trainable"))
+        _one_of("batch_norm", self.batch_norm, ("frozen", "trainable", "folded"))
         if len(self.depths) != len(self.channels) or not self.depths:
             raise ValueError(f"depths {self.depths} and channels {self.channels} must name the same stages")
 

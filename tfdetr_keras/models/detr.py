@@ -14,6 +14,7 @@ from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.config import PRESETS, DETRConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
+from tfdetr_keras.models.folding import folded_values
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.replicas import number_of_replicas
@@ -207,6 +208,26 @@ class DETR(keras.Model):
         for name in self.config.frozen:
             layers_of[name].trainable = False
         self.train_function = None  # its graph has the variables built in
+
+    def fold(self) -> DETR:
+        """A copy for inference, with batch normalisation folded into the convolutions: same outputs, in less time.
+
+        The copy can be saved and exported as any model. Go on training with the original: in the copy nothing keeps the
+        trunk's activations in their range.
+
+        Raises:
+            ValueError: the model is folded already.
+        """
+        if self.config.backbone.batch_norm == "folded":
+            raise ValueError("this model's batch normalisation is folded already")
+        backbone = dataclasses.replace(self.config.backbone, batch_norm="folded")
+        folded = DETR(
+            dataclasses.replace(self.config, backbone=backbone), self.criterion, name=self.name, dtype=self.dtype_policy
+        )
+        values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
+        for variable in folded.weights:
+            variable.assign(values[variable.path])
+        return folded
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""

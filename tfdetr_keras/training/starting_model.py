@@ -34,6 +34,8 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
     try:
         model, is_random = _model(source, names, settings)
         backbone = model.config.backbone
+        if backbone.batch_norm == "folded":
+            raise ValueError(f"{source}: its batch normalisation was folded for inference; train on from the original")
         changes: dict[str, Any] = {}
         batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
         if batch_norm != backbone.batch_norm:
