@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from harness.loads import CLASSES, Scenes, draw_scenes
+from harness.memory import resident_mib
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -143,24 +144,17 @@ def work(process: str) -> None:
 
     def peaks(contender: str) -> tuple[float, float]:
         first(contender)
-        of_process, growths = _resident_mib("VmHWM"), []
+        of_process, growths = resident_mib("VmHWM"), []
         for _ in range(MEMORY_RUNS):
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
-            before = _resident_mib("VmRSS")
+            before = resident_mib("VmRSS")
             runs[contender]()
-            growths.append(_resident_mib("VmHWM") - before)
+            growths.append(resident_mib("VmHWM") - before)
         return statistics.median(growths), of_process
 
     serve(first=first, once=once, peaks=peaks)
-
-
-def _resident_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}: this benchmark needs Linux")
 
 
 def measure_loss(repetitions: int) -> tuple[dict[str, float], float, float]:

@@ -1,4 +1,4 @@
-"""Memory of a process and its children, as the system shares it out between them."""
+"""Memory of a process, and of one with its children, as the system shares it out between them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 SECONDS_BETWEEN_LOOKS = 0.02
+
+
+def resident_mib(field: str) -> float:
+    """A figure of this process from the system's record of it, e.g. `"VmRSS"`, what is resident now, in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: this benchmark needs Linux")
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had resident since its start, in MiB."""
+    return resident_mib("VmHWM")
 
 
 def peak_of_tree_mib(process: int, run: Callable[[], object]) -> float:

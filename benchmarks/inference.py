@@ -1,0 +1,240 @@
+"""How fast does DETR with ResNet-50 detect? Ours against Hugging Face's and ZeroModels', and against the machine.
+
+    python benchmarks/inference.py [--repetitions 7] [--size 800x1066x1 512x512x4]
+
+All compute logits and boxes from pixels in memory; ours and Hugging Face's have the same weights and a mask without
+padding, and their outputs are compared first. ZeroModels has random weights of the same shapes, takes no mask, and is
+built for each size. Ours runs as the graph that `predict` builds, compiled by XLA, and both again with batch
+normalisation folded into the convolutions (`model.fold()`); ZeroModels as a graph and compiled by XLA; Hugging Face
+eagerly under `torch.inference_mode`, and by `torch.compile`. Each contender has a process of its own, which is also
+where its peak memory is read, from the process's start. All run in turn, once a round; figures are medians;
+compilation is not timed.
+
+The machine's own rate is that of the faster of TensorFlow's and PyTorch's product of two float32 matrices, timed in the
+same rounds. Multiplications of an image are counted by PyTorch's `FlopCounterMode` in Hugging Face's model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from harness.memory import peak_mib
+from harness.peers import not_installed, peer_folder
+from harness.report import print_bar, print_header, print_table, rounded
+from harness.workers import Worker, serve, take_turns
+
+OURS, OURS_XLA, FOLDED, FOLDED_XLA = "ours, graph", "ours, XLA", "ours, folded graph", "ours, folded XLA"
+EAGER, COMPILED = "transformers, eager", "transformers, torch.compile"
+ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
+CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, EAGER, COMPILED, ZERO, ZERO_XLA)
+MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
+ZEROMODELS = ("zeromodels==1.3.0",)
+SIZES = ("800x1066x1", "512x512x4")  # height, width, batch
+MATRIX = 3072  # side of the matrices
+AGREEMENT = 1e-3  # of logits and boxes, absolute
+
+Run = Callable[[], dict[str, np.ndarray]]
+
+
+def _pixels(size: Sequence[int]) -> np.ndarray:
+    height, width, batch = size
+    return np.random.default_rng(0).normal(size=(batch, height, width, 3)).astype(np.float32)
+
+
+def write_weights(folder: Path) -> None:
+    """A random detector as transformers saves it, with batch statistics that are not those of a fresh one."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    trunk = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = transformers.DetrConfig(backbone_config=trunk, num_labels=91)
+    model = transformers.DetrForObjectDetection(config)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+    model.save_pretrained(folder)
+
+
+def _ours(contender: str, folder: str, size: Sequence[int]) -> Run:
+    import tensorflow as tf
+
+    import tfdetr_keras as td
+
+    model = td.DETR.from_pretrained(folder)
+    model.auxiliary_outputs = False
+    if contender in (FOLDED, FOLDED_XLA):
+        model = model.fold()
+    forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender in (OURS_XLA, FOLDED_XLA))
+    pixels = _pixels(size)
+    inputs = {"pixel_values": tf.constant(pixels), "pixel_mask": tf.ones(pixels.shape[:3], tf.int32)}
+    return lambda: {name: value.numpy() for name, value in forward(inputs).items()}
+
+
+def _zeromodels(contender: str, folder: str, size: Sequence[int]) -> Run:
+    sys.path.append(str(peer_folder(ZEROMODELS)))
+    import tensorflow as tf
+    from zeromodels.models.detr import DETRDetect
+
+    model = DETRDetect(image_size=(*size[:2], 3))
+    forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender == ZERO_XLA)
+    inputs = tf.constant(_pixels(size))
+    return lambda: {name: value.numpy() for name, value in forward(inputs).items()}
+
+
+def _transformers(contender: str, folder: str, size: Sequence[int]) -> Run:
+    import torch
+    import transformers
+
+    model = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
+    pixels = torch.from_numpy(np.ascontiguousarray(_pixels(size).transpose(0, 3, 1, 2)))
+    mask = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.int64)
+    forward = torch.compile(model) if contender == COMPILED else model
+
+    @torch.inference_mode()
+    def run() -> dict[str, np.ndarray]:
+        outputs = forward(pixel_values=pixels, pixel_mask=mask)
+        return {"logits": outputs.logits.numpy(), "pred_boxes": outputs.pred_boxes.numpy()}
+
+    return run
+
+
+def _matmul(contender: str) -> Run:
+    matrix = np.random.default_rng(0).normal(size=(MATRIX, MATRIX)).astype(np.float32)
+    if contender == MATMUL_TORCH:
+        import torch
+
+        ours = torch.from_numpy(matrix)
+        return lambda: {"product": (ours @ ours).numpy()}
+    import tensorflow as tf
+
+    constant = tf.constant(matrix)
+    return lambda: {"product": tf.linalg.matmul(constant, constant).numpy()}
+
+
+def _multiplications(folder: str, size: Sequence[int]) -> int:
+    """Multiplications of one image."""
+    import torch
+    import transformers
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(pixel_values=torch.zeros(1, 3, *size[:2]))
+    return counter.get_total_flops() // 2
+
+
+def work(contender: str) -> None:
+    """What a worker process does."""
+    runs: list[Run] = []
+
+    def first(folder: str, size: Sequence[int]) -> dict[str, list[float]]:
+        if contender in (MATMUL_TENSORFLOW, MATMUL_TORCH):
+            runs.append(_matmul(contender))
+        elif contender in (EAGER, COMPILED):
+            runs.append(_transformers(contender, folder, size))
+        elif contender in (ZERO, ZERO_XLA):
+            runs.append(_zeromodels(contender, folder, size))
+        else:
+            runs.append(_ours(contender, folder, size))
+        outputs = runs[0]()
+        if "product" in outputs:
+            return {}
+        return {name: outputs[name].ravel().tolist() for name in ("logits", "pred_boxes")}
+
+    def once() -> float:
+        start = time.perf_counter()
+        runs[0]()
+        return time.perf_counter() - start
+
+    serve(first=first, once=once, peak=peak_mib, multiplications=_multiplications)
+
+
+def measure(folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and peak MiB of each contender."""
+    names = [name for name in CONTENDERS if name not in (ZERO, ZERO_XLA) or not not_installed(ZEROMODELS)]
+    workers = {name: Worker(name) for name in (*names, MATMUL_TENSORFLOW, MATMUL_TORCH)}
+    outputs = {name: worker.ask("first", folder, size) for name, worker in workers.items()}
+    for name in (OURS, OURS_XLA, FOLDED, FOLDED_XLA, COMPILED):
+        for part, expected in outputs[EAGER].items():
+            difference = np.abs(np.subtract(outputs[name][part], expected)).max()
+            if not difference <= AGREEMENT:
+                raise SystemExit(f"{name}: {part} differ by {difference}, so the times mean nothing")
+    once = {name: partial(worker.ask, "once") for name, worker in workers.items()}
+    seconds = take_turns(once, repetitions, seconds_per_figure=1e6)
+    peaks = {name: worker.ask("peak") for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.close()
+    return {name: (statistics.median(values), peaks[name]) for name, values in seconds.items()}
+
+
+def _counted(folder: str, size: Sequence[int]) -> int:
+    worker = Worker(EAGER)
+    count = worker.ask("multiplications", folder, size)
+    worker.close()
+    return count
+
+
+def main() -> None:
+    """Measures and prints the tables and the bars."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--size", nargs="+", default=SIZES, metavar="HEIGHTxWIDTHxBATCH")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker)
+        return
+
+    print_header("Inference", ("tfdetr-keras", "tensorflow", "keras", "torch", "transformers"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "detr-resnet-50"
+        write_weights(folder)
+        for text in arguments.size:
+            size = [int(side) for side in text.split("x")]
+            report(str(folder), size, arguments.repetitions)
+
+
+def report(folder: str, size: Sequence[int], repetitions: int) -> None:
+    """Measures one size and prints its table and its bars."""
+    height, width, batch = size
+    count = _counted(folder, size) * batch
+    measured = measure(folder, size, repetitions)
+    machine = MATRIX**3 / min(measured[name][0] for name in (MATMUL_TENSORFLOW, MATMUL_TORCH))
+    print(f"#### {height}×{width}, batch {batch}\n")
+    print(f"n={repetitions}; {count / batch / 1e9:.1f} G multiplications an image; the machine's own ", end="")
+    print(f"{machine / 1e9:.0f} G a second; outputs agree to {AGREEMENT:g}.\n")
+    eager, zero = measured[EAGER][0], measured.get(ZERO, (None,))[0]
+    columns = ("", "median ms", f"this / {EAGER}", f"this / {ZERO}", "% of the machine's rate", "peak MiB")
+    rows = []
+    for name in CONTENDERS:
+        if name not in measured:
+            rows.append((name, *["not installed"] * (len(columns) - 1)))
+            continue
+        seconds, peak = measured[name]
+        to_zero = "" if zero is None else rounded(seconds / zero)
+        share = rounded(100 * count / seconds / machine)
+        rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak)))
+    print_table(columns, rows)
+    print("\nBars:\n")
+    fastest = min((FOLDED, FOLDED_XLA, OURS, OURS_XLA), key=lambda name: measured[name][0])
+    seconds = measured[fastest][0]
+    print_bar(f"time of {fastest} / {EAGER}", seconds / eager, at_most=0.45)
+    zeros = [measured[name][0] for name in (ZERO, ZERO_XLA) if name in measured]
+    print_bar(f"time of {fastest} / the faster ZeroModels", seconds / min(zeros) if zeros else None, at_most=0.8)
+    print_bar(f"multiplications of {fastest}, % of the machine's rate", 100 * count / seconds / machine, at_least=85)
+    print()
+
+
+if __name__ == "__main__":
+    main()
