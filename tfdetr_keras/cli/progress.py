@@ -25,18 +25,27 @@ class Counter:
         self._every = self.EVERY if self._live else self.EVERY_LINE
         self._next = time.monotonic() + self.SILENT
         self._shown = False
+        self._count = self._written = 0
 
     def __enter__(self) -> Counter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown and self._live:
-            print(file=sys.stderr)
+        if self._shown:
+            if self._count != self._written:
+                self._write()
+            if self._live:
+                print(file=sys.stderr)
 
     def show(self, count: int) -> None:
-        """Says that `count` images are done, if it is time to."""
+        """Says that `count` images are done, if it is time to; the last count is said at the end."""
+        self._count = count
         now = time.monotonic()
         if now >= self._next:
             self._next, self._shown = now + self._every, True
-            start, end = ("\r", "") if self._live else ("", "\n")
-            print(f"{start}{self._verb} {count}{self._of} images", end=end, file=sys.stderr, flush=True)
+            self._write()
+
+    def _write(self) -> None:
+        self._written = self._count
+        start, end = ("\r", "") if self._live else ("", "\n")
+        print(f"{start}{self._verb} {self._count}{self._of} images", end=end, file=sys.stderr, flush=True)
