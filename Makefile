@@ -38,8 +38,8 @@ test-slow: venv ## the longer proofs
 demo: venv ## train on drawn shapes and write pictures to out/
 	@$(BIN)/tfdetr demo --out out
 
-bench: venv ## run every benchmark, one after the other
-	@for file in benchmarks/*.py; do echo "bench: $$file"; $(BIN)/python "$$file" || exit 1; done
+bench: venv ## run every benchmark and put the figures into benchmarks/RESULTS.md
+	@$(BIN)/python benchmarks/summary.py
 
 clean: ## remove what the other targets wrote, except .venv
 	@rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from harness.memory import peak_mib
+from harness.multiplications import multiplications
 from harness.peers import not_installed, peer_folder
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
@@ -122,18 +123,6 @@ def _matmul(contender: str) -> Run:
     return lambda: {"product": tf.linalg.matmul(constant, constant).numpy()}
 
 
-def _multiplications(folder: str, size: Sequence[int]) -> int:
-    """Multiplications of one image."""
-    import torch
-    import transformers
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(pixel_values=torch.zeros(1, 3, *size[:2]))
-    return counter.get_total_flops() // 2
-
-
 def work(contender: str) -> None:
     """What a worker process does."""
     runs: list[Run] = []
@@ -157,7 +146,7 @@ def work(contender: str) -> None:
         runs[0]()
         return time.perf_counter() - start
 
-    serve(first=first, once=once, peak=peak_mib, multiplications=_multiplications)
+    serve(first=first, once=once, peak=peak_mib)
 
 
 def measure(folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float]]:
@@ -176,13 +165,6 @@ def measure(folder: str, size: Sequence[int], repetitions: int) -> dict[str, tup
     for worker in workers.values():
         worker.close()
     return {name: (statistics.median(values), peaks[name]) for name, values in seconds.items()}
-
-
-def _counted(folder: str, size: Sequence[int]) -> int:
-    worker = Worker(EAGER)
-    count = worker.ask("multiplications", folder, size)
-    worker.close()
-    return count
 
 
 def main() -> None:
@@ -207,8 +189,10 @@ def main() -> None:
 
 def report(folder: str, size: Sequence[int], repetitions: int) -> None:
     """Measures one size and prints its table and its bars."""
+    from tfdetr_keras.models import PRESETS
+
     height, width, batch = size
-    count = _counted(folder, size) * batch
+    count = multiplications(PRESETS["detr-resnet-50"], height, width) * batch
     measured = measure(folder, size, repetitions)
     machine = MATRIX**3 / min(measured[name][0] for name in (MATMUL_TENSORFLOW, MATMUL_TORCH))
     print(f"#### {height}×{width}, batch {batch}\n")
