@@ -5,10 +5,10 @@
 Inference of DETR with ResNet-50 as a plain graph, of which one quantity grows while the others stay; and the loss of
 all 6 decoder layers, forward and backward, against the number of targets. Points of one table are measured in turn, all
 once per round; figures are medians. A slope is that of a least-squares line through the logarithms of quantity and
-time; theory's is the same line through the counted multiplications of convolutions and matrix products. For the targets the
-counted work is that of the cost matrix, ∝ targets × queries; the assignment itself needs up to targets² × queries.
-A measured slope below theory's means that something else than the multiplications takes part of the time; above it,
-that something grows faster than they do.
+time; theory's is the same line through the counted multiplications of convolutions and matrix products. For the
+targets the counted work is that of the cost matrix, ∝ targets × queries; the assignment itself needs up to targets² ×
+queries. A measured slope below theory's means that something else than the multiplications takes part of the time;
+above it, that something grows faster than they do.
 """
 
 from __future__ import annotations

@@ -179,7 +179,8 @@ def _match_names(checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tu
         name, layout = names[path]
         return lambda: layout.read(checkpoint.read(name), shapes[path])
 
-    return Weights({path: reader(path) for path in held}, lacking)
+    # In the model's order, which is that of every process: where several hold one model, they assign together.
+    return Weights({path: reader(path) for path in shapes if path in held}, lacking)
 
 
 def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:

@@ -40,6 +40,7 @@ def test_the_state_is_all_of_model_and_optimizer(compiled, batches, tmp_path):
         np.testing.assert_array_equal(found[name], expected[name])
     saved = keras.saving.load_model(folder / "last.keras")
     assert_equal(weights(saved), weights(model))  # the averages, which Keras leaves in the model as well
+    assert not saved.compiled
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.monitor, self.mode, self.averaged, self.when_best = monitor, mode, averaged, when_best
         self.history: list[dict[str, float]] = []
         self.best: int | None = None
+        self._kept: tuple[keras.Model, keras.Model] | None = None
 
     def restore(self, model: keras.Model) -> int:
         """Puts a compiled model where the last whole epoch left it.
@@ -91,12 +92,21 @@ class Checkpoint(keras.callbacks.Callback):
         if improved:
             self.best = epoch
         with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
-            for name in (LAST, BEST) if improved else (LAST,):
-                with whole_file(self.folder / name) as partial:
-                    self.model.save(partial, include_optimizer=False)
+            kept = self._without_optimizer()
+        for name in (LAST, BEST) if improved else (LAST,):
+            with whole_file(self.folder / name) as partial:
+                kept.save(partial)
         if improved and self.when_best is not None:
             self.when_best(epoch)
         save_state(self.model, self.folder / STATE, {"history": self.history, "best": self.best})
+
+    def _without_optimizer(self) -> keras.Model:
+        """A copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
+        if self._kept is None or self._kept[0] is not self.model:
+            self._kept = self.model, type(self.model).from_config(self.model.get_config())
+        for variable, current in zip(self._kept[1].weights, self.model.weights, strict=True):
+            variable.assign(current)
+        return self._kept[1]
 
     def _improves(self, value: float | None) -> bool:
         if value is None or math.isnan(value):
