@@ -62,13 +62,18 @@ def test_settings_that_cannot_work(values, message):
         Settings.of(values)
 
 
-def test_steps_are_compiled_where_all_shapes_are_the_same():
-    assert not Settings().compiles
-    assert not Settings(pad_to=(64, 64)).compiles
-    assert not Settings(pad_to="buckets", max_boxes=8).compiles
-    assert Settings(pad_to=(64, 64), max_boxes=8).compiles
-    assert not Settings(pad_to=(64, 64), max_boxes=8, jit_compile=False).compiles
-    assert Settings(jit_compile=True).compiles
+def test_steps_may_be_compiled_where_all_shapes_are_the_same():
+    assert Settings().compilation is False
+    assert Settings(pad_to=(64, 64)).compilation is False
+    assert Settings(pad_to="buckets", max_boxes=8).compilation is False
+    assert Settings(pad_to=(64, 64), max_boxes=8).compilation == "auto"
+    assert Settings(pad_to=(64, 64), max_boxes=8, jit_compile=False).compilation is False
+    assert Settings(jit_compile=True).compilation is True
+
+
+def test_on_jax_steps_are_compiled_whatever_their_shapes(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert Settings().compilation == "auto"
 
 
 def test_lists_are_tuples():

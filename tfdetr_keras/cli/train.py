@@ -115,7 +115,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
         "--jit-compile",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="compile steps by XLA (default: with --pad-to and --max-boxes, which make all shapes the same)",
+        help="compile steps by XLA (default: on accelerators with --pad-to and --max-boxes: one shape)",
     )
     recipe.add_argument("--cache", action="store_true", help="keep the decoded images in memory after the first epoch")
     recipe.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")

@@ -84,7 +84,7 @@ def fit_detector(
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
     count = _count(records)
     steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
-    model.compile(optimizer=_optimizer(chosen, steps), jit_compile=chosen.compiles)
+    model.compile(optimizer=_optimizer(chosen, steps), jit_compile=chosen.compilation)
     checkpoint = Checkpoint(
         run.path,
         monitor="loss" if validation is None else "val_AP",
@@ -199,7 +199,7 @@ def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None
     schedule = keras.optimizers.schedules.CosineDecay(PRETRAINING_LEARNING_RATE, steps)
     trunk = BackbonePretraining(model)
     trunk.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay), jit_compile=settings.compiles
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay), jit_compile=settings.compilation
     )
     trunk.fit(batches, epochs=epochs, verbose=_verbose())
 

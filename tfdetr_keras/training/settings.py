@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
+import keras
+
 from tfdetr_keras.training.optimizer import BACKBONE_MULTIPLIER
 
 Schedule = Literal["cosine", "step", "constant"]
@@ -46,7 +48,8 @@ class Settings:
             for no average.
         evaluate_every: epochs from one measurement of AP to the next.
         precision: "float32", or "mixed_bfloat16" on hardware that has it.
-        jit_compile: whether steps are compiled by XLA; by default if shapes are static, by `pad_to` and `max_boxes`.
+        jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow where there is an
+            accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are the faster ones.
         tensorboard: whether to write TensorBoard's events as well.
 
     Raises:
@@ -108,10 +111,12 @@ class Settings:
             raise ValueError(f'pad_to must be None, (height, width) or "buckets", not {self.pad_to!r}')
 
     @property
-    def compiles(self) -> bool:
-        """Whether steps are compiled by XLA."""
+    def compilation(self) -> bool | Literal["auto"]:
+        """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices."""
+        if self.jit_compile is not None:
+            return self.jit_compile
         static = isinstance(self.pad_to, tuple) and self.max_boxes is not None
-        return static if self.jit_compile is None else self.jit_compile
+        return "auto" if static or keras.backend.backend() == "jax" else False
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
