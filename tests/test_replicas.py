@@ -1,61 +1,124 @@
-"""A batch split over replicas trains as the whole batch does on one device."""
+"""A batch split over replicas, or over processes, trains as the whole batch does on one device."""
 
-import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
-# Four images with 3, 1, 0 and 0 objects: on two replicas, one gets all objects and the other none.
+STEPS, BATCH = 10, 4
+TIMEOUT = 300  # seconds
+
+# From trained weights, on images with 0 to 8 objects: the parts of a batch have unequal numbers of boxes.
 SCRIPT = """
-    import json, sys
+    import os, sys
+    workers, index, replicas, port, steps, batch = map(int, sys.argv[1:7])
+    if workers > 1:
+        import jax
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        patience = {"heartbeat_timeout_seconds": 10, "shutdown_timeout_seconds": 10}
+        jax.distributed.initialize(f"127.0.0.1:{port}", workers, index, **patience)
     import keras
     import numpy as np
     import tensorflow as tf
-    from tfdetr_keras import DETR, ResNetConfig, SetCriterion
+    import tfdetr_keras as td
 
-    replicas = int(sys.argv[1])
+    if workers > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    rng = np.random.default_rng(0)
-    inputs = {"pixel_values": rng.normal(size=(4, 32, 32, 3)).astype("float32")}
-    targets = {
-        "labels": np.array([[0, 2, 1], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]], "int32"),
-        "boxes": rng.uniform(0.2, 0.5, (4, 3, 4)).astype("float32"),
-    }
-    # Batch normalisation is frozen: statistics of a replica are not those of the batch.
-    trunk = ResNetConfig(block="basic", depths=(1, 1), channels=(8, 16), stem_channels=8)
+    size = (64, 64)
+    records, _ = td.data.load_shapes(steps * batch, seed=3, size=(48, 64))
+    batches = td.data.prepare(
+        records, batch // workers, training=True, size=size, pad_to=size, max_boxes=8, augmentation="flip",
+        shard=(workers, index),
+    ).cache()  # or each pass would be another epoch, of which Keras makes one more under a strategy
+    counts = [int((targets["labels"].numpy() >= 0).sum()) for _, targets in batches]
     keras.utils.set_random_seed(0)
-    start = DETR.from_preset("detr-tiny", num_classes=3, backbone=trunk)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][:replicas])
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if replicas > 1 else tf.distribute.get_strategy()
     with strategy.scope():
-        model = DETR.from_config(start.get_config())
-        model.set_weights(start.get_weights())  # a strategy draws initial values in another order
-        model.criterion = SetCriterion(class_weights=(2.0, 1.0, 0.5))
-        model.compile(optimizer=keras.optimizers.SGD(0.01))
-    dataset = tf.data.Dataset.from_tensors((inputs, targets)).repeat(3)
-    logs = model.fit(dataset, epochs=2, verbose=0).history
-    print(json.dumps({"logs": logs, "weights": [float(np.abs(w).sum()) for w in model.trainable_weights]}))
+        model = td.DETR.from_pretrained("detr-tiny")
+        model.backbone.trainable = False  # the statistics of a part of a batch are not those of the batch
+        model.criterion = td.SetCriterion(class_weights=(2.0, 1.0, 0.5))
+        model.compile(optimizer=td.AdamW())
+
+    class Told(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            print("step", batch, flush=True)
+
+    before = [np.asarray(variable.numpy()) for variable in model.weights]
+    for _ in range(int(sys.argv[8])):
+        logs = model.fit(batches, epochs=1, callbacks=[Told()], verbose=0).history
+    weights = {variable.path: np.asarray(variable.numpy()) for variable in model.weights}
+    moved = max(np.abs(old - new).max() for old, new in zip(before, weights.values()))
+    np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **{f"log {name}": value[0] for name, value in logs.items()})
 """
 
 
-def fit(replicas):
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(replicas)],
-        check=True,
-        capture_output=True,
+def start(folder, backend, name, workers=1, index=0, replicas=1, port=0, epochs=1):
+    numbers = map(str, (workers, index, replicas, port, STEPS, BATCH))
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), *numbers, str(folder / name), str(epochs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        env={**os.environ, "KERAS_BACKEND": backend},
     )
-    return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_two_replicas_train_as_one_device_with_the_whole_batch():
-    one, two = fit(1), fit(2)
-    assert two["logs"].keys() == one["logs"].keys()
-    for name, expected in one["logs"].items():
-        assert two["logs"][name] == pytest.approx(expected, rel=1e-4), name
-    assert one["logs"]["loss"][1] != pytest.approx(one["logs"]["loss"][0], rel=1e-3)  # the weights have moved
-    assert two["weights"] == pytest.approx(one["weights"], rel=1e-5, abs=1e-7)
+def result(process, folder, name):
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return dict(np.load(folder / f"{name}.npz"))
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def assert_same_training(found, expected):
+    """Each weight to 1e-5, which is a hundredth of the way that they went."""
+    names = set(expected) - {"counts"}
+    assert set(found) - {"counts"} == names
+    assert expected["moved"] > 5e-4
+    for name in names:
+        tolerance = {"rtol": 1e-4} if name.startswith("log ") else {"rtol": 0, "atol": 1e-5}
+        np.testing.assert_allclose(found[name], expected[name], err_msg=name, **tolerance)
+
+
+def test_two_replicas_train_as_one_device_with_the_whole_batch(tmp_path):
+    one = result(start(tmp_path, "tensorflow", "one"), tmp_path, "one")
+    two = result(start(tmp_path, "tensorflow", "two", replicas=2), tmp_path, "two")
+    assert_same_training(two, one)
+
+
+def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
+    """By `keras.distribution.DataParallel` on JAX."""
+    one = result(start(tmp_path, "jax", "one"), tmp_path, "one")
+    port = free_port()
+    processes = [start(tmp_path, "jax", f"of two {index}", 2, index, port=port) for index in range(2)]
+    parts = [result(process, tmp_path, f"of two {index}") for index, process in enumerate(processes)]
+    for part in parts:
+        assert_same_training(part, one)
+    assert (parts[0]["counts"] != parts[1]["counts"]).any()
+    np.testing.assert_array_equal(sum(part["counts"] for part in parts), one["counts"])
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_with_a_message(tmp_path):
+    port = free_port()
+    processes = [start(tmp_path, "jax", f"killed {index}", 2, index, port=port, epochs=1000) for index in range(2)]
+    line = ""
+    while not line.startswith("step"):
+        line = processes[1].stdout.readline()
+        assert line, "ended before the first step"
+    processes[1].send_signal(signal.SIGKILL)
+    output, _ = processes[0].communicate(timeout=TIMEOUT)
+    assert processes[0].returncode != 0
+    assert "another task died" in output  # JAX's own words

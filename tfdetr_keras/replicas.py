@@ -15,7 +15,7 @@ def sum_over_replicas(value: Any) -> Any:
     array, whose sums are those of the whole batch anyway. No gradient flows through the sum.
 
     Args:
-        value: a float tensor, or a structure of them.
+        value: a float tensor, or a structure of them; TensorFlow's gradients of embeddings, too.
 
     Returns:
         The same structure, equal on all replicas.
@@ -26,6 +26,7 @@ def sum_over_replicas(value: Any) -> Any:
     import tensorflow as tf
 
     if not tf.distribute.in_cross_replica_context() and number_of_replicas() > 1:
+        value = tf.nest.map_structure(tf.convert_to_tensor, value)  # dense, where it was tf.IndexedSlices
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
     return value
 

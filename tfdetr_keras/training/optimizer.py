@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
+
 logger = logging.getLogger(__name__)
 
 BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
@@ -90,6 +92,26 @@ class AdamW(keras.optimizers.Adam):
             for unused in sorted(set(self.learning_rate_multipliers).difference(groups)):
                 logger.warning("learning_rate_multipliers: no trainable variable lies in %r", unused)
         super().build(variables)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Moves all variables, with gradients clipped as those of the whole batch.
+
+        Under a `tf.distribute` strategy Keras clips the gradients of each replica and adds up what is left. Here they
+        are added up first; each replica then brings the same share of the sum, clipped to its share of the limit.
+        """
+        replicas, limits = number_of_replicas(), ("clipnorm", "global_clipnorm", "clipvalue")
+        before = {name: getattr(self, name) for name in limits}
+        if replicas == 1 or not any(before.values()):
+            super().apply(grads, trainable_variables)
+            return
+        grads = [gradient if gradient is None else sum_over_replicas(gradient) / replicas for gradient in grads]
+        try:
+            for name, limit in before.items():
+                setattr(self, name, limit and limit / replicas)
+            super().apply(grads, trainable_variables)
+        finally:
+            for name, limit in before.items():
+                setattr(self, name, limit)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Moves one variable: first its decay, then the step of Adam."""
