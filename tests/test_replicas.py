@@ -55,7 +55,8 @@ SCRIPT = """
         logs = model.fit(batches, epochs=1, callbacks=[Told()], verbose=0).history
     weights = {variable.path: np.asarray(variable.numpy()) for variable in model.weights}
     moved = max(np.abs(old - new).max() for old, new in zip(before, weights.values()))
-    np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **{f"log {name}": value[0] for name, value in logs.items()})
+    logs = {f"log {name}": value[0] for name, value in logs.items()}
+    np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **logs)
 """
 
 
