@@ -19,9 +19,11 @@ from pycocotools.cocoeval import COCOeval
 from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.recipes import evaluation
+from tfdetr_keras.data.record import reader_of
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.inference import forward_function
 from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.workers import gather, number_of_workers, worker_index
 
 # The order of `COCOeval.stats` for boxes.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -118,6 +120,9 @@ def evaluate_detections(
 class Evaluator:
     """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
 
+    Where several processes train a model together (`tfdetr_keras.workers`), each measures its part of the records, and
+    all get the metrics of the whole.
+
     Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept,
     2.8 kB an image with 100 queries.
 
@@ -150,7 +155,9 @@ class Evaluator:
             inputs, targets = encode(evaluation(record, resize))
             return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
 
-        examples = records.map(encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        examples = _part_of_this_worker(records).map(
+            encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
         self.class_names = list(class_names)
         self.ground_truth: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
@@ -173,6 +180,8 @@ class Evaluator:
                 self._take(self._traced[1](inputs), {key: value.numpy() for key, value in targets.items()})
                 if progress is not None:
                     progress(len(self.detections))
+        self.ground_truth = [image for part in gather(self.ground_truth) for image in part]
+        self.detections = [image for part in gather(self.detections) for image in part]
         return coco_metrics(self.ground_truth, self.detections, self.class_names)
 
     def _take(self, outputs: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:
@@ -187,6 +196,15 @@ class Evaluator:
             truth = {key: targets[f"true_{key}"][row][real] for key in TRUTH_KEYS}
             self.ground_truth.append({"image_id": int(image_id), **truth})
             self.detections.append({"image_id": int(image_id), **result})
+
+
+def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
+    workers, reader = number_of_workers(), reader_of(records)
+    if workers == 1:
+        return records
+    if reader is None:
+        return records.shard(workers, worker_index())
+    return reader.records(reader.entries.shard(workers, worker_index()))
 
 
 def write_coco_results(

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.workers import number_of_workers
 
 
 def detect(
@@ -52,4 +54,25 @@ def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec
     """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes."""
     if keras.backend.backend() == "tensorflow":
         return tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
+    if number_of_workers() > 1:
+        return _by_this_worker_alone(model)
     return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})
+
+
+def _by_this_worker_alone(model: keras.Model) -> Callable[[Any], Any]:
+    """On JAX's first device of this process: `predict_on_batch` would take the batches of all workers for one."""
+    import jax
+
+    @jax.jit
+    def forward(trainable: Any, non_trainable: Any, inputs: Any) -> Any:
+        return model.stateless_call(trainable, non_trainable, inputs, training=False)[0]
+
+    def here(variables: Any) -> list[Any]:
+        return [variable.value.addressable_data(0) for variable in variables]
+
+    def run(inputs: Mapping[str, tf.Tensor]) -> Any:
+        arrays = {key: value.numpy() for key, value in inputs.items()}
+        outputs = forward(here(model.trainable_variables), here(model.non_trainable_variables), arrays)
+        return keras.tree.map_structure(np.asarray, outputs)
+
+    return run

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.training.averages import averaged_weights
+from tfdetr_keras.workers import worker_index
 
 _COUNTED = re.compile(r"(?<=seed_generator)_\d+")
 STATE, LAST, BEST = "state.safetensors", "last.keras", "best.keras"
@@ -85,12 +86,14 @@ class Checkpoint(keras.callbacks.Callback):
         return len(self.history)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the files."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes the files; of several workers the first one does."""
         self.history = [*self.history[:epoch], {name: float(value) for name, value in (logs or {}).items()}]
         improved = self._improves(self.history[-1].get(self.monitor))
         if improved:
             self.best = epoch
+        if worker_index() != 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
             kept = self._without_optimizer()
         for name in (LAST, BEST) if improved else (LAST,):

@@ -27,6 +27,7 @@ from tfdetr_keras.training.schedules import learning_rate
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.training.starting_model import starting_model
 from tfdetr_keras.training.story import Story
+from tfdetr_keras.workers import gather, number_of_workers, worker_index
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,10 @@ def fit_detector(
         _refuse_other_settings(run, class_names, chosen)
     elif not resume:
         run.refuse_other_run()
+    gather(None)  # before the first worker writes what the others would find
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
+    _check_workers(chosen)
     count = _count(records)
     steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
     model.compile(optimizer=_optimizer(chosen, steps), jit_compile=chosen.compilation)
@@ -92,10 +95,10 @@ def fit_detector(
         averaged=chosen.ema_momentum is not None,
     )
     done = checkpoint.restore(model)
-    if going_on:
+    if going_on and worker_index() == 0:
         run.change_settings(**{name: getattr(chosen, name) for name in CHANGEABLE})
         logger.info("going on after epoch %d of %d", done, chosen.epochs)
-    else:
+    elif worker_index() == 0:
         run.create(source, class_names, chosen, model, data)
     described = {"training": f"{count} images"}
     if validation is not None:
@@ -110,7 +113,7 @@ def fit_detector(
                 guard.watch(_epochs(records, chosen, done, count)),
                 epochs=chosen.epochs,
                 initial_epoch=done,
-                validation_data=None if validation is None else prepare(validation, **_batches(chosen)),
+                validation_data=_validation_batches(validation, chosen),
                 callbacks=[guard, *story.before(), checkpoint, story, *callbacks],
                 verbose=_verbose(),
             )
@@ -164,10 +167,28 @@ def _optimizer(settings: Settings, steps_per_epoch: int) -> AdamW:
     )
 
 
+def _check_workers(settings: Settings) -> None:
+    workers = number_of_workers()
+    if workers > 1 and keras.distribution.distribution() is None:
+        raise ValueError(
+            f"{workers} processes, each of which would train a model of its own: first call "
+            "keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))"
+        )
+    if settings.batch_size % workers:
+        raise ValueError(f"batch_size={settings.batch_size} cannot be shared evenly by {workers} processes")
+
+
 def _batches(settings: Settings) -> dict[str, Any]:
-    """Arguments of `prepare`, for training and for validation."""
-    names = ("batch_size", "size", "pad_to", "max_boxes")
-    return {name: getattr(settings, name) for name in names}
+    """Arguments of `prepare`, for training and for validation; of this worker's part of each batch."""
+    names = ("size", "pad_to", "max_boxes")
+    return {"batch_size": settings.batch_size // number_of_workers()} | {
+        name: getattr(settings, name) for name in names
+    }
+
+
+def _validation_batches(validation: tf.data.Dataset | None, settings: Settings) -> tf.data.Dataset | None:
+    """For the validation loss. Several workers go without: their shares of the last batch would differ."""
+    return None if validation is None or number_of_workers() > 1 else prepare(validation, **_batches(settings))
 
 
 def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, count: int) -> tf.data.Dataset:
@@ -183,9 +204,13 @@ def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, coun
         color_jitter=settings.color_jitter,
         seed=settings.seed,
         first_epoch=first_epoch * passes,
+        shard=(number_of_workers(), worker_index()),
         **_batches(settings),
     )
-    return batches if settings.steps_per_epoch is None else batches.repeat(passes).take(settings.steps_per_epoch)
+    if settings.steps_per_epoch is not None:
+        return batches.repeat(passes).take(settings.steps_per_epoch)
+    # One worker may have a batch more than another.
+    return batches if number_of_workers() == 1 else batches.take(count // settings.batch_size)
 
 
 def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None:
@@ -205,5 +230,7 @@ def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None
 
 
 def _verbose() -> int:
-    """A bar for people, a line per epoch for logs."""
+    """A bar for people, a line per epoch for logs; of several workers the first one talks."""
+    if worker_index() != 0:
+        return 0
     return 1 if sys.stdout.isatty() else 2

@@ -17,6 +17,7 @@ from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.run_folder import PREDICTIONS, TENSORBOARD, RunFolder
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import draw_detections
+from tfdetr_keras.workers import worker_index
 
 PICTURES = 12  # validation images in predictions.png
 # Curves and report are written anew at most that often: short epochs should not wait for them.
@@ -67,7 +68,7 @@ class Story(keras.callbacks.Callback):
         measuring: list[keras.callbacks.Callback] = [LearningRate()]
         if self.precision is not None:
             measuring.append(self.precision)
-        if self.settings.tensorboard:
+        if self.settings.tensorboard and worker_index() == 0:
             measuring.append(keras.callbacks.TensorBoard(self.run.path / TENSORBOARD, write_graph=False))
         return measuring
 
@@ -96,7 +97,9 @@ class Story(keras.callbacks.Callback):
                 tf.summary.image("predictions", picture[None], step=epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the figures; and the curves and the report, if it is time to."""
+        """Writes the figures, and the curves and the report if it is time to; of several workers the first one does."""
+        if worker_index() != 0:
+            return
         self.run.write_log(self.checkpoint.history)
         if time.monotonic() >= self._next_report:
             self.tell()
@@ -104,6 +107,8 @@ class Story(keras.callbacks.Callback):
 
     def tell(self) -> None:
         """Writes figures, curves and report."""
+        if worker_index() != 0:
+            return
         history = self.checkpoint.history
         if history:
             self.run.write_log(history)

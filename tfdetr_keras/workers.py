@@ -1,0 +1,48 @@
+"""Several processes that train one model together: how many, which one this is, and what all of them have.
+
+On the JAX backend, after `jax.distributed.initialize`, each process reads its own part of every batch, and
+`keras.distribution.DataParallel` makes one batch of the parts. Elsewhere there is one process.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def number_of_workers() -> int:
+    """How many processes train the model."""
+    if keras.backend.backend() != "jax":
+        return 1
+    import jax
+
+    return jax.process_count()
+
+
+def worker_index() -> int:
+    """Which of them this one is; 0 writes the files."""
+    if keras.backend.backend() != "jax":
+        return 0
+    import jax
+
+    return jax.process_index()
+
+
+def gather(value: Any) -> list[Any]:
+    """What every worker gives, in their order; each waits here for all others.
+
+    Args:
+        value: anything that can be pickled.
+    """
+    if number_of_workers() == 1:
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = np.ravel(process_allgather(np.array([len(content)])))
+    padded = np.pad(content, (0, int(sizes.max()) - len(content)))
+    contents = np.reshape(process_allgather(padded), (len(sizes), -1))
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(contents, sizes, strict=True)]
