@@ -1,0 +1,75 @@
+"""A run shared by two processes ends as one process's: weights, AP, files."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).parent
+TIMEOUT = 300  # seconds
+
+SCRIPT = """
+    import sys
+    workers, index, port = map(int, sys.argv[1:4])
+    if workers > 1:
+        import jax
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"127.0.0.1:{port}", workers, index)
+    import keras
+    import tfdetr_keras as td
+
+    if workers > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    records, names = td.data.load_shapes(11, seed=3, size=(48, 64))  # one worker has a record more than the other
+    validation, _ = td.data.load_shapes(7, seed=4, size=(48, 64))
+    for epochs in (1, 2):  # the second time it goes on
+        run = td.fit_detector(
+            records, names, sys.argv[4], validation, "detr-tiny", resume=epochs == 2, epochs=epochs, batch_size=4,
+            size=(64, 64), pad_to=(64, 64), max_boxes=8, augmentation="flip", schedule="constant", freeze="backbone",
+            batch_norm="frozen", learning_rate=1e-4,
+        )
+    print(sorted(run.metrics))
+"""
+
+
+def start(folder, workers=1, index=0, port=0):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(workers), str(index), str(port), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_two_processes_share_a_run(tmp_path):
+    finish(start(tmp_path / "alone"))
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    processes = [start(tmp_path / "shared", 2, index, port) for index in range(2)]
+    outputs = [finish(process) for process in processes]
+    assert "Epoch 2/2" in outputs[0]
+    assert "Epoch" not in outputs[1]
+
+    expected, found = (load_file(tmp_path / name / "state.safetensors") for name in ("alone", "shared"))
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
+    best, of_shared = (json.loads((tmp_path / name / "best.json").read_text()) for name in ("alone", "shared"))
+    assert 0.3 < best["AP"] < 1
+    assert abs(of_shared["AP"] - best["AP"]) < 1e-3
+    files = {path.name for path in (tmp_path / "alone").iterdir()}
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == files
