@@ -6,7 +6,9 @@ On the JAX backend, after `jax.distributed.initialize`, each process reads its o
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -46,3 +48,14 @@ def gather(value: Any) -> list[Any]:
     padded = np.pad(content, (0, int(sizes.max()) - len(content)))
     contents = np.reshape(process_allgather(padded), (len(sizes), -1))
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(contents, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def by_this_worker_alone() -> Iterator[None]:
+    """Lets one worker make variables of its own: under a distribution all have to make the same ones together."""
+    shared = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(shared)

@@ -28,13 +28,13 @@ from tfdetr_keras.models import DETR
 pytestmark = pytest.mark.slow
 
 STEPS, BATCH_SIZE = 50, 8
-RATE, BACKBONE_RATE, DECAY, EMA_MOMENTUM = 2e-4, 2e-5, 1e-4, 0.9
+RATE, BACKBONE_RATE, DECAY, EMA_MOMENTUM = 5e-5, 5e-6, 1e-4, 0.9
 # About the norm of an ordinary gradient here: some are clipped and some are not. With DETR's 0.1 all are, and as AdamW
 # does not mind a factor, a mean of accumulated gradients would look like their sum.
 MAX_NORM = 20.0
-# The bars. Measured: losses differ by up to 1.1 %, ways by 9 %, AP by 0.002. PyTorch beside itself, moved by rounding,
-# does the same; without clipping, with another epsilon, or with gradients summed, ways differ by 22 % and more.
-LOSS, WAY, AP = 0.02, 0.15, 0.01
+# The bars. Measured: losses differ by up to 1e-5, ways by 1 %, AP not at all. At four times this rate training is
+# chaotic: rounding alone, PyTorch beside itself included, then moves losses by 1 to 2 % and ways by 10 %.
+LOSS, WAY, AP = 1e-3, 0.05, 0.002
 
 CLASSES, DRAWN, SIDE = ("circle", "square", "triangle"), (48, 64), 64
 INPUT = {"size": (SIDE, SIDE), "pad_to": (SIDE, SIDE)}
@@ -205,7 +205,7 @@ def test_losses_weights_and_ap_stay_together(ours, theirs, tiny, held_out, accum
     assert max(ways(keras_side.weights, torch_side.weights, tiny[0], pair).values()) < WAY
     before = torch_ap(pair.torch, held_out)
     assert torch_side.ap > 0.5
-    assert abs(torch_side.ap - before) > 0.01  # the weights have gone somewhere
+    assert abs(torch_side.ap - before) > 0.003  # the weights have gone somewhere
     assert abs(keras_side.ap - torch_side.ap) <= AP
     if averaging:
         assert max(ways(keras_side.averages, torch_side.averages, tiny[0], pair).values()) < WAY

@@ -59,7 +59,7 @@ def test_on_replicas(alone):
     assert measure(replicas=2, batch_size=16) == alone
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_on_other_backends(alone, backend):
     """Scores differ in their last digits, which may change the order of two detections."""
     metrics = measure(backend=backend, batch_size=16)

@@ -6,12 +6,11 @@ import socket
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
-HERE = Path(__file__).parent
 TIMEOUT = 300  # seconds
 
 SCRIPT = """
@@ -54,6 +53,7 @@ def finish(process):
     return output
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(tmp_path):
     finish(start(tmp_path / "alone"))
     with socket.socket() as held:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.training.averages import averaged_weights
-from tfdetr_keras.workers import worker_index
+from tfdetr_keras.workers import by_this_worker_alone, worker_index
 
 _COUNTED = re.compile(r"(?<=seed_generator)_\d+")
 STATE, LAST, BEST = "state.safetensors", "last.keras", "best.keras"
@@ -105,10 +105,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _without_optimizer(self) -> keras.Model:
         """A copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
-        if self._kept is None or self._kept[0] is not self.model:
-            self._kept = self.model, type(self.model).from_config(self.model.get_config())
-        for variable, current in zip(self._kept[1].weights, self.model.weights, strict=True):
-            variable.assign(current)
+        with by_this_worker_alone():
+            if self._kept is None or self._kept[0] is not self.model:
+                self._kept = self.model, type(self.model).from_config(self.model.get_config())
+            for variable, current in zip(self._kept[1].weights, self.model.weights, strict=True):
+                variable.assign(ops.convert_to_numpy(current))
         return self._kept[1]
 
     def _improves(self, value: float | None) -> bool:

@@ -76,12 +76,12 @@ def fit_detector(
     if chosen.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("to write TensorBoard's events, install it: pip install 'tfdetr-keras[tensorboard]'")
     run = RunFolder(out)
-    going_on = resume and run.state_path().exists()
+    if not resume:
+        run.refuse_other_run()
+    # The first worker's word counts, and is heard by all before it writes what the others would find.
+    going_on = gather(resume and run.state_path().exists())[0]
     if going_on:
         _refuse_other_settings(run, class_names, chosen)
-    elif not resume:
-        run.refuse_other_run()
-    gather(None)  # before the first worker writes what the others would find
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
     _check_workers(chosen)
@@ -118,6 +118,7 @@ def fit_detector(
                 verbose=_verbose(),
             )
     story.tell()
+    gather(None)  # until the files are written
     return run
 
 
