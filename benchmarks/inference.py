@@ -38,7 +38,7 @@ EAGER, COMPILED = "transformers, eager", "transformers, torch.compile"
 ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
 CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, EAGER, COMPILED, ZERO, ZERO_XLA)
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
-ZEROMODELS = ("zeromodels==1.3.0",)
+ZEROMODELS = ("zeromodels==1.3.0", "sentencepiece==0.2.1")  # which it imports
 SIZES = ("800x1066x1", "512x512x4")  # height, width, batch
 MATRIX = 3072  # side of the matrices
 PARTS = ("logits", "pred_boxes")
