@@ -110,13 +110,15 @@ def _open_safetensors(path: Path, config: Path | None) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(os.fspath(path), framework="numpy")
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file, or it is truncated or damaged ({error})") from error
 
     def read(name: str) -> np.ndarray:
-        return _as_float32(file.get_tensor(name), f"{path}: {name}")
+        # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            return _as_float32(file.get_tensor(name), f"{path}: {name}")
 
     return Checkpoint(os.fspath(path), shapes, read, None if config is None else read_json(config))
 
