@@ -99,6 +99,7 @@ def test_two_replicas_train_as_one_device_with_the_whole_batch(tmp_path):
     assert_same_training(two, one)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     """By `keras.distribution.DataParallel` on JAX."""
     one = result(start(tmp_path, "jax", "one"), tmp_path, "one")

@@ -89,6 +89,7 @@ def test_killed_at_random_and_resumed(processes, tmp_path, eagerly):
     assert not list(folder.glob(".partial*"))
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_a_finished_run(processes, tmp_path):
     short, longer = tmp_path / "short", {"schedule": "constant"}
     process, _ = start(processes, short, epochs=1, **longer)
