@@ -1,10 +1,9 @@
 """The trunk: resolutions, dilation, and its batch norm against Keras' own at inference."""
 
-import keras
 import numpy as np
 import pytest
 
-from tfdetr_keras.models.backbone import EPSILON, FrozenBatchNormalization, ResNet
+from tfdetr_keras.models.backbone import ConvNorm, ResNet
 from tfdetr_keras.models.config import ResNetConfig
 
 
@@ -43,18 +42,20 @@ def test_dilated_convolutions_see_what_strided_ones_saw():
 def test_frozen_batch_norm_is_keras_batch_norm_at_inference():
     rng = np.random.default_rng(2)
     images = rng.normal(size=(2, 5, 7, 6)).astype(np.float32)
-    frozen, ordinary = FrozenBatchNormalization(), keras.layers.BatchNormalization(epsilon=EPSILON)
+    frozen, ordinary = (ConvNorm(ResNetConfig(batch_norm=kind), 8, 3, stride=2) for kind in ("frozen", "trainable"))
     frozen.build(images.shape)
     ordinary.build(images.shape)
-    assert [w.name for w in frozen.weights] == [w.name for w in ordinary.weights]
-    values = [rng.uniform(0.5, 1.5, 6), *rng.normal(size=(2, 6)), rng.uniform(0.5, 1.5, 6)]
+    names = [w.path.split("/", 1)[1] for w in frozen.weights]
+    assert names == [w.path.split("/", 1)[1] for w in ordinary.weights]
+    kernel = rng.normal(size=(3, 3, 6, 8)) / 7
+    values = [kernel, rng.uniform(0.5, 1.5, 8), *rng.normal(size=(2, 8)), rng.uniform(0.5, 1.5, 8)]
     frozen.set_weights(values)
     ordinary.set_weights(values)
     np.testing.assert_allclose(frozen(images), ordinary(images, training=False), rtol=0, atol=2e-6)
-    assert not frozen.trainable_weights
+    assert [w.path for w in frozen.trainable_weights] == [frozen.convolution.kernel.path]
 
 
 def test_frozen_batch_norm_keeps_float32_vectors_under_a_mixed_policy():
-    layer = FrozenBatchNormalization(dtype="mixed_bfloat16")
+    layer = ConvNorm(ResNetConfig(batch_norm="frozen"), 4, 1, dtype="mixed_bfloat16")
     assert layer(np.ones((1, 2, 2, 3), np.float32)).dtype == "bfloat16"
-    assert {weight.dtype for weight in layer.weights} == {"float32"}
+    assert {weight.dtype for weight in layer.normalization.weights} == {"float32"}

@@ -27,7 +27,9 @@ def _he_normal() -> keras.initializers.Initializer:
 class FrozenBatchNormalization(layers.Layer):
     """Batch normalisation whose statistics and affine parameters never change, even when the layer is made trainable.
 
-    Its weights carry the names of `keras.layers.BatchNormalization`, so that either can take the other's place.
+    Its weights carry the names of `keras.layers.BatchNormalization`, so that either can take the other's place. It is
+    not called: the convolution before it takes its scale and shift, which saves four passes over its results, forward
+    and back.
     """
 
     def build(self, input_shape: Any) -> None:
@@ -43,11 +45,10 @@ class FrozenBatchNormalization(layers.Layer):
         self.moving_mean = vector("moving_mean", "zeros")
         self.moving_variance = vector("moving_variance", "ones")
 
-    def call(self, inputs: Any) -> Any:
-        """`(…, channels)` → the same shape, one multiplication and one addition."""
+    def affine(self) -> tuple[Any, Any]:
+        """The scale and the shift of each channel that the normalisation comes to, `(channels,)`, float32."""
         scale = self.gamma * ops.rsqrt(self.moving_variance + EPSILON)
-        shift = self.beta - self.moving_mean * scale
-        return inputs * ops.cast(scale, inputs.dtype) + ops.cast(shift, inputs.dtype)
+        return scale, self.beta - self.moving_mean * scale
 
 
 class ConvNorm(layers.Layer):
@@ -95,11 +96,15 @@ class ConvNorm(layers.Layer):
     def call(self, inputs: Any, training: bool = False) -> Any:
         """`(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, filters)`."""
         x = pad_spatially(inputs, self.padding) if self.padding else inputs
-        x = self.convolution(x)
-        if isinstance(self.normalization, layers.BatchNormalization):
-            x = self.normalization(x, training=training)
-        elif self.normalization is not None:  # the frozen layer has no use for the mode
-            x = self.normalization(x)
+        if isinstance(self.normalization, FrozenBatchNormalization):
+            scale, shift = self.normalization.affine()
+            kernel = self.convolution.kernel
+            x = self.convolution.convolution_op(x, kernel * ops.cast(scale, kernel.dtype))
+            x = x + ops.cast(shift, x.dtype)
+        else:
+            x = self.convolution(x)
+            if self.normalization is not None:
+                x = self.normalization(x, training=training)
         return ops.relu(x) if self.relu else x
 
 

@@ -62,15 +62,13 @@ class SinePositionEmbedding(layers.Layer):
         mask = ops.cast(mask, "float32")
         features = self.d_model // 2
         # Channels 2k and 2k + 1 share a frequency: the sine stands in the first, the cosine in the second.
-        exponent = 2 * ops.floor(ops.arange(features, dtype="float32") / 2) / features
-        frequency = ops.power(self.TEMPERATURE, exponent)
+        frequency = ops.power(self.TEMPERATURE, 2 * ops.arange(features // 2, dtype="float32") / features)
 
         def encode(axis: int) -> Any:
             position = ops.cumsum(mask, axis=axis)
             extent = position[:, -1:, :] if axis == 1 else position[:, :, -1:]
             angle = (position / (extent + self.EPSILON) * self.SCALE)[..., None] / frequency
-            pairs = ops.stack([ops.sin(angle[..., 0::2]), ops.cos(angle[..., 1::2])], axis=-1)
-            return ops.reshape(pairs, (*ops.shape(mask), features))
+            return ops.reshape(ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1), (*ops.shape(mask), features))
 
         return ops.cast(ops.concatenate([encode(1), encode(2)], axis=-1), self.compute_dtype)
 

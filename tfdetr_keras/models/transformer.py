@@ -10,33 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import initializers, layers, ops
 
+from tfdetr_keras.models.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.models.config import DETRConfig
 
 NORM_EPSILON = 1e-5  # PyTorch's default; Keras' own is 1e-3
-
-
-@keras.saving.register_keras_serializable(package="tfdetr_keras")
-class AttentionInitializer(initializers.Initializer):
-    """Xavier-uniform over the matrices the reference draws: query, key, value as one `(3 d, d)`, output `(d, d)`.
-
-    Keras' own Xavier would misread the three-dimensional kernels `(d, heads, d / heads)` as convolutions.
-    """
-
-    def __init__(self, d_model: int) -> None:
-        self.d_model = d_model
-
-    def __call__(self, shape: Any, dtype: Any = None) -> Any:
-        """Draws a kernel: the output projection's is the one whose last axis is d_model."""
-        is_output = len(shape) == 3 and shape[-1] == self.d_model and shape[0] != self.d_model
-        limit = math.sqrt(6.0 / ((2 if is_output else 4) * self.d_model))
-        return keras.random.uniform(shape, -limit, limit, dtype=dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"d_model": self.d_model}
 
 
 def linear_initializers(inputs: int, kernel: Any = None) -> dict[str, Any]:
@@ -88,8 +67,8 @@ class TransformerLayer(layers.Layer):
         self.d_model, self.pre_norm = config.d_model, config.pre_norm
         self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy)
 
-    def _attention(self, config: DETRConfig, heads: int, name: str) -> layers.MultiHeadAttention:
-        return layers.MultiHeadAttention(
+    def _attention(self, config: DETRConfig, heads: int, name: str) -> MultiHeadAttention:
+        return MultiHeadAttention(
             num_heads=heads,
             key_dim=config.d_model // heads,
             dropout=config.attention_dropout,
@@ -110,7 +89,7 @@ class TransformerLayer(layers.Layer):
         """Builds every part for `(batch, positions, d_model)`."""
         shape = (None, None, self.d_model)
         for part in self._layers:
-            if isinstance(part, layers.MultiHeadAttention):
+            if isinstance(part, MultiHeadAttention):
                 part.build(shape, shape, shape)
             else:
                 part.build(shape)
