@@ -3,8 +3,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tfdetr_keras import DETR, post_process
 from tfdetr_keras.data import load_shapes, prepare
-from tfdetr_keras.visualize import draw_detections, plot_curves, show_batch
+from tfdetr_keras.inference import records_of
+from tfdetr_keras.visualize import draw_attention, draw_detections, plot_curves, show_batch
 
 NAMES = ["circle", "square", "triangle"]
 GREY = np.full((60, 120, 3), 128, np.uint8)
@@ -228,3 +230,50 @@ def test_options_of_a_batch_are_checked(tmp_path, originals):
         show_batch(batch_of(originals), NAMES, tmp_path / "a.png", box_reference="canvas")
     with pytest.raises(ValueError, match="columns must be at least 1, not 0"):
         show_batch(batch_of(originals), NAMES, tmp_path / "a.png", columns=0)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return DETR.from_pretrained("detr-tiny")
+
+
+def test_attention_lies_on_the_objects(detector):
+    """What the picture shows, in numbers: more of it inside the object's box than the box's share of the image."""
+    [record] = load_shapes(1, seed=8, size=(64, 96))[0].as_numpy_iterator()
+    inputs, _ = next(iter(prepare(records_of([record["image"]]), 1, size=(64, 128))))
+    stages = detector.stages(inputs, attention=True)
+    assert set(detector.stages(inputs)) == {name for name in stages if not name.endswith("attention")}
+    height, width = stages["mask"].shape[1:]
+    [found] = post_process(stages, [(height, width)], threshold=-1)
+    for layer in range(3):
+        weights = np.array(stages[f"decoder.layer{layer}.attention"])
+        assert weights.shape == (1, 4, 25, height * width)
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    attention = weights[0].mean(0).reshape(-1, height, width)
+    sure = np.flatnonzero(found["scores"] > 0.5)
+    assert len(sure) == len(record["labels"])
+    for row in sure:
+        x1, y1, x2, y2 = np.clip(found["boxes"][row], 0, [width, height] * 2)
+        top, left, bottom, right = int(y1), int(x1), int(np.ceil(y2)), int(np.ceil(x2))
+        inside = attention[row, top:bottom, left:right].sum()
+        assert inside > 1.5 * (bottom - top) * (right - left) / (height * width)
+
+
+def test_attention_of_padding_is_nothing(detector):
+    inputs = {"pixel_values": np.zeros((1, 64, 96, 3), np.float32), "pixel_mask": np.ones((1, 64, 96), np.int32)}
+    inputs["pixel_mask"][:, :, 48:] = 0
+    weights = np.array(detector.stages(inputs, attention=True)["decoder.layer2.attention"])
+    assert not weights.reshape(1, 4, 25, 8, 12)[..., 6:].any()
+
+
+def test_a_picture_of_the_attention(detector, tmp_path):
+    [record] = load_shapes(1, seed=8, size=(64, 96))[0].as_numpy_iterator()
+    sizes = {}
+    for threshold in (0.5, 0.999999):
+        draw_attention(detector, record["image"], tmp_path / "a.png", (64, 128), threshold)
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.format == "PNG"
+            sizes[threshold] = np.asarray(image.convert("RGB"))
+    assert (sizes[0.5] < 250).any(-1).sum() > 2 * (sizes[0.999999] < 250).any(-1).sum()  # more panels
+    with pytest.raises(ValueError, match="layer=3: the decoder has 3 layers"):
+        draw_attention(detector, record["image"], tmp_path / "a.png", layer=3)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfdetr_keras import training
 from tfdetr_keras.assignment import linear_sum_assignment
+from tfdetr_keras.detections import Detections
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
 from tfdetr_keras.postprocess import post_process
@@ -14,7 +15,7 @@ from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training import AdamW
 
 if TYPE_CHECKING:
-    from tfdetr_keras import data, evaluation, visualize
+    from tfdetr_keras import data, evaluation, export, visualize
     from tfdetr_keras.inference import detect
     from tfdetr_keras.training import fit_detector
 
@@ -26,11 +27,13 @@ __all__ = [
     "AdamW",
     "BackbonePretraining",
     "DETRConfig",
+    "Detections",
     "ResNetConfig",
     "SetCriterion",
     "data",
     "detect",
     "evaluation",
+    "export",
     "fit_detector",
     "linear_sum_assignment",
     "post_process",
@@ -39,7 +42,7 @@ __all__ = [
 ]
 
 # These need TensorFlow or matplotlib, which the model on another backend does not: imported when first asked for.
-_LAZY_MODULES = ("data", "evaluation", "visualize")
+_LAZY_MODULES = ("data", "evaluation", "export", "visualize")
 _LAZY_FUNCTIONS = {"detect": "inference", "fit_detector": "training"}
 
 

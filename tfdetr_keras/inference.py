@@ -1,8 +1,12 @@
-"""Running a model over records: detections in pixels, image by image."""
+"""Running a model over records, or over images as people have them: detections in pixels, image by image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,9 +14,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.images import as_rgb, decode_image
 from tfdetr_keras.data.pipeline import prepare
+from tfdetr_keras.data.record import RECORD_SPEC
+from tfdetr_keras.detections import Detections
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.workers import number_of_workers
+
+TIMEOUT = 30  # seconds, for an image on the web
+LARGEST_FILE = 64 << 20  # bytes, of an image on the web
 
 
 def detect(
@@ -50,10 +60,95 @@ def detect(
                 yield {"image_id": image_id, **result}
 
 
+def detect_images(
+    model: keras.Model,
+    images: Any,
+    size: tuple[int, int] = (800, 1333),
+    threshold: float = 0.5,
+    urls: bool = False,
+) -> Detections | list[Detections]:
+    """Detects objects in images of whatever kind; what `DETR.detect` calls.
+
+    For thousands of files use `detect`, which holds one batch of them at a time.
+
+    Args:
+        model: as for `detect`, with the class names in `id2label`.
+        images: one image or a list of them; each a path, an array `(height, width, 3)` or `(height, width)` uint8, a
+            PIL image, or, if allowed, a URL.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        threshold: only detections with a higher score are given.
+        urls: whether text that begins with http:// or https:// is fetched.
+
+    Returns:
+        The detections of each image, the surest first; of one image alone if `images` is one.
+
+    Raises:
+        ValueError: something is no image, or cannot be read.
+    """
+    is_one = not isinstance(images, (list, tuple))
+    pixels = [read_pixels(image, urls) for image in ([images] if is_one else images)]
+    if not pixels:
+        return []
+    names, results = model.id2label, []
+    for image, found in zip(pixels, detect(model, records_of(pixels), size, threshold=threshold), strict=True):
+        order = np.argsort(-found["scores"], kind="stable")
+        labels = found["labels"][order]
+        named = [names.get(int(label), str(label)) for label in labels]
+        results.append(Detections(found["scores"][order], labels, found["boxes"][order], named, image))
+    return results[0] if is_one else results
+
+
+def read_pixels(image: Any, urls: bool = False) -> np.ndarray:
+    """An image of whatever kind as `(height, width, 3)` uint8; arguments and errors as for `detect_images`."""
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        if not urls:
+            raise ValueError(f"{image}: say urls=True to have it fetched")
+        try:
+            with urllib.request.urlopen(image, timeout=TIMEOUT) as answer:
+                content = answer.read(LARGEST_FILE + 1)
+        except (urllib.error.URLError, OSError) as error:
+            raise ValueError(f"{image} could not be fetched: {error}") from error
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"{image} is larger than {LARGEST_FILE >> 20} MiB")
+        return _decoded(image, content)
+    if isinstance(image, (str, Path)):
+        try:
+            return _decoded(image, Path(image).read_bytes())
+        except OSError as error:
+            raise ValueError(f"{image} cannot be read: {error.strerror}") from error
+    return as_rgb(image)
+
+
+def _decoded(name: str | Path, content: bytes) -> np.ndarray:
+    try:
+        return decode_image(content)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
+    """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
+    return tf.data.Dataset.from_generator(lambda: map(_record, itertools.count(), images), output_signature=RECORD_SPEC)
+
+
+def _record(place: int, image: np.ndarray) -> dict[str, Any]:
+    """A record without objects."""
+    shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
+    nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
+    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.int32(image.shape[:2])}
+
+
 def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:
-    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes."""
+    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
+
+    The graph is kept with the model: tracing takes longer than looking at an image.
+    """
     if keras.backend.backend() == "tensorflow":
-        return tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
+        graphs = model.__dict__.setdefault("_inference_graphs", {})
+        key = tuple(sorted((name, str(spec)) for name, spec in inputs_spec.items()))
+        if key not in graphs:
+            graphs[key] = tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
+        return graphs[key]
     if number_of_workers() > 1:
         return _by_this_worker_alone(model)
     return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})

@@ -1,24 +1,62 @@
-"""How much a detector has to multiply: what time is compared with."""
+"""What a detector has to compute and to keep: what time and memory are compared with."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Work(NamedTuple):
+    """Of one image."""
+
+    inference: int  # multiplications of convolutions and matrix products
+    training: int  # the same with the way back to all that is trained
+    kept: int  # bytes of the activations, float32, that the way back needs
+    parameters: int
+    trained: int  # parameters
 
 
 def multiplications(config: Any, height: int, width: int) -> int:
-    """Multiplications of convolutions and matrix products for one image, counted by PyTorch as its own model runs.
+    """Multiplications of convolutions and matrix products for one image.
 
     Args:
         config: the architecture, a `DETRConfig`.
         height: of the image, pixels.
         width: of the image, pixels.
     """
+    return work(config, height, width).inference
+
+
+def work(config: Any, height: int, width: int) -> Work:
+    """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from port_weights.reference import reference_model
 
-    model = reference_model(config)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(pixel_values=torch.zeros(1, 3, height, width))
-    return counter.get_total_flops() // 2
+    model: Any = reference_model(config)
+    model.set_attn_implementation("eager")  # whose products are counted wherever they run
+    for path, parameter in model.named_parameters():
+        frozen = "backbone" in path and ("embedder" in path or "stages.0." in path or "normalization" in path)
+        parameter.requires_grad_(not frozen)
+    weights = {id(parameter) for parameter in model.parameters()}
+    images, mask = torch.zeros(1, 3, height, width), torch.ones(1, height, width)
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        if id(tensor) not in weights and tensor.is_floating_point():
+            kept[id(tensor.untyped_storage())] = tensor  # so that no other gets its number
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model(pixel_values=images, pixel_mask=mask)
+        inference = counter.get_total_flops() // 2
+        (outputs.logits.sum() + outputs.pred_boxes.sum()).backward()
+        training = counter.get_total_flops() // 2
+    return Work(
+        inference,
+        training,
+        sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
+        sum(parameter.numel() for parameter in model.parameters()),
+        sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )

@@ -12,8 +12,13 @@ from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder
 
 
-def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Adds the options that `read_model` and `input_arguments` read."""
+def add_model_options(command: argparse.ArgumentParser, batches: bool = True) -> None:
+    """Adds the options that `read_model` and `input_arguments` read.
+
+    Args:
+        command: that runs a model.
+        batches: whether it makes batches of images itself.
+    """
     command.add_argument(
         "--model",
         required=True,
@@ -36,7 +41,10 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="pad images to one canvas, pixels (default: as the run was trained, else not)",
     )
-    command.add_argument("--batch-size", type=int, metavar="N", help="images a batch (default: 1; 8 with one canvas)")
+    if batches:
+        command.add_argument(
+            "--batch-size", type=int, metavar="N", help="images a batch (default: 1; 8 with one canvas)"
+        )
 
 
 def is_run(model: str) -> bool:
@@ -65,8 +73,10 @@ def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
         size = trained.get("size", (800, 1333))
         pad_to = pad_to or trained.get("pad_to")
     pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
-    batch_size = options.batch_size or (8 if pad_to else 1)
-    return {"size": tuple(size), "pad_to": pad_to, "batch_size": batch_size}
+    arguments = {"size": tuple(size), "pad_to": pad_to}
+    if hasattr(options, "batch_size"):
+        arguments["batch_size"] = options.batch_size or (8 if pad_to else 1)
+    return arguments
 
 
 def _trained_on(model: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -48,6 +49,30 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None) -> np.ndar
             "to another version of the image"
         )
     return pixels
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """An image that is decoded already as RGB pixels.
+
+    Args:
+        image: a PIL image, or an array `(height, width, 3)` or `(height, width)` uint8.
+
+    Returns:
+        `(height, width, 3)` uint8.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise ValueError(
+            f"an image is (height, width, 3) or (height, width) uint8, levels 0 … 255, not {pixels.shape} of "
+            f"{pixels.dtype}"
+        )
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def stored_size(content: bytes) -> tuple[int, int] | None:

@@ -20,14 +20,9 @@ def resize(record: Record, size: tf.Tensor) -> Record:
     """
     old_size = tf.shape(record["image"])[:2]
     scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
-    levels = tf.cast(record["image"], tf.float32)
-    image = tf.cond(
-        tf.reduce_all(size >= old_size),
-        lambda: tf.image.resize(levels, size, method="bilinear"),  # nothing to smooth, and several times faster
-        lambda: tf.image.resize(levels, size, method="bilinear", antialias=True),
-    )
+    image = tf.ensure_shape(resized_levels(record["image"], size), (None, None, 3))
     resized = record | {
-        "image": tf.cast(tf.round(tf.ensure_shape(image, (None, None, 3))), tf.uint8),
+        "image": tf.cast(tf.round(image), tf.uint8),
         "boxes": record["boxes"] * tf.gather(scale, [1, 0, 1, 0]),
         "area": record["area"] * scale[0] * scale[1],
     }
@@ -35,6 +30,16 @@ def resize(record: Record, size: tf.Tensor) -> Record:
         rows, columns = (_nearest(old_size[axis], size[axis]) for axis in (0, 1))
         resized["masks"] = tf.gather(tf.gather(record["masks"], rows, axis=1), columns, axis=2)
     return resized
+
+
+def resized_levels(images: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Images `(…, height, width, 3)` uint8, resized to `size` (height, width); float32, not rounded."""
+    levels = tf.cast(images, tf.float32)
+    return tf.cond(
+        tf.reduce_all(size >= tf.shape(images)[-3:-1]),
+        lambda: tf.image.resize(levels, size, method="bilinear"),  # nothing to smooth, and several times faster
+        lambda: tf.image.resize(levels, size, method="bilinear", antialias=True),
+    )
 
 
 def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:

@@ -229,25 +229,48 @@ class DETR(keras.Model):
             variable.assign(values[variable.path])
         return folded
 
+    def detect(
+        self, images: Any, size: tuple[int, int] = (800, 1333), threshold: float = 0.5, urls: bool = False
+    ) -> Any:
+        """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
+
+        Args:
+            images: see `tfdetr_keras.inference.detect_images`.
+            size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+            threshold: only detections with a higher score are given.
+            urls: whether text that begins with http:// or https:// is fetched.
+
+        Returns:
+            `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
+
+        Raises:
+            ValueError: something is no image, or cannot be read.
+        """
+        from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
+
+        return detect_images(self, images, size, threshold, urls)
+
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""
         return self._forward(inputs, training)[0]
 
-    def stages(self, inputs: Any) -> dict[str, Any]:
+    def stages(self, inputs: Any, attention: bool = False) -> dict[str, Any]:
         """Runs inference and hands out every intermediate result by name, in the order of computation.
 
         Args:
             inputs: as for the model.
+            attention: whether the decoder's attention to the image is wanted, too.
 
         Returns:
             `backbone.stage1` … (batch, h, w, channels), `mask` and `position` of the last feature map,
             `projection` and `encoder.layer0` … (batch, h·w, d_model), `decoder.layer0` … (batch, queries, d_model)
-            after the shared normalisation, and the model's outputs.
+            after the shared normalisation, and the model's outputs; with `attention` also `decoder.layer0.attention` …
+            (batch, heads, queries, h·w).
         """
-        outputs, stages = self._forward(inputs, training=False)
+        outputs, stages = self._forward(inputs, training=False, attention=attention)
         return {**stages, **outputs}
 
-    def _forward(self, inputs: Any, training: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         pixels, pixel_mask = _unpack(inputs)
         features = self.backbone(pixels, training=training)
         batch, height, width = ops.shape(features[-1])[:3]
@@ -262,12 +285,21 @@ class DETR(keras.Model):
         encoded = self.encoder(flatten(projection), flatten(position), key_mask, training=training)
         query_position = self.query_embedding(ops.arange(self.config.num_queries))
         query_position = ops.broadcast_to(query_position[None], (batch, self.config.num_queries, self.config.d_model))
-        decoded = self.decoder(query_position, encoded[-1], flatten(position), key_mask, training=training)
+        decoded = self.decoder(
+            query_position,
+            encoded[-1],
+            flatten(position),
+            key_mask,
+            training=training,
+            return_attention_scores=attention,
+        )
+        decoded, scores = decoded if attention else (decoded, [])
 
         stages = {f"backbone.stage{index + 1}": feature for index, feature in enumerate(features)}
         stages.update(mask=mask, position=flatten(position), projection=flatten(projection))
         stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
         stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
+        stages.update({f"decoder.layer{index}.attention": x for index, x in enumerate(scores)})
         return self._heads(decoded if self.auxiliary_outputs else decoded[-1:]), stages
 
     def _heads(self, decoded: list[Any]) -> dict[str, Any]:

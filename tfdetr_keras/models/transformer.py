@@ -129,23 +129,44 @@ class DecoderLayer(TransformerLayer):
         self.feed_forward_norm = self._norm("feed_forward_norm")
 
     def call(
-        self, x: Any, query_position: Any, memory: Any, memory_position: Any, mask: Any, training: bool = False
+        self,
+        x: Any,
+        query_position: Any,
+        memory: Any,
+        memory_position: Any,
+        mask: Any,
+        training: bool = False,
+        return_attention_scores: bool = False,
     ) -> Any:
-        """`x`: `(batch, queries, d_model)`; `memory`: `(batch, positions, d_model)`; `mask` as in the encoder."""
-        located_memory = memory + memory_position
+        """`x`: `(batch, queries, d_model)`; `memory`: `(batch, positions, d_model)`; `mask` as in the encoder.
+
+        With `return_attention_scores` a pair: the output, and how much each query attends to each position of the
+        image, `(batch, heads, queries, positions)`.
+        """
+        located_memory, scores = memory + memory_position, None
 
         def attend_to_queries(x: Any) -> Any:
             located = x + query_position
             return self.self_attention(located, x, key=located, training=training)
 
         def attend_to_image(x: Any) -> Any:
-            return self.cross_attention(
-                x + query_position, memory, key=located_memory, attention_mask=mask, training=training
+            nonlocal scores
+            attended = self.cross_attention(
+                x + query_position,
+                memory,
+                key=located_memory,
+                attention_mask=mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
             )
+            if return_attention_scores:
+                attended, scores = attended
+            return attended
 
         x = self._residual(x, self.self_attention_norm, attend_to_queries, training)
         x = self._residual(x, self.cross_attention_norm, attend_to_image, training)
-        return self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
+        x = self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
+        return (x, scores) if return_attention_scores else x
 
 
 class Encoder(layers.Layer):
@@ -205,12 +226,32 @@ class Decoder(layers.Layer):
         self.norm.build((None, None, self.d_model))
 
     def call(
-        self, query_position: Any, memory: Any, memory_position: Any, mask: Any, training: bool = False
-    ) -> list[Any]:
-        """Returns the normalised output of each layer, `(batch, queries, d_model)`."""
+        self,
+        query_position: Any,
+        memory: Any,
+        memory_position: Any,
+        mask: Any,
+        training: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Any:
+        """Returns the normalised output of each layer, `(batch, queries, d_model)`.
+
+        With `return_attention_scores` a pair: these, and each layer's attention to the image, see `DecoderLayer`.
+        """
         x = ops.zeros_like(query_position)
-        outputs = []
+        outputs, attention = [], []
         for layer in self.stack:
-            x = layer(x, query_position, memory, memory_position, mask, training=training)
+            x = layer(
+                x,
+                query_position,
+                memory,
+                memory_position,
+                mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
+            )
+            if return_attention_scores:
+                x, scores = x
+                attention.append(scores)
             outputs.append(self.norm(x))
-        return outputs
+        return (outputs, attention) if return_attention_scores else outputs

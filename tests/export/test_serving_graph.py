@@ -1,0 +1,88 @@
+"""Resizing by matrices against `prepare`'s, sizes in whole numbers, batches, files."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from photograph_sizes import CANVAS, SIZE
+
+import tfdetr_keras as td
+from tfdetr_keras.data.sizes import Resize, target_size
+from tfdetr_keras.export import serving_graph
+from tfdetr_keras.export.serving_graph import ServingGraph
+
+
+def graph_of(detector, pad_to=None, **options):
+    return ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, **options)
+
+
+@given(old=st.integers(1, 90), new=st.integers(1, 90), beyond=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_interpolation_is_tensorflows_antialiased_resize(old, new, beyond):
+    weights = serving_graph.interpolation(old, new, new + beyond).numpy()
+    expected = tf.image.resize(tf.eye(old)[:, None], (new, 1), antialias=True)[:, 0].numpy()
+    np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=2e-5)
+    assert not weights[new:].any()
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), strict=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_whole_sizes_are_huggingfaces_but_for_a_pixel_of_the_longer_side(height, width, strict):
+    resize = Resize(800, 1333, strict=strict)
+    found = [int(x) for x in serving_graph.whole_target_size(tf.constant(height), tf.constant(width), resize)]
+    wanted = [int(x) for x in target_size(height, width, resize)]
+    if max(wanted) < 1332:
+        assert found == wanted
+    assert np.abs(np.subtract(found, wanted)).max() <= 1
+    assert min(found) == min(wanted)
+
+
+def test_pixels_are_those_of_prepare(photographs):
+    paths, images = photographs
+    records, _ = td.data.load_images(paths)
+    for image, (inputs, _) in zip(images, td.data.prepare(records, 1, size=SIZE), strict=True):
+        size = tf.stack(target_size(*image.shape[:2], Resize(*SIZE)))
+        found = serving_graph.normalized(serving_graph.resized_by_matrices(tf.constant(image)[None], size, size))
+        level = 1 / (255 * 0.225)
+        difference = np.abs(found - inputs["pixel_values"])
+        assert difference.max() < 1.01 * level
+        assert (difference > 0.5 * level).mean() < 1e-4  # halves that are rounded to the other side
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("pad_to", [None, CANVAS])
+def test_a_batch_is_its_images(detector, photographs, pad_to, portable):
+    image = photographs[1][0]
+    graph = graph_of(detector, pad_to, portable=portable)
+    batch = np.stack([image, image[::-1], image[:, ::-1]])
+    together = graph.of_pixels(tf.constant(batch))
+    for place in range(3):
+        alone = graph.of_pixels(tf.constant(batch[place : place + 1]))
+        for key in ("scores", "boxes"):
+            np.testing.assert_allclose(together[key][place], alone[key][0], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("pad_to", [None, CANVAS])
+def test_files_are_their_pixels(detector, photographs, pad_to):
+    paths, images = photographs
+    graph = graph_of(detector, pad_to)
+    for path, image in zip(paths, images, strict=True):
+        found, wanted = graph.of_files(tf.constant([path.read_bytes()])), graph.of_pixels(tf.constant(image)[None])
+        np.testing.assert_allclose(found["scores"], wanted["scores"], rtol=0, atol=1e-5)
+    together = graph.of_files(tf.constant([path.read_bytes() for path in paths[:4]]))
+    assert together["boxes"].shape == (4, detector.config.num_queries, 4)
+    sizes = np.array([image.shape[1::-1] for image in images[:4]])
+    assert (together["boxes"].numpy().max((1, 2)) < 1.5 * sizes.max(1)).all()
+
+
+def test_detections_are_those_of_post_process(detector):
+    rng = np.random.default_rng(0)
+    outputs = {"logits": rng.normal(size=(3, 7, 5)).astype("f"), "pred_boxes": rng.random((3, 7, 4)).astype("f")}
+    sizes = np.array([[40, 60], [10, 10], [200, 30]], np.int32)
+    found = serving_graph.detections({key: tf.constant(value) for key, value in outputs.items()}, tf.constant(sizes))
+    for place, wanted in enumerate(td.post_process(outputs, sizes, threshold=-1)):
+        order = np.argsort(-wanted["scores"], kind="stable")
+        np.testing.assert_allclose(found["scores"][place], wanted["scores"][order], rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(found["labels"][place], wanted["labels"][order])
+        np.testing.assert_allclose(found["boxes"][place], wanted["boxes"][order], rtol=0, atol=1e-4)

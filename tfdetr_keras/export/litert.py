@@ -1,0 +1,66 @@
+"""LiteRT, which was TensorFlow Lite: for phones, boards, and everything that reads `.tflite` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import tensorflow as tf
+
+from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.data.sizes import Resize
+from tfdetr_keras.export.exportable import canvas_of, checked_place, exportable
+from tfdetr_keras.export.serving_graph import ServingGraph
+from tfdetr_keras.models import DETR
+
+Precision = Literal["float32", "float16", "int8"]
+
+
+def litert(
+    model: DETR,
+    path: str | Path,
+    size: tuple[int, int] = (800, 1333),
+    pad_to: tuple[int, int] | None = None,
+    precision: Precision = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Writes a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+
+    The interpreter is told an image's size by `resize_tensor_input` before it runs.
+
+    Args:
+        model: the detector.
+        path: of the file, `.tflite`; it appears complete or not at all.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        pad_to: (height, width) of the canvas that images are padded to, pixels; by default the square of
+            `longest_edge`.
+        precision: "float32"; "float16", weights of half the size; or "int8", weights of a quarter, with activations
+            quantised as they come ("dynamic range").
+        overwrite: whether to replace a file that is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: no place to write, no such precision, or Keras runs on another backend.
+    """
+    if precision not in ("float32", "float16", "int8"):
+        raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
+    path = checked_place(path, overwrite, ".tflite")
+    canvas = canvas_of(pad_to) or (size[1], size[1])
+    served = exportable(model)
+    graph = ServingGraph(served, Resize(*size, strict=True), canvas, portable=True)
+    function = tf.function(
+        graph.of_pixels,
+        autograph=False,
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")],
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], served)
+    if precision != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    content = converter.convert()
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+    return path

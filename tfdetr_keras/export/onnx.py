@@ -1,0 +1,59 @@
+"""ONNX: for ONNX Runtime and the other engines that read it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.data.sizes import Resize
+from tfdetr_keras.export.exportable import canvas_of, checked_place, exportable
+from tfdetr_keras.export.serving_graph import ServingGraph
+from tfdetr_keras.models import DETR
+
+OPSET = 18
+
+
+def onnx(
+    model: DETR,
+    path: str | Path,
+    size: tuple[int, int] = (800, 1333),
+    pad_to: tuple[int, int] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+
+    The class names stand in the file's metadata, `class_names`, as a JSON list.
+
+    Args:
+        model: the detector.
+        path: of the file, `.onnx`; it appears complete or not at all.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        pad_to: (height, width) of one canvas for all images, pixels.
+        overwrite: whether to replace a file that is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: no place to write, tf2onnx is not installed, or Keras runs on another backend.
+    """
+    if importlib.util.find_spec("tf2onnx") is None:
+        raise ValueError("to write ONNX files, install tf2onnx: pip install 'tfdetr-keras[onnx]'")
+    import tf2onnx
+
+    path = checked_place(path, overwrite, ".onnx")
+    canvas = canvas_of(pad_to)
+    served = exportable(model)
+    graph = ServingGraph(served, Resize(*size, strict=canvas is not None), canvas, portable=True)
+    function = tf.function(graph.of_pixels, autograph=False)
+    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8, "images")]
+    written, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
+    names = written.metadata_props.add()
+    names.key, names.value = "class_names", json.dumps(list(served.id2label.values()))
+    with whole_file(path) as partial:
+        partial.write_bytes(written.SerializeToString())
+    return path

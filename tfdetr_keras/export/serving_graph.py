@@ -1,0 +1,214 @@
+"""Raw images in, detections in pixels out: the model with its pre- and post-processing, as one TensorFlow graph.
+
+TensorFlow's resizes are not known to other runtimes. For those, resizing is two products with matrices of interpolation
+weights, which are computed in the graph: plain arithmetic, in which padding to a canvas costs nothing, its rows of the
+matrices being zero. The weights are those of the anti-aliased bilinear resize of training; of 100,000 values about one
+falls to the other side of a half.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.sizes import Resize, target_size
+from tfdetr_keras.data.transforms import resized_levels
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.models import DETR
+
+
+class ServingGraph:
+    """What an exported model computes.
+
+    Args:
+        model: the detector.
+        resize: to which edges images are resized; strict where there is a canvas.
+        pad_to: (height, width) of a canvas that all images are padded to, pixels; None for none.
+        portable: whether only plain arithmetic is used, without float64. An image that `longest_edge` limits may then
+            be longer by one pixel than in training.
+    """
+
+    def __init__(
+        self, model: DETR, resize: Resize, pad_to: tuple[int, int] | None = None, portable: bool = False
+    ) -> None:
+        self.model, self.resize, self.pad_to, self.portable = model, resize, pad_to, portable
+
+    def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Detects in images of one size.
+
+        Args:
+            images: `(batch, height, width, 3)` uint8, RGB.
+
+        Returns:
+            `{"scores": (batch, queries) float32, highest first, "labels": (batch, queries) int32, "boxes": (batch,
+            queries, 4) float32 xyxy in pixels of the images}`.
+        """
+        old = tf.shape(images)[1:3]
+        new = self._target(old)
+        canvas = new if self.pad_to is None else self.pad_to
+        pixels = normalized(self._resized(images, new, canvas))
+        if self.pad_to is None:
+            outputs = self.model({"pixel_values": pixels}, training=False)
+        else:
+            mask = tf.cast(inside(new, canvas), tf.float32)
+            batch = tf.shape(images)[0]
+            outputs = self.model(
+                {
+                    "pixel_values": pixels * mask[..., None],
+                    "pixel_mask": tf.broadcast_to(mask, (batch, canvas[0], canvas[1])),
+                },
+                training=False,
+            )
+        return detections(outputs, tf.broadcast_to(old, (tf.shape(images)[0], 2)))
+
+    def of_files(self, files: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Detects in image files, each of its own size.
+
+        Args:
+            files: `(batch,)` string, the contents of JPEG, PNG, GIF or BMP files. A camera's rotation note (EXIF) is
+                not followed.
+
+        Returns:
+            As `of_pixels`.
+        """
+        count = tf.shape(files)[0]
+        images = tf.TensorArray(tf.float32, count, element_shape=(None, None, 3), infer_shape=False)
+        old, new = (
+            tf.TensorArray(tf.int32, count, element_shape=(2,)),
+            tf.TensorArray(tf.int32, count, element_shape=(2,)),
+        )
+
+        def read(index: tf.Tensor, images: Any, old: Any, new: Any) -> tuple[Any, ...]:
+            image = decoded(files[index])
+            size = tf.shape(image)[:2]
+            target = self._target(size)
+            pixels = normalized(self._resized(image[None], target, target))[0]
+            return index + 1, images.write(index, pixels), old.write(index, size), new.write(index, target)
+
+        loop = (tf.constant(0), images, old, new)
+        _, images, old, new = tf.while_loop(lambda index, *_: index < count, read, loop)
+        sizes = new.stack()
+        canvas = tf.reduce_max(sizes, axis=0) if self.pad_to is None else tf.constant(self.pad_to)
+
+        def padded(index: tf.Tensor) -> tf.Tensor:
+            pixels, margin = images.read(index), canvas - sizes[index]
+            return tf.pad(pixels, [[0, margin[0]], [0, margin[1]], [0, 0]])
+
+        pixels = tf.map_fn(padded, tf.range(count), fn_output_signature=tf.TensorSpec((None, None, 3), tf.float32))
+        if self.pad_to is not None:
+            pixels = tf.ensure_shape(pixels, (None, *self.pad_to, 3))
+        mask = tf.map_fn(lambda size: inside(size, canvas)[0], sizes, fn_output_signature=tf.bool)
+        outputs = self.model({"pixel_values": pixels, "pixel_mask": tf.cast(mask, tf.int32)}, training=False)
+        return detections(outputs, old.stack())
+
+    def _target(self, size: tf.Tensor) -> tf.Tensor:
+        """Height and width after the resize, `(2,)` int32."""
+        target = whole_target_size if self.portable else target_size
+        return tf.stack(target(size[0], size[1], self.resize))
+
+    def _resized(self, images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
+        """See `resized_by_matrices`."""
+        if self.portable:
+            return resized_by_matrices(images, size, canvas)
+        levels = tf.round(resized_levels(images, size))
+        margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
+        padded = tf.pad(levels, [[0, 0], *margin, [0, 0]])
+        return padded if self.pad_to is None else tf.ensure_shape(padded, (None, None, None, 3))
+
+
+def decoded(content: tf.Tensor) -> tf.Tensor:
+    """An image file's pixels, `(height, width, 3)` uint8; those of a JPEG as exact as Pillow has them."""
+    image = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
+    """`target_size` in int32; Hugging Face's rule, without what float64's rounding does to limited images."""
+    shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
+    edge, limit = resize.shortest_edge, resize.longest_edge
+    whole, rest = limit * shorter // longer, limit * shorter % longer
+    is_up = tf.logical_or(2 * rest > longer, tf.logical_and(tf.equal(2 * rest, longer), tf.equal(whole % 2, 1)))
+    limited = longer * edge > limit * shorter
+    short = tf.where(limited, whole + tf.cast(is_up, tf.int32), edge)
+    long = tf.where(limited, limit, edge * longer // shorter)
+    long = tf.where(tf.equal(shorter, short), longer, long)
+    long = tf.minimum(long, limit) if resize.strict else long
+    short, long = tf.maximum(short, 1), tf.maximum(long, 1)
+    portrait = width < height
+    return tf.where(portrait, long, short), tf.where(portrait, short, long)
+
+
+def resized_by_matrices(images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
+    """Resizes images with anti-aliasing, at the top left of a canvas.
+
+    Args:
+        images: `(batch, height, width, 3)` uint8.
+        size: `(2,)` int32, height and width of the images then.
+        canvas: (height, width) at least as large.
+
+    Returns:
+        `(batch, canvas height, canvas width, 3)` float32, whole levels 0 … 255; 0 in the padding.
+    """
+    old = tf.shape(images)[1:3]
+    rows, columns = (interpolation(old[axis], size[axis], canvas[axis]) for axis in (0, 1))
+    batch, height = tf.shape(images)[0], old[0]
+    levels = tf.reshape(tf.cast(images, tf.float32), (batch, height, old[1] * 3))
+    levels = tf.reshape(tf.linalg.matmul(rows[None], levels), (batch * canvas[0], old[1], 3))
+    levels = tf.linalg.matmul(columns[None], levels)
+    return tf.round(tf.reshape(levels, (batch, canvas[0], canvas[1], 3)))
+
+
+def interpolation(old: Any, new: Any, rows: Any) -> tf.Tensor:
+    """Weights of an axis's old pixels in each new one, `(rows, old)` float32; rows from `new` on are 0.
+
+    A triangle around the new pixel's centre, as wide as a pixel of the coarser of the two grids, and cut off at the
+    image's border. In the order of TensorFlow's own resizes, which differ between enlarging and shrinking: one rounding
+    more or less moves a level where a value lies halfway between two.
+    """
+    old_size, new_size = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
+    step = tf.where(new >= old, old_size / new_size, 1.0 / (new_size / old_size))
+    places = tf.range(rows)
+    centers = (tf.cast(places, tf.float32) + 0.5) * step
+    distances = tf.cast(tf.range(old), tf.float32)[None] + 0.5 - centers[:, None]
+    weights = tf.maximum(0.0, 1.0 - tf.abs(distances * (1.0 / tf.maximum(step, 1.0))))
+    weights = weights * (1.0 / tf.maximum(tf.reduce_sum(weights, axis=1, keepdims=True), 1e-6))
+    return weights * tf.cast(places < new, tf.float32)[:, None]
+
+
+def normalized(levels: tf.Tensor) -> tf.Tensor:
+    """Levels 0 … 255 as the model takes them."""
+    factor = 1 / (255 * np.array(IMAGENET_STD))
+    shift = np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)
+    return levels * factor.astype(np.float32) - shift.astype(np.float32)
+
+
+def inside(size: tf.Tensor, canvas: Any) -> tf.Tensor:
+    """Where on a canvas the image is, `(1, height, width)` bool."""
+    rows, columns = tf.range(canvas[0]) < size[0], tf.range(canvas[1]) < size[1]
+    return tf.logical_and(rows[:, None], columns[None])[None]
+
+
+def detections(outputs: dict[str, tf.Tensor], sizes: tf.Tensor) -> dict[str, tf.Tensor]:
+    """`tfdetr_keras.post_process` in the graph: all queries, the highest score first.
+
+    Args:
+        outputs: of the model.
+        sizes: `(batch, 2)` int32, height and width of each image, pixels.
+    """
+    probabilities = tf.nn.softmax(outputs["logits"])[..., :-1]
+    scores, order = tf.math.top_k(tf.reduce_max(probabilities, axis=-1), k=outputs["logits"].shape[1])
+    labels = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+    centers, sides = outputs["pred_boxes"][..., :2], outputs["pred_boxes"][..., 2:]
+    scale = tf.cast(tf.stack([sizes[:, 1], sizes[:, 0]] * 2, axis=-1), tf.float32)
+    boxes = tf.concat([centers - sides / 2, centers + sides / 2], axis=-1) * scale[:, None]
+    return {
+        "scores": scores,
+        "labels": tf.gather(labels, order, batch_dims=1),
+        "boxes": tf.gather(boxes, order, batch_dims=1),
+    }
