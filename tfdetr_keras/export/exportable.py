@@ -1,15 +1,20 @@
-"""What every export begins with: a model whose batch normalisation is folded, and a place to write to."""
+"""What exports share: a model whose batch normalisation is folded, a place to write to, signatures."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfdetr_keras.models import DETR
+
+PIXELS = "serving_default"
+IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,23 @@ def checked_place(path: str | Path, overwrite: bool, suffix: str = "") -> Path:
     if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
         raise ValueError(f"{path} exists already: say overwrite, or give another name")
     return path
+
+
+def write_signatures(
+    folder: Path, model: DETR, signatures: Mapping[str, tuple[Callable[..., Any], tf.TensorSpec]]
+) -> None:
+    """Writes functions of one tensor, that use a model, as a SavedModel's signatures.
+
+    Args:
+        folder: to write.
+        model: whose weights the functions use.
+        signatures: by name, the function and its argument.
+    """
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, (function, spec) in signatures.items():
+        archive.add_endpoint(name, function, [spec])
+    archive.write_out(folder, verbose=False)
 
 
 def canvas_of(pad_to: Any) -> tuple[int, int] | None:

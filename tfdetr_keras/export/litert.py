@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import canvas_of, checked_place, exportable
+from tfdetr_keras.export.exportable import IMAGES, PIXELS, canvas_of, checked_place, exportable, write_signatures
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 
@@ -50,17 +51,18 @@ def litert(
     canvas = canvas_of(pad_to) or (size[1], size[1])
     served = exportable(model)
     graph = ServingGraph(served, Resize(*size, strict=True), canvas, portable=True)
-    function = tf.function(
-        graph.of_pixels,
-        autograph=False,
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")],
-    )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], served)
+    with tempfile.TemporaryDirectory() as scratch:  # of functions alone the converter would forget weights, or names
+        write_signatures(Path(scratch), served, {PIXELS: (graph.of_pixels, IMAGES)})
+        converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=[PIXELS])
+        content = _converted(converter, precision)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def _converted(converter: tf.lite.TFLiteConverter, precision: Precision) -> bytes:
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    content = converter.convert()
-    with whole_file(path) as partial:
-        partial.write_bytes(content)
-    return path
+    return converter.convert()

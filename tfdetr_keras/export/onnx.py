@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import canvas_of, checked_place, exportable
+from tfdetr_keras.export.exportable import IMAGES, canvas_of, checked_place, exportable
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 
@@ -50,8 +50,7 @@ def onnx(
     served = exportable(model)
     graph = ServingGraph(served, Resize(*size, strict=canvas is not None), canvas, portable=True)
     function = tf.function(graph.of_pixels, autograph=False)
-    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8, "images")]
-    written, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
+    written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
     names = written.metadata_props.add()
     names.key, names.value = "class_names", json.dumps(list(served.id2label.values()))
     with whole_file(path) as partial:

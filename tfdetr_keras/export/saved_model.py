@@ -6,15 +6,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import keras
 import tensorflow as tf
 
 from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import canvas_of, checked_place, exportable
+from tfdetr_keras.export.exportable import IMAGES, PIXELS, canvas_of, checked_place, exportable, write_signatures
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 
-PIXELS, FILES = "serving_default", "files"
+FILES = "files"
 
 
 def saved_model(
@@ -49,13 +48,10 @@ def saved_model(
     canvas = canvas_of(pad_to)
     served = exportable(model)
     graph = ServingGraph(served, Resize(*size, strict=canvas is not None), canvas)
-    archive = keras.export.ExportArchive()
-    archive.track(served)
-    archive.add_endpoint(PIXELS, graph.of_pixels, [tf.TensorSpec((None, None, None, 3), tf.uint8, "images")])
-    archive.add_endpoint(FILES, graph.of_files, [tf.TensorSpec((None,), tf.string, "files")])
+    files = tf.TensorSpec((None,), tf.string, "files")
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".tfdetr-") as scratch:
         written = Path(scratch) / "new"
-        archive.write_out(written, verbose=False)
+        write_signatures(written, served, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})
         names = "".join(f"{name}\n" for name in served.id2label.values())
         (written / "assets").mkdir(exist_ok=True)
         (written / "assets" / "class_names.txt").write_text(names, encoding="utf-8")
