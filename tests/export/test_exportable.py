@@ -59,7 +59,9 @@ def test_a_model_in_bfloat16_is_exported_in_float32(smallest):
     np.testing.assert_allclose(served(pixels)["logits"], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize(
+    "kind", ["saved-model", *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "litert"))]
+)
 def test_what_is_there_is_not_overwritten_unasked(smallest, tmp_path, kind):
     write, path = WRITERS[kind], tmp_path / NAMES[kind]
     write(smallest, path, (32, 64))
@@ -110,6 +112,7 @@ def test_the_command_line(tmp_path, capsys):
     assert "--precision int8 is for --format litert" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_as_it_was_trained(tmp_path, capsys):
     records, names = td.data.load_shapes(4, seed=1, size=(48, 64))
     td.fit_detector(

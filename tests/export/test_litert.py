@@ -25,6 +25,7 @@ def test_litert_finds_what_keras_finds(detector, photographs, by_matrices, asser
     np.testing.assert_allclose(together[2], np.sort(by_matrices[True][0]["scores"])[::-1], rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "share", "tolerance"), [("float16", 0.55, 0.02), ("int8", 0.35, 0.2)])
 def test_smaller_weights_are_smaller_and_nearly_the_same(
     detector, photographs, by_matrices, tmp_path, precision, share, tolerance

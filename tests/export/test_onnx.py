@@ -11,7 +11,7 @@ from photograph_sizes import CANVAS, SIZE
 from tfdetr_keras import export
 
 
-@pytest.mark.parametrize("pad_to", [None, CANVAS])
+@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
 def test_onnx_runtime_finds_what_keras_finds(detector, photographs, by_matrices, assert_same, tmp_path, pad_to):
     path = export.onnx(detector, tmp_path / "detector.onnx", SIZE, pad_to)
     onnx.checker.check_model(str(path), full_check=True)
