@@ -1,12 +1,16 @@
+import contextlib
+import io
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from tfdetr_keras import DETR, post_process
+from tfdetr_keras import DETR
 from tfdetr_keras.data import load_shapes, prepare
-from tfdetr_keras.inference import records_of
-from tfdetr_keras.visualize import draw_attention, draw_detections, plot_curves, show_batch
+from tfdetr_keras.visualize import draw_attention, draw_detections, draw_mistakes, plot_curves, show_batch, verdict
 
 NAMES = ["circle", "square", "triangle"]
 GREY = np.full((60, 120, 3), 128, np.uint8)
@@ -240,23 +244,20 @@ def detector():
 def test_attention_lies_on_the_objects(detector):
     """What the picture shows, in numbers: more of it inside the object's box than the box's share of the image."""
     [record] = load_shapes(1, seed=8, size=(64, 96))[0].as_numpy_iterator()
-    inputs, _ = next(iter(prepare(records_of([record["image"]]), 1, size=(64, 128))))
-    stages = detector.stages(inputs, attention=True)
-    assert set(detector.stages(inputs)) == {name for name in stages if not name.endswith("attention")}
-    height, width = stages["mask"].shape[1:]
-    [found] = post_process(stages, [(height, width)], threshold=-1)
-    for layer in range(3):
-        weights = np.array(stages[f"decoder.layer{layer}.attention"])
-        assert weights.shape == (1, 4, 25, height * width)
-        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    attention = weights[0].mean(0).reshape(-1, height, width)
-    sure = np.flatnonzero(found["scores"] > 0.5)
-    assert len(sure) == len(record["labels"])
-    for row in sure:
-        x1, y1, x2, y2 = np.clip(found["boxes"][row], 0, [width, height] * 2)
+    found = detector.detect(record["image"], (64, 128), attention=True)
+    without = detector.detect(record["image"], (64, 128))
+    assert without.attention is None
+    np.testing.assert_allclose(found.boxes, without.boxes, rtol=0, atol=1e-3)
+    assert found.names == without.names
+    assert len(found) == len(record["labels"])
+    count, height, width = found.attention.shape
+    assert (count, height, width) == (len(found), 10, 8)
+    np.testing.assert_allclose(found.attention.sum((1, 2)), 1, atol=1e-5)
+    scale = np.array([width, height] * 2) / np.tile(found.image.shape[1::-1], 2)
+    for attention, box in zip(found.attention, found.boxes, strict=True):
+        x1, y1, x2, y2 = np.clip(box * scale, 0, [width, height] * 2)
         top, left, bottom, right = int(y1), int(x1), int(np.ceil(y2)), int(np.ceil(x2))
-        inside = attention[row, top:bottom, left:right].sum()
-        assert inside > 1.5 * (bottom - top) * (right - left) / (height * width)
+        assert attention[top:bottom, left:right].sum() > 1.5 * (bottom - top) * (right - left) / (height * width)
 
 
 def test_attention_of_padding_is_nothing(detector):
@@ -270,10 +271,98 @@ def test_a_picture_of_the_attention(detector, tmp_path):
     [record] = load_shapes(1, seed=8, size=(64, 96))[0].as_numpy_iterator()
     sizes = {}
     for threshold in (0.5, 0.999999):
-        draw_attention(detector, record["image"], tmp_path / "a.png", (64, 128), threshold)
+        draw_attention(detector.detect(record["image"], (64, 128), threshold, attention=True), tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as image:
             assert image.format == "PNG"
             sizes[threshold] = np.asarray(image.convert("RGB"))
     assert (sizes[0.5] < 250).any(-1).sum() > 2 * (sizes[0.999999] < 250).any(-1).sum()  # more panels
-    with pytest.raises(ValueError, match="layer=3: the decoder has 3 layers"):
-        draw_attention(detector, record["image"], tmp_path / "a.png", layer=3)
+    with pytest.raises(ValueError, match="these detections are without attention"):
+        draw_attention(detector.detect(record["image"], (64, 128)), tmp_path / "a.png")
+
+
+def boxes_of(*rows):
+    return np.array(rows, float).reshape(-1, 4)
+
+
+def test_hits_misses_and_false_alarms():
+    truth = {"boxes": boxes_of([0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 60, 10]), "labels": np.array([0, 1, 0])}
+    found = {
+        # The first true box, once more and worse; of another class; below the threshold; a little of the third.
+        "boxes": boxes_of([0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [20, 0, 30, 10], [40, 0, 49, 10]),
+        "labels": np.array([0, 0, 0, 1, 0]),
+        "scores": np.array([0.9, 0.8, 0.7, 0.4, 0.95]),
+    }
+    seen = verdict(found, truth)
+    assert seen.hits.tolist() == [0]
+    assert seen.false_alarms.tolist() == [4, 1, 2]
+    assert seen.misses.tolist() == [1, 2]
+    lower = verdict(found, truth, threshold=0.3, min_iou=0.4)
+    assert lower.hits.tolist() == [4, 0, 3]
+    assert lower.misses.tolist() == []
+    assert verdict(NOTHING, truth).misses.tolist() == [0, 1, 2]
+    assert verdict(found, NOTHING).false_alarms.tolist() == [4, 0, 1, 2]
+
+
+def test_crowds_are_neither_missed_nor_false():
+    truth = {"boxes": boxes_of([0, 0, 100, 100]), "labels": np.array([0]), "iscrowd": np.array([True])}
+    inside = {"boxes": boxes_of([5, 5, 10, 10], [5, 5, 10, 10]), "labels": np.array([0, 1]), "scores": np.ones(2)}
+    seen = verdict(inside, truth)
+    assert (seen.hits.tolist(), seen.false_alarms.tolist(), seen.misses.tolist()) == ([], [1], [])
+
+
+def test_the_verdicts_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(20):
+        corners = rng.uniform(0, 50, (6, 2))
+        true_boxes = np.concatenate([corners, corners + rng.uniform(11, 40, (6, 2))], axis=1)
+        truth = {"boxes": true_boxes, "labels": rng.integers(0, 2, 6), "iscrowd": rng.random(6) < 0.2}
+        boxes = np.concatenate([true_boxes + rng.uniform(-5, 5, (6, 4)), true_boxes[:3] + 2])
+        labels = np.concatenate([truth["labels"], truth["labels"][:3]])
+        found = {"boxes": boxes, "labels": labels, "scores": rng.uniform(0.5, 1, 9)}
+        seen = verdict(found, truth)
+        expected = {"hits": [], "false_alarms": []}
+        for image in coco_verdict(found, truth):
+            for row, match, ignored in zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True):
+                if not ignored:
+                    expected["hits" if match else "false_alarms"].append(row - 1)
+        assert sorted(seen.hits) == sorted(expected["hits"])
+        assert sorted(seen.false_alarms) == sorted(expected["false_alarms"])
+        assert len(seen.misses) == (~truth["iscrowd"]).sum() - len(seen.hits)
+        hits.append(len(seen.hits))
+    assert 1 < np.mean(hits) < 5
+
+
+def coco_verdict(found, truth):
+    """pycocotools' own matching at an IoU of 0.5, by class; ids count from 1."""
+
+    def rows(source, **more):
+        xywh = np.concatenate([source["boxes"][:, :2], source["boxes"][:, 2:] - source["boxes"][:, :2]], axis=1)
+        return [
+            {"id": row + 1, "image_id": 1, "category_id": int(source["labels"][row]), "bbox": box.tolist()}
+            | {"area": float(box[2] * box[3])}
+            | {key: value[row].item() for key, value in more.items()}
+            for row, box in enumerate(xywh)
+        ]
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco, results = COCO(), COCO()
+        shared = {"images": [{"id": 1}], "categories": [{"id": 0}, {"id": 1}]}
+        coco.dataset = shared | {"annotations": rows(truth, iscrowd=truth["iscrowd"].astype(int))}
+        results.dataset = shared | {"annotations": rows(found, score=found["scores"])}
+        coco.createIndex(), results.createIndex()
+        evaluation = COCOeval(coco, results, "bbox")
+        evaluation.params.iouThrs, evaluation.params.areaRng = np.array([0.5]), [[0, 1e10]]
+        evaluation.evaluate()
+    return [image for image in evaluation.evalImgs if image is not None]
+
+
+def test_the_worst_image_comes_first(tmp_path):
+    truth = {"boxes": ONE["boxes"], "labels": ONE["labels"]}
+    draw_mistakes([GREY, GREY], [ONE, NOTHING], [truth, truth], NAMES, tmp_path / "a.png", columns=1)
+    with Image.open(tmp_path / "a.png") as image:
+        upper, lower = np.array_split(np.asarray(image.convert("RGB")).astype(int), 2)
+    for half, colour in ((upper, (230, 40, 40)), (lower, (40, 200, 80))):
+        assert (np.abs(half - colour).max(-1) == 0).sum() > 1000
+    with pytest.raises(ValueError, match="as many, at least one"):
+        draw_mistakes([GREY], [], [], NAMES, tmp_path / "a.png")

@@ -21,6 +21,8 @@ class Detections:
         boxes: `(n, 4)` float32 xyxy, pixels of the image.
         names: of the classes, `n` of them.
         image: `(height, width, 3)` uint8, RGB, as the model saw it: upright.
+        attention: `(n, h, w)` float32, how much each object's query attends to each cell of the feature map in the last
+            decoder layer, averaged over heads; where it was asked for.
     """
 
     scores: np.ndarray
@@ -28,6 +30,7 @@ class Detections:
     boxes: np.ndarray
     names: list[str]
     image: np.ndarray
+    attention: np.ndarray | None = None
 
     def __len__(self) -> int:
         """How many objects."""

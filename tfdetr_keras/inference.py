@@ -66,6 +66,7 @@ def detect_images(
     size: tuple[int, int] = (800, 1333),
     threshold: float = 0.5,
     urls: bool = False,
+    attention: bool = False,
 ) -> Detections | list[Detections]:
     """Detects objects in images of whatever kind; what `DETR.detect` calls.
 
@@ -78,6 +79,7 @@ def detect_images(
         size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
         threshold: only detections with a higher score are given.
         urls: whether text that begins with http:// or https:// is fetched.
+        attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
 
     Returns:
         The detections of each image, the surest first; of one image alone if `images` is one.
@@ -89,13 +91,35 @@ def detect_images(
     pixels = [read_pixels(image, urls) for image in ([images] if is_one else images)]
     if not pixels:
         return []
-    names, results = model.id2label, []
-    for image, found in zip(pixels, detect(model, records_of(pixels), size, threshold=threshold), strict=True):
-        order = np.argsort(-found["scores"], kind="stable")
-        labels = found["labels"][order]
-        named = [names.get(int(label), str(label)) for label in labels]
-        results.append(Detections(found["scores"][order], labels, found["boxes"][order], named, image))
+    found = (
+        _detect_with_attention(model, pixels, size, threshold)
+        if attention
+        else detect(model, records_of(pixels), size, threshold=threshold)
+    )
+    results = [_detections(model.id2label, image, result) for image, result in zip(pixels, found, strict=True)]
     return results[0] if is_one else results
+
+
+def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str, Any]) -> Detections:
+    """Sorted and named."""
+    order = np.argsort(-found["scores"], kind="stable")
+    labels = found["labels"][order]
+    named = [names.get(int(label), str(label)) for label in labels]
+    attention = found["attention"][order] if "attention" in found else None
+    return Detections(found["scores"][order], labels, found["boxes"][order], named, image, attention)
+
+
+def _detect_with_attention(
+    model: Any, images: Sequence[np.ndarray], size: tuple[int, int], threshold: float
+) -> Iterator[dict[str, Any]]:
+    """As `detect`, with `"attention"`: `(n, h, w)`."""
+    for inputs, targets in prepare(records_of(images), 1, size=size):
+        stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
+        [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
+        weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
+        maps = weights.mean(axis=0).reshape(-1, *stages["mask"].shape[1:])
+        keep = found["scores"] > threshold
+        yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
 
 
 def read_pixels(image: Any, urls: bool = False) -> np.ndarray:
@@ -135,7 +159,7 @@ def _record(place: int, image: np.ndarray) -> dict[str, Any]:
     """A record without objects."""
     shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
     nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
-    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.int32(image.shape[:2])}
+    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.array(image.shape[:2], np.int32)}
 
 
 def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:

@@ -73,7 +73,7 @@ def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
         size = trained.get("size", (800, 1333))
         pad_to = pad_to or trained.get("pad_to")
     pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
-    arguments = {"size": tuple(size), "pad_to": pad_to}
+    arguments: dict[str, Any] = {"size": tuple(size), "pad_to": pad_to}
     if hasattr(options, "batch_size"):
         arguments["batch_size"] = options.batch_size or (8 if pad_to else 1)
     return arguments

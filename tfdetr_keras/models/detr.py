@@ -230,7 +230,12 @@ class DETR(keras.Model):
         return folded
 
     def detect(
-        self, images: Any, size: tuple[int, int] = (800, 1333), threshold: float = 0.5, urls: bool = False
+        self,
+        images: Any,
+        size: tuple[int, int] = (800, 1333),
+        threshold: float = 0.5,
+        urls: bool = False,
+        attention: bool = False,
     ) -> Any:
         """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
 
@@ -239,6 +244,7 @@ class DETR(keras.Model):
             size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
             threshold: only detections with a higher score are given.
             urls: whether text that begins with http:// or https:// is fetched.
+            attention: whether the decoder's attention is wanted, too, for `tfdetr_keras.visualize.draw_attention`.
 
         Returns:
             `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
@@ -248,7 +254,7 @@ class DETR(keras.Model):
         """
         from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
 
-        return detect_images(self, images, size, threshold, urls)
+        return detect_images(self, images, size, threshold, urls, attention)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""

@@ -4,5 +4,14 @@ from tfdetr_keras.visualize.attention import draw_attention
 from tfdetr_keras.visualize.batch import show_batch
 from tfdetr_keras.visualize.curves import plot_curves
 from tfdetr_keras.visualize.detections import draw_detections
+from tfdetr_keras.visualize.mistakes import Verdict, draw_mistakes, verdict
 
-__all__ = ["draw_attention", "draw_detections", "plot_curves", "show_batch"]
+__all__ = [
+    "Verdict",
+    "draw_attention",
+    "draw_detections",
+    "draw_mistakes",
+    "plot_curves",
+    "show_batch",
+    "verdict",
+]

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
-from tfdetr_keras.visualize.drawing import cell_scale, frames_with_captions, titled, write_grid
+from tfdetr_keras.visualize.drawing import cell_scale, class_colour, frames_with_captions, titled, write_grid
 
 # The padding's hatching: no photograph has it.
 HATCH = 8  # pixels, of one diagonal stripe
@@ -122,7 +122,8 @@ def _draw(
     image = Image.fromarray(shrunk)
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")  # small objects on large ones
     captions = [class_names[label] for label in labels[order]]
-    frames_with_captions(ImageDraw.Draw(image), boxes[order] * scale, labels[order], captions, image.size)
+    colours = [class_colour(label) for label in labels[order]]
+    frames_with_captions(ImageDraw.Draw(image), boxes[order] * scale, colours, captions, image.size)
     return image
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfdetr_keras.visualize.drawing import cell_scale, dashed_frame, frames_with_captions, write_grid
+from tfdetr_keras.visualize.drawing import cell_scale, class_colour, dashed_frame, frames_with_captions, write_grid
 
 
 def draw_detections(
@@ -66,5 +66,5 @@ def _draw_image(
     order = [row for row in np.argsort(scores) if scores[row] >= threshold]
     boxes, labels = np.asarray(found["boxes"]) * scale, np.asarray(found["labels"])
     captions = [f"{class_names[labels[row]]} {scores[row]:.2f}" for row in order]  # the surest last, on top
-    frames_with_captions(draw, boxes[order], labels[order], captions, image.size)
+    frames_with_captions(draw, boxes[order], [class_colour(labels[row]) for row in order], captions, image.size)
     return image

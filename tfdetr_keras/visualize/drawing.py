@@ -50,19 +50,22 @@ def write_grid(cells: Sequence[Image.Image], path: str | Path, columns: int) -> 
 
 
 def frames_with_captions(
-    draw: ImageDraw.ImageDraw, boxes: np.ndarray, labels: np.ndarray, captions: Sequence[str], size: tuple[int, int]
+    draw: ImageDraw.ImageDraw,
+    boxes: np.ndarray,
+    colours: Sequence[tuple[int, ...]],
+    captions: Sequence[str],
+    size: tuple[int, int],
 ) -> None:
-    """Draws boxes in their classes' colours; later ones lie on earlier ones.
+    """Draws boxes in colours; later ones lie on earlier ones.
 
     Args:
         draw: on what.
         boxes: `(n, 4)` xyxy, pixels; clipped to the image.
-        labels: `(n,)` int.
+        colours: of each box, RGB.
         captions: of each box.
         size: (width, height) of the image, pixels.
     """
     inside = [_inside(box, size) for box in boxes]
-    colours = [_class_colour(int(label)) for label in labels]
     # All frames first, then the captions: none is hidden behind a frame.
     for box, colour in zip(inside, colours, strict=True):
         draw.rectangle(box, outline=colour, width=FRAME)
@@ -106,9 +109,9 @@ def _inside(box: np.ndarray, size: tuple[int, int]) -> list[float]:
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
 
 
-def _class_colour(label: int) -> tuple[int, ...]:
+def class_colour(label: int) -> tuple[int, ...]:
     """A vivid colour for each label; the golden ratio keeps neighbours apart."""
-    hue = label * 0.618034 % 1
+    hue = int(label) * 0.618034 % 1
     return tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.85, 0.95))
 
 

@@ -1,0 +1,131 @@
+"""What a model finds, what it misses, and what it sees where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tfdetr_keras.visualize.drawing import cell_scale, frames_with_captions, titled, write_grid
+
+HIT, MISS, FALSE_ALARM = (40, 200, 80), (230, 40, 40), (255, 170, 0)
+
+
+class Verdict(NamedTuple):
+    """On one image.
+
+    Attributes:
+        hits: detections, by row, that found a true box of their class.
+        false_alarms: the other detections.
+        misses: true boxes, by row, that no detection found.
+    """
+
+    hits: np.ndarray
+    false_alarms: np.ndarray
+    misses: np.ndarray
+
+
+def verdict(
+    found: Mapping[str, Any], truth: Mapping[str, Any], threshold: float = 0.5, min_iou: float = 0.5
+) -> Verdict:
+    """Tells an image's hits, false alarms and misses apart, as COCO's evaluation does at one score and one IoU.
+
+    The surest detection comes first and takes the true box of its class that it overlaps most, if that is at least
+    `min_iou` and not taken yet. Crowds are no misses, and what lies in one is no false alarm.
+
+    Args:
+        found: `{"boxes": (n, 4) xyxy pixels, "labels": (n,), "scores": (n,)}`.
+        truth: `{"boxes": (m, 4) xyxy pixels, "labels": (m,)}`, with `"iscrowd": (m,) bool` where there are crowds.
+        threshold: detections with a lower score do not count.
+        min_iou: intersection over union from which on a true box is found.
+    """
+    scores, labels, boxes = (np.asarray(found[key]) for key in ("scores", "labels", "boxes"))
+    true_labels, true_boxes = np.asarray(truth["labels"]), np.asarray(truth["boxes"]).reshape(-1, 4)
+    is_crowd = np.asarray(truth.get("iscrowd", np.zeros(len(true_labels), bool)), bool)
+    free, hits, alarms = ~is_crowd, [], []
+    for row in np.argsort(-scores, kind="stable"):
+        if scores[row] < threshold:
+            break
+        same = true_labels == labels[row]
+        overlap, inside = _overlaps(boxes[row], true_boxes)
+        candidates = np.where(same & free, overlap, -1.0)
+        if len(candidates) and candidates.max() >= min_iou:
+            free[candidates.argmax()] = False
+            hits.append(row)
+        elif not (same & is_crowd & (inside >= min_iou)).any():
+            alarms.append(row)
+    return Verdict(np.array(hits, int), np.array(alarms, int), np.flatnonzero(free))
+
+
+def draw_mistakes(
+    images: Sequence[np.ndarray],
+    detections: Sequence[Mapping[str, Any]],
+    ground_truth: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    path: str | Path,
+    threshold: float = 0.5,
+    min_iou: float = 0.5,
+    columns: int = 4,
+    most: int = 16,
+) -> None:
+    """Writes a gallery as a PNG: hits are green, misses red, false alarms orange; the worst images come first.
+
+    Args:
+        images: each `(height, width, 3)` uint8, RGB.
+        detections: per image, as `post_process` returns them.
+        ground_truth: per image, see `verdict`.
+        class_names: name of each label.
+        path: the PNG to write.
+        threshold: detections with a lower score do not count.
+        min_iou: intersection over union from which on a true box is found.
+        columns: images in a row.
+        most: images at most.
+
+    Raises:
+        ValueError: no images, or not one entry of each for every image; fewer than one column.
+    """
+    lengths = [len(images), len(detections), len(ground_truth)]
+    if not lengths[0] or len(set(lengths)) > 1:
+        raise ValueError(f"images, detections and ground_truth must be as many, at least one, not {lengths}")
+    verdicts = [
+        verdict(found, truth, threshold, min_iou) for found, truth in zip(detections, ground_truth, strict=True)
+    ]
+    mistakes = [len(seen.misses) + len(seen.false_alarms) for seen in verdicts]
+    worst = sorted(range(len(images)), key=lambda place: -mistakes[place])[:most]
+    cells = [
+        _cell(images[place], detections[place], ground_truth[place], verdicts[place], class_names) for place in worst
+    ]
+    write_grid(cells, path, columns)
+
+
+def _overlaps(box: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intersections over the unions with the others, and over the box's own area."""
+    sides = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None)
+    shared, area = sides.prod(-1), np.prod(box[2:] - box[:2])
+    union = area + (others[:, 2:] - others[:, :2]).prod(-1) - shared
+    return shared / np.maximum(union, 1e-9), shared / max(area, 1e-9)
+
+
+def _cell(
+    pixels: np.ndarray,
+    found: Mapping[str, Any],
+    truth: Mapping[str, Any],
+    seen: Verdict,
+    class_names: Sequence[str],
+) -> Image.Image:
+    image = Image.fromarray(pixels)
+    scale = cell_scale(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
+    boxes, true_boxes = np.asarray(found["boxes"]).reshape(-1, 4), np.asarray(truth["boxes"]).reshape(-1, 4)
+    drawn = [(boxes[row], HIT, f"{class_names[labels[row]]} {scores[row]:.2f}") for row in seen.hits]
+    drawn += [(true_boxes[row], MISS, class_names[np.asarray(truth["labels"])[row]]) for row in seen.misses]
+    drawn += [(boxes[row], FALSE_ALARM, f"{class_names[labels[row]]} {scores[row]:.2f}") for row in seen.false_alarms]
+    if drawn:
+        corners, colours, captions = zip(*drawn, strict=True)
+        frames_with_captions(ImageDraw.Draw(image), np.array(corners) * scale, colours, captions, image.size)
+    counts = f"{len(seen.hits)} found, {len(seen.misses)} missed, {len(seen.false_alarms)} false"
+    return titled(image, counts)
