@@ -1,7 +1,9 @@
 """The set criterion, and the gradient of every trainable weight, against PyTorch's from the same weights and batch.
 
-Measured on a CPU: losses differ by at most 8e-7 of their value; a weight's gradient by 7e-5 of its norm, with the
-deeper networks by 9e-4: there rounding decides whether a rectified value next to zero lets the gradient by.
+Measured on a CPU: losses differ by at most 8e-7 of their value, a weight's gradient by 7e-5 of its norm. In the deeper
+networks rounding decides whether a rectified value next to zero lets the gradient by: PyTorch's own gradients in
+float32 are off by 1e-3 of their norm there. So these run in float64 on both sides, where they differ by 6e-7;
+positions, heads and losses stay in float32.
 """
 
 import re
@@ -13,6 +15,7 @@ import torch
 from references import (
     FACEBOOK_BOTTLENECK,
     SMALL,
+    Pair,
     facebook_pair,
     hugging_face_losses,
     hugging_face_pair,
@@ -21,8 +24,10 @@ from references import (
 )
 
 from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models import DETR
 
-LOSS, GRADIENT, DEEP_GRADIENT = 5e-6, 5e-4, 1e-3
+RAW = ("logits", "pred_boxes", "aux_logits", "aux_boxes")
+LOSS, GRADIENT, DOUBLE_GRADIENT = 5e-6, 5e-4, 1e-5
 
 # A smooth activation keeps the transformer's millions of hidden values out of that trouble.
 WIDE = {"activation_function": "gelu", "num_queries": 20}
@@ -36,9 +41,7 @@ PAIRS = [
     pytest.param(facebook_pair, {**FACEBOOK_BOTTLENECK, "dilated": True}, id="facebook-dc5"),
     pytest.param(hugging_face_pair, {"backbone": "resnet-18", **WIDE}, id="resnet-18"),
     pytest.param(hugging_face_pair, {"backbone": "resnet-50", **WIDE}, id="resnet-50", marks=pytest.mark.slow),
-    pytest.param(
-        hugging_face_pair, {"backbone": "resnet-101", **WIDE, "seed": 1}, id="resnet-101", marks=pytest.mark.slow
-    ),
+    pytest.param(hugging_face_pair, {"backbone": "resnet-101", **WIDE}, id="resnet-101", marks=pytest.mark.slow),
 ]
 
 
@@ -50,9 +53,21 @@ def unfreeze(pair):
         parameter.requires_grad_(True)
 
 
+def in_double(pair, batch):
+    """The pair and the batch in float64."""
+    keras = DETR(pair.keras.config, pair.keras.criterion, name=pair.keras.name, dtype="float64")
+    keras.set_weights(pair.keras.get_weights())
+    return Pair(pair.torch.double(), keras), batch | {"pixel_values": batch["pixel_values"].astype(np.float64)}
+
+
 def torch_step(pair, batch, targets):
     """PyTorch's losses, and its gradients by Keras path and in Keras' layout."""
-    losses = hugging_face_losses(pair.torch_stages(batch), targets)
+    torch.set_default_dtype(torch.from_numpy(batch["pixel_values"]).dtype)  # of the masks made on the way
+    try:
+        stages = pair.torch_stages(batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    losses = hugging_face_losses({name: stages[name].float() for name in RAW}, targets)
     losses["loss"].backward()
     parameters = dict(pair.torch.named_parameters())
     gradients, used = {}, set()
@@ -84,15 +99,17 @@ def assert_same_losses(got, expected, tolerance):
 def test_losses_and_all_gradients(make, options, tmp_path):
     """Three images: one with a few objects, one with none, one with more than there are queries."""
     pair = make(tmp_path, **options) if make is hugging_face_pair else make(**options)
+    config, batch = pair.keras.config, padded_batch((128, 160), (97, 110), (64, 64))
+    is_deep = sum(config.backbone.depths) > 8
+    if is_deep:
+        pair, batch = in_double(pair, batch)
     unfreeze(pair)
-    config = pair.keras.config
-    batch = padded_batch((128, 160), (97, 110), (64, 64))
     targets = random_targets((5, 0, config.num_queries + 3), config.num_classes, rows=25)
     expected_losses, expected = torch_step(pair, batch, targets)
     losses, gradients = keras_step(pair, batch, targets)
 
     assert_same_losses(losses, expected_losses, LOSS)
-    tolerance = DEEP_GRADIENT if sum(config.backbone.depths) > 8 else GRADIENT
+    tolerance = DOUBLE_GRADIENT if is_deep else GRADIENT
     size = np.linalg.norm([np.linalg.norm(x) for x in expected.values()])
     wrong = {}
     for path, gradient in gradients.items():
@@ -120,7 +137,6 @@ def test_a_port_trains_what_facebookresearch_trains(tmp_path):
 
 
 LAYERS, QUERIES, CLASSES, ROWS = 3, 12, 5, 20
-RAW = ("logits", "pred_boxes", "aux_logits", "aux_boxes")
 
 
 def raw_batch(seed):
