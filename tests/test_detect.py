@@ -1,7 +1,9 @@
 """`model.detect`: images as people have them."""
 
 import http.server
+import sys
 import threading
+import types
 
 import keras
 import numpy as np
@@ -133,3 +135,15 @@ def test_the_graph_is_traced_once_and_saved_nowhere(detector, image, tmp_path):
     detector.save(tmp_path / "a.keras")
     again = keras.saving.load_model(tmp_path / "a.keras")
     assert_equal(again.detect(image["image"], SIZE), detector.detect(image["image"], SIZE))
+
+
+def test_supervisions_detections(detector, image, monkeypatch):
+    found = detector.detect(image["image"], SIZE)
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ValueError, match="install supervision first"):
+        found.to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", types.SimpleNamespace(Detections=dict))  # takes the same keywords
+    handed = found.to_supervision()
+    assert set(handed) == {"xyxy", "confidence", "class_id", "data"}
+    np.testing.assert_array_equal(handed["xyxy"], found.boxes)
+    assert handed["data"]["class_name"].tolist() == found.names
