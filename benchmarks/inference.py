@@ -29,6 +29,7 @@ import numpy as np
 from harness.memory import peak_mib
 from harness.multiplications import multiplications
 from harness.peers import not_installed, peer_folder
+from harness.rate import MATRIX, product
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -40,7 +41,6 @@ CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, EAGER, COMPILED, ZERO, Z
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
 ZEROMODELS = ("zeromodels==1.3.0", "sentencepiece==0.2.1")  # which it imports
 SIZES = ("800x1066x1", "512x512x4")  # height, width, batch
-MATRIX = 3072  # side of the matrices
 PARTS = ("logits", "pred_boxes")
 AGREEMENT = 1e-3  # of logits and boxes, absolute
 
@@ -115,26 +115,14 @@ def _transformers(contender: str, folder: str, size: Sequence[int]) -> Run:
     return run
 
 
-def _matmul(contender: str) -> Run:
-    matrix = np.random.default_rng(0).normal(size=(MATRIX, MATRIX)).astype(np.float32)
-    if contender == MATMUL_TORCH:
-        import torch
-
-        ours = torch.from_numpy(matrix)
-        return lambda: {"product": (ours @ ours).numpy()}
-    import tensorflow as tf
-
-    constant = tf.constant(matrix)
-    return lambda: {"product": tf.linalg.matmul(constant, constant).numpy()}
-
-
 def work(contender: str) -> None:
     """What a worker process does."""
     runs: list[Run] = []
 
     def first(folder: str, size: Sequence[int]) -> dict[str, list[float]]:
         if contender in (MATMUL_TENSORFLOW, MATMUL_TORCH):
-            runs.append(_matmul(contender))
+            multiply = product("torch" if contender == MATMUL_TORCH else "tensorflow")
+            runs.append(lambda: {"product": multiply()})
         elif contender in (EAGER, COMPILED):
             runs.append(_transformers(contender, folder, size))
         elif contender in (ZERO, ZERO_XLA):

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -34,6 +33,7 @@ from typing import Any
 import numpy as np
 from harness.loaders import CONTENDERS, OURS, TORCHVISION_PACKAGE, arrays_of, loader, our_records, unavailable
 from harness.memory import peak_of_tree_mib
+from harness.photographs import COCO128 as DATA
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -43,7 +43,6 @@ BAR = 2
 # Both resize to whole levels, and round some pixels the other way; then float32.
 LEVEL_AGREEMENT, BOX_AGREEMENT = 1.01, 1e-5
 LEVELS = 255 * np.array((0.229, 0.224, 0.225))  # uint8 levels in one unit of normalised pixels
-DATA = Path(os.environ.get("TFDETR_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "coco128"
 
 
 def _training_batches(annotations: Path) -> Any:

@@ -9,9 +9,9 @@ on the way back, and its gradient written and read. The longer of the two times 
 "roofline"). For this machine rates are measured in the same run, and so are the steps that the least is compared with.
 For the accelerators rates are the makers' (dense bfloat16), and their times are not measured: no step is faster.
 
-Measured steps are `fit` on a batch in memory, float32, as a plain graph, in a process of their own each; memory is the
-process's highest beyond what it holds before the first step, beside the counted bytes of weights' gradients and moments
-(12 for each trained weight) and of the activations.
+Measured steps are `train_on_batch` on a batch in memory, float32, as a plain graph, in a process of their own each;
+memory is the process's highest beyond what it holds before the first step, beside the counted bytes of weights'
+gradients and moments (12 for each trained weight) and of the activations.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from harness.memory import peak_mib, resident_mib
 from harness.multiplications import Work
 from harness.multiplications import work as count
+from harness.photographs import COCO128
+from harness.rate import MATRIX, product
 from harness.report import print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -38,7 +39,7 @@ BATCHES = (1, 2)
 CROSSINGS = 5  # of the memory's bus by an activation and its gradient
 BYTES_OF_STATE = 12  # gradient and two moments of a trained weight
 COCO_IMAGES = 118_287
-MATRIX, COPIED_MIB = 4096, 512
+COPIED_MIB = 512
 MATMUL, COPY, LOADING = "matmul", "copy", "loading"
 
 
@@ -78,19 +79,15 @@ def _step(name: str, batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 def _machine(what: str) -> Callable[[], Any]:
-    import tensorflow as tf
-
     if what == MATMUL:
-        matrix = tf.random.stateless_normal((MATRIX, MATRIX), (0, 0))
-        return lambda: tf.linalg.matmul(matrix, matrix).numpy()
+        return product()
     if what == COPY:
         array = np.ones(COPIED_MIB * 2**18, np.float32)
         target = np.empty_like(array)
         return lambda: np.copyto(target, array)
     import tfdetr_keras as td
 
-    folder = Path(os.environ.get("TFDETR_DATA", Path(__file__).resolve().parents[2] / "shared/data")) / "coco128"
-    records, _ = td.data.load_coco(folder / "images", folder / "annotations/instances_train2017.json")
+    records, _ = td.data.load_coco(COCO128 / "images", COCO128 / "annotations/instances_train2017.json")
     batches = td.data.prepare(records, 4, training=True)  # on the canvas of each batch's largest image
     return lambda: [None for _ in batches]
 

@@ -18,16 +18,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from harness.memory import peak_mib
+from harness.photographs import COCO128
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -50,18 +49,12 @@ class Load(NamedTuple):
 LOADS = {"detr-resnet-50": Load(512, 2, 4, 0.65), "detr-tiny": Load(256, 16, 4, 0.5)}
 
 
-def _photographs() -> Path:
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    return Path(os.environ.get("TFDETR_DATA", default)) / "coco128"
-
-
 def _data(load: Load, batch: int) -> Any:
     """Endless batches."""
     import tfdetr_keras as td
 
-    folder = _photographs()
     records, _ = td.data.load_coco(
-        folder / "images", folder / "annotations/instances_train2017.json", category_ids="original"
+        COCO128 / "images", COCO128 / "annotations/instances_train2017.json", category_ids="original"
     )
     return td.data.prepare(
         records,
@@ -91,7 +84,8 @@ Epoch = Callable[[], None]
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
-def _ours(name: str, jit_compile: bool) -> tuple[Forward, Epoch]:
+def ours(name: str, jit_compile: bool) -> tuple[Forward, Epoch]:
+    """Our forward pass and an epoch of `fit`."""
     import tfdetr_keras as td
 
     load, model = LOADS[name], _model(name)
@@ -118,9 +112,9 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
     from port_weights.port import to_torch
     from port_weights.reference import load_weights, reference_model, reference_scheme
 
-    load, ours = LOADS[name], _model(name)
-    model: Any = reference_model(ours.config)
-    load_weights(model, to_torch(ours, reference_scheme(ours.config)))
+    load, keras_model = LOADS[name], _model(name)
+    model: Any = reference_model(keras_model.config)
+    load_weights(model, to_torch(keras_model, reference_scheme(keras_model.config)))
     # Hugging Face freezes all of its own ResNets; the paper, and so the other side, the stem and the first stage.
     for path, parameter in model.named_parameters():
         frozen = "backbone" in path and ("embedder" in path or "stages.0." in path or "normalization" in path)
@@ -173,7 +167,7 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
 def work(contender: str) -> None:
     """What a worker process does."""
     name, _, side = contender.partition(": ")
-    forward, epoch = _bridge(name) if side == BRIDGE else _ours(name, jit_compile=side == XLA)
+    forward, epoch = _bridge(name) if side == BRIDGE else ours(name, jit_compile=side == XLA)
 
     def outputs() -> dict[str, list[float]]:
         pixels = np.random.default_rng(0).normal(size=(1, 128, 160, 3)).astype(np.float32)

@@ -14,13 +14,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 from harness.multiplications import work
 from harness.operations import operations
+from harness.rate import MATRIX, product
 from harness.report import print_header, print_table, rounded
-from training_step import LOADS, _ours
+from training_step import LOADS, ours
 
-MATRIX = 4096
 ROWS = 12
 
 
@@ -33,15 +32,6 @@ def _median_seconds(run: Callable[[], object], repetitions: int) -> float:
     return statistics.median(seconds)
 
 
-def _rate() -> float:
-    """Multiplications a second."""
-    import tensorflow as tf
-
-    matrix = tf.constant(np.random.default_rng(0).normal(size=(MATRIX, MATRIX)), "float32")
-    tf.linalg.matmul(matrix, matrix)
-    return MATRIX**3 / _median_seconds(lambda: tf.linalg.matmul(matrix, matrix).numpy(), 5)
-
-
 def main() -> None:
     """Measures and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -51,12 +41,18 @@ def main() -> None:
     print_header("Where the time of a training step goes", ("tfdetr-keras", "tensorflow", "keras", "torch"))
     from tfdetr_keras.models import PRESETS
 
+    multiply = product()
     for name, load in LOADS.items():
-        _, epoch = _ours(name, jit_compile=False)
+        _, epoch = ours(name, jit_compile=False)
         epoch()  # traces
         seconds = _median_seconds(epoch, arguments.repetitions) / load.steps
         kinds = operations(epoch)
-        least = load.batch * work(PRESETS[name], load.side, load.side).training / _rate()
+        least = (
+            load.batch
+            * work(PRESETS[name], load.side, load.side).training
+            * _median_seconds(multiply, repetitions=5)
+            / MATRIX**3
+        )
         print(f"#### {name}, {load.side}×{load.side}, batch {load.batch}\n")
         print(
             f"A step: {rounded(1e3 * seconds)} ms; its multiplications at the machine's rate: {rounded(1e3 * least)} "

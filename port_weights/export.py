@@ -7,14 +7,12 @@ differ, and logged where only further training would.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import operator
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +22,7 @@ from port_weights.architecture import Backbone, criterion_of, hugging_face_confi
 from port_weights.checkpoints import PICKLES
 from port_weights.names import Scheme, scheme
 from port_weights.port import load_model, to_torch
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import RESNETS, DETRConfig
@@ -75,7 +73,7 @@ def export(
     target = Path(folder).resolve()
     if target.suffix in (*PICKLES, ".safetensors", ".keras"):
         raise ValueError(f"{folder}: a folder is written here, but that is the name of a file; see export_pth for .pth")
-    _check_place(target, overwrite)
+    check_new_folder(target, FILES, overwrite)
     if backbone not in get_args(Backbone):
         raise ValueError(f"backbone={backbone!r} must be one of {', '.join(map(repr, get_args(Backbone)))}")
     processor = _processor(size)
@@ -89,11 +87,12 @@ def export(
 
     from safetensors.numpy import save_file
 
-    with _whole_folder(target) as written:
+    with whole_folder(target) as written:
         _write_json(written / "config.json", config)
         _write_json(written / "preprocessor_config.json", processor)
         save_file(arrays, written / "model.safetensors", metadata={"format": "pt"})  # transformers insists on it
-        _check_place(target, overwrite)  # once more: porting takes a while, and what came there would be lost
+        # Once more: porting takes a while, and what came there would be lost.
+        check_new_folder(target, FILES, overwrite)
     return model
 
 
@@ -120,7 +119,7 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     target = Path(path).resolve()
     if target.suffix not in PICKLES:
         raise ValueError(f"{path}: the file to write must end in {', '.join(PICKLES)}")
-    _check_file(target, overwrite)
+    check_new_file(target, overwrite)
     try:
         from port_weights.reference import write_pickle
     except ModuleNotFoundError as error:
@@ -133,7 +132,7 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
         logger.warning("%s: load_model reads this trunk from the .pth, but torchvision has none like it", name)
     with whole_file(target) as written:
         write_pickle(written, arrays, arguments)
-        _check_file(target, overwrite)
+        check_new_file(target, overwrite)
     return model
 
 
@@ -258,49 +257,6 @@ def _report_loss(ours: SetCriterion, theirs: SetCriterion, name: str) -> None:
     ]
     if lost:
         logger.warning("%s: transformers cannot be told of, and would train without, %s", name, ", ".join(lost))
-
-
-def _check_place(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that cannot be written, or that holds what an export would destroy."""
-    _check_parent(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder to write")
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    foreign = [entry for entry in held if entry not in FILES]
-    if foreign:
-        raise ValueError(f"{folder} holds other files ({', '.join(foreign[:8])}): name a new or an empty folder")
-    if held and not overwrite:
-        raise ValueError(f"{folder} holds an export already: say overwrite, or name another folder")
-
-
-def _check_file(path: Path, overwrite: bool) -> None:
-    _check_parent(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write")
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already: say overwrite, or name another file")
-
-
-def _check_parent(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: the folder {target.parent} does not exist")
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to write into; afterwards it stands at `folder`, or nothing has changed there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".port_weights-") as scratch:
-        written, old = Path(scratch) / "new", Path(scratch) / "old"
-        written.mkdir()
-        yield written
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(written, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

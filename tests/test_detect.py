@@ -120,7 +120,7 @@ def test_urls_where_they_are_allowed(detector, image, tmp_path, monkeypatch):
         assert_equal(detector.detect(f"{place}/shapes.png", SIZE, urls=True), expected)
         with pytest.raises(ValueError, match=r"nothing\.png could not be fetched: .*404"):
             detector.detect(f"{place}/nothing.png", urls=True)
-        monkeypatch.setattr("tfdetr_keras.inference.LARGEST_FILE", 1000)
+        monkeypatch.setattr("tfdetr_keras.data.images.LARGEST_FILE", 1000)
         with pytest.raises(ValueError, match=r"large\.png is larger than"):
             detector.detect(f"{place}/large.png", urls=True)
         server.shutdown()

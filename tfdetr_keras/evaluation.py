@@ -162,8 +162,6 @@ class Evaluator:
         self.ground_truth: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
         self._batches = pad_batches(examples, batch_size, pad_to)
-        # The graph of the model evaluated last, which need not be traced anew for each epoch.
-        self._traced: tuple[keras.Model, Callable[[Any], Any]] | None = None
 
     def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Runs the model over all records; see `coco_metrics` for what is returned and raised.
@@ -172,12 +170,11 @@ class Evaluator:
             model: see the class.
             progress: called with the number of images done, after each batch.
         """
-        if self._traced is None or self._traced[0] is not model:
-            self._traced = model, forward_function(model, self._batches.element_spec[0])
+        forward = forward_function(model, self._batches.element_spec[0])
         self.ground_truth, self.detections = [], []
         with readable_errors():
             for inputs, targets in self._batches:
-                self._take(self._traced[1](inputs), {key: value.numpy() for key, value in targets.items()})
+                self._take(forward(inputs), {key: value.numpy() for key, value in targets.items()})
                 if progress is not None:
                     progress(len(self.detections))
         self.ground_truth = [image for part in gather(self.ground_truth) for image in part]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -14,15 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
-from tfdetr_keras.data.images import as_rgb, decode_image
+from tfdetr_keras.data.image_files import records_of
+from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.data.record import RECORD_SPEC
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.workers import number_of_workers
-
-TIMEOUT = 30  # seconds, for an image on the web
-LARGEST_FILE = 64 << 20  # bytes, of an image on the web
 
 
 def detect(
@@ -122,59 +115,21 @@ def _detect_with_attention(
         yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
 
 
-def read_pixels(image: Any, urls: bool = False) -> np.ndarray:
-    """An image of whatever kind as `(height, width, 3)` uint8; arguments and errors as for `detect_images`."""
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        if not urls:
-            raise ValueError(f"{image}: say urls=True to have it fetched")
-        try:
-            with urllib.request.urlopen(image, timeout=TIMEOUT) as answer:
-                content = answer.read(LARGEST_FILE + 1)
-        except (urllib.error.URLError, OSError) as error:
-            raise ValueError(f"{image} could not be fetched: {error}") from error
-        if len(content) > LARGEST_FILE:
-            raise ValueError(f"{image} is larger than {LARGEST_FILE >> 20} MiB")
-        return _decoded(image, content)
-    if isinstance(image, (str, Path)):
-        try:
-            return _decoded(image, Path(image).read_bytes())
-        except OSError as error:
-            raise ValueError(f"{image} cannot be read: {error.strerror}") from error
-    return as_rgb(image)
-
-
-def _decoded(name: str | Path, content: bytes) -> np.ndarray:
-    try:
-        return decode_image(content)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
-
-
-def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
-    """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
-    return tf.data.Dataset.from_generator(lambda: map(_record, itertools.count(), images), output_signature=RECORD_SPEC)
-
-
-def _record(place: int, image: np.ndarray) -> dict[str, Any]:
-    """A record without objects."""
-    shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
-    nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
-    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.array(image.shape[:2], np.int32)}
-
-
 def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:
     """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
 
-    The graph is kept with the model: tracing takes longer than looking at an image.
+    What is traced is kept with the model: that takes longer than looking at an image.
     """
+    kept = model.__dict__.setdefault("_inference_graphs", {})
     if keras.backend.backend() == "tensorflow":
-        graphs = model.__dict__.setdefault("_inference_graphs", {})
         key = tuple(sorted((name, str(spec)) for name, spec in inputs_spec.items()))
-        if key not in graphs:
-            graphs[key] = tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
-        return graphs[key]
+        if key not in kept:
+            kept[key] = tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
+        return kept[key]
     if number_of_workers() > 1:
-        return _by_this_worker_alone(model)
+        if None not in kept:
+            kept[None] = _by_this_worker_alone(model)
+        return kept[None]
     return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})
 
 

@@ -23,23 +23,22 @@ def multiplications(config: Any, height: int, width: int) -> int:
         height: of the image, pixels.
         width: of the image, pixels.
     """
-    return work(config, height, width).inference
+    import torch
+
+    with torch.inference_mode(), _counter() as counter:
+        _model(config)(pixel_values=torch.zeros(1, 3, height, width))
+    return counter.get_total_flops() // 2
 
 
 def work(config: Any, height: int, width: int) -> Work:
     """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    from port_weights.reference import reference_model
-
-    model: Any = reference_model(config)
-    model.set_attn_implementation("eager")  # whose products are counted wherever they run
+    model = _model(config)
     for path, parameter in model.named_parameters():
         frozen = "backbone" in path and ("embedder" in path or "stages.0." in path or "normalization" in path)
         parameter.requires_grad_(not frozen)
     weights = {id(parameter) for parameter in model.parameters()}
-    images, mask = torch.zeros(1, 3, height, width), torch.ones(1, height, width)
     kept: dict[int, Any] = {}
 
     def keep(tensor: Any) -> Any:
@@ -47,9 +46,9 @@ def work(config: Any, height: int, width: int) -> Work:
             kept[id(tensor.untyped_storage())] = tensor  # so that no other gets its number
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with _counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            outputs = model(pixel_values=images, pixel_mask=mask)
+            outputs = model(pixel_values=torch.zeros(1, 3, height, width))
         inference = counter.get_total_flops() // 2
         (outputs.logits.sum() + outputs.pred_boxes.sum()).backward()
         training = counter.get_total_flops() // 2
@@ -60,3 +59,17 @@ def work(config: Any, height: int, width: int) -> Work:
         sum(parameter.numel() for parameter in model.parameters()),
         sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
+
+
+def _model(config: Any) -> Any:
+    from port_weights.reference import reference_model
+
+    model: Any = reference_model(config)
+    model.set_attn_implementation("eager")  # whose products are counted wherever they run
+    return model
+
+
+def _counter() -> Any:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)

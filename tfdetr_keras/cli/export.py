@@ -9,8 +9,8 @@ from typing import Any
 
 from tfdetr_keras import export
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
-from tfdetr_keras.export.exportable import checked_place
+from tfdetr_keras.cli.model_options import add_model_options, read_model, size_arguments
+from tfdetr_keras.export.exportable import file_to_write
 
 EXAMPLES = """examples:
   tfdetr export --model run --format saved-model --out served
@@ -56,19 +56,12 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--precision {options.precision} is for --format litert")
     model = read_model(options)
     if options.format == "keras":
-        path = checked_place(options.out, options.overwrite, ".keras")
+        path = file_to_write(options.out, ".keras", options.overwrite)
         with whole_file(path) as partial:
             (model if model.config.backbone.batch_norm == "folded" else model.fold()).save(partial)
     else:
-        described = input_arguments(options)
-        path = WRITERS[options.format](
-            model,
-            options.out,
-            size=described["size"],
-            pad_to=described["pad_to"],
-            overwrite=options.overwrite,
-            **extra,
-        )
+        sizes = size_arguments(options)
+        path = WRITERS[options.format](model, options.out, **sizes, overwrite=options.overwrite, **extra)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     print(f"{path}: {options.format}, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
     return 0

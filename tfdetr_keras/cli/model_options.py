@@ -67,16 +67,19 @@ def read_model(options: argparse.Namespace) -> DETR:
 
 def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """How images become batches: arguments of `evaluate_detections` and `prepare`."""
+    arguments = size_arguments(options)
+    return arguments | {"batch_size": options.batch_size or (8 if arguments["pad_to"] else 1)}
+
+
+def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """How images are resized and padded."""
     trained = _trained_on(options.model)
     size, pad_to = options.size, options.pad_to
     if size is None:
         size = trained.get("size", (800, 1333))
         pad_to = pad_to or trained.get("pad_to")
     pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
-    arguments: dict[str, Any] = {"size": tuple(size), "pad_to": pad_to}
-    if hasattr(options, "batch_size"):
-        arguments["batch_size"] = options.batch_size or (8 if pad_to else 1)
-    return arguments
+    return {"size": tuple(size), "pad_to": pad_to}
 
 
 def _trained_on(model: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from tfdetr_keras.data.host import host_function
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 # (x / 255 − mean) / deviation as x · factor − shift
-_FACTOR = 1 / (255 * np.array(IMAGENET_STD))
-_SHIFT = np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)
+FACTOR = (1 / (255 * np.array(IMAGENET_STD))).astype(np.float32)
+SHIFT = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
 
 
 def canvas_painter() -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
@@ -28,7 +28,7 @@ def canvas_painter() -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Ten
         pixels, mask = pool.empty(levels.shape, np.float32), pool.empty(levels.shape[:3], np.int32)
         # As rows of width × 3 numbers: several times faster than broadcasting over an axis of 3.
         rows, row_levels = (array.reshape(*array.shape[:2], -1) for array in (pixels, levels))
-        factor, shift = (np.tile(values.astype(np.float32), levels.shape[2]) for values in (_FACTOR, _SHIFT))
+        factor, shift = (np.tile(values, levels.shape[2]) for values in (FACTOR, SHIFT))
         for place, (height, width) in enumerate(sizes.tolist()):
             image = rows[place, :height, : 3 * width]
             np.multiply(row_levels[place, :height, : 3 * width], factor[: 3 * width], out=image)

@@ -1,15 +1,18 @@
-"""Records of images alone, to run a model on: files and folders, without annotations."""
+"""Records of images alone, to run a model on: files, folders and pixels, without annotations."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import IMAGE_SUFFIXES, UNKNOWN_SIZE, ImageFiles, Objects, files_below, read_files
+from tfdetr_keras.data.record import RECORD_SPEC
 
 
 def load_images(
@@ -42,3 +45,15 @@ def load_images(
     nothing = np.zeros(0, np.int64)
     objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(np.float32))
     return read_files(files, objects, Border(on_error)), paths
+
+
+def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
+    """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
+    return tf.data.Dataset.from_generator(lambda: map(_record, itertools.count(), images), output_signature=RECORD_SPEC)
+
+
+def _record(place: int, image: np.ndarray) -> dict[str, Any]:
+    """A record without objects."""
+    shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
+    nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
+    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.array(image.shape[:2], np.int32)}

@@ -1,4 +1,4 @@
-"""Image files, of whatever kind, to RGB pixels.
+"""Images of whatever kind, files first of all, to RGB pixels.
 
 - Greyscale, palette and CMYK images become RGB; an alpha channel is left away; 16-bit greyscale keeps its upper 8 bits;
   of an animation the first frame counts.
@@ -8,12 +8,16 @@
 """
 
 import io
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+TIMEOUT = 30  # seconds, for an image on the web
+LARGEST_FILE = 64 << 20  # bytes, of an image on the web
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -73,6 +77,45 @@ def as_rgb(image: Any) -> np.ndarray:
         )
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def read_pixels(image: Any, urls: bool = False) -> np.ndarray:
+    """Reads an image that a person hands over.
+
+    Args:
+        image: a path, an array `(height, width, 3)` or `(height, width)` uint8, a PIL image, or, if allowed, a URL.
+        urls: whether text that begins with http:// or https:// is fetched.
+
+    Returns:
+        `(height, width, 3)` uint8, RGB.
+
+    Raises:
+        ValueError: it is no image, or cannot be read.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        if not urls:
+            raise ValueError(f"{image}: say urls=True to have it fetched")
+        try:
+            with urllib.request.urlopen(image, timeout=TIMEOUT) as answer:
+                content = answer.read(LARGEST_FILE + 1)
+        except (urllib.error.URLError, OSError) as error:
+            raise ValueError(f"{image} could not be fetched: {error}") from error
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"{image} is larger than {LARGEST_FILE >> 20} MiB")
+        return _decoded(image, content)
+    if isinstance(image, (str, Path)):
+        try:
+            return _decoded(image, Path(image).read_bytes())
+        except OSError as error:
+            raise ValueError(f"{image} cannot be read: {error.strerror}") from error
+    return as_rgb(image)
+
+
+def _decoded(name: str | Path, content: bytes) -> np.ndarray:
+    try:
+        return decode_image(content)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 def stored_size(content: bytes) -> tuple[int, int] | None:

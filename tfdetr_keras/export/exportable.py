@@ -1,4 +1,4 @@
-"""What exports share: a model whose batch normalisation is folded, a place to write to, signatures."""
+"""What exports share: the graph of a model whose batch normalisation is folded, and its signatures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdetr_keras.atomic import check_new_file
+from tfdetr_keras.data.sizes import Resize
+from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 
 PIXELS = "serving_default"
@@ -38,28 +41,34 @@ def exportable(model: DETR) -> DETR:
     return twin if config.backbone.batch_norm == "folded" else twin.fold()
 
 
-def checked_place(path: str | Path, overwrite: bool, suffix: str = "") -> Path:
-    """The path to write to.
+def serving_graph(
+    model: DETR, size: tuple[int, int], pad_to: tuple[int, int] | None, portable: bool = False
+) -> ServingGraph:
+    """The graph of a model as it is exported; see `ServingGraph`.
 
     Args:
-        path: of a file, or a folder.
-        overwrite: whether something may be there already.
-        suffix: that a file's name must have.
+        model: the detector.
+        size: (shortest_edge, longest_edge), pixels.
+        pad_to: (height, width) of a canvas, pixels, or None.
+        portable: whether TensorFlow's own resize is left out.
 
     Raises:
-        ValueError: another suffix, no such folder to write into, or something is there.
+        ValueError: a canvas that is none, or as `exportable`.
+    """
+    canvas = _canvas(pad_to)
+    return ServingGraph(exportable(model), Resize(*size, strict=canvas is not None), canvas, portable)
+
+
+def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
+    """The path of a file to write.
+
+    Raises:
+        ValueError: its name ends otherwise, or as `check_new_file`.
     """
     path = Path(path)
-    if suffix and path.suffix != suffix:
+    if path.suffix != suffix:
         raise ValueError(f"{path}: the name must end in {suffix}")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist")
-    if suffix and path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write")
-    if not suffix and path.is_file():
-        raise ValueError(f"{path} is a file; name a folder to write")
-    if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
-        raise ValueError(f"{path} exists already: say overwrite, or give another name")
+    check_new_file(path, overwrite)
     return path
 
 
@@ -80,12 +89,7 @@ def write_signatures(
     archive.write_out(folder, verbose=False)
 
 
-def canvas_of(pad_to: Any) -> tuple[int, int] | None:
-    """A canvas as a pair of whole numbers.
-
-    Raises:
-        ValueError: anything else.
-    """
+def _canvas(pad_to: Any) -> tuple[int, int] | None:
     if pad_to is None:
         return None
     try:

@@ -9,9 +9,7 @@ from typing import Literal
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import IMAGES, PIXELS, canvas_of, checked_place, exportable, write_signatures
-from tfdetr_keras.export.serving_graph import ServingGraph
+from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 
 Precision = Literal["float32", "float16", "int8"]
@@ -47,12 +45,10 @@ def litert(
     """
     if precision not in ("float32", "float16", "int8"):
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
-    path = checked_place(path, overwrite, ".tflite")
-    canvas = canvas_of(pad_to) or (size[1], size[1])
-    served = exportable(model)
-    graph = ServingGraph(served, Resize(*size, strict=True), canvas, portable=True)
+    path = file_to_write(path, ".tflite", overwrite)
+    graph = serving_graph(model, size, pad_to or (size[1], size[1]), portable=True)
     with tempfile.TemporaryDirectory() as scratch:  # of functions alone the converter would forget weights, or names
-        write_signatures(Path(scratch), served, {PIXELS: (graph.of_pixels, IMAGES)})
+        write_signatures(Path(scratch), graph.model, {PIXELS: (graph.of_pixels, IMAGES)})
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=[PIXELS])
         content = _converted(converter, precision)
     with whole_file(path) as partial:

@@ -9,9 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import IMAGES, canvas_of, checked_place, exportable
-from tfdetr_keras.export.serving_graph import ServingGraph
+from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
 
 OPSET = 18
@@ -45,14 +43,12 @@ def onnx(
         raise ValueError("to write ONNX files, install tf2onnx: pip install 'tfdetr-keras[onnx]'")
     import tf2onnx
 
-    path = checked_place(path, overwrite, ".onnx")
-    canvas = canvas_of(pad_to)
-    served = exportable(model)
-    graph = ServingGraph(served, Resize(*size, strict=canvas is not None), canvas, portable=True)
+    path = file_to_write(path, ".onnx", overwrite)
+    graph = serving_graph(model, size, pad_to, portable=True)
     function = tf.function(graph.of_pixels, autograph=False)
     written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
     names = written.metadata_props.add()
-    names.key, names.value = "class_names", json.dumps(list(served.id2label.values()))
+    names.key, names.value = "class_names", json.dumps(list(graph.model.id2label.values()))
     with whole_file(path) as partial:
         partial.write_bytes(written.SerializeToString())
     return path

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import tensorflow as tf
 
-from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export.exportable import IMAGES, PIXELS, canvas_of, checked_place, exportable, write_signatures
-from tfdetr_keras.export.serving_graph import ServingGraph
+from tfdetr_keras.atomic import check_new_folder, whole_folder
+from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 
 FILES = "files"
+NAMES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")  # of what such a folder holds
 
 
 def saved_model(
@@ -42,20 +40,14 @@ def saved_model(
     Raises:
         ValueError: no place to write, or Keras runs on another backend.
     """
-    path = checked_place(path, overwrite)
-    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").is_file():
-        raise ValueError(f"{path} holds other files than a SavedModel: name a new or an empty folder")
-    canvas = canvas_of(pad_to)
-    served = exportable(model)
-    graph = ServingGraph(served, Resize(*size, strict=canvas is not None), canvas)
+    path = Path(path)
+    check_new_folder(path, NAMES, overwrite)
+    graph = serving_graph(model, size, pad_to)
     files = tf.TensorSpec((None,), tf.string, "files")
-    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".tfdetr-") as scratch:
-        written = Path(scratch) / "new"
-        write_signatures(written, served, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})
-        names = "".join(f"{name}\n" for name in served.id2label.values())
+    with whole_folder(path) as written:
+        write_signatures(written, graph.model, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})
+        names = "".join(f"{name}\n" for name in graph.model.id2label.values())
         (written / "assets").mkdir(exist_ok=True)
         (written / "assets" / "class_names.txt").write_text(names, encoding="utf-8")
-        if path.exists():
-            shutil.rmtree(path)
-        written.rename(path)
+        check_new_folder(path, NAMES, overwrite)  # once more: exporting takes a while
     return path

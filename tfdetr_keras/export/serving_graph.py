@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from tfdetr_keras.data.canvas import FACTOR, SHIFT
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.models import DETR
 
 
@@ -48,19 +47,11 @@ class ServingGraph:
         old = tf.shape(images)[1:3]
         new = self._target(old)
         canvas = new if self.pad_to is None else self.pad_to
-        pixels = normalized(self._resized(images, new, canvas))
-        if self.pad_to is None:
-            outputs = self.model({"pixel_values": pixels}, training=False)
-        else:
-            mask = tf.cast(inside(new, canvas), tf.float32)
-            batch = tf.shape(images)[0]
-            outputs = self.model(
-                {
-                    "pixel_values": pixels * mask[..., None],
-                    "pixel_mask": tf.broadcast_to(mask, (batch, canvas[0], canvas[1])),
-                },
-                training=False,
-            )
+        inputs = {"pixel_values": self._resized(images, new, canvas) * FACTOR - SHIFT}
+        if self.pad_to is not None:
+            mask = tf.cast(inside(tf.broadcast_to(new, (tf.shape(images)[0], 2)), canvas), tf.float32)
+            inputs = {"pixel_values": inputs["pixel_values"] * mask[..., None], "pixel_mask": mask}
+        outputs = self.model(inputs, training=False)
         return detections(outputs, tf.broadcast_to(old, (tf.shape(images)[0], 2)))
 
     def of_files(self, files: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -75,16 +66,13 @@ class ServingGraph:
         """
         count = tf.shape(files)[0]
         images = tf.TensorArray(tf.float32, count, element_shape=(None, None, 3), infer_shape=False)
-        old, new = (
-            tf.TensorArray(tf.int32, count, element_shape=(2,)),
-            tf.TensorArray(tf.int32, count, element_shape=(2,)),
-        )
+        old, new = (tf.TensorArray(tf.int32, count, element_shape=(2,)) for _ in range(2))
 
         def read(index: tf.Tensor, images: Any, old: Any, new: Any) -> tuple[Any, ...]:
             image = decoded(files[index])
             size = tf.shape(image)[:2]
             target = self._target(size)
-            pixels = normalized(self._resized(image[None], target, target))[0]
+            pixels = self._resized(image[None], target, target)[0] * FACTOR - SHIFT
             return index + 1, images.write(index, pixels), old.write(index, size), new.write(index, target)
 
         loop = (tf.constant(0), images, old, new)
@@ -99,8 +87,8 @@ class ServingGraph:
         pixels = tf.map_fn(padded, tf.range(count), fn_output_signature=tf.TensorSpec((None, None, 3), tf.float32))
         if self.pad_to is not None:
             pixels = tf.ensure_shape(pixels, (None, *self.pad_to, 3))
-        mask = tf.map_fn(lambda size: inside(size, canvas)[0], sizes, fn_output_signature=tf.bool)
-        outputs = self.model({"pixel_values": pixels, "pixel_mask": tf.cast(mask, tf.int32)}, training=False)
+        mask = tf.cast(inside(sizes, canvas), tf.int32)
+        outputs = self.model({"pixel_values": pixels, "pixel_mask": mask}, training=False)
         return detections(outputs, old.stack())
 
     def _target(self, size: tf.Tensor) -> tf.Tensor:
@@ -113,9 +101,10 @@ class ServingGraph:
         if self.portable:
             return resized_by_matrices(images, size, canvas)
         levels = tf.round(resized_levels(images, size))
+        if canvas is size:
+            return levels
         margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
-        padded = tf.pad(levels, [[0, 0], *margin, [0, 0]])
-        return padded if self.pad_to is None else tf.ensure_shape(padded, (None, None, None, 3))
+        return tf.ensure_shape(tf.pad(levels, [[0, 0], *margin, [0, 0]]), (None, *canvas, 3))
 
 
 def decoded(content: tf.Tensor) -> tf.Tensor:
@@ -181,17 +170,10 @@ def interpolation(old: Any, new: Any, rows: Any) -> tf.Tensor:
     return weights * tf.cast(places < new, tf.float32)[:, None]
 
 
-def normalized(levels: tf.Tensor) -> tf.Tensor:
-    """Levels 0 … 255 as the model takes them."""
-    factor = 1 / (255 * np.array(IMAGENET_STD))
-    shift = np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)
-    return levels * factor.astype(np.float32) - shift.astype(np.float32)
-
-
-def inside(size: tf.Tensor, canvas: Any) -> tf.Tensor:
-    """Where on a canvas the image is, `(1, height, width)` bool."""
-    rows, columns = tf.range(canvas[0]) < size[0], tf.range(canvas[1]) < size[1]
-    return tf.logical_and(rows[:, None], columns[None])[None]
+def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
+    """Where on a canvas images of `(batch, 2)` height and width are, `(batch, height, width)` bool."""
+    rows, columns = tf.range(canvas[0]) < sizes[:, :1], tf.range(canvas[1]) < sizes[:, 1:]
+    return tf.logical_and(rows[:, :, None], columns[:, None])
 
 
 def detections(outputs: dict[str, tf.Tensor], sizes: tf.Tensor) -> dict[str, tf.Tensor]:

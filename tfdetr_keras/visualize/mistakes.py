@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pycocotools import mask
 
 from tfdetr_keras.visualize.drawing import cell_scale, frames_with_captions, titled, write_grid
 
@@ -45,17 +46,17 @@ def verdict(
     scores, labels, boxes = (np.asarray(found[key]) for key in ("scores", "labels", "boxes"))
     true_labels, true_boxes = np.asarray(truth["labels"]), np.asarray(truth["boxes"]).reshape(-1, 4)
     is_crowd = np.asarray(truth.get("iscrowd", np.zeros(len(true_labels), bool)), bool)
+    overlaps = _overlaps(boxes.reshape(-1, 4), true_boxes, is_crowd)
     free, hits, alarms = ~is_crowd, [], []
     for row in np.argsort(-scores, kind="stable"):
         if scores[row] < threshold:
             break
         same = true_labels == labels[row]
-        overlap, inside = _overlaps(boxes[row], true_boxes)
-        candidates = np.where(same & free, overlap, -1.0)
+        candidates = np.where(same & free, overlaps[row], -1.0)
         if len(candidates) and candidates.max() >= min_iou:
             free[candidates.argmax()] = False
             hits.append(row)
-        elif not (same & is_crowd & (inside >= min_iou)).any():
+        elif not (same & is_crowd & (overlaps[row] >= min_iou)).any():
             alarms.append(row)
     return Verdict(np.array(hits, int), np.array(alarms, int), np.flatnonzero(free))
 
@@ -101,12 +102,13 @@ def draw_mistakes(
     write_grid(cells, path, columns)
 
 
-def _overlaps(box: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intersections over the unions with the others, and over the box's own area."""
-    sides = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None)
-    shared, area = sides.prod(-1), np.prod(box[2:] - box[:2])
-    union = area + (others[:, 2:] - others[:, :2]).prod(-1) - shared
-    return shared / np.maximum(union, 1e-9), shared / max(area, 1e-9)
+def _overlaps(boxes: np.ndarray, others: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
+    """pycocotools' intersections over unions, `(boxes, others)`; of a crowd, over the box's own area."""
+    first, second = (
+        np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float64)
+        for corners in (boxes, others)
+    )
+    return np.asarray(mask.iou(first, second, is_crowd.astype(np.uint8))).reshape(len(boxes), len(others))
 
 
 def _cell(
