@@ -56,7 +56,7 @@ def test_a_model_in_bfloat16_is_exported_in_float32(smallest):
     served = exportable(model)
     assert served.dtype_policy.name == "float32"
     expected = smallest(pixels)["logits"]
-    np.testing.assert_allclose(served(pixels)["logits"], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(served(pixels)["logits"], expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_the_command_line(tmp_path, capsys):
     assert model.config.backbone.batch_norm == "folded"
     [expected] = td.detect(model, records_of(image), SIZE, pad_to=CANVAS, threshold=-1)
     found = served(images=tf.constant(image))["scores"][0]
-    np.testing.assert_allclose(found, np.sort(expected["scores"])[::-1], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, np.sort(expected["scores"])[::-1], rtol=0, atol=1e-6)
     assert main(["export", "--model", "detr-tiny", "--format", "onnx", "--out", "a.onnx", "--precision", "int8"]) == 2
     assert "--precision int8 is for --format litert" in capsys.readouterr().err
 

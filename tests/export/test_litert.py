@@ -22,7 +22,7 @@ def test_litert_finds_what_keras_finds(detector, photographs, by_matrices, asser
     for image, wanted in zip(photographs[1], by_matrices[True], strict=True):
         assert_same({key: value[0] for key, value in run(path, image[None]).items()}, wanted)
     together = run(path, np.stack([photographs[1][0]] * 3))["scores"]
-    np.testing.assert_allclose(together[2], np.sort(by_matrices[True][0]["scores"])[::-1], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(together[2], np.sort(by_matrices[True][0]["scores"])[::-1], rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow

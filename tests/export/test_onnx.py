@@ -23,6 +23,8 @@ def test_onnx_runtime_finds_what_keras_finds(detector, photographs, by_matrices,
         found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
         assert_same({key: value[0] for key, value in found.items()}, wanted)
     together = session.run(["scores"], {"images": np.stack([photographs[1][0]] * 3)})[0]
-    np.testing.assert_allclose(together[2], np.sort(by_matrices[pad_to is not None][0]["scores"])[::-1], atol=1e-3)
+    np.testing.assert_allclose(
+        together[2], np.sort(by_matrices[pad_to is not None][0]["scores"])[::-1], rtol=0, atol=5e-5
+    )
     classes = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
     assert classes == list(detector.id2label.values())

@@ -23,7 +23,7 @@ def graph_of(detector, pad_to=None, **options):
 def test_interpolation_is_tensorflows_antialiased_resize(old, new, beyond):
     weights = serving_graph.interpolation(old, new, new + beyond).numpy()
     expected = tf.image.resize(tf.eye(old)[:, None], (new, 1), antialias=True)[:, 0].numpy()
-    np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=1e-5)
     assert not weights[new:].any()
 
 
@@ -61,7 +61,7 @@ def test_a_batch_is_its_images(detector, photographs, pad_to, portable):
     for place in range(3):
         alone = graph.of_pixels(tf.constant(batch[place : place + 1]))
         for key in ("scores", "boxes"):
-            np.testing.assert_allclose(together[key][place], alone[key][0], rtol=0, atol=2e-3)
+            np.testing.assert_allclose(together[key][place], alone[key][0], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("pad_to", [None, CANVAS])
@@ -84,6 +84,6 @@ def test_detections_are_those_of_post_process(detector):
     found = serving_graph.detections({key: tf.constant(value) for key, value in outputs.items()}, tf.constant(sizes))
     for place, wanted in enumerate(td.post_process(outputs, sizes, threshold=-1)):
         order = np.argsort(-wanted["scores"], kind="stable")
-        np.testing.assert_allclose(found["scores"][place], wanted["scores"][order], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found["scores"][place], wanted["scores"][order], rtol=0, atol=5e-7)
         np.testing.assert_array_equal(found["labels"][place], wanted["labels"][order])
-        np.testing.assert_allclose(found["boxes"][place], wanted["boxes"][order], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found["boxes"][place], wanted["boxes"][order], rtol=0, atol=1e-5)

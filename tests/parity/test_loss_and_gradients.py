@@ -27,7 +27,7 @@ from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import DETR
 
 RAW = ("logits", "pred_boxes", "aux_logits", "aux_boxes")
-LOSS, GRADIENT, DOUBLE_GRADIENT = 5e-6, 5e-4, 1e-5
+LOSS, GRADIENT, DOUBLE_GRADIENT = 5e-6, 5e-4, 5e-6
 
 # A smooth activation keeps the transformer's millions of hidden values out of that trouble.
 WIDE = {"activation_function": "gelu", "num_queries": 20}
