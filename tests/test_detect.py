@@ -76,6 +76,23 @@ def test_it_is_what_detect_finds(detector, image, tmp_path):
     np.testing.assert_array_equal(found.boxes, expected["boxes"][order])
 
 
+def test_a_canvas_as_in_training(detector, image, tmp_path):
+    """Padding changes the answers a little: a model is asked as it was trained."""
+    Image.fromarray(image["image"]).save(tmp_path / "shapes.png")
+    records, _ = td.data.load_images(tmp_path)
+    canvas = (128, 160)
+    [expected] = td.detect(detector, records, SIZE, pad_to=canvas, threshold=0.3)
+    found = detector.detect(tmp_path / "shapes.png", SIZE, 0.3, pad_to=canvas)
+    np.testing.assert_array_equal(found.scores, np.sort(expected["scores"])[::-1])
+    assert not np.array_equal(found.scores, detector.detect(tmp_path / "shapes.png", SIZE, 0.3).scores)
+    attended = detector.detect(image["image"], SIZE, 0.3, attention=True, pad_to=canvas)
+    np.testing.assert_allclose(attended.scores, found.scores, atol=1e-5)
+    # Nothing is attended to outside of the image, and what is inside is all that is given.
+    np.testing.assert_allclose(attended.attention.sum((1, 2)), 1, atol=1e-5)
+    stride = 8  # of detr-tiny, in pixels of the resized image: 64 wide, 87 · 64 / 74 = 75 high
+    assert attended.attention.shape[1:] == (-(-75 // stride), 64 // stride)
+
+
 def test_greyscale_and_a_threshold(detector, image):
     grey = image["image"].mean(-1).astype(np.uint8)
     assert detector.detect(grey, SIZE, threshold=0.0).image.shape == (HEIGHT, WIDTH, 3)

@@ -60,6 +60,7 @@ def detect_images(
     threshold: float = 0.5,
     urls: bool = False,
     attention: bool = False,
+    pad_to: tuple[int, int] | None = None,
 ) -> Detections | list[Detections]:
     """Detects objects in images of whatever kind; what `DETR.detect` calls.
 
@@ -73,6 +74,7 @@ def detect_images(
         threshold: only detections with a higher score are given.
         urls: whether text that begins with http:// or https:// is fetched.
         attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
+        pad_to: (height, width) of a fixed canvas, pixels; as in training.
 
     Returns:
         The detections of each image, the surest first; of one image alone if `images` is one.
@@ -85,9 +87,9 @@ def detect_images(
     if not pixels:
         return []
     found = (
-        _detect_with_attention(model, pixels, size, threshold)
+        _detect_with_attention(model, pixels, size, threshold, pad_to)
         if attention
-        else detect(model, records_of(pixels), size, threshold=threshold)
+        else detect(model, records_of(pixels), size, pad_to=pad_to, threshold=threshold)
     )
     results = [_detections(model.id2label, image, result) for image, result in zip(pixels, found, strict=True)]
     return results[0] if is_one else results
@@ -103,14 +105,19 @@ def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str,
 
 
 def _detect_with_attention(
-    model: Any, images: Sequence[np.ndarray], size: tuple[int, int], threshold: float
+    model: Any,
+    images: Sequence[np.ndarray],
+    size: tuple[int, int],
+    threshold: float,
+    pad_to: tuple[int, int] | None,
 ) -> Iterator[dict[str, Any]]:
-    """As `detect`, with `"attention"`: `(n, h, w)`."""
-    for inputs, targets in prepare(records_of(images), 1, size=size):
+    """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
+    for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to):
         stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
         [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
         weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
-        maps = weights.mean(axis=0).reshape(-1, *stages["mask"].shape[1:])
+        mask = keras.ops.convert_to_numpy(stages["mask"])[0]
+        maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
         keep = found["scores"] > threshold
         yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
 

@@ -236,6 +236,7 @@ class DETR(keras.Model):
         threshold: float = 0.5,
         urls: bool = False,
         attention: bool = False,
+        pad_to: tuple[int, int] | None = None,
     ) -> Any:
         """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
 
@@ -245,6 +246,7 @@ class DETR(keras.Model):
             threshold: only detections with a higher score are given.
             urls: whether text that begins with http:// or https:// is fetched.
             attention: whether the decoder's attention is wanted, too, for `tfdetr_keras.visualize.draw_attention`.
+            pad_to: (height, width) of a fixed canvas, pixels; as in training.
 
         Returns:
             `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
@@ -254,7 +256,7 @@ class DETR(keras.Model):
         """
         from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
 
-        return detect_images(self, images, size, threshold, urls, attention)
+        return detect_images(self, images, size, threshold, urls, attention, pad_to)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""
