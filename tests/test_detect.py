@@ -143,7 +143,8 @@ def test_urls_where_they_are_allowed(detector, image, tmp_path, monkeypatch):
         server.shutdown()
 
 
-def test_the_graph_is_traced_once_and_saved_nowhere(detector, image, tmp_path):
+def test_the_graph_is_traced_once_and_saved_nowhere(image, tmp_path):
+    detector = td.DETR.from_pretrained("detr-tiny")
     detector.detect(image["image"], SIZE)
     [graph] = detector._inference_graphs.values()
     for side in (40, 50):
