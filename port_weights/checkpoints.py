@@ -1,4 +1,4 @@
-"""Checkpoint files: finding, opening and reading them; no knowledge of any model.
+"""Checkpoint files: opening and reading them; no knowledge of any model.
 
 Safetensors are read lazily by name and need neither torch nor transformers. A pickle is opened by torch with nothing
 allowed but tensors, plain containers and the argparse Namespace that training scripts leave beside the weights.
@@ -9,21 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import pickle
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
-
 PICKLES = (".pth", ".pt", ".bin")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("config.json", "model.safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +39,12 @@ class Checkpoint:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def open_checkpoint(source: Any, revision: str | None = None) -> Checkpoint:
-    """Opens whatever a user may call a checkpoint.
+def open_checkpoint(source: Any) -> Checkpoint:
+    """Opens a checkpoint that is on this machine.
 
     Args:
-        source: a folder with `config.json` and `model.safetensors`, a `.safetensors` or `.pth` file, a hub id, or a
-            state dict (name → array or torch tensor).
-        revision: branch, tag or commit, for a hub id.
+        source: a folder with `config.json` and `model.safetensors`, a `.safetensors` or `.pth` file, or a state dict
+            (name → array or torch tensor).
 
     Raises:
         ValueError: nothing is there, or it cannot be read; the message names the file.
@@ -67,8 +60,6 @@ def open_checkpoint(source: Any, revision: str | None = None) -> Checkpoint:
         config = path.parent / "config.json"
         # A file by another name may stand beside somebody else's configuration.
         return _open_safetensors(path, config if path.name == "model.safetensors" and config.is_file() else None)
-    if _HUB_ID.fullmatch(str(source)) and path.suffix not in (".safetensors", ".keras", *PICKLES):
-        return _open_folder(_download(str(source), revision))
     raise ValueError(
         f"{source}: no such file or folder, nor a hub id of the form owner/name; expected a folder with config.json "
         "and model.safetensors, a .safetensors, a .pth, or a .keras file"
@@ -196,16 +187,3 @@ def _as_float32(array: Any, name: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite")
     return array
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    logger.info("fetching %s from the hub", hub_id)
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{hub_id}: no such file or folder here, and the hub did not give it as a model ({error})"
-        ) from error

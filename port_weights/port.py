@@ -13,8 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from port_weights import conversions, hub
 from port_weights.architecture import architecture_of
 from port_weights.checkpoints import Checkpoint, open_checkpoint
+from port_weights.conversions import Conversion
 from port_weights.names import IGNORED, SEGMENTATION_HEAD, Scheme, detect_scheme
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.models.config import DETRConfig
@@ -22,14 +24,6 @@ from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.packaged import find_source
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """A checkpoint's weights by Keras path, read one at a time, and the paths of the parts that it lacks."""
-
-    readers: Mapping[str, Callable[[], np.ndarray]]
-    lacking: list[str]
 
 
 # The parts of a model that a checkpoint may hold or lack as a whole.
@@ -67,19 +61,19 @@ def load_model(
             DETR, or tensors are missing, left over or of another shape, each of which is named.
     """
     source = find_source(source)
+
+    def new_model(conversion: Conversion) -> DETR:
+        return DETR(_with_changes(conversion.config, num_classes, num_queries, id2label), conversion.criterion)
+
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
-        original = _load_keras(Path(source))
-        config, criterion = original.config, original.criterion
-        model = DETR(_with_changes(config, num_classes, num_queries, id2label), criterion)
-        weights = Weights({path: _reader(variable) for path, variable in _variables(original).items()}, [])
+        conversion = _of_keras(Path(source))
+        model = new_model(conversion)
+    elif hub.is_hub_id(source):
+        conversion, model = _of_hub(hub.fetch(str(source), revision), new_model, heads, dilation)
     else:
-        checkpoint = open_checkpoint(source, revision)
-        scheme = detect_scheme(checkpoint.shapes)
-        config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
-        model = DETR(_with_changes(config, num_classes, num_queries, id2label), criterion)
-        weights = _match_names(checkpoint, scheme, _shapes(model, config))
-    _assign(model, weights)
-    _report(config, model.config, weights.lacking)
+        conversion, model = _ported(open_checkpoint(source), new_model, heads, dilation)
+    _assign(model, conversion)
+    _report(conversion, model.config)
     return model
 
 
@@ -131,6 +125,12 @@ def _variables(model: DETR) -> dict[str, Any]:
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
 
+def _of_keras(path: Path) -> Conversion:
+    original = _load_keras(path)
+    readers = {path: _reader(variable) for path, variable in _variables(original).items()}
+    return Conversion(original.config, original.criterion, readers, [])
+
+
 def _load_keras(path: Path) -> DETR:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -147,6 +147,31 @@ def _reader(variable: Any) -> Callable[[], np.ndarray]:
     return lambda: np.asarray(variable)
 
 
+def _of_hub(
+    commit: hub.Commit, new_model: Callable[[Conversion], DETR], heads: int | None, dilation: bool | None
+) -> tuple[Conversion, DETR]:
+    """What is kept of an earlier start, or else a port, which is kept for the next one."""
+    kept = conversions.find(commit) if heads is None and dilation is None else None
+    if kept is not None:
+        model = new_model(kept)
+        if set(kept.readers).union(kept.lacking) == set(_variables(model)):
+            return kept, model
+    hub.verify(commit)
+    conversion, model = _ported(open_checkpoint(commit.folder), new_model, heads, dilation)
+    return (conversions.keep(commit, conversion) if heads is None and dilation is None else conversion), model
+
+
+def _ported(
+    checkpoint: Checkpoint, new_model: Callable[[Conversion], DETR], heads: int | None, dilation: bool | None
+) -> tuple[Conversion, DETR]:
+    """Pairs a checkpoint's tensors with the variables of a new model."""
+    scheme = detect_scheme(checkpoint.shapes)
+    config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
+    model = new_model(Conversion(config, criterion, {}, []))
+    readers, lacking = _match_names(checkpoint, scheme, _shapes(model, config))
+    return Conversion(config, criterion, readers, lacking), model
+
+
 def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     """The shapes that the model's variables would have with the checkpoint's own configuration."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
@@ -156,8 +181,14 @@ def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _match_names(checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """Pairs tensors with variables by the scheme's table; refuses a checkpoint that leaves any without a partner."""
+def _match_names(
+    checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """Pairs tensors with variables by the scheme's table; refuses a checkpoint that leaves any without a partner.
+
+    Returns:
+        A reader for each variable's path, and the paths that the checkpoint lacks.
+    """
     names = {path: named for path in shapes if (named := scheme.torch_name(path))}
     held = {path for path, (name, _) in names.items() if name in checkpoint.shapes}
     lacking = _lacking_parts(set(shapes), held)
@@ -180,7 +211,7 @@ def _match_names(checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tu
         return lambda: layout.read(checkpoint.read(name), shapes[path])
 
     # In the model's order, which is that of every process: where several hold one model, they assign together.
-    return Weights({path: reader(path) for path in shapes if path in held}, lacking)
+    return {path: reader(path) for path in shapes if path in held}, lacking
 
 
 def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
@@ -224,9 +255,9 @@ def _with_changes(
     return dataclasses.replace(config, **changes)
 
 
-def _assign(model: DETR, weights: Weights) -> None:
+def _assign(model: DETR, conversion: Conversion) -> None:
     variables = _variables(model)
-    for path, read in weights.readers.items():
+    for path, read in conversion.readers.items():
         variable, array = variables[path], read()
         if path == "query_embedding/embeddings":
             kept = min(len(array), variable.shape[0])
@@ -236,7 +267,8 @@ def _assign(model: DETR, weights: Weights) -> None:
         variable.assign(array)
 
 
-def _report(config: DETRConfig, wanted: DETRConfig, lacking: list[str]) -> None:
+def _report(conversion: Conversion, wanted: DETRConfig) -> None:
+    config, lacking = conversion.config, conversion.lacking
     if lacking:
         parts = sorted({path.split("/")[0] for path in lacking})
         logger.warning("not in the checkpoint, so started from random weights: %s", ", ".join(parts))

@@ -12,6 +12,14 @@ def _shared(name: str) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory):
+    """Tests neither read nor write the user's conversions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDETR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def coco128() -> Path:
     """The folder of the COCO128 sample: `images/` and `annotations/instances_train2017.json`."""

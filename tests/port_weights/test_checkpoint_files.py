@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 
@@ -102,35 +101,6 @@ def test_a_folder_with_a_pickle(state, tmp_path, hf_folder):
 def test_a_source_that_is_not_there(source):
     with pytest.raises(ValueError, match=f"^{source}: no such file or folder, nor a hub id of the form owner/name"):
         open_checkpoint(source)
-
-
-def test_a_hub_id_without_network(monkeypatch, tmp_path):
-    """The cache is empty and the hub out of reach."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = "^facebook/detr-none: no such file or folder here, and the hub did not give it as a model"
-    with pytest.raises(ValueError, match=message):
-        load_model("facebook/detr-none")
-
-
-def test_a_hub_id_from_the_cache_without_network(monkeypatch, tmp_path, hf_folder):
-    """As the hub's own client keeps it: a folder for each commit, and branches that name commits."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    commit, cached = "0123456789abcdef0123456789abcdef01234567", tmp_path / "models--somebody--detr"
-    shutil.copytree(hf_folder, cached / "snapshots" / commit)
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
-    expected = load_model(hf_folder).get_weights()
-    for revision in (None, "main", commit):
-        for found, wanted in zip(load_model("somebody/detr", revision=revision).get_weights(), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
-    with pytest.raises(ValueError, match="the hub did not give it"):
-        load_model("somebody/detr", revision="other")
 
 
 def test_an_empty_folder(tmp_path):

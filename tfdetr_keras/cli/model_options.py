@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from port_weights.hub import fetch, is_hub_id
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder
@@ -86,7 +87,8 @@ def _trained_on(model: str) -> dict[str, Any]:
     """The size, and the canvas if there was one, that a model's own files tell."""
     if is_run(model):
         return RunFolder(model).config()["settings"]
-    described = Path(find_source(model)) / "preprocessor_config.json"
+    source = fetch(model).folder if is_hub_id(model) else find_source(model)
+    described = Path(source) / "preprocessor_config.json"
     size = json.loads(described.read_text(encoding="utf-8")).get("size", {}) if described.is_file() else {}
     if {"shortest_edge", "longest_edge"} <= set(size):
         return {"size": (size["shortest_edge"], size["longest_edge"])}

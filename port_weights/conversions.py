@@ -1,0 +1,112 @@
+"""Conversions of the hub's checkpoints, kept: the second start reads arrays as Keras wants them, and ports nothing.
+
+A conversion is one safetensors file: the weights by their Keras paths, and architecture and loss in the header. They
+lie in `$TFDETR_CACHE`, or in `tfdetr_keras` in the user's cache folder, under the names of repository and commit, and
+may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from port_weights.hub import Commit
+from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models.config import DETRConfig
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # another one where a path comes to mean another array
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What porting makes of a checkpoint, before anything is changed for a new task.
+
+    Args:
+        config: the checkpoint's architecture.
+        criterion: its loss.
+        readers: its weights by Keras path, read one at a time.
+        lacking: the paths of the weights that it does not hold.
+    """
+
+    config: DETRConfig
+    criterion: SetCriterion
+    readers: Mapping[str, Callable[[], np.ndarray]]
+    lacking: list[str]
+
+
+def find(commit: Commit) -> Conversion | None:
+    """The conversion of a commit, if it is kept and whole."""
+    from safetensors import SafetensorError, safe_open
+
+    path = _path(commit)
+    if not path.is_file():
+        return None
+
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
+            with safe_open(os.fspath(path), framework="numpy") as file:
+                return file.get_tensor(name)
+
+        return read
+
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            header, names = file.metadata() or {}, list(file.keys())
+        described = {key: json.loads(header[key]) for key in ("config", "criterion", "lacking")}
+        return Conversion(
+            DETRConfig(**described["config"]),
+            keras.saving.deserialize_keras_object(described["criterion"]),
+            {name: reader(name) for name in names},
+            described["lacking"],
+        )
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s is damaged, so %s is ported again (%s)", path, commit.hub_id, error)
+        return None
+
+
+def keep(commit: Commit, conversion: Conversion) -> Conversion:
+    """Writes a conversion for the next start; where that is impossible a warning says so.
+
+    Returns:
+        The same conversion, with its weights in memory.
+    """
+    from safetensors.numpy import save_file
+
+    arrays = {path: np.ascontiguousarray(read()) for path, read in conversion.readers.items()}
+    header = {
+        "config": json.dumps(conversion.config.to_dict()),
+        "criterion": json.dumps(keras.saving.serialize_keras_object(conversion.criterion)),
+        "lacking": json.dumps(conversion.lacking),
+    }
+    path = _path(commit)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In a folder of its own: several processes may start at once.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
+            save_file(arrays, Path(scratch) / path.name, metadata=header)
+            os.replace(Path(scratch) / path.name, path)
+    except OSError as error:
+        logger.warning("the conversion of %s could not be kept: %s", commit.hub_id, error)
+    return dataclasses.replace(conversion, readers={name: _reader(array) for name, array in arrays.items()})
+
+
+def _reader(array: np.ndarray) -> Callable[[], np.ndarray]:
+    return lambda: array
+
+
+def _path(commit: Commit) -> Path:
+    """Where a commit's conversion lies."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfdetr_keras"
+    cache = Path(os.environ.get("TFDETR_CACHE") or default)
+    return cache / commit.hub_id.replace("/", "--") / f"{commit.name}-{FORMAT}.safetensors"

@@ -1,0 +1,110 @@
+"""The Hugging Face hub: one commit of a repository, on this machine and as it was uploaded.
+
+Downloads and the cache are huggingface_hub's own, with its settings: `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`. Only
+`FILES` are fetched, and no code of a repository is ever run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from port_weights.checkpoints import PICKLES
+
+logger = logging.getLogger(__name__)
+
+FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CHUNK = 1 << 20  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """One version of a repository.
+
+    Args:
+        hub_id: owner/name.
+        folder: in the cache, named after the commit.
+    """
+
+    hub_id: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The commit's hash."""
+        return self.folder.name
+
+
+def is_hub_id(source: Any) -> bool:
+    """Whether a source has the form owner/name, and nothing of that name is at hand, nor is it that of a file."""
+    if not isinstance(source, (str, os.PathLike)) or not _HUB_ID.fullmatch(os.fspath(source)):
+        return False
+    path = Path(source)
+    return not path.exists() and path.suffix not in (".safetensors", ".keras", *PICKLES)
+
+
+def fetch(hub_id: str, revision: str | None = None) -> Commit:
+    """Brings a repository's weights here, or finds them in the cache: without a network what was fetched last.
+
+    Args:
+        hub_id: owner/name.
+        revision: branch, tag or commit; the main branch by default.
+
+    Raises:
+        ValueError: the hub cannot be reached and the cache does not have it, or there is no such repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    logger.info("looking up %s on the hub", hub_id)
+    try:
+        folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{hub_id}: no such file or folder here, and the hub did not give it as a model ({error})"
+        ) from error
+    return Commit(hub_id, Path(folder))
+
+
+def verify(commit: Commit) -> None:
+    """Checks that the files of a commit are what the hub said they were.
+
+    In the cache each is a link to a file that is named after the hash of its content: SHA-256 for large files, git's
+    SHA-1 for small ones. Where the file system knows no links there is nothing to compare with.
+
+    Raises:
+        ValueError: a file that leads out of the cache, or has another content than its name says.
+    """
+    blobs = (commit.folder.parent.parent / "blobs").resolve()
+    for entry in sorted(commit.folder.iterdir()):
+        if entry.name not in FILES or not entry.is_symlink():
+            continue
+        blob = entry.resolve()
+        if blob.parent != blobs:
+            raise ValueError(f"{entry} leads to {blob}, which is not in the cache of {commit.hub_id}: delete it")
+        expected, found = blob.name, _hash(blob)
+        if found is not None and found != expected:
+            raise ValueError(
+                f"{blob}: {entry.name} of {commit.hub_id} is damaged, its hash is {found}: delete that file, and it "
+                "will be fetched again"
+            )
+
+
+def _hash(blob: Path) -> str | None:
+    """The hash of the kind that the file's name is; None if it is no hash."""
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        digest = hashlib.sha256()
+    elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+        digest = hashlib.sha1(b"blob %d\0" % os.path.getsize(blob), usedforsecurity=False)
+    else:
+        return None
+    with blob.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
