@@ -1,0 +1,105 @@
+"""PyTorch → Keras → PyTorch: every tensor of every published architecture comes back bit for bit, at its full size.
+
+The files begin and end as PyTorch's; between them lies a `.keras` file, written and read again.
+"""
+
+import argparse
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from port_weights import convert, export, export_pth, load_model
+from tfdetr_keras.models import PRESETS
+from tfdetr_keras.models.packaged import packaged_checkpoints
+
+NAMES = ("detr-resnet-18", "detr-resnet-34", "detr-resnet-50", "detr-resnet-101")
+
+
+def randomised(module, seed=0):
+    """Each tensor with values of its own, statistics included; their sizes do not matter here."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    return module
+
+
+def through_keras(source, folder):
+    convert(source, folder / "ported.keras")
+    return folder / "ported.keras"
+
+
+def assert_same_tensors(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(tensor), err_msg=name)
+        assert np.asarray(found[name]).dtype == np.asarray(tensor).dtype
+
+
+def hugging_face(preset, family):
+    trunk = PRESETS[preset].backbone
+    backbone = transformers.ResNetConfig(
+        embedding_size=trunk.stem_channels,
+        hidden_sizes=list(trunk.channels),
+        depths=list(trunk.depths),
+        layer_type=trunk.block,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = getattr(transformers, f"{family}Config")(use_timm_backbone=False, backbone_config=backbone, num_labels=91)
+    return randomised(getattr(transformers, f"{family}ForObjectDetection")(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "family"), [*((name, "Detr") for name in NAMES), ("detr-resnet-18", "TableTransformer")]
+)
+def test_hugging_face_folders(preset, family, tmp_path):
+    hugging_face(preset, family).save_pretrained(tmp_path / "before")
+    export(through_keras(tmp_path / "before", tmp_path), tmp_path / "after")
+    assert_same_tensors(
+        load_file(tmp_path / "after" / "model.safetensors"), load_file(tmp_path / "before" / "model.safetensors")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "pre_norm"),
+    [
+        *((name, False) for name in (*NAMES, "detr-resnet-50-dc5", "detr-resnet-101-dc5")),
+        ("detr-resnet-50", True),
+        ("detr-resnet-50-dc5", True),
+    ],
+)
+def test_facebookresearchs_files(preset, pre_norm, facebook_reference, tmp_path):
+    trunk = PRESETS[preset].backbone
+    detector = facebook_reference.FacebookDetr(
+        depths=trunk.depths,
+        widths=trunk.channels,
+        stem_width=trunk.stem_channels,
+        layer_type=trunk.block,
+        dilated=trunk.dilation,
+        pre_norm=pre_norm,
+    )
+    before = randomised(detector).state_dict()
+    torch.save({"model": before}, tmp_path / "before.pth")
+    ported = load_model(tmp_path / "before.pth", dilation=trunk.dilation)
+    assert dataclasses.replace(ported.config.backbone, batch_norm="frozen") == dataclasses.replace(
+        trunk, batch_norm="frozen"
+    )
+    assert ported.config.pre_norm == pre_norm
+    ported.save(tmp_path / "ported.keras")
+    export_pth(tmp_path / "ported.keras", tmp_path / "after.pth")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        after = torch.load(tmp_path / "after.pth", weights_only=True)["model"]
+    assert_same_tensors(after, before)
+
+
+def test_detr_tiny(tmp_path):
+    before = packaged_checkpoints()["detr-tiny"]
+    export(through_keras("detr-tiny", tmp_path), tmp_path / "after")
+    assert_same_tensors(load_file(tmp_path / "after" / "model.safetensors"), load_file(before / "model.safetensors"))
