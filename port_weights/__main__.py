@@ -101,6 +101,13 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="hf: the image processor resizes images until their shorter side is SHORT pixels, or the longer one LONG: "
         f"give the sizes of your training (default: {SIZE[0]} {SIZE[1]})",
     )
+    command.add_argument(
+        "--pad-to",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="hf: the canvas of the training in pixels, where it had one",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace an earlier export of that name")
 
 
@@ -129,12 +136,13 @@ def _compare(source: str, **options: Any) -> int:
 
 
 def _export(source: str, target: str, format: str | None, **options: Any) -> int:
-    for name in ("backbone", "size"):
+    folder_options = ("backbone", "pad_to", "size")
+    for name in folder_options:
         if options[name] is None:
             del options[name]
     if format == "pth" or (format is None and target.endswith(".pth")):
-        if given := {"backbone", "size"} & options.keys():
-            raise ValueError(f"--{sorted(given)[0]} is of a Hugging Face folder, and {target} is to be a .pth file")
+        if given := [name.replace("_", "-") for name in folder_options if name in options]:
+            raise ValueError(f"--{given[0]} is of a Hugging Face folder, and {target} is to be a .pth file")
         model = export_pth(source, target, **options)
     else:
         model = export(source, target, **options)

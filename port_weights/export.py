@@ -43,6 +43,7 @@ def export(
     backbone: Backbone = "hugging-face",
     size: tuple[int, int] = SIZE,
     overwrite: bool = False,
+    pad_to: tuple[int, int] | None = None,
     **options: Any,
 ) -> DETR:
     """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
@@ -60,6 +61,7 @@ def export(
             and -101, with dilation (DC5) or without.
         size: (shortest edge, longest edge) in pixels to which the image processor resizes: those of the training.
         overwrite: whether an earlier export in the folder is replaced.
+        pad_to: (height, width) of the canvas to which the image processor pads, pixels, where the training had one.
         **options: of `load_model`, for a checkpoint.
 
     Returns:
@@ -67,7 +69,7 @@ def export(
 
     Raises:
         ValueError: as `load_model`; or the folder's parent does not exist; the folder holds an earlier export and
-            `overwrite` is false, or it holds anything else; a size that is none; the model's trunk has no
+            `overwrite` is false, or it holds anything else; a size or a canvas that is none; the model's trunk has no
             description in these names, or its activation another meaning in transformers; weights that are not finite.
     """
     target = Path(folder).resolve()
@@ -76,7 +78,7 @@ def export(
     check_new_folder(target, FILES, overwrite)
     if backbone not in get_args(Backbone):
         raise ValueError(f"backbone={backbone!r} must be one of {', '.join(map(repr, get_args(Backbone)))}")
-    processor = _processor(size)
+    processor = _processor(size, pad_to)
     model, name = _model(source, options)
     _check_hugging_face(model.config, backbone, name)
     arrays = _arrays(model, hugging_face_scheme(model.config, backbone), name)
@@ -216,11 +218,19 @@ def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str
     }
 
 
-def _processor(size: tuple[int, int]) -> dict[str, Any]:
+def _processor(size: tuple[int, int], pad_to: tuple[int, int] | None) -> dict[str, Any]:
     """What `preprocessor_config.json` says: all that `DetrImageProcessor` does to an image."""
     shortest, longest = (operator.index(edge) for edge in size)
     if not 1 <= shortest <= longest:
         raise ValueError(f"size={tuple(size)} must be (shortest edge, longest edge) in pixels, the shorter one first")
+    canvas: dict[str, Any] = {}
+    if pad_to is not None:
+        height, width = (operator.index(side) for side in pad_to)
+        if min(height, width) < shortest:
+            raise ValueError(
+                f"pad_to={tuple(pad_to)} must be (height, width) in pixels, for images of size={tuple(size)}"
+            )
+        canvas["pad_size"] = {"height": height, "width": width}
     return {
         "image_processor_type": "DetrImageProcessor",
         "format": "coco_detection",
@@ -234,6 +244,7 @@ def _processor(size: tuple[int, int]) -> dict[str, Any]:
         "image_std": list(IMAGENET_STD),
         "do_convert_annotations": True,
         "do_pad": True,
+        **canvas,
     }
 
 

@@ -23,6 +23,7 @@ from port_weights import compare as comparing
 from port_weights import export, export_pth, load_model
 from port_weights.export import ACTIVATIONS, FILES
 from tfdetr_keras import DETR, DETRConfig, ResNetConfig, SetCriterion
+from tfdetr_keras.cli.model_options import size_arguments
 from tfdetr_keras.models.config import RESNETS
 
 TRUNK = ResNetConfig(depths=(1, 2), channels=(16, 32), stem_channels=8)
@@ -248,6 +249,16 @@ def test_the_image_processor(tiny, tmp_path, said_by_transformers):
     assert read_by_transformers(tmp_path / "small")(**processor(image, return_tensors="pt")).logits.shape == (1, 5, 4)
 
 
+def test_the_canvas_of_the_training(tiny, tmp_path):
+    export(tiny, tmp_path / "canvas", size=(48, 64), pad_to=(64, 80))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "canvas")
+    inputs = processor(np.zeros((60, 75, 3), np.uint8), return_tensors="np")
+    assert inputs["pixel_values"].shape == (1, 3, 64, 80)
+    assert inputs["pixel_mask"].sum() == 48 * 60
+    options = argparse.Namespace(model=str(tmp_path / "canvas"), size=None, pad_to=None)
+    assert size_arguments(options) == {"size": (48, 64), "pad_to": (64, 80)}
+
+
 def test_the_file_says_that_it_is_pytorchs(tiny, tmp_path):
     """Version 4 of transformers reads no safetensors that do not."""
     export(tiny, tmp_path / "tiny")
@@ -469,6 +480,7 @@ def test_weights_that_are_not_finite(tmp_path):
         ({"size": (1333, 800)}, ValueError, r"size=\(1333, 800\) must be \(shortest edge, longest edge\)"),
         ({"size": (0, 800)}, ValueError, r"size=\(0, 800\) must be"),
         ({"size": (480.5, 800)}, TypeError, "float"),
+        ({"pad_to": (800, 700)}, ValueError, r"pad_to=\(800, 700\) must be \(height, width\) in pixels, for images of"),
         ({"backbone": "torchvision"}, ValueError, "backbone='torchvision' must be one of 'hugging-face', 'timm'"),
         ({"heads": 4}, ValueError, "heads: for a checkpoint that is yet to be read, and this is a model"),
     ],

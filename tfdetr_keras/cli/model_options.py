@@ -89,7 +89,9 @@ def _trained_on(model: str) -> dict[str, Any]:
         return RunFolder(model).config()["settings"]
     source = fetch(model).folder if is_hub_id(model) else find_source(model)
     described = Path(source) / "preprocessor_config.json"
-    size = json.loads(described.read_text(encoding="utf-8")).get("size", {}) if described.is_file() else {}
-    if {"shortest_edge", "longest_edge"} <= set(size):
-        return {"size": (size["shortest_edge"], size["longest_edge"])}
-    return {}
+    told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    size, canvas = told.get("size") or {}, told.get("pad_size") or {}
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        return {}
+    trained: dict[str, Any] = {"size": (size["shortest_edge"], size["longest_edge"])}
+    return trained | ({"pad_to": (canvas["height"], canvas["width"])} if {"height", "width"} <= set(canvas) else {})
