@@ -93,6 +93,8 @@ def export(
         _write_json(written / "config.json", config)
         _write_json(written / "preprocessor_config.json", processor)
         save_file(arrays, written / "model.safetensors", metadata={"format": "pt"})  # transformers insists on it
+        # safetensors lets its file be read by nobody else.
+        (written / "model.safetensors").chmod((written / "config.json").stat().st_mode)
         # Once more: porting takes a while, and what came there would be lost.
         check_new_folder(target, FILES, overwrite)
     return model

@@ -264,6 +264,7 @@ def test_the_file_says_that_it_is_pytorchs(tiny, tmp_path):
     export(tiny, tmp_path / "tiny")
     with safe_open(tmp_path / "tiny" / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
+    assert len({entry.stat().st_mode for entry in (tmp_path / "tiny").iterdir()}) == 1  # read by the same people
 
 
 # timm

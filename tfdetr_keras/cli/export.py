@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tfdetr_keras import export
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.cli.model_options import add_model_options, read_model, size_arguments
+from tfdetr_keras.cli.model_options import add_model_options, is_run, read_model, size_arguments
 from tfdetr_keras.export.exportable import file_to_write
 
 EXAMPLES = """examples:
   tfdetr export --model run --format saved-model --out served
   tfdetr export --model run --format litert --pad-to 320 320 --precision int8 --out detector.tflite
   tfdetr export --model facebook/detr-resnet-50 --format onnx --out detr.onnx
+  tfdetr export --model run --format hub --repository me/detector --license apache-2.0 --out detector
 """
+CARD = ("repository", "dataset", "license")  # options of the model card
+OF_ONE_FORMAT = {"precision": "litert"} | dict.fromkeys(CARD, "hub")
 WRITERS: dict[str, Callable[..., Path]] = {
     "saved-model": export.saved_model,
     "onnx": export.onnx,
@@ -28,40 +30,64 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the grammar."""
     command = commands.add_parser(
         "export",
-        help="write a model for TensorFlow Serving, ONNX Runtime, LiteRT or Keras",
+        help="write a model for TensorFlow Serving, ONNX Runtime, LiteRT, Keras or the Hugging Face hub",
         description="Writes a model with its pre- and post-processing: it takes raw images of any size and gives "
-        "scores, labels and boxes in pixels. Batch normalisation is folded. A .keras file is the folded model alone.",
+        "scores, labels and boxes in pixels. Batch normalisation is folded. A .keras file is the folded model alone. "
+        "For the hub it is a folder to upload: weights for transformers and this package, and a model card.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command, batches=False)
-    command.add_argument("--format", required=True, choices=[*WRITERS, "keras"], help="what to write")
+    command.add_argument("--format", required=True, choices=[*WRITERS, "keras", "hub"], help="what to write")
     command.add_argument("--out", required=True, type=Path, metavar="PATH", help="the folder or file to write")
     command.add_argument(
         "--precision",
         choices=("float32", "float16", "int8"),
-        default="float32",
         help="of the weights, with --format litert (default: float32)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace what is there")
+    card = command.add_argument_group("the model card, with --format hub")
+    card.add_argument("--repository", metavar="OWNER/NAME", help="on the hub; the card's examples name it")
+    card.add_argument("--dataset", metavar="NAME", help="what the data is called; owner/name is linked to")
+    card.add_argument("--license", metavar="NAME", help="of the model, as the hub spells it: apache-2.0, mit, …")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    extra: dict[str, Any] = {}
-    if options.format == "litert":
-        extra["precision"] = options.precision
-    elif options.precision != "float32":
-        raise ValueError(f"--precision {options.precision} is for --format litert")
+    for name, its_format in OF_ONE_FORMAT.items():
+        value = getattr(options, name)
+        if value is not None and options.format != its_format:
+            raise ValueError(f"--{name} {value} is for --format {its_format}")
+    path = _write(options)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print(f"{path}: {options.format}, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
+    return 0
+
+
+def _write(options: argparse.Namespace) -> Path:
+    if options.format == "hub":
+        _refuse_for_hub(options)
+        card = {name: getattr(options, name) for name in CARD}
+        return export.hub(options.model, options.out, **card, overwrite=options.overwrite)
     model = read_model(options)
     if options.format == "keras":
         path = file_to_write(options.out, ".keras", options.overwrite)
         with whole_file(path) as partial:
             (model if model.config.backbone.batch_norm == "folded" else model.fold()).save(partial)
-    else:
-        sizes = size_arguments(options)
-        path = WRITERS[options.format](model, options.out, **sizes, overwrite=options.overwrite, **extra)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    print(f"{path}: {options.format}, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
-    return 0
+        return path
+    extra = {"precision": options.precision} if options.precision else {}
+    return WRITERS[options.format](model, options.out, **size_arguments(options), overwrite=options.overwrite, **extra)
+
+
+def _refuse_for_hub(options: argparse.Namespace) -> None:
+    """What would not be the run's own best model, of which the card tells."""
+    if not is_run(options.model):
+        raise ValueError(
+            f"{options.model} is not the folder of a training run, which --format hub tells of; "
+            "`python -m port_weights export` writes a model's weights alone"
+        )
+    if options.last or options.size or options.pad_to:
+        raise ValueError(
+            "--format hub writes a run's best model as it was trained: leave --last, --size, --pad-to away"
+        )

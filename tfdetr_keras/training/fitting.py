@@ -99,11 +99,11 @@ def fit_detector(
         run.change_settings(**{name: getattr(chosen, name) for name in CHANGEABLE})
         logger.info("going on after epoch %d of %d", done, chosen.epochs)
     elif worker_index() == 0:
-        run.create(source, class_names, chosen, model, data)
-    described = {"training": f"{count} images"}
-    if validation is not None:
-        described["validation"] = f"{_count(validation)} images"
-    story = Story(run, checkpoint, validation, class_names, chosen, described)
+        counts = {"training": f"{count} images"}
+        if validation is not None:
+            counts["validation"] = f"{_count(validation)} images"
+        run.create(source, class_names, chosen, model, counts, data)
+    story = Story(run, checkpoint, validation, class_names, chosen)
     if done < chosen.epochs:
         guard = StopAtNonFiniteLoss()
         with readable_errors():

@@ -52,7 +52,13 @@ class RunFolder:
         self.path = Path(path)
 
     def create(
-        self, source: Any, class_names: Sequence[str], settings: Settings, model: DETR, data: Mapping[str, Any] | None
+        self,
+        source: Any,
+        class_names: Sequence[str],
+        settings: Settings,
+        model: DETR,
+        counts: Mapping[str, str],
+        data: Mapping[str, Any] | None,
     ) -> None:
         """Begins a run.
 
@@ -61,6 +67,7 @@ class RunFolder:
             class_names: name of each label.
             settings: of the run.
             model: the model at its start.
+            counts: what the data is, by name, e.g. `{"training": "292 images"}`.
             data: how the records can be read again, for the command line; None if only the program knows.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -72,6 +79,7 @@ class RunFolder:
             "source": str(source),
             "settings": described,
             "data": data,
+            "counts": dict(counts),
             "class_names": list(class_names),
             "model": model.config.to_dict(),
             "criterion": keras.saving.serialize_keras_object(model.criterion),
@@ -166,13 +174,8 @@ class RunFolder:
         with whole_file(self.path / CURVES) as partial:
             plot_curves({name: [row.get(name, math.nan) for row in history] for name in names}, partial)
 
-    def write_report(self, history: Sequence[Mapping[str, float]], counts: Mapping[str, str]) -> None:
-        """Writes `report.md`.
-
-        Args:
-            history: the logs of each epoch.
-            counts: what the data is, by name, e.g. `{"training": "292 images"}`.
-        """
+    def write_report(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Writes `report.md` from the logs of each epoch."""
         config, metrics = self.config(), self.metrics
         epochs = config["settings"]["epochs"]
         lines = [
@@ -180,7 +183,7 @@ class RunFolder:
             "",
             f"Started from `{config['source']}`, trained for {len(history)} of {epochs} epochs.",
             "",
-            *(f"- {name}: {text}" for name, text in counts.items()),
+            *(f"- {name}: {text}" for name, text in config["counts"].items()),
             f"- classes: {', '.join(config['class_names'])}",
             "",
         ]
@@ -190,16 +193,12 @@ class RunFolder:
                 "",
                 f"COCO metrics on the validation images (`{BEST}`; computed by pycocotools; −1: no such objects).",
                 "",
-                *_table(SHOWN, [[f"{metrics[name]:.3f}" for name in SHOWN]]),
-                "",
-                *_table(
-                    ("class", "AP", "AP50"), [[name, *(f"{v:.3f}" for v in ap)] for name, *ap in class_table(metrics)]
-                ),
+                *metric_tables(metrics),
                 "",
             ]
         if history:
             last = {name: f"{value:.4g}" for name, value in history[-1].items()}
-            lines += [f"## Last epoch: {len(history)}", "", *_table(("figure", "value"), list(last.items())), ""]
+            lines += [f"## Last epoch: {len(history)}", "", *table(("figure", "value"), list(last.items())), ""]
         for name, title in ((CURVES, "Curves"), (PREDICTIONS, "Predictions (solid) and true boxes (dashed)")):
             if (self.path / name).is_file():
                 lines += [f"## {title}", "", f"![{title}]({name})", ""]
@@ -219,7 +218,7 @@ class RunFolder:
             "",
             "## Settings",
             "",
-            *_table(("setting", "value"), settings),
+            *table(("setting", "value"), settings),
         ]
         write_text(self.path / REPORT, "\n".join(lines) + "\n")
 
@@ -228,5 +227,16 @@ class RunFolder:
         return self.path / STATE
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
+    """COCO's metrics and those of each class, as the lines of two Markdown tables."""
+    rows = [[name, *(f"{value:.3f}" for value in values)] for name, *values in class_table(metrics)]
+    return [
+        *table(SHOWN, [[f"{metrics[name]:.3f}" for name in SHOWN]]),
+        "",
+        *table(("class", "AP", "AP50"), rows),
+    ]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

@@ -42,7 +42,6 @@ class Story(keras.callbacks.Callback):
         validation: records to measure AP on, or None.
         class_names: name of each label.
         settings: of the run.
-        counts: for the report: what the data is, by name.
     """
 
     def __init__(
@@ -52,10 +51,9 @@ class Story(keras.callbacks.Callback):
         validation: tf.data.Dataset | None,
         class_names: Sequence[str],
         settings: Settings,
-        counts: Mapping[str, str],
     ) -> None:
         super().__init__()
-        self.run, self.checkpoint, self.counts = run, checkpoint, counts
+        self.run, self.checkpoint = run, checkpoint
         self.validation, self.class_names, self.settings = validation, class_names, settings
         self.precision = None if validation is None else _average_precision(validation, class_names, settings)
         if self.precision is not None:
@@ -113,7 +111,7 @@ class Story(keras.callbacks.Callback):
         if history:
             self.run.write_log(history)
             self.run.write_curves(history)
-        self.run.write_report(history, self.counts)
+        self.run.write_report(history)
 
 
 def _average_precision(validation: tf.data.Dataset, class_names: Sequence[str], settings: Settings) -> AveragePrecision:

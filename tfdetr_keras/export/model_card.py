@@ -1,0 +1,145 @@
+"""A run's model card: what the hub shows of a model, and what it reads of it.
+
+The head of the card is the hub's own metadata (`huggingface_hub.ModelCardData`); the rest is for people: data, AP,
+curves, how to use it, and how it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from port_weights.architecture import timm_name
+from port_weights.hub import is_hub_id
+from tfdetr_keras.models import DETR
+from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, table
+
+TAGS = ("object-detection", "detr", "vision", "keras", "tensorflow", "tfdetr_keras")
+HUB_METRICS = ("AP", "AP50", "AP75")  # that stand in the metadata
+
+
+def model_card(
+    run: RunFolder, model: DETR, repository: str, dataset: str | None = None, license: str | None = None
+) -> str:
+    """The card of a run's best model, as Markdown.
+
+    Args:
+        run: the finished run.
+        model: its best model.
+        repository: owner/name on the hub.
+        dataset: what the data is called; an id of the form owner/name is linked to.
+        license: of the model, as the hub spells it, e.g. `"apache-2.0"`.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config, metrics = run.config(), run.metrics
+    named = dataset or "the run's own validation images"
+    results = [
+        EvalResult(
+            task_type="object-detection",
+            dataset_type=dataset if dataset and is_hub_id(dataset) else "custom",
+            dataset_name=named,
+            dataset_split="validation",
+            metric_type=name.lower(),
+            metric_name=name,
+            metric_value=round(metrics[name], 4),
+        )
+        for name in HUB_METRICS
+        if name in metrics
+    ]
+    data = ModelCardData(
+        model_name=repository.split("/")[-1],
+        library_name="transformers",  # which loads the folder; so does this package
+        pipeline_tag="object-detection",
+        tags=list(TAGS),
+        license=license,
+        base_model=config["source"] if is_hub_id(config["source"]) else None,
+        datasets=[dataset] if dataset and is_hub_id(dataset) else None,
+        metrics=[name.lower() for name in HUB_METRICS] if results else None,
+        eval_results=results or None,
+    )
+    lines = [
+        "---",
+        data.to_yaml().strip(),
+        "---",
+        "",
+        f"# {repository.split('/')[-1]}",
+        "",
+        f"{_architecture(model)}, which finds: {', '.join(config['class_names'])}.",
+        f"Fine-tuned from `{_source(config['source'])}` with tfdetr_keras; the weights are read by tfdetr_keras and by "
+        "transformers.",
+        "",
+        *_picture(run, PREDICTIONS, "Predictions (solid) and true boxes (dashed) on validation images"),
+        "## Use",
+        "",
+        *_use(config, repository),
+        "## Data",
+        "",
+        *([f"Data set: {dataset}.", ""] if dataset else []),
+        *(f"- {name}: {text}" for name, text in config["counts"].items()),
+        f"- classes: {len(config['class_names'])}",
+        "",
+        *_results(metrics),
+        *_picture(run, CURVES, "Losses, AP and learning rate by epoch", "## Training"),
+        *table(("setting", "value"), [[name, f"`{value}`"] for name, value in config["settings"].items()]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _architecture(model: DETR) -> str:
+    config = model.config
+    trunk = timm_name(config.backbone)
+    name = f"ResNet-{trunk.removeprefix('resnet')}" if trunk else "small ResNet"
+    dilated = " with a dilated last stage (DC5)" if config.backbone.dilation else ""
+    return (
+        f"DETR over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} decoder layers, "
+        f"{config.num_queries} queries, {model.count_params() / 1e6:.1f} million weights"
+    )
+
+
+def _source(source: str) -> str:
+    """Without the folders of the machine that it was trained on."""
+    return source if is_hub_id(source) else source.replace("\\", "/").rstrip("/").split("/")[-1]
+
+
+def _use(config: dict[str, Any], repository: str) -> Sequence[str]:
+    settings = config["settings"]
+    size, canvas = tuple(settings["size"]), settings["pad_to"]
+    padded = f", pad_to={tuple(canvas)}" if isinstance(canvas, (list, tuple)) else ""
+    return [
+        "```python",
+        "import tfdetr_keras as td",
+        "",
+        f'model = td.DETR.from_pretrained("{repository}")',
+        f'print(model.detect("photo.jpg", size={size}{padded}))',
+        "```",
+        "",
+        "or, in PyTorch,",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'detector = pipeline("object-detection", model="{repository}")',
+        'print(detector("photo.jpg"))',
+        "```",
+        "",
+    ]
+
+
+def _results(metrics: dict[str, Any]) -> list[str]:
+    if not metrics:
+        return ["## Results", "", "The run had no validation images: no AP was measured.", ""]
+    return [
+        "## Results",
+        "",
+        "COCO metrics on the validation images, by pycocotools (−1: there are no such objects). The model is that of "
+        f"epoch {metrics['epoch']}, chosen for its AP on the same images, which flatters it a little.",
+        "",
+        *metric_tables(metrics),
+        "",
+    ]
+
+
+def _picture(run: RunFolder, name: str, title: str, heading: str | None = None) -> list[str]:
+    lines = [heading, ""] if heading else []
+    return lines + ([f"![{title}]({name})", ""] if (run.path / name).is_file() else [])
