@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-slow demo bench clean
+.PHONY: help venv lint test test-slow docs demo bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ test: lint ## lint, then every test that is neither slow nor online
 test-slow: venv ## the longer proofs
 	@$(BIN)/python -m pytest -q -m "slow and not hub"
 
+docs: venv ## build the documentation's site into out/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: out/site/index.html"
+
 demo: venv ## train on drawn shapes and write pictures to out/
 	@$(BIN)/tfdetr demo --out out
 
@@ -42,5 +46,5 @@ bench: venv ## run every benchmark and put the figures into benchmarks/RESULTS.m
 	@$(BIN)/python benchmarks/summary.py
 
 clean: ## remove what the other targets wrote, except .venv
-	@rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist out .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

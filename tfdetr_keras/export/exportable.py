@@ -86,7 +86,13 @@ def write_signatures(
     archive.track(model)
     for name, (function, spec) in signatures.items():
         archive.add_endpoint(name, function, [spec])
-    archive.write_out(folder, verbose=False)
+    log = tf.get_logger()
+    level = log.level
+    log.setLevel(logging.WARNING)  # TensorFlow says where it writes, which is not where the folder will stand
+    try:
+        archive.write_out(folder, verbose=False)
+    finally:
+        log.setLevel(level)
 
 
 def _canvas(pad_to: Any) -> tuple[int, int] | None:

@@ -1,0 +1,51 @@
+"""A hook of the site's: pages from outside of `docs/` belong to it, too, and links are as they are in the repository.
+
+So README and results are written once, and every link leads somewhere, on the site and where people read the files.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mkdocs.structure.files import File
+
+REPOSITORY = Path(__file__).parents[1]
+# File of the repository → page of the site.
+OUTSIDE = {
+    "README.md": "index.md",
+    "benchmarks/RESULTS.md": "results.md",
+    "tfdetr_keras/checkpoints/detr-tiny/README.md": "detr-tiny.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+# What pages link to that is no page.
+ASSETS = ("LICENSE", "tfdetr_keras/checkpoints/detr-tiny/metrics.csv")
+_LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+
+
+def on_files(files, config):
+    """Adds the pages from outside."""
+    for path in (*OUTSIDE, *ASSETS):
+        files.append(File.generated(config, _page_of(path), abs_src_path=str(REPOSITORY / path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Turns links between files of the repository into links between pages of the site."""
+    here = next((path for path, name in OUTSIDE.items() if name == page.file.src_uri), f"docs/{page.file.src_uri}")
+
+    def resolve(match):
+        parts = urlsplit(match[2])
+        if parts.scheme or not parts.path:
+            return match[0]
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), parts.path))
+        link = posixpath.relpath(_page_of(target), posixpath.dirname(page.file.src_uri) or ".")
+        return f"{match[1]}{link}{'#' + parts.fragment if parts.fragment else ''}{match[3]}"
+
+    return _LINK.sub(resolve, markdown)
+
+
+def _page_of(path):
+    """The place on the site of a file of the repository."""
+    return OUTSIDE.get(path, path.removeprefix("docs/"))

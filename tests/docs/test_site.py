@@ -1,0 +1,93 @@
+"""The documentation's site is built without a warning, names all of the public face, and its pictures are as drawn."""
+
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from code_blocks import DOCS, REPOSITORY
+from PIL import Image
+
+import tfdetr_keras as td
+
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+PACKAGES = (td.data, td.export, td.training, td.visualize)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, and what was said meanwhile."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout + run.stderr
+
+
+def test_it_is_built_without_a_warning(site):
+    folder, said = site
+    assert "WARNING" not in said
+    assert "ERROR" not in said
+    assert (folder / "index.html").is_file()
+
+
+def test_every_page_of_the_repository_is_in_it(site):
+    folder, _ = site
+    for page in DOCS.rglob("*.md"):
+        place = page.relative_to(DOCS).with_suffix("")
+        place = place.parent if place.name == "index" else place
+        assert (folder / place / "index.html").is_file(), page
+
+
+def test_links_to_the_repository_became_links_of_the_site(site):
+    folder, _ = site
+    for page in folder.rglob("*.html"):
+        text = re.sub(r"<(code|pre)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for link in re.findall(r'href="([^"#:]+\.md)[#"]', text):
+            raise AssertionError(f"{page.relative_to(folder)} links to {link}")
+
+
+@pytest.mark.parametrize("package", [td, *PACKAGES], ids=lambda package: package.__name__)
+def test_the_public_face_is_in_the_reference(site, package):
+    folder, _ = site
+    reference = "".join(page.read_text(encoding="utf-8") for page in (folder / "api").rglob("index.html"))
+    pages_of_their_own = {name.__name__.rsplit(".", 1)[-1] for name in PACKAGES} | {"evaluation"}
+    described = set(re.findall(r'<h2 id="([\w.]+)"', reference))
+    for name in set(package.__all__) - pages_of_their_own:
+        assert f"{package.__name__}.{name}" in described, name
+
+
+def test_no_notebook_tells_of_the_machine_that_ran_it():
+    assert len(NOTEBOOKS) == 2
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            outputs = cell.get("outputs", [])
+            assert cell.cell_type != "code" or cell.execution_count, "docs/notebooks/execute.py was not run"
+            assert not re.search(r"/(home|root|tmp|work|Users)/", str([o.get("text") for o in outputs])), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "notebooks")
+    from execute import execute
+
+    before = nbformat.read(path, as_version=4)
+    after = execute(path, str(tmp_path))
+    for old, new in zip(before.cells, after.cells, strict=True):
+        assert [o.output_type for o in new.get("outputs", [])] == [o.output_type for o in old.get("outputs", [])]
+
+
+@pytest.mark.slow
+def test_the_matchers_figure_is_what_its_script_draws(tmp_path):
+    subprocess.run([sys.executable, DOCS / "figures" / "matching.py", tmp_path / "again.png"], check=True)
+    again, kept = (
+        np.asarray(Image.open(path).convert("RGB"), np.float32)
+        for path in (tmp_path / "again.png", DOCS / "images" / "matching.png")
+    )
+    assert again.shape == kept.shape
+    assert np.abs(again - kept).mean() < 2  # levels of 255: fonts and rounding
