@@ -89,6 +89,9 @@ def test_a_canvas_as_in_training(detector, image, tmp_path):
     np.testing.assert_allclose(attended.scores, found.scores, atol=1e-5)
     # Nothing is attended to outside of the image, and what is inside is all that is given.
     np.testing.assert_allclose(attended.attention.sum((1, 2)), 1, atol=1e-5)
+    for attention in (False, True):
+        with pytest.raises(ValueError, match="larger than pad_to = 64 x 64"):
+            detector.detect(image["image"], SIZE, attention=attention, pad_to=(64, 64))
     stride = 8  # of detr-tiny, in pixels of the resized image: 64 wide, 87 · 64 / 74 = 75 high
     assert attended.attention.shape[1:] == (-(-75 // stride), 64 // stride)
 

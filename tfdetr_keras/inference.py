@@ -112,14 +112,15 @@ def _detect_with_attention(
     pad_to: tuple[int, int] | None,
 ) -> Iterator[dict[str, Any]]:
     """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
-    for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to):
-        stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
-        [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
-        weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
-        mask = keras.ops.convert_to_numpy(stages["mask"])[0]
-        maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
-        keep = found["scores"] > threshold
-        yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
+    with readable_errors():
+        for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to):
+            stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
+            [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
+            weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
+            mask = keras.ops.convert_to_numpy(stages["mask"])[0]
+            maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
+            keep = found["scores"] > threshold
+            yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
 
 
 def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:

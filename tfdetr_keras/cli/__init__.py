@@ -9,7 +9,7 @@ import sys
 
 import tensorflow as tf
 
-from tfdetr_keras.cli import demo, evaluate, export, inspect_data, predict, resume, train
+from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, train
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, inspect_data, train, resume, evaluate, predict, export):
+    for command in (demo, inspect_data, train, resume, evaluate, predict, app, export):
         command.add_to(commands)
     return top
 

@@ -1,9 +1,9 @@
 """Pictures to look at: detections over their images, where the decoder looks, what a model is fed, and curves."""
 
-from tfdetr_keras.visualize.attention import draw_attention
+from tfdetr_keras.visualize.attention import draw_attention, image_of_attention
 from tfdetr_keras.visualize.batch import show_batch
 from tfdetr_keras.visualize.curves import plot_curves
-from tfdetr_keras.visualize.detections import draw_detections
+from tfdetr_keras.visualize.detections import draw_detections, image_of_detections
 from tfdetr_keras.visualize.mistakes import Verdict, draw_mistakes, verdict
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "draw_attention",
     "draw_detections",
     "draw_mistakes",
+    "image_of_attention",
+    "image_of_detections",
     "plot_curves",
     "show_batch",
     "verdict",

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfdetr_keras.visualize.drawing import cell_scale, class_colour, dashed_frame, frames_with_captions, write_grid
+from tfdetr_keras.detections import Detections
+from tfdetr_keras.visualize.drawing import CELL, class_colour, dashed_frame, fitted, frames_with_captions, write_grid
 
 
 def draw_detections(
@@ -47,17 +48,31 @@ def draw_detections(
     write_grid(cells, path, columns)
 
 
+def image_of_detections(found: Detections, longest: int = CELL) -> Image.Image:
+    """Draws all that was found in an image, as `draw_detections` does.
+
+    Args:
+        found: by `model.detect(image)`.
+        longest: the picture's longer side, pixels.
+
+    Returns:
+        The picture, RGB.
+    """
+    rows = {"boxes": found.boxes, "labels": found.labels, "scores": found.scores}
+    names = dict(zip(found.labels.tolist(), found.names, strict=True))
+    return _draw_image(found.image, rows, None, names, 0.0, longest)
+
+
 def _draw_image(
     pixels: np.ndarray,
     found: Mapping[str, Any],
     truth: Mapping[str, Any] | None,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | Mapping[int, str],
     threshold: float,
+    longest: int = CELL,
 ) -> Image.Image:
     """One cell of the grid."""
-    image = Image.fromarray(pixels)
-    scale = cell_scale(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    image, scale = fitted(pixels, longest)
     draw = ImageDraw.Draw(image)
     if truth is not None:
         for box in np.asarray(truth["boxes"]) * scale:

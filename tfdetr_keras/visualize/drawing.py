@@ -19,9 +19,16 @@ TRUE_COLOUR = (255, 255, 255)
 DASH = 6
 
 
-def cell_scale(size: tuple[int, int]) -> float:
-    """By how much an image of `size` (width, height) is enlarged or shrunk to fit a cell."""
-    return CELL / max(size)
+def cell_scale(size: tuple[int, int], longest: int = CELL) -> float:
+    """By how much an image of `size` (width, height) is enlarged or shrunk until its longer side is `longest`."""
+    return longest / max(size)
+
+
+def fitted(pixels: np.ndarray, longest: int = CELL) -> tuple[Image.Image, float]:
+    """An image `(height, width, 3)` uint8 whose longer side was made `longest` pixels, and by how much."""
+    image = Image.fromarray(pixels)
+    scale = cell_scale(image.size, longest)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), scale
 
 
 @functools.cache

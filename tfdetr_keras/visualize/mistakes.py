@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask
 
-from tfdetr_keras.visualize.drawing import cell_scale, frames_with_captions, titled, write_grid
+from tfdetr_keras.visualize.drawing import fitted, frames_with_captions, titled, write_grid
 
 HIT, MISS, FALSE_ALARM = (40, 200, 80), (230, 40, 40), (255, 170, 0)
 
@@ -118,9 +118,7 @@ def _cell(
     seen: Verdict,
     class_names: Sequence[str],
 ) -> Image.Image:
-    image = Image.fromarray(pixels)
-    scale = cell_scale(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)))
+    image, scale = fitted(pixels)
     scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
     boxes, true_boxes = np.asarray(found["boxes"]).reshape(-1, 4), np.asarray(truth["boxes"]).reshape(-1, 4)
     drawn = [(boxes[row], HIT, f"{class_names[labels[row]]} {scores[row]:.2f}") for row in seen.hits]

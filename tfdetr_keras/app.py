@@ -1,0 +1,251 @@
+"""A page in the browser to try a model on: drop an image, move the threshold, see objects, and where the model looks.
+
+The model runs once for each image. The threshold and the choice of an object only draw anew what it found then. Gradio
+makes the page, and is told to load nothing from other machines and to report nothing to them.
+"""
+
+# Without `from __future__ import annotations`: gradio reads the annotations of the functions that it calls.
+
+import dataclasses
+import html
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from tfdetr_keras.data.image_files import records_of
+from tfdetr_keras.data.images import LARGEST_FILE, decode_image
+from tfdetr_keras.data.pipeline import prepare
+from tfdetr_keras.detections import Detections
+from tfdetr_keras.models import DETR
+from tfdetr_keras.visualize import image_of_attention, image_of_detections
+
+THRESHOLD = 0.5  # at the start
+LONGEST = 600  # pixels, the longer side of the pictures
+KEPT = 3600  # seconds, after which files of pictures are deleted; when the page ends, all are
+HEADERS = ("#", "name", "score", "box")
+FONT, CODE_FONT = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # those of the reader's machine
+STYLE = """
+.told {margin: 0; font-size: var(--text-lg)}
+.told.wrong {color: var(--error-text-color)}
+.picture .image-frame {padding-top: 2rem}
+.picture img {max-height: 28rem; object-fit: contain}
+"""
+
+
+class Look(NamedTuple):
+    """What came of one image.
+
+    Attributes:
+        file: its name.
+        found: all that the model found, however unsure, the surest first; None if something was wrong.
+        wrong: what.
+    """
+
+    file: str
+    found: Detections | None
+    wrong: str = ""
+
+
+class View(NamedTuple):
+    """What the page shows of a look.
+
+    Attributes:
+        told: a line of HTML that sums it up.
+        picture: the image with the objects.
+        rows: of the table: number from 1, name, score, and corners in pixels.
+        choices: description and place of each object that can be chosen.
+        chosen: the place of the object whose attention is shown.
+        attended: the picture of it.
+    """
+
+    told: str
+    picture: Image.Image | None = None
+    rows: tuple[tuple[int, str, str, str], ...] = ()
+    choices: tuple[tuple[str, int], ...] = ()
+    chosen: int | None = None
+    attended: Image.Image | None = None
+
+
+def require_gradio() -> None:
+    """Raises a `ValueError` where gradio is not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("to try a model in the browser, install gradio: pip install 'tfdetr-keras[app]'")
+
+
+def look_at(model: DETR, path: str | Path, size: tuple[int, int], pad_to: tuple[int, int] | None = None) -> Look:
+    """Runs a model over an image file, which may be none.
+
+    Args:
+        model: what is tried.
+        path: the file.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        pad_to: (height, width) of a fixed canvas, pixels.
+    """
+    file = Path(path).name
+    try:
+        pixels = decode_image(Path(path).read_bytes())
+    except ValueError as error:
+        return Look(file, None, f"{file} {error}")
+    try:
+        return Look(file, model.detect(pixels, size, threshold=0.0, attention=True, pad_to=pad_to))
+    except ValueError as error:  # it does not fit the canvas
+        return Look(file, None, f"{file}: {error}")
+
+
+def view(look: Look | None, threshold: float, chosen: int | None = None) -> View:
+    """What is to be seen of a look.
+
+    Args:
+        look: None before the first one.
+        threshold: only objects with a higher score are shown.
+        chosen: the place of the object whose attention is wanted; the surest if there is none at it.
+    """
+    if look is None:
+        return View('<p class="told">Drop an image to begin.</p>')
+    if look.found is None:
+        return View(f'<p class="told wrong" role="alert">{html.escape(look.wrong)}</p>')
+    sure = _surer_than(look.found, threshold)
+    if len(sure):
+        summary = f"{len(sure)} object{'s' * (len(sure) > 1)} above {threshold:.2f}"
+        chosen = chosen if chosen is not None and chosen < len(sure) else 0
+    else:
+        summary = f"nothing above {threshold:.2f}; the surest has {look.found.scores.max():.2f}"
+        chosen = None
+    corners = [", ".join(f"{side:.0f}" for side in row["box"]) for row in sure]
+    return View(
+        f'<p class="told" role="status"><b>{html.escape(look.file)}</b>: {summary}</p>',
+        image_of_detections(sure, LONGEST),
+        tuple((place + 1, row["name"], f"{row['score']:.2f}", corners[place]) for place, row in enumerate(sure)),
+        tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row in enumerate(sure)),
+        chosen,
+        attended_by(look, chosen),
+    )
+
+
+def attended_by(look: Look | None, chosen: int | None) -> Image.Image | None:
+    """The picture of what one object's query attends to."""
+    if look is None or look.found is None or chosen is None:
+        return None
+    return image_of_attention(look.found, chosen, LONGEST)
+
+
+def _surer_than(found: Detections, threshold: float) -> Detections:
+    """The objects with a higher score, which are the first ones."""
+    count = int((found.scores > threshold).sum())
+    first = {name: getattr(found, name)[:count] for name in ("scores", "labels", "boxes", "names", "attention")}
+    return dataclasses.replace(found, **first)
+
+
+def page(model: DETR, name: str, size: tuple[int, int] = (800, 1333), pad_to: tuple[int, int] | None = None) -> Any:
+    """Builds the page.
+
+    Args:
+        model: what is tried.
+        name: of the model, for the title.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        pad_to: (height, width) of a fixed canvas, pixels; as in training.
+
+    Returns:
+        `gradio.Blocks`, for `serve`.
+
+    Raises:
+        ValueError: gradio is not installed, or no image could have these sizes.
+    """
+    require_gradio()
+    import gradio
+
+    prepare(records_of([]), 1, size=size, pad_to=pad_to)  # which checks the sizes before there is an image
+
+    def dropped(path: str) -> tuple[Look, None, None]:
+        return look_at(model, path, size, pad_to), None, None  # nothing is chosen yet, and the field waits for more
+
+    def redrawn(look: Look | None, threshold: float, chosen: int | None) -> tuple[Any, ...]:
+        seen = view(look, threshold, chosen)
+        choice = gradio.Dropdown(choices=list(seen.choices), value=seen.chosen)
+        return seen.told, seen.picture, list(seen.rows), choice, seen.attended
+
+    def clicked(look: Look | None, event: gradio.SelectData) -> tuple[int, Image.Image | None]:
+        place = int(event.row_value[0]) - 1
+        return place, attended_by(look, place)
+
+    image: dict[str, Any] = {
+        "format": "png",
+        "interactive": False,
+        "buttons": ["download"],
+        "elem_classes": "picture",
+    }
+    with gradio.Blocks(title=f"{name} · tfdetr", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
+        look = gradio.State()
+        gradio.Markdown(f"<h1>{html.escape(name)}</h1>")
+        with gradio.Row():
+            with gradio.Column(min_width=320):
+                field = gradio.File(label="Image", file_types=["image"], height=140)
+            with gradio.Column(min_width=320):
+                threshold = gradio.Slider(0, 1, THRESHOLD, step=0.01, label="Threshold", buttons=[])
+                told = gradio.HTML(view(None, THRESHOLD).told)
+        with gradio.Row():
+            with gradio.Column(min_width=320):
+                picture = gradio.Image(label="Objects", **image)
+                table = gradio.Dataframe(
+                    label="Boxes: left, top, right, bottom in pixels",
+                    headers=list(HEADERS),
+                    interactive=False,
+                    buttons=[],
+                )
+            with gradio.Column(min_width=320):
+                attended = gradio.Image(label="Attention", **image)
+                chosen = gradio.Dropdown([], label="Attention of object", interactive=True)
+
+        redraw: dict[str, Any] = {
+            "fn": redrawn,
+            "inputs": [look, threshold, chosen],
+            "outputs": [told, picture, table, chosen, attended],
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
+        looked = field.upload(
+            dropped, field, [look, field, chosen], show_progress_on=[picture], api_visibility="private"
+        )
+        looked.then(**redraw)
+        threshold.change(**redraw, trigger_mode="always_last")
+        chosen.input(attended_by, [look, chosen], attended, show_progress="hidden", api_visibility="private")
+        table.select(clicked, look, [chosen, attended], show_progress="hidden", api_visibility="private")
+    return blocks
+
+
+def serve(blocks: Any, host: str = "127.0.0.1", port: int = 7860, browser: bool = False) -> str:
+    """Serves the page in the background, until `blocks.close()`.
+
+    Args:
+        blocks: the page.
+        host: address to listen at; "0.0.0.0" lets other machines in.
+        port: to listen at.
+        browser: whether it is opened in the user's browser.
+
+    Returns:
+        The page's address.
+    """
+    import gradio
+
+    # Gradio asks for its own page before it says that it is ready: past any proxy, which would not find it.
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), host, "localhost")
+    os.environ["no_proxy"] = ",".join(filter(None, direct))
+    _, address, _ = blocks.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=browser,
+        inline=False,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=LARGEST_FILE,
+        theme=gradio.themes.Default(font=FONT, font_mono=CODE_FONT),
+        css=STYLE,
+    )
+    return address
