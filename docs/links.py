@@ -46,6 +46,18 @@ def on_page_markdown(markdown, page, config, files):
     return _LINK.sub(resolve, markdown)
 
 
+def on_page_content(html, page, config, files):
+    """The same for notebooks, which come as HTML."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+
+    def resolve(match):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), match[1]))
+        return f'href="{files.get_file_from_path(target).url_relative_to(page.file)}{match[2] or ""}"'
+
+    return re.sub(r'href="([^"#:]+\.md)(#[^"]*)?"', resolve, html)
+
+
 def _page_of(path):
     """The place on the site of a file of the repository."""
     return OUTSIDE.get(path, path.removeprefix("docs/"))
