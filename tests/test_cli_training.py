@@ -104,6 +104,7 @@ def coco(folder, names):
     return ["--data", "coco", "--images", str(folder), "--annotations", str(path)]
 
 
+@pytest.mark.slow
 def test_a_set_of_its_own_for_validation_and_original_category_ids(tmp_path):
     data = coco(tmp_path, ["cat", "dog"])
     run = tmp_path / "run"

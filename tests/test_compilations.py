@@ -44,8 +44,9 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("canvases", [pytest.param("fixed", marks=pytest.mark.slow), "buckets"])
-@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("canvases", ["fixed", "buckets"])
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_one_compilation_a_shape(backend, canvases):
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), canvases],

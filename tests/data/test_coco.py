@@ -375,6 +375,7 @@ def test_whatever_a_segmentation_is_it_never_crashes(segmentation):
         assert mask.dtype == bool
 
 
+@pytest.mark.slow
 def test_a_large_set_costs_little_before_it_is_read(tmp_path, monkeypatch):
     count, per_image = 20_000, 4
     Image.new("RGB", (64, 48)).save(tmp_path / "one.png")

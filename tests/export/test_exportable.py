@@ -93,6 +93,7 @@ def test_a_saved_model_names_its_classes(smallest, tmp_path):
     assert (folder / "assets" / "class_names.txt").read_text(encoding="utf-8") == "cat\ndög\n"
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     for kind, name in {**NAMES, "keras": "folded.keras"}.items():
         path = tmp_path / name

@@ -71,7 +71,11 @@ def torch_weights(pair):
     }
 
 
-@pytest.mark.parametrize("table_transformer", [False, True], ids=["detr", "table-transformer"])
+@pytest.mark.parametrize(
+    "table_transformer",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["detr", "table-transformer"],
+)
 def test_ten_steps(tmp_path, table_transformer):
     pair = hugging_face_pair(tmp_path, "thin", **SMALL, table_transformer=table_transformer)
     before = torch_weights(pair)

@@ -59,7 +59,8 @@ def test_on_replicas(alone):
     assert measure(replicas=2, batch_size=16) == alone
 
 
-@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_on_other_backends(alone, backend):
     """Scores differ in their last digits, which may change the order of two detections."""
     metrics = measure(backend=backend, batch_size=16)
