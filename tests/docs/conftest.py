@@ -4,41 +4,54 @@ import shutil
 
 import pytest
 from PIL import Image
-from stand_ins import CANVAS, SIZE, shapes, write_coco
+from stand_ins import CANVAS, SIZE, SMALL, shapes, write_coco
 
 import port_weights
 import tfdetr_keras as td
 
 
+def make_checkpoint(folder):
+    """A small model in Hugging Face's form, of random weights and for images of usual sizes."""
+    port_weights.export(td.DETR(SMALL), folder)
+
+
+def make_run(folder):
+    """The folder of a short run."""
+    records, names = shapes(16, 1)
+    training, validation = td.data.split(records, 0.5)
+    settings = {"epochs": 1, "batch_size": 4, "size": SIZE, "pad_to": CANVAS, "max_boxes": 8}
+    td.fit_detector(training, names, folder, validation, "detr-tiny", **settings)
+
+
+def furnish(folder, checkpoint, run):
+    """Copies the stand-ins that all pages share into a folder.
+
+    `facebook/detr-resnet-50` is a folder there, so that nothing is fetched from the hub.
+    """
+    shutil.copytree(checkpoint, folder / "facebook" / "detr-resnet-50")
+    shutil.copytree(run, folder / "run")
+    write_coco(folder / "photos", folder / "train.json", 12)
+    shutil.copy(folder / "train.json", folder / "test.json")
+    Image.open(folder / "photos" / "0.png").convert("RGB").save(folder / "photo.jpg", quality=95)
+
+
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory):
-    """A small model in Hugging Face's form."""
     folder = tmp_path_factory.mktemp("checkpoint") / "detr"
-    port_weights.export("detr-tiny", folder, size=SIZE)
+    make_checkpoint(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """The folder of a short run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    records, names = shapes(16, 1)
-    training, validation = td.data.split(records, 0.5)
-    settings = {"epochs": 1, "batch_size": 4, "size": SIZE, "pad_to": CANVAS, "max_boxes": 8}
-    td.fit_detector(training, names, folder, validation, "detr-tiny", **settings)
+    make_run(folder)
     return folder
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, checkpoint_folder, finished_run):
-    """The folder that a page's code runs in.
-
-    `facebook/detr-resnet-50` is a folder there, so that nothing is fetched from the hub.
-    """
-    shutil.copytree(checkpoint_folder, tmp_path / "facebook" / "detr-resnet-50")
-    shutil.copytree(finished_run, tmp_path / "run")
-    write_coco(tmp_path / "photos", tmp_path / "train.json", 12)
-    shutil.copy(tmp_path / "train.json", tmp_path / "test.json")
-    Image.open(tmp_path / "photos" / "0.png").convert("RGB").save(tmp_path / "photo.jpg", quality=95)
+    """The folder that a page's code runs in."""
+    furnish(tmp_path, checkpoint_folder, finished_run)
     monkeypatch.chdir(tmp_path)
     return tmp_path

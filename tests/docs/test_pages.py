@@ -3,9 +3,13 @@
 Each page has a folder of its own with small stand-ins for what it speaks of; see `workplace`.
 """
 
+import shutil
+from pathlib import Path
+
 import pytest
 from code_blocks import DOCS, READ, REPOSITORY, RUN, blocks_of, run_page
-from stand_ins import write_voc
+from own_process import in_own_process
+from stand_ins import CLASSES, prepared_builder, write_coco, write_csv, write_images, write_lines, write_voc, write_yolo
 
 # Pages whose code needs more than a folder with stand-ins have a test of their own.
 ELSEWHERE = {
@@ -13,7 +17,6 @@ ELSEWHERE = {
     "getting-started.md": "tests/docs/test_getting_started.py",
     "scale.md": "tests/docs/test_scale_page.py",
 }
-README = REPOSITORY / "README.md"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
@@ -34,11 +37,87 @@ def test_the_pages_own_tests_exist(test):
     [name for name in PAGES if name not in ELSEWHERE and any(b.language in RUN for b in blocks_of(DOCS / name))],
 )
 def test_the_page_runs_as_written(name, workplace):
-    stage = STAGES.get(name)
-    run_page(DOCS / name, {"__name__": "page", **(stage(workplace) or {} if stage else {})})
+    in_own_process(run_on_its_stage, workplace, name)
+
+
+def run_on_its_stage(name):
+    """Runs a page in the current folder, and checks what came of it."""
+    folder = Path.cwd()
+    stage, check = STAGES.get(name), CHECKS.get(name)
+    names = stage(folder) or {} if stage else {}
+    # Of this page each block is another person's, who begins a run of that name.
+    before = (lambda block: shutil.rmtree("run")) if name == "fine-tuning.md" else None
+    names, printed = run_page(DOCS / name, {"__name__": "page", **names}, before)
+    if check:
+        check(folder, names, printed)
+
+
+def _fine_tuning(folder):
+    """Few images, for many epochs; those of BCCD are squares, which fit on the canvas whichever side is the longer."""
+    write_coco(folder / "photos", folder / "train.json", 5)
+    write_images(folder / "photos" / "new", 2)
+    images, annotations, lists = (folder / "BCCD" / name for name in ("JPEGImages", "Annotations", "ImageSets"))
+    names = write_voc(images, annotations, 10, size=(64, 64))
+    parts = {"val": ["0"], "test": ["4"]}  # which have all classes
+    parts["train"] = [name for name in names if name not in ("0", "4")]
+    for part, chosen in parts.items():
+        write_lines(lists / "Main" / f"{part}.txt", chosen)
+
+
+def _voc(folder):
+    names = write_voc(folder / "JPEGImages", folder / "Annotations", 6)
+    write_lines(folder / "ImageSets" / "Main" / "train.txt", names[:4])
+    write_lines(folder / "ImageSets" / "Main" / "val.txt", names[4:])
+    write_lines(folder / "classes.txt", CLASSES)
+
+
+def _yolo(folder):
+    write_yolo(folder / "shapes", "train", 6)
+    write_yolo(folder / "shapes", "val", 3, seed=4)
 
 
 # What a page needs beyond the workplace: each writes into its folder, and may give names that its programs know.
 STAGES = {
-    "data/voc.md": lambda folder: write_voc(folder / "JPEGImages", folder / "Annotations", 6),
+    "data/own.md": lambda folder: write_csv(folder / "photos", folder / "boxes.csv", 12),
+    "data/tfds.md": lambda folder: prepared_builder(folder / "tensorflow_datasets", 6) and None,
+    "data/voc.md": _voc,
+    "data/yolo.md": _yolo,
+    "fine-tuning.md": _fine_tuning,
+    "share.md": lambda folder: shutil.copytree(folder / "run", folder / "me" / "detector") and None,
+}
+
+
+def _check_data(folder, names, printed):
+    inputs, targets = names["inputs"], names["targets"]
+    assert set(inputs) == {"pixel_values", "pixel_mask"}
+    assert (folder / "look.png").is_file()
+    assert (targets["labels"].numpy() >= 0).any()
+
+
+def _check_evaluate(folder, names, printed):
+    assert {path.name for path in (folder / "results").iterdir()} == {"metrics.json", "detections.json"}
+    assert (folder / "mistakes.png").is_file()
+
+
+def _check_port(folder, names, printed):
+    assert "opened, and so run" not in printed  # by the pickle
+    assert {path.name for path in (folder / "for-transformers").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert (folder / "for-facebookresearch.pth").is_file()
+
+
+def _check_predict(folder, names, printed):
+    for picture in ("attention.png", "detections.png", "found/detections.json"):
+        assert (folder / picture).is_file()
+
+
+# What is to come of a page beyond the output that it shows.
+CHECKS = {
+    "data/index.md": _check_data,
+    "evaluate.md": _check_evaluate,
+    "port.md": _check_port,
+    "predict.md": _check_predict,
 }

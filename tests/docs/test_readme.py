@@ -1,21 +1,150 @@
-"""The README's fine-tuning example, as a user copies it."""
+"""README.md's programs and commands, each as a user copies it."""
 
-import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from code_blocks import REPOSITORY, RUN, blocks_of, run_page
+from own_process import in_own_process
+from stand_ins import CANVAS, CLASSES, SIZE, prepared_builder, shapes, write_coco, write_images, write_voc, write_yolo
 
-README = Path(__file__).parents[1] / "README.md"
+import tfdetr_keras as td
+
+README = REPOSITORY / "README.md"
+# They set up an environment and run all tests.
+LEFT_OUT = ("make ", "pip install")
+# Each block is another person's: what an earlier one wrote under these names is no concern of the next.
+WRITTEN = ("run", "served", "found")
+
+
+def furnish(workplace):
+    """Puts into the workplace everything else that the README speaks of; gives the names that its programs know."""
+    # Few images, for fifty epochs at 800 × 1333.
+    write_coco(workplace / "photos", workplace / "train.json", 5)
+    write_images(workplace / "photos" / "new", 2)
+    write_coco(workplace / "images", workplace / "annotations.json", 8)
+    for name in ("held_out.json", "instances.json"):
+        shutil.copy(workplace / "annotations.json", workplace / name)
+    write_voc(workplace / "JPEGImages", workplace / "Annotations", 4)
+    write_yolo(workplace / "folder", "train", 4)
+    records, names = shapes(4, 3)
+    td.data.write_tfrecord(records, workplace / "folder", names)
+    shutil.copytree(workplace / "facebook" / "detr-resnet-50", workplace / "SOURCE")
+
+    many, _ = shapes(24, 3)  # enough for a whole batch of one shape
+    own = many.map(
+        lambda record: {
+            "photo": record["image"],
+            "objects": {
+                "box": tf.concat([record["boxes"][:, :2], record["boxes"][:, 2:] - record["boxes"][:, :2]], axis=1),
+                "kind": tf.gather(list(CLASSES), record["labels"]),
+            },
+        }
+    )
+    [(inputs, targets)] = td.data.prepare(records, 4, size=SIZE, pad_to=CANVAS).take(1)
+    return {
+        "builder": prepared_builder(workplace / "tensorflow_datasets", 4),
+        "dataset": own,
+        "source": "detr-tiny",
+        "outputs": td.DETR.from_pretrained("detr-tiny")(inputs),
+        "targets": targets,
+        "cost": np.random.default_rng(0).random((2, 3, 5), np.float32),
+    }
 
 
 @pytest.mark.slow
-def test_the_fine_tuning_example_works_as_written(tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    [example] = [block for block in blocks if "td.fit_detector(" in block]
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    exec(compile(example, str(README), "exec"), namespace)
-    assert namespace["model"].id2label == {0: "star", 1: "cross", 2: "ring"}
-    assert (tmp_path / "run" / "report.md").is_file()
-    assert namespace["run"].metrics["AP50"] > 0.05  # five short epochs; before them it is 0
-    assert "star" in capsys.readouterr().out
+def test_every_block_runs_as_written(workplace):
+    in_own_process(run_readme, workplace)
+
+
+def run_readme():
+    """Runs all of it in the current folder."""
+    folder = Path.cwd()
+    given = furnish(folder)
+    namespace = {"__name__": "README", **given}
+    seen = []
+
+    def before(block):
+        """Looks at what the block before this one left, and clears the table."""
+        if seen:
+            check(seen[-1].code, folder, namespace)
+        seen.append(block)
+        for name in WRITTEN:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        if "from_dataset" in block.code:
+            namespace["dataset"] = given["dataset"]  # another block has its own of this name
+
+    run_page(README, namespace, before, LEFT_OUT)
+    check(seen[-1].code, folder, namespace)
+    blocks = [block for block in blocks_of(README) if block.language in RUN]
+    assert [block for block in blocks if block not in seen] == blocks[:1]  # `make demo`, `make test`
+    assert set(CHECKS) <= {key for block in seen for key in CHECKS if key in block.code}
+
+
+def check(code, folder, names):
+    """What is to come of a block, told by a piece of its code."""
+    for piece, look in CHECKS.items():
+        if piece in code:
+            look(folder, names)
+
+
+def _fine_tuned(folder, names):
+    assert names["model"].id2label == dict(enumerate(CLASSES))
+    assert (folder / "run" / "report.md").is_file()
+    assert names["run"].metrics["AP50"] > 0.05  # five short epochs; before them it is 0
+
+
+def _on_the_command_line(folder, names):
+    assert (folder / "run" / "best.keras").is_file()
+    assert (folder / "found" / "detections.json").is_file()
+    assert (folder / "served" / "saved_model.pb").is_file()
+
+
+def _plain_keras(folder, names):
+    assert np.isfinite(names["model"].history.history["val_AP"]).all()
+    assert (folder / "detector.keras").is_file()
+
+
+def _looked_at(folder, names):
+    assert isinstance(names["found"], td.Detections)
+    assert (folder / "attention.png").is_file()
+    assert (folder / "served" / "saved_model.pb").is_file()
+
+
+def _readers(folder, names):
+    assert names["names"] == list(CLASSES)
+    inputs, targets = next(iter(names["train"]))
+    assert targets["labels"].shape == (4, 100)
+    assert tuple(inputs["pixel_values"].shape[1:3]) in {(480, 480), (480, 608), (608, 480)}
+
+
+def _loss(folder, names):
+    assert set(names["losses"]) >= {"loss", "loss_ce", "loss_bbox", "loss_giou"}
+    assert names["columns"].shape == (2, 3)
+
+
+def _ported(folder, names):
+    assert (folder / "OUT.keras").is_file()
+
+
+def _back(folder, names):
+    assert {path.name for path in (folder / "detector-hf").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    assert (folder / "detector.pth").is_file()
+
+
+CHECKS = {
+    "td.fit_detector(": _fine_tuned,
+    "tfdetr train": _on_the_command_line,
+    "model.fit(": _plain_keras,
+    "model.detect(": _looked_at,
+    "from_dataset(": _readers,
+    "td.SetCriterion(": _loss,
+    "port_weights convert": _ported,
+    "export_pth(": _back,
+}
