@@ -19,7 +19,7 @@ from port_weights.checkpoints import PICKLES
 logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20  # bytes
 
 
@@ -43,7 +43,7 @@ class Commit:
 
 def is_hub_id(source: Any) -> bool:
     """Whether a source has the form owner/name, and nothing of that name is at hand, nor is it that of a file."""
-    if not isinstance(source, (str, os.PathLike)) or not _HUB_ID.fullmatch(os.fspath(source)):
+    if not isinstance(source, (str, os.PathLike)) or not HUB_ID.fullmatch(os.fspath(source)):
         return False
     path = Path(source)
     return not path.exists() and path.suffix not in (".safetensors", ".keras", *PICKLES)

@@ -129,6 +129,15 @@ def test_a_run_without_validation_or_names(records, tmp_path):
     assert data.license is None
 
 
+@pytest.mark.parametrize("pad_to", ["buckets", [[64, 64], [64, 96]]])
+def test_several_canvases_are_none_of_the_models_own(run, tmp_path, pad_to):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    config["settings"]["pad_to"] = pad_to
+    (copy / "config.json").write_text(json.dumps(config))
+    assert RunFolder(copy).sizes == {"size": SIZE, "pad_to": None}
+
+
 def test_a_base_model_of_the_hub_is_named(run, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text()) | {"source": "facebook/detr-resnet-50"}

@@ -79,14 +79,13 @@ def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
     if size is None:
         size = trained.get("size", (800, 1333))
         pad_to = pad_to or trained.get("pad_to")
-    pad_to = tuple(pad_to) if isinstance(pad_to, (list, tuple)) else None  # one model, one image: no buckets
-    return {"size": tuple(size), "pad_to": pad_to}
+    return {"size": tuple(size), "pad_to": tuple(pad_to) if pad_to else None}
 
 
 def _trained_on(model: str) -> dict[str, Any]:
     """The size, and the canvas if there was one, that a model's own files tell."""
     if is_run(model):
-        return RunFolder(model).config()["settings"]
+        return RunFolder(model).sizes
     source = fetch(model).folder if is_hub_id(model) else find_source(model)
     described = Path(source) / "preprocessor_config.json"
     told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}

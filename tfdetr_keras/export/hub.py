@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
 import port_weights
 from port_weights.export import FILES as WEIGHT_FILES
+from port_weights.hub import HUB_ID
 from tfdetr_keras.atomic import check_new_folder, whole_folder
 from tfdetr_keras.export.model_card import model_card
 from tfdetr_keras.training.run_folder import CURVES, METRICS, PREDICTIONS, RunFolder
@@ -47,17 +47,15 @@ def hub(
     run, path = run if isinstance(run, RunFolder) else RunFolder(run), Path(path)
     check_new_folder(path, NAMES, overwrite)
     repository = repository or f"OWNER/{path.resolve().name}"
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not HUB_ID.fullmatch(repository):
         raise ValueError(f"repository={repository!r} must have the form owner/name")
-    model, settings = run.load_model(), run.config()["settings"]
-    canvas = settings["pad_to"]
+    model = run.load_model()
     with whole_folder(path) as written:
         port_weights.export(
             model,
             written,
             backbone="timm" if model.config.backbone.dilation else "hugging-face",
-            size=tuple(settings["size"]),
-            pad_to=tuple(canvas) if isinstance(canvas, (list, tuple)) else None,
+            **run.sizes,
         )
         for name in COPIED:
             if (run.path / name).is_file():

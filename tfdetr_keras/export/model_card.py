@@ -72,7 +72,7 @@ def model_card(
         *_picture(run, PREDICTIONS, "Predictions (solid) and true boxes (dashed) on validation images"),
         "## Use",
         "",
-        *_use(config, repository),
+        *_use(run, repository),
         "## Data",
         "",
         *([f"Data set: {dataset}.", ""] if dataset else []),
@@ -102,16 +102,14 @@ def _source(source: str) -> str:
     return source if is_hub_id(source) else source.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
-def _use(config: dict[str, Any], repository: str) -> Sequence[str]:
-    settings = config["settings"]
-    size, canvas = tuple(settings["size"]), settings["pad_to"]
-    padded = f", pad_to={tuple(canvas)}" if isinstance(canvas, (list, tuple)) else ""
+def _use(run: RunFolder, repository: str) -> Sequence[str]:
+    sizes = ", ".join(f"{name}={value}" for name, value in run.sizes.items() if value)
     return [
         "```python",
         "import tfdetr_keras as td",
         "",
         f'model = td.DETR.from_pretrained("{repository}")',
-        f'print(model.detect("photo.jpg", size={size}{padded}))',
+        f'print(model.detect("photo.jpg", {sizes}))',
         "```",
         "",
         "or, in PyTorch,",

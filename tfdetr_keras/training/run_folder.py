@@ -146,6 +146,13 @@ class RunFolder:
         return path
 
     @property
+    def sizes(self) -> dict[str, Any]:
+        """How images were brought to the model: `size`, and `pad_to`, None unless all had one canvas."""
+        settings = self.config()["settings"]
+        canvas = settings["pad_to"]
+        return {"size": tuple(settings["size"]), "pad_to": tuple(canvas) if _is_canvas(canvas) else None}
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `coco_metrics`.
 
@@ -225,6 +232,11 @@ class RunFolder:
     def state_path(self) -> Path:
         """The file that `resume` goes on from."""
         return self.path / STATE
+
+
+def _is_canvas(pad_to: Any) -> bool:
+    """Whether it is one (height, width), not "buckets" nor a list of several."""
+    return isinstance(pad_to, (list, tuple)) and all(isinstance(side, int) for side in pad_to)
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
