@@ -13,6 +13,7 @@ from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.workers import number_of_workers
@@ -25,6 +26,7 @@ def detect(
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
     threshold: float = 0.5,
+    size_rule: SizeRule = "huggingface",
 ) -> Iterator[dict[str, Any]]:
     """Detects objects in images.
 
@@ -36,6 +38,7 @@ def detect(
         batch_size: images a batch; the padding of a batch changes the answers a little, 1 has none.
         pad_to: (height, width) of a fixed canvas, pixels.
         threshold: only detections with a higher score are given.
+        size_rule: by which rule images are resized, see `prepare`; "table" for Table Transformer.
 
     Yields:
         Per record, in order, `{"image_id": int, "scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32
@@ -44,7 +47,7 @@ def detect(
     Raises:
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
     """
-    batches = prepare(records, batch_size, size=size, pad_to=pad_to)
+    batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
     forward = forward_function(model, batches.element_spec[0])
     with readable_errors():
         for inputs, targets in batches:
@@ -61,6 +64,7 @@ def detect_images(
     urls: bool = False,
     attention: bool = False,
     pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
 ) -> Detections | list[Detections]:
     """Detects objects in images of whatever kind; what `DETR.detect` calls.
 
@@ -75,6 +79,7 @@ def detect_images(
         urls: whether text that begins with http:// or https:// is fetched.
         attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
         pad_to: (height, width) of a fixed canvas, pixels; as in training.
+        size_rule: by which rule images are resized, see `prepare`; as in training.
 
     Returns:
         The detections of each image, the surest first; of one image alone if `images` is one.
@@ -87,9 +92,9 @@ def detect_images(
     if not pixels:
         return []
     found = (
-        _detect_with_attention(model, pixels, size, threshold, pad_to)
+        _detect_with_attention(model, pixels, size, threshold, pad_to, size_rule)
         if attention
-        else detect(model, records_of(pixels), size, pad_to=pad_to, threshold=threshold)
+        else detect(model, records_of(pixels), size, pad_to=pad_to, threshold=threshold, size_rule=size_rule)
     )
     results = [_detections(model.id2label, image, result) for image, result in zip(pixels, found, strict=True)]
     return results[0] if is_one else results
@@ -110,10 +115,11 @@ def _detect_with_attention(
     size: tuple[int, int],
     threshold: float,
     pad_to: tuple[int, int] | None,
+    size_rule: SizeRule,
 ) -> Iterator[dict[str, Any]]:
     """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
     with readable_errors():
-        for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to):
+        for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to, size_rule=size_rule):
             stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
             [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
             weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]

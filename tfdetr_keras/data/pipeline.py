@@ -72,7 +72,8 @@ def prepare(
         shard: (number of shards, index of this one): every so many-th record, for one of several workers.
         deterministic: whether batches come in the same order on every run; False is faster where images differ much in
             the time that they take.
-        size_rule: "huggingface", or "facebook" (differs by some pixels where the longest edge is reached).
+        size_rule: "huggingface", "facebook" (differs by some pixels where the longest edge is reached), or "table", of
+            Table Transformer: the longer side gets `size`'s longest edge, whatever the shorter one is.
         box_reference: "image": boxes are relative to the image without its padding, as the published weights were
             trained; "padded": to the canvas, as Hugging Face's image processor makes them.
 
@@ -118,7 +119,7 @@ def prepare(
 
     records = reader.records(entries, deterministic)
     examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
-    canvases = buckets(size) if isinstance(pad_to, str) else pad_to
+    canvases = buckets(size, size_rule) if isinstance(pad_to, str) else pad_to
     return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference)
 
 

@@ -1,8 +1,9 @@
 """Recipes of augmentation: from a record and a seed to the resized record that a model is trained on.
 
 `paper` is facebookresearch's (DETR, section 4 and appendix A.4), in proportion to the size asked for: the sides of
-480 … 800 that it gives for 800 are 0.6 … 1 of it. It differs in one thing: where the original enlarges or shrinks the
-image, crops it, and resizes it again, the window is cut from the original pixels here, and resized once.
+480 … 800 that it gives for 800 are 0.6 … 1 of it (of the longer side by Table Transformer's rule). It differs in one
+thing: where the original enlarges or shrinks the image, crops it, and resizes it again, the window is cut from the
+original pixels here, and resized once.
 """
 
 from collections.abc import Callable
@@ -49,8 +50,9 @@ def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     whole = tf.stack([0, 0, height, width])
     window = tf.cond(crops, lambda: _random_window(height, width, seeds[1], resize.shortest_edge), lambda: whole)
     record = transforms.random_horizontal_flip(transforms.crop(record, window), seeds[2])
-    edges = tf.constant([max(round(resize.shortest_edge * scale), 1) for scale in SCALES])
-    return evaluation(record, resize._replace(shortest_edge=_choice(edges, seeds[3])))
+    wanted = "longest_edge" if resize.rule == "table" else "shortest_edge"
+    edges = tf.constant([max(round(getattr(resize, wanted) * scale), 1) for scale in SCALES])
+    return evaluation(record, resize._replace(**{wanted: _choice(edges, seeds[3])}))
 
 
 RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {

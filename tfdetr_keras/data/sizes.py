@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-SizeRule = Literal["huggingface", "facebook"]
+SizeRule = Literal["huggingface", "facebook", "table"]
 NO_LIMIT = 2**31 - 1  # as longest_edge
 BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
 BUCKET_MULTIPLE = 32  # of pixels: the stride of the trunk
@@ -15,9 +15,9 @@ class Resize(NamedTuple):
     """How images are resized.
 
     Attributes:
-        shortest_edge: wanted length of the shorter side, pixels.
-        longest_edge: limit of the longer side, pixels.
-        rule: "huggingface" or "facebook", see `target_size`.
+        shortest_edge: wanted length of the shorter side, pixels; "table" does not look at it.
+        longest_edge: limit of the longer side, pixels; with "table", its length.
+        rule: "huggingface", "facebook" or "table", see `target_size`.
         strict: whether the limit is never passed, not by the references' rounding either: for canvases of that size.
     """
 
@@ -28,12 +28,18 @@ class Resize(NamedTuple):
 
 
 def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives the size to which the Hugging Face image processor resizes an image, to the pixel; or facebookresearch.
+    """Gives the size to which an image is resized, to the pixel, by the rule of the model's authors.
 
-    The shorter side becomes `shortest_edge`, unless the longer one would pass `longest_edge`: then the shorter side is
-    rounded (half to even), and the longer one computed from the unrounded value (Hugging Face) or from the rounded one
-    (facebookresearch), and truncated. So the latter may pass the limit, by half its ratio to the shorter; and both do
-    with an image whose shorter side has its length already, and which they leave as it is.
+    By Hugging Face's image processor and by facebookresearch, the shorter side becomes `shortest_edge`, unless the
+    longer one would pass `longest_edge`: then the shorter side is rounded (half to even), and the longer one computed
+    from the unrounded value (Hugging Face) or from the rounded one (facebookresearch), and truncated. So the latter may
+    pass the limit, by half its ratio to the shorter; and both do with an image whose shorter side has its length
+    already, and which they leave as it is.
+
+    By Table Transformer ("table"), the longer side becomes `longest_edge`, of small images, too, and the shorter one
+    follows, rounded (half to even). Hugging Face's rule does the same where both edges are alike, say 800, but for a
+    pixel where it truncates 799.99…, and for the images that it leaves as they are. With 800 and 1000 it makes a square
+    image one of 800 pixels, not of 1000.
 
     Args:
         height: integer tensor of any shape, pixels.
@@ -44,12 +50,16 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
         Height and width, int32 of the arguments' shape, at least 1: of images narrower than a pixel both references
         make none at all.
 
-    Source: `transformers.image_transforms.get_size_with_aspect_ratio` and facebookresearch/detr,
-    `datasets/transforms.py`; float64 as Python's floats.
+    Source: `transformers.image_transforms.get_size_with_aspect_ratio`; facebookresearch/detr,
+    `datasets/transforms.py`; microsoft/table-transformer, `src/inference.py`, where the longer side is 800 for
+    detection and 1000 for structure recognition. In float64, as Python's floats.
     """
     height, width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
     shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
     edge, limit = tf.cast(resize.shortest_edge, tf.float64), tf.cast(resize.longest_edge, tf.float64)
+    if resize.rule == "table":
+        scale = limit / longer
+        return _whole(tf.round(scale * height), tf.round(scale * width))
     limited = longer / shorter * edge > limit
     unrounded = tf.where(limited, limit * shorter / longer, edge)
     edge = tf.where(limited, tf.round(unrounded), edge)
@@ -58,23 +68,30 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     scaled = tf.minimum(scaled, limit) if resize.strict else scaled
     portrait = width < height
     new_height, new_width = tf.where(portrait, scaled, edge), tf.where(portrait, edge, scaled)
-    return tf.cast(tf.maximum(new_height, 1), tf.int32), tf.cast(tf.maximum(new_width, 1), tf.int32)
+    return _whole(new_height, new_width)
 
 
-def buckets(size: tuple[int, int]) -> list[tuple[int, int]]:
+def _whole(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.cast(tf.maximum(height, 1), tf.int32), tf.cast(tf.maximum(width, 1), tf.int32)
+
+
+def buckets(size: tuple[int, int], rule: SizeRule = "huggingface") -> list[tuple[int, int]]:
     """A few canvases onto which images resized to `size` can be padded with little waste.
 
     Args:
         size: (shortest_edge, longest_edge), pixels.
+        rule: by which images are resized. With "table", the longer side has always its length, and it is the shorter
+            one that differs: the canvases are from `shortest_edge` to `longest_edge` wide.
 
     Returns:
         (height, width) of each, pixels, in multiples of 32, by area. The last two hold every image, upright or lying,
-        that was resized strictly.
+        that was resized strictly; with "table" the last one does.
     """
     shortest, longest = size
     lengths = [shortest + (longest - shortest) * step / BUCKET_STEPS for step in range(BUCKET_STEPS + 1)]
     sides = [-int(-length // BUCKET_MULTIPLE) * BUCKET_MULTIPLE for length in lengths]
-    canvases = {canvas for side in sides for canvas in ((sides[0], side), (side, sides[0]))}
+    fixed = sides[-1] if rule == "table" else sides[0]
+    canvases = {canvas for side in sides for canvas in ((fixed, side), (side, fixed))}
     return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
 
 
