@@ -76,12 +76,12 @@ def frames_with_captions(
     # All frames first, then the captions: none is hidden behind a frame.
     for box, colour in zip(inside, colours, strict=True):
         draw.rectangle(box, outline=colour, width=FRAME)
-    plates = [_plate(draw, caption) for caption in captions]
+    plates = [plate_of(draw, caption) for caption in captions]
     obstacles = [box for box, plate in zip(inside, plates, strict=True) if _area(box) < SMALL * plate[0] * plate[1]]
     for box, colour, caption, plate in zip(inside, colours, captions, plates, strict=True):
-        corner = _free_place(box, plate, size, obstacles)
+        corner = free_place(box, plate, size, obstacles)
         obstacles.append([*corner, corner[0] + plate[0], corner[1] + plate[1]])
-        _caption(draw, corner, plate, caption, colour)
+        caption_on_plate(draw, corner, plate, caption, colour)
 
 
 def dashed_frame(draw: ImageDraw.ImageDraw, box: list[float]) -> None:
@@ -122,13 +122,13 @@ def class_colour(label: int) -> tuple[int, ...]:
     return tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.85, 0.95))
 
 
-def _plate(draw: ImageDraw.ImageDraw, text: str) -> tuple[float, float]:
+def plate_of(draw: ImageDraw.ImageDraw, text: str) -> tuple[float, float]:
     """Width and height of a caption's plate."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font())
     return right - left + 2 * MARGIN, bottom - top + 2 * MARGIN
 
 
-def _free_place(
+def free_place(
     box: list[float], plate: tuple[float, float], size: tuple[int, int], obstacles: Sequence[list[float]]
 ) -> tuple[float, float]:
     """The top left corner of a plate at its box and inside the image, where it covers the obstacles least."""
@@ -155,7 +155,7 @@ def _area(box: list[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _caption(
+def caption_on_plate(
     draw: ImageDraw.ImageDraw,
     corner: tuple[float, float],
     plate: tuple[float, float],

@@ -1,0 +1,389 @@
+"""From the outputs of a model with a mask head to segments: instances, panoptic and semantic maps, masks of objects.
+
+The rules are those of transformers' `DetrImageProcessor`, its peculiarities included, so that a ported model gives what
+it gave there; each function names them. One is left out on request: masks cover the canvas that a batch was padded to,
+and transformers stretches the canvas, padding and all, over the image. With `pixel_mask` it is cut off first.
+
+Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 5 ("DETR for panoptic
+segmentation").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from tfdetr_keras.postprocess import confident, post_process, sigmoid, softmax
+
+NOTHING = -1  # fills the map of an image in which no query was confident
+
+
+def post_process_instance(
+    outputs: Mapping[str, Any],
+    target_sizes: Any = None,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    pixel_mask: Any = None,
+) -> list[dict[str, Any]]:
+    """Turns logits and masks into one map of objects per image: `post_process_panoptic` where nothing is fused.
+
+    For masks that may overlap, and for mask AP, see `post_process_masks`.
+
+    Args:
+        outputs: see `post_process_panoptic`.
+        target_sizes: see `post_process_panoptic`.
+        threshold: see `post_process_panoptic`.
+        mask_threshold: see `post_process_panoptic`.
+        overlap_mask_area_threshold: see `post_process_panoptic`.
+        pixel_mask: see `post_process_panoptic`.
+
+    Returns:
+        As `post_process_panoptic`; `was_fused` is False.
+
+    Raises:
+        ValueError: see `post_process_panoptic`.
+
+    Source:
+        transformers 5, `DetrImageProcessor.post_process_instance_segmentation`.
+    """
+    return post_process_panoptic(
+        outputs, target_sizes, threshold, mask_threshold, overlap_mask_area_threshold, (), pixel_mask
+    )
+
+
+def post_process_panoptic(
+    outputs: Mapping[str, Any],
+    target_sizes: Any = None,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    label_ids_to_fuse: Collection[int] = (),
+    pixel_mask: Any = None,
+) -> list[dict[str, Any]]:
+    """Turns logits and masks into one map of segments per image, in which each pixel belongs to one segment at most.
+
+    Queries whose most likely class, "no object" among them, is a real one and more probable than `threshold` compete
+    for the pixels: each pixel goes to the highest product of the query's probability and the mask's probability there,
+    of equal ones to the first query's. A query becomes a segment if the pixels that it won are more than
+    `overlap_mask_area_threshold` times those where its product reaches `mask_threshold`. Ids count from 1 in the order
+    of the queries; later segments of a label in `label_ids_to_fuse` take the id of the first.
+
+    Where this may surprise, it is as in transformers:
+
+    - A pixel that no mask covers still goes to a query, as one product is always the highest: segments are cut out of
+      the whole image, not out of the masks.
+    - `mask_threshold` is compared with the product, so the area of an unsure query counts as smaller.
+    - Pixels that a rejected query won are 0, in the map of no segment; but an image without any confident query is -1
+      throughout.
+    - A fused segment has one entry in `segments_info` per query, each with that query's score.
+    - After a fusion ids count on from the fused one. A segment that follows can so get the id of another, of another
+      label even; where that matters, as for panoptic quality, fuse after the fact with `post_process_instance`.
+
+    Args:
+        outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, and `pred_masks`
+            `(batch, queries, h, w)` logits over the canvas.
+        target_sizes: `(batch, 2)` height and width in pixels of each result, usually of the original image; None
+            leaves masks at their resolution, or with `pixel_mask` at that of the image on the canvas.
+        threshold: only queries with a score > threshold take part.
+        mask_threshold: from which product on a pixel counts as one of the query's own.
+        overlap_mask_area_threshold: the ratio that a segment's pixels must exceed.
+        label_ids_to_fuse: labels of which an image has one segment at most, as sky.
+        pixel_mask: `(batch, height, width)`, 1 = image, 0 = padding, as the model was given it: masks are enlarged to
+            this canvas and cropped to the image before they are brought to their size.
+
+    Returns:
+        Per image `{"segmentation": (height, width) int32 of ids, "segments_info": [{"id": int, "label_id": int,
+        "was_fused": bool, "score": float}, …]}`.
+
+    Raises:
+        ValueError: outputs without masks; `target_sizes` or `pixel_mask` that do not fit them.
+
+    Source:
+        transformers 5, `DetrImageProcessor.post_process_panoptic_segmentation`.
+    """
+    masks = _masks(outputs)
+    probabilities = softmax(np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32))
+    labels, scores = probabilities.argmax(-1), probabilities.max(-1)
+    keep = (labels != probabilities.shape[-1] - 1) & (scores > float(threshold))
+    results = []
+    for place, frame in enumerate(_frames(masks, target_sizes, pixel_mask)):
+        kept = np.flatnonzero(keep[place])
+        if not len(kept):
+            results.append({"segmentation": np.full(frame.size, NOTHING, np.int32), "segments_info": []})
+            continue
+        products = (frame.resized(sigmoid(masks[place, query])) * scores[place, query] for query in kept)
+        owners, own_areas = _shared_out(products, len(kept), frame.size, float(mask_threshold))
+        won_areas = np.bincount(owners.ravel(), minlength=len(kept))
+        ids, segments_info = _numbered(
+            labels[place, kept],
+            scores[place, kept],
+            won_areas,
+            own_areas,
+            overlap_mask_area_threshold,
+            label_ids_to_fuse,
+        )
+        results.append({"segmentation": ids[owners], "segments_info": segments_info})
+    return results
+
+
+def post_process_semantic(
+    outputs: Mapping[str, Any], target_sizes: Any = None, pixel_mask: Any = None
+) -> list[np.ndarray]:
+    """Turns logits and masks into one map of classes per image.
+
+    A class's value at a pixel is the sum over all queries of the query's probability of it times the mask's probability
+    there; the highest one gets the pixel. "No object" is no candidate, so each pixel has a real class.
+
+    Args:
+        outputs: see `post_process_panoptic`.
+        target_sizes: see `post_process_panoptic`.
+        pixel_mask: see `post_process_panoptic`.
+
+    Returns:
+        Per image `(height, width)` int32, labels.
+
+    Raises:
+        ValueError: see `post_process_panoptic`.
+
+    Source:
+        Cheng et al. 2021, "Per-Pixel Classification is Not All You Need for Semantic Segmentation", arXiv:2107.06278,
+        section 3.4; transformers 5, `DetrImageProcessor.post_process_semantic_segmentation`.
+    """
+    masks = _masks(outputs)
+    probabilities = softmax(np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32))[..., :-1]
+    results = []
+    for place, frame in enumerate(_frames(masks, target_sizes, pixel_mask)):
+        values = np.tensordot(probabilities[place].T, sigmoid(masks[place]), axes=1)
+        owners, _ = _shared_out((frame.resized(value) for value in values), len(values), frame.size)
+        results.append(owners)
+    return results
+
+
+def post_process_masks(
+    outputs: Mapping[str, Any],
+    target_sizes: Any,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    pixel_mask: Any = None,
+) -> list[dict[str, np.ndarray]]:
+    """Turns logits, boxes and masks into the detections of `post_process`, each with its mask, as for mask AP.
+
+    Masks are logits until they have their size, and may overlap. facebookresearch's own post-processing takes the
+    threshold on the canvas and then enlarges pixels; here contours stay smooth, else the masks are the same.
+
+    Args:
+        outputs: the model's outputs: `logits` and `pred_boxes` as for `post_process`, and `pred_masks`
+            `(batch, queries, h, w)` logits over the canvas.
+        target_sizes: `(batch, 2)` height and width in pixels of the image that boxes and masks shall refer to.
+        threshold: only detections with score > threshold are returned.
+        mask_threshold: pixels of which the mask's probability is greater belong to the object.
+        pixel_mask: see `post_process_panoptic`; needed where a batch was padded.
+
+    Returns:
+        Per image what `post_process` gives, and `"masks": (n, height, width) bool`.
+
+    Raises:
+        ValueError: see `post_process_panoptic`.
+
+    Source:
+        facebookresearch/detr, `PostProcessSegm`.
+    """
+    masks = _masks(outputs)
+    with np.errstate(divide="ignore"):  # thresholds of 0 and 1
+        logit = np.float32(np.log(mask_threshold) - np.log1p(-mask_threshold))
+    frames = _frames(masks, target_sizes, pixel_mask)
+    results = post_process(outputs, target_sizes, threshold)
+    for place, (frame, (_, _, queries)) in enumerate(zip(frames, confident(outputs["logits"], threshold), strict=True)):
+        found = np.empty((len(queries), *frame.size), bool)
+        for row, query in enumerate(queries):
+            np.greater(frame.resized(masks[place, query]), logit, out=found[row])
+        results[place]["masks"] = found
+    return results
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Segments:
+    """The segments of one image.
+
+    Printed, they are a table; iterated over, one dictionary a segment.
+
+    Attributes:
+        segmentation: `(height, width)` int32, ids.
+        segments_info: as `post_process_panoptic` returns it.
+        class_names: name of each label, in a list or by label.
+        image: `(height, width, 3)` uint8, RGB.
+    """
+
+    segmentation: np.ndarray
+    segments_info: list[dict[str, Any]]
+    class_names: Sequence[str] | Mapping[int, str]
+    image: np.ndarray
+
+    def __len__(self) -> int:
+        """How many segments."""
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Gives `{"id": int, "label": int, "name": str, "score": float, "area": int}` for each segment.
+
+        Areas are in pixels. Of the queries that were fused into a segment, the surest gives the score.
+        """
+        ids, counts = np.unique(self.segmentation, return_counts=True)
+        areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        scores: dict[tuple[int, int], float] = {}
+        for entry in self.segments_info:
+            key = entry["id"], entry["label_id"]
+            scores[key] = max(entry["score"], scores.get(key, 0.0))
+        for (number, label), score in scores.items():
+            name = self.class_names[label]
+            yield {"id": number, "label": label, "name": name, "score": score, "area": areas.get(number, 0)}
+
+    def __str__(self) -> str:
+        """A line a segment."""
+        height, width = self.segmentation.shape
+        lines = [f"{len(self)} segments in {height} × {width} pixels"]
+        lines += [f"{row['score']:.2f}  {row['name']}  {100 * row['area'] / (height * width):.1f} %" for row in self]
+        return "\n".join(lines)
+
+
+class _Taps(NamedTuple):
+    """For each new place of an axis, the two old places that it lies between, and the second one's weight."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+
+
+class _Frame(NamedTuple):
+    """How the masks of one image are brought to their size: enlargements one after the other, along each axis."""
+
+    size: tuple[int, int]
+    rows: list[_Taps]
+    columns: list[_Taps]
+
+    def resized(self, mask: np.ndarray) -> np.ndarray:
+        """A mask `(h, w)` float32 as `(height, width)`."""
+        for lower, upper, weight in self.columns:
+            mask = mask[:, lower] * (1 - weight) + mask[:, upper] * weight
+        for lower, upper, weight in self.rows:
+            mask = mask[lower] * (1 - weight[:, None]) + mask[upper] * weight[:, None]
+        return mask
+
+
+def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
+    """The logits `(batch, queries, h, w)` float32 of the masks, which must be there."""
+    if "pred_masks" not in outputs:
+        raise ValueError(f'outputs have no "pred_masks", only {sorted(outputs)}: this takes a model with a mask head')
+    masks = np.asarray(ops.convert_to_numpy(outputs["pred_masks"]), np.float32)
+    expected = tuple(np.shape(outputs["logits"])[:2])
+    if masks.ndim != 4 or masks.shape[:2] != expected:
+        raise ValueError(f"pred_masks must be (batch, queries, h, w) = {(*expected, 'h', 'w')}, not {masks.shape}")
+    return masks
+
+
+def _frames(masks: np.ndarray, target_sizes: Any, pixel_mask: Any) -> list[_Frame]:
+    """One for each image of the batch."""
+    batch, grid = len(masks), masks.shape[2:]
+    sizes, canvas = None, None
+    if target_sizes is not None:
+        sizes = np.asarray(ops.convert_to_numpy(target_sizes))
+        if sizes.shape != (batch, 2) or not (sizes >= 1).all():
+            raise ValueError(
+                f"target_sizes must be (height, width), at least 1 pixel, for each of the {batch} images, not "
+                f"{sizes.tolist()}"
+            )
+    insides = [grid] * batch
+    if pixel_mask is not None:
+        pixel_mask = np.asarray(ops.convert_to_numpy(pixel_mask)) != 0
+        if pixel_mask.ndim != 3 or len(pixel_mask) != batch:
+            raise ValueError(f"pixel_mask must be (batch, height, width) = ({batch}, …), not {pixel_mask.shape}")
+        canvas, insides = pixel_mask.shape[1:], [_inside(mask, place) for place, mask in enumerate(pixel_mask)]
+    frames = []
+    for place, inside in enumerate(insides):
+        size = inside if sizes is None else (int(sizes[place, 0]), int(sizes[place, 1]))
+        steps: tuple[list[_Taps], list[_Taps]] = ([], [])
+        for axis in (0, 1):
+            if canvas is not None:
+                # The crop: of the canvas, only the image's rows and columns are computed.
+                steps[axis].append(_Taps(*(taps[: inside[axis]] for taps in _taps(grid[axis], canvas[axis]))))
+            if size[axis] != inside[axis]:
+                steps[axis].append(_taps(inside[axis], size[axis]))
+        frames.append(_Frame(size, *steps))
+    return frames
+
+
+def _inside(mask: np.ndarray, place: int) -> tuple[int, int]:
+    """Height and width of the image on its canvas."""
+    height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+    if not height or not mask[:height, :width].all() or mask.sum() != height * width:
+        raise ValueError(
+            f"image {place} of the batch: pixel_mask must be 1 in a rectangle at the top left, the image, and 0 in the "
+            "padding"
+        )
+    return height, width
+
+
+def _taps(old: int, new: int) -> _Taps:
+    """Bilinear interpolation of `old` values to `new`, without anti-aliasing; an edge's outer half stays constant.
+
+    PyTorch's numbers: the step is float32, and so is each place between the old values, but rounded once only, after
+    the multiplication and the subtraction. Twice would move a mask by 1e-5.
+    """
+    step = float(np.float32(old) / np.float32(new))
+    places = np.maximum((np.arange(new) + 0.5) * step - 0.5, 0).astype(np.float32)
+    lower = np.minimum(places.astype(np.int64), old - 1)
+    return _Taps(lower, np.minimum(lower + 1, old - 1), np.minimum(places - lower.astype(np.float32), np.float32(1)))
+
+
+def _shared_out(
+    maps: Iterable[np.ndarray], count: int, size: tuple[int, int], threshold: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives each pixel to the first of the maps that are the highest there, while holding only one of them.
+
+    Args:
+        maps: `count` times `(height, width)` float32, not negative.
+        count: of the maps.
+        size: (height, width).
+        threshold: from which value on a pixel counts for a map's area.
+
+    Returns:
+        `(height, width)` int32, the number of each pixel's map; and `(count,)` int64, the maps' areas, won or not.
+    """
+    owners, highest = np.zeros(size, np.int32), np.zeros(size, np.float32)
+    areas = np.zeros(count, np.int64)
+    for row, values in enumerate(maps):
+        areas[row] = np.count_nonzero(values >= threshold)
+        np.copyto(owners, row, where=values > highest)
+        np.maximum(highest, values, out=highest)
+    return owners, areas
+
+
+def _numbered(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    won_areas: np.ndarray,
+    own_areas: np.ndarray,
+    min_ratio: float,
+    label_ids_to_fuse: Collection[int],
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Ids `(n,)` int32 of the `n` queries that competed for pixels, 0 = rejected, and what is told of each segment."""
+    ids = np.zeros(len(labels), np.int32)
+    segments_info: list[dict[str, Any]] = []
+    fused: dict[int, int] = {}
+    latest = 0
+    rows = zip(labels.tolist(), scores.tolist(), won_areas, own_areas, strict=True)
+    for row, (label, score, won, own) in enumerate(rows):
+        # The ratio is float32, as in PyTorch: 4 of 5 pixels are more than 0.8.
+        if not won or not own or not float(np.float32(won) / np.float32(own)) > min_ratio:
+            continue
+        ids[row] = latest = fused.get(label, latest + 1)
+        to_fuse = label in label_ids_to_fuse
+        if to_fuse:
+            fused[label] = latest
+        segments_info.append({"id": latest, "label_id": label, "was_fused": to_fuse, "score": round(score, 6)})
+    return ids, segments_info
