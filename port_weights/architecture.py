@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from port_weights.checkpoints import Checkpoint
-from port_weights.names import HUGGING_FACE_MODEL, Scheme, scheme
+from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL, Scheme, scheme
 from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models.config import RESNETS, DETRConfig, ResNetConfig
+from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
+from tfdetr_keras.models.family import model_class
+from tfdetr_keras.models.presets import RESNETS
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +47,50 @@ _CRITERION_NAMES = {
     "giou_cost": "cost_giou",
     "bbox_loss_coefficient": "bbox_loss_coefficient",
     "giou_loss_coefficient": "giou_loss_coefficient",
+    "mask_loss_coefficient": "mask_loss_coefficient",
+    "dice_loss_coefficient": "dice_loss_coefficient",
+    # Of one classification each: cross-entropy with "no object", focal loss without.
     "eos_coefficient": "eos_coefficient",
+    "cls_loss_coefficient": "class_loss_coefficient",
+    "focal_alpha": "focal_alpha",
 }
-_PRE_NORM = {"detr": False, "table-transformer": True}
-_DETECTORS = {"detr": "DetrForObjectDetection", "table-transformer": "TableTransformerForObjectDetection"}
-# Of the loss, transformers 5 takes whole numbers as coefficients, and this one as a float, and nothing else.
-_FLOAT_COEFFICIENT = "eos_coefficient"
+# The same in the training scripts of facebookresearch/detr and Atten4Vis/ConditionalDETR.
+_ARGUMENT_NAMES = {
+    "set_cost_class": "cost_class",
+    "set_cost_bbox": "cost_bbox",
+    "set_cost_giou": "cost_giou",
+    "bbox_loss_coef": "bbox_loss_coefficient",
+    "giou_loss_coef": "giou_loss_coefficient",
+    "mask_loss_coef": "mask_loss_coefficient",
+    "dice_loss_coef": "dice_loss_coefficient",
+    "eos_coef": "eos_coefficient",
+    "cls_loss_coef": "class_loss_coefficient",
+    "focal_alpha": "focal_alpha",
+}
+_OF_CLASSIFICATION = {"eos_coefficient": "softmax", "class_loss_coefficient": "focal", "focal_alpha": "focal"}
+# Of the loss, transformers 5 takes whole numbers as coefficients, and these as floats, and nothing else.
+_FLOAT_COEFFICIENTS = ("eos_coefficient", "focal_alpha")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What Hugging Face calls a model: `config.json`'s model_type, and the class."""
+
+    model_type: str
+    class_name: str
+
+
+def _kind(config: DETRConfig) -> _Kind:
+    if isinstance(config, ConditionalDETRConfig):
+        return _Kind("conditional_detr", "ConditionalDetrForObjectDetection")
+    if isinstance(config, SegmentationConfig):
+        return _Kind("detr", "DetrForSegmentation")
+    if config.pre_norm:
+        return _Kind("table-transformer", "TableTransformerForObjectDetection")
+    return _Kind("detr", "DetrForObjectDetection")
+
+
+_MODEL_TYPES = ("detr", "table-transformer", "conditional_detr")
 
 # Whose ResNet a `config.json` names: transformers' own, or that of the package timm.
 Backbone = Literal["hugging-face", "timm"]
@@ -72,15 +112,17 @@ def architecture_of(
         ValueError: `config.json` describes something other than a DETR over a ResNet.
     """
     config = checkpoint.config or {}
-    if "d_model" in config or config.get("model_type") in _PRE_NORM:
-        architecture, criterion = _from_config(config, checkpoint, scheme), criterion_of(config)
+    if "d_model" in config or config.get("model_type") in _MODEL_TYPES:
+        architecture = _from_config(config, checkpoint, scheme)
+        criterion = criterion_of(config, architecture)
     else:
         if config and config.get("model_type") not in (None, "resnet"):
             raise ValueError(
                 f"{checkpoint.name}: config.json says model_type={config['model_type']!r}; "
-                f"expected one of {', '.join(map(repr, _PRE_NORM))}, or 'resnet' for a backbone alone"
+                f"expected one of {', '.join(map(repr, _MODEL_TYPES))}, or 'resnet' for a backbone alone"
             )
-        architecture, criterion = _from_tensors(checkpoint, scheme), SetCriterion()
+        architecture = _from_tensors(checkpoint, scheme)
+        criterion = _criterion(checkpoint.arguments, _ARGUMENT_NAMES, architecture)
     if heads is not None:
         architecture = dataclasses.replace(architecture, encoder_attention_heads=heads, decoder_attention_heads=heads)
     if dilation is not None:
@@ -99,25 +141,25 @@ def hugging_face_config(
 
     Args:
         config: the architecture; pre-norm models are Table Transformers there.
-        criterion: the loss, the paper's if left out.
+        criterion: the loss, that of the class if left out.
         backbone: `"hugging-face"` describes the trunk by its depths and widths, `"timm"` by its name there, which it
             must have (see `timm_name`).
     """
-    criterion = criterion or SetCriterion()
-    model_type = next(name for name, pre_norm in _PRE_NORM.items() if pre_norm == config.pre_norm)
+    criterion = criterion or model_class(config).default_criterion()
+    kind = _kind(config)
     names = dict(config.id2label or {})
-    coefficients = {name: float(getattr(criterion, ours)) for name, ours in _CRITERION_NAMES.items()}
+    coefficients = _coefficients(criterion, _CRITERION_NAMES)
     return {
-        "model_type": model_type,
-        "architectures": [_DETECTORS[model_type]],
+        "model_type": kind.model_type,
+        "architectures": [kind.class_name],
         **{name: getattr(config, name) for name in _SAME_NAME},
         "position_embedding_type": config.position_embedding,
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
         **{
-            name: value if name == _FLOAT_COEFFICIENT else int(value)
+            name: value if name in _FLOAT_COEFFICIENTS else int(value)
             for name, value in coefficients.items()
-            if name == _FLOAT_COEFFICIENT or value.is_integer()
+            if name in _FLOAT_COEFFICIENTS or value.is_integer()
         },
         # Hugging Face's auxiliary outputs normalise each layer's input once too often, which changes the last, too.
         "auxiliary_loss": False,
@@ -138,12 +180,28 @@ def hugging_face_scheme(config: DETRConfig, backbone: Backbone = "hugging-face")
     """
     # Version 5 moved the learned positions out of DETR's backbone, but not out of Table Transformer's.
     inside = config.pre_norm and config.position_embedding == "learned"
+    transformer = "hugging-face-4" if inside else "hugging-face"
+    if isinstance(config, ConditionalDETRConfig):
+        transformer = "conditional-hugging-face"
+    prefix = model_prefix(config)
     return scheme(
         "torchvision" if backbone == "timm" else "hugging-face",
-        "hugging-face-4" if inside else "hugging-face",
-        HUGGING_FACE_MODEL,
-        f"{HUGGING_FACE_MODEL}backbone.conv_encoder.model.",
+        transformer,
+        prefix,
+        f"{prefix}backbone.conv_encoder.model.",
     )
+
+
+def facebook_scheme(config: DETRConfig) -> Scheme:
+    """How the authors' code names a model's tensors: facebookresearch/detr, or Atten4Vis/ConditionalDETR."""
+    transformer = "conditional-detr" if isinstance(config, ConditionalDETRConfig) else "facebookresearch"
+    prefix = DETECTOR_OF_SEGMENTATION * isinstance(config, SegmentationConfig)
+    return scheme("torchvision", transformer, prefix, f"{prefix}backbone.0.body.")
+
+
+def model_prefix(config: DETRConfig) -> str:
+    """What Hugging Face puts before the names of a model's transformer and backbone."""
+    return DETECTOR_OF_SEGMENTATION * isinstance(config, SegmentationConfig) + HUGGING_FACE_MODEL
 
 
 def timm_name(backbone: ResNetConfig) -> str | None:
@@ -165,21 +223,21 @@ def _resnet_json(backbone: ResNetConfig) -> dict[str, Any]:
 
 def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
     model_type = config.get("model_type")
-    if model_type not in _PRE_NORM:
+    if model_type not in _MODEL_TYPES:
         raise ValueError(
             f"{checkpoint.name}: config.json says model_type={model_type!r}; "
-            f"expected one of {', '.join(map(repr, _PRE_NORM))}"
+            f"expected one of {', '.join(map(repr, _MODEL_TYPES))}"
         )
     names = config.get("id2label")
     # transformers leaves the key out for its default of two classes.
     num_classes = len(names) if names else int(config.get("num_labels", 2))
     given = {**_HUGGING_FACE_DEFAULTS, **{name: config[name] for name in _SAME_NAME if config.get(name) is not None}}
     try:
-        return DETRConfig(
+        return _config_class(_keras_shapes(checkpoint, scheme))(
             backbone=_backbone_from_config(config, checkpoint, scheme),
             num_classes=num_classes,
             id2label=names or None,
-            pre_norm=_PRE_NORM[model_type],
+            pre_norm=model_type == "table-transformer",
             position_embedding=config.get("position_embedding_type", "sine"),
             frozen=FROZEN,
             **given,
@@ -211,10 +269,40 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
     return dataclasses.replace(RESNETS[f"resnet-{match[1]}"], dilation=dilation)
 
 
-def criterion_of(config: Mapping[str, Any]) -> SetCriterion:
+def criterion_of(config: Mapping[str, Any], architecture: DETRConfig) -> SetCriterion:
     """The loss that a `config.json` describes."""
-    given: dict[str, Any] = {ours: float(config[name]) for name, ours in _CRITERION_NAMES.items() if name in config}
-    return SetCriterion(**given)
+    return _criterion(config, _CRITERION_NAMES, architecture)
+
+
+def loss_arguments(criterion: SetCriterion) -> dict[str, float]:
+    """The loss as the arguments of the authors' training scripts, which `load_model` finds in a `.pth`."""
+    return _coefficients(criterion, _ARGUMENT_NAMES)
+
+
+def _criterion(told: Mapping[str, Any], names: Mapping[str, str], architecture: DETRConfig) -> SetCriterion:
+    """The loss of the architecture's class, with the coefficients that are told under some names."""
+    criterion = model_class(architecture).default_criterion()
+    given: dict[str, Any] = {
+        ours: float(told[name]) for name, ours in names.items() if name in told and _is_used(ours, criterion)
+    }
+    return dataclasses.replace(criterion, **given)
+
+
+def _coefficients(criterion: SetCriterion, names: Mapping[str, str]) -> dict[str, float]:
+    return {name: float(getattr(criterion, ours)) for name, ours in names.items() if _is_used(ours, criterion)}
+
+
+def _is_used(coefficient: str, criterion: SetCriterion) -> bool:
+    return _OF_CLASSIFICATION.get(coefficient, criterion.classification) == criterion.classification
+
+
+def _config_class(shapes: Mapping[str, Any]) -> type[DETRConfig]:
+    """The class of the family, by parts that only it has."""
+    if any(path.startswith("mask_head/") for path in shapes):
+        return SegmentationConfig
+    if any(path.startswith("decoder/reference_point_head/") for path in shapes):
+        return ConditionalDETRConfig
+    return DETRConfig
 
 
 def _keras_shapes(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, tuple[int, ...]]:
@@ -257,9 +345,11 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
 
     classifier = shapes.get("class_head/kernel")
     heads = int(checkpoint.arguments.get("nheads", DEFAULT_HEADS))
-    return DETRConfig(
+    config_class = _config_class(shapes)
+    no_object = config_class().num_logits - config_class().num_classes
+    return config_class(
         backbone=backbone,
-        num_classes=classifier[0] - 1 if classifier else DEFAULT_CLASSES,
+        num_classes=classifier[0] - no_object if classifier else DEFAULT_CLASSES,
         num_queries=needed("query_embedding/embeddings"),
         d_model=needed("input_projection/kernel"),
         encoder_layers=depth("encoder"),

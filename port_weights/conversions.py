@@ -21,6 +21,7 @@ import numpy as np
 from port_weights.hub import Commit
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.family import config_of, describe
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def find(commit: Commit) -> Conversion | None:
             header, names = file.metadata() or {}, list(file.keys())
         described = {key: json.loads(header[key]) for key in ("config", "criterion", "lacking")}
         return Conversion(
-            DETRConfig(**described["config"]),
+            config_of(described["config"]),
             keras.saving.deserialize_keras_object(described["criterion"]),
             {name: reader(name) for name in names},
             described["lacking"],
@@ -85,7 +86,7 @@ def keep(commit: Commit, conversion: Conversion) -> Conversion:
 
     arrays = {path: np.ascontiguousarray(read()) for path, read in conversion.readers.items()}
     header = {
-        "config": json.dumps(conversion.config.to_dict()),
+        "config": json.dumps(describe(conversion.config)),
         "criterion": json.dumps(keras.saving.serialize_keras_object(conversion.criterion)),
         "lacking": json.dumps(conversion.lacking),
     }

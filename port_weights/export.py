@@ -18,15 +18,24 @@ from typing import Any, get_args
 
 import numpy as np
 
-from port_weights.architecture import Backbone, criterion_of, hugging_face_config, hugging_face_scheme, timm_name
+from port_weights.architecture import (
+    Backbone,
+    criterion_of,
+    facebook_scheme,
+    hugging_face_config,
+    hugging_face_scheme,
+    loss_arguments,
+    timm_name,
+)
 from port_weights.checkpoints import PICKLES
-from port_weights.names import Scheme, scheme
+from port_weights.names import Scheme
 from port_weights.port import load_model, to_torch
 from tfdetr_keras.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models.config import RESNETS, DETRConfig
+from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.presets import RESNETS
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +58,10 @@ def export(
     """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
 
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
-    `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (`DetrForObjectDetection`, or
-    `TableTransformerForObjectDetection` for pre-norm models), and by `load_model`. It keeps the weights, in float32,
-    the architecture, the names of the classes and the loss; not which parts are frozen.
+    `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (as `DetrForObjectDetection`, as
+    `TableTransformerForObjectDetection` with pre-norm, as `ConditionalDetrForObjectDetection`), or by
+    `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the architecture, the names of the
+    classes and the loss; not which parts are frozen.
 
     Args:
         source: a model, or a checkpoint as for `load_model`.
@@ -80,10 +90,12 @@ def export(
         raise ValueError(f"backbone={backbone!r} must be one of {', '.join(map(repr, get_args(Backbone)))}")
     processor = _processor(size, pad_to)
     model, name = _model(source, options)
+    if isinstance(model.config, ConditionalDETRConfig):
+        processor["image_processor_type"] = "ConditionalDetrImageProcessor"
     _check_hugging_face(model.config, backbone, name)
     arrays = _arrays(model, hugging_face_scheme(model.config, backbone), name)
     config = hugging_face_config(model.config, model.criterion, backbone)
-    _report_loss(model.criterion, criterion_of(config), name)
+    _report_loss(model.criterion, criterion_of(config, model.config), name)
     if model.config.position_embedding == "learned" and not model.config.pre_norm:
         logger.warning("%s: learned positions are written as transformers 5 names them; 4 will not find them", name)
 
@@ -102,6 +114,8 @@ def export(
 
 def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> DETR:
     """Writes a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
+
+    Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it.
 
     `args` holds the architecture and the loss under the names of its training script, so that `load_model` needs to be
     told nothing; the names of the classes have no place there.
@@ -130,7 +144,7 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
         raise ValueError(f"only torch can write {path}: pip install 'tfdetr-keras[port]' ({error})") from error
     model, name = _model(source, options)
     _check_facebook(model.config, name)
-    arrays = _arrays(model, scheme("torchvision", "facebookresearch", "", "backbone.0.body."), name)
+    arrays = _arrays(model, facebook_scheme(model.config), name)
     arguments = _facebook_arguments(model.config, model.criterion)
     if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
         logger.warning("%s: load_model reads this trunk from the .pth, but torchvision has none like it", name)
@@ -209,14 +223,9 @@ def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str
         "nheads": config.encoder_attention_heads,
         "num_queries": config.num_queries,
         "pre_norm": config.pre_norm,
-        "masks": False,
+        "masks": isinstance(config, SegmentationConfig),
         "aux_loss": config.auxiliary_outputs,
-        "set_cost_class": criterion.cost_class,
-        "set_cost_bbox": criterion.cost_bbox,
-        "set_cost_giou": criterion.cost_giou,
-        "bbox_loss_coef": criterion.bbox_loss_coefficient,
-        "giou_loss_coef": criterion.giou_loss_coefficient,
-        "eos_coef": criterion.eos_coefficient,
+        **loss_arguments(criterion),
     }
 
 

@@ -17,10 +17,12 @@ from port_weights import conversions, hub
 from port_weights.architecture import architecture_of
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
-from port_weights.names import IGNORED, SEGMENTATION_HEAD, Scheme, detect_scheme
+from port_weights.names import IGNORED, Scheme, detect_scheme
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.family import model_class as class_of
+from tfdetr_keras.models.family import recast
 from tfdetr_keras.models.packaged import find_source
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # The parts of a model that a checkpoint may hold or lack as a whole.
 _HEADS = ("class_head/", "box_head/")
+_MASKS = ("mask_attention/", "mask_head/")
 _BACKBONE = ("backbone/",)
 
 
@@ -39,8 +42,9 @@ def load_model(
     revision: str | None = None,
     heads: int | None = None,
     dilation: bool | None = None,
+    model_class: type[DETR] | None = None,
 ) -> DETR:
-    """Makes a Keras DETR with a checkpoint's weights.
+    """Makes a Keras DETR, or one of its relatives, with a checkpoint's weights.
 
     Args:
         source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, `.pth` or `.keras`
@@ -52,6 +56,8 @@ def load_model(
         revision: branch, tag or commit, for a hub id.
         heads: attention heads of a checkpoint without configuration (8 if not told).
         dilation: whether a checkpoint without configuration is a DC5 model.
+        model_class: the class that is wanted; by default the checkpoint's own. A `DETR` of a segmentation checkpoint
+            leaves its mask head out, and a `DETRForSegmentation` of a detector starts with a fresh one.
 
     Returns:
         The model. What was made anew is logged as a warning.
@@ -63,7 +69,12 @@ def load_model(
     source = find_source(source)
 
     def new_model(conversion: Conversion) -> DETR:
-        return DETR(_with_changes(conversion.config, num_classes, num_queries, id2label), conversion.criterion)
+        kind = model_class or class_of(conversion.config)
+        try:
+            config = recast(conversion.config, kind)
+        except ValueError as error:
+            raise ValueError(f"{source if isinstance(source, (str, Path)) else 'the checkpoint'}: {error}") from None
+        return kind(_with_changes(config, num_classes, num_queries, id2label), conversion.criterion)
 
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
         conversion = _of_keras(Path(source))
@@ -73,7 +84,7 @@ def load_model(
     else:
         conversion, model = _ported(open_checkpoint(source), new_model, heads, dilation)
     _assign(model, conversion)
-    _report(conversion, model.config)
+    _report(conversion, model)
     return model
 
 
@@ -154,7 +165,7 @@ def _of_hub(
     kept = conversions.find(commit) if heads is None and dilation is None else None
     if kept is not None:
         model = new_model(kept)
-        if set(kept.readers).union(kept.lacking) == set(_variables(model)):
+        if set(_variables(model)) <= set(kept.readers).union(kept.lacking):
             return kept, model
     hub.verify(commit)
     conversion, model = _ported(open_checkpoint(commit.folder), new_model, heads, dilation)
@@ -175,8 +186,8 @@ def _ported(
 def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     """The shapes that the model's variables would have with the checkpoint's own configuration."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
-    shapes["class_head/kernel"] = (config.d_model, config.num_classes + 1)
-    shapes["class_head/bias"] = (config.num_classes + 1,)
+    shapes["class_head/kernel"] = (config.d_model, config.num_logits)
+    shapes["class_head/bias"] = (config.num_logits,)
     shapes["query_embedding/embeddings"] = (config.num_queries, config.d_model)
     return shapes
 
@@ -200,11 +211,13 @@ def _match_names(
         for name, shape in expected.items()
         if checkpoint.shapes[name] != shape
     ]
-    unused = [name for name in checkpoint.shapes if name not in expected and not IGNORED.fullmatch(name)]
-    segmentation = [name for name in unused if SEGMENTATION_HEAD.match(name)]
-    _refuse(checkpoint, scheme, missing, sorted(set(unused) - set(segmentation)), misshapen)
-    if segmentation:
-        logger.warning("%s: %d tensors of the segmentation head are left out", checkpoint.name, len(segmentation))
+    masks_wanted = any(path.startswith(_MASKS) for path in shapes)
+    unexpected = [
+        name
+        for name in checkpoint.shapes
+        if name not in expected and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
+    ]
+    _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
 
     def reader(path: str) -> Callable[[], np.ndarray]:
         name, layout = names[path]
@@ -214,15 +227,17 @@ def _match_names(
     return {path: reader(path) for path in shapes if path in held}, lacking
 
 
+def _is_of_masks(scheme: Scheme, name: str) -> bool:
+    return any(path.startswith(_MASKS) for path, _ in scheme.keras_paths(name))
+
+
 def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
-    """Paths of the heads, or of everything but the backbone, if the checkpoint holds none of them."""
-    for lacking in (
-        sorted(path for path in paths if not path.startswith(_BACKBONE)),
-        sorted(path for path in paths if path.startswith(_HEADS)),
-    ):
-        if not held.intersection(lacking):
-            return lacking
-    return []
+    """Paths of the heads, of the mask head, or of everything but the backbone, if the checkpoint holds none of them."""
+    transformer = sorted(path for path in paths if not path.startswith(_BACKBONE))
+    if not held.intersection(transformer):
+        return transformer
+    parts = [sorted(path for path in paths if path.startswith(prefixes)) for prefixes in (_HEADS, _MASKS)]
+    return [path for part in parts if not held.intersection(part) for path in part]
 
 
 def _refuse(
@@ -258,6 +273,8 @@ def _with_changes(
 def _assign(model: DETR, conversion: Conversion) -> None:
     variables = _variables(model)
     for path, read in conversion.readers.items():
+        if path not in variables:
+            continue  # a mask head, for a detector
         variable, array = variables[path], read()
         if path == "query_embedding/embeddings":
             kept = min(len(array), variable.shape[0])
@@ -267,8 +284,11 @@ def _assign(model: DETR, conversion: Conversion) -> None:
         variable.assign(array)
 
 
-def _report(conversion: Conversion, wanted: DETRConfig) -> None:
-    config, lacking = conversion.config, conversion.lacking
+def _report(conversion: Conversion, model: DETR) -> None:
+    config, wanted, variables = conversion.config, model.config, _variables(model)
+    lacking = [path for path in conversion.lacking if path in variables]
+    if isinstance(config, SegmentationConfig) and not isinstance(wanted, SegmentationConfig):
+        logger.warning("a detector of a segmentation model: the mask head is left out")
     if lacking:
         parts = sorted({path.split("/")[0] for path in lacking})
         logger.warning("not in the checkpoint, so started from random weights: %s", ", ".join(parts))

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import transformers
 
-from port_weights.architecture import hugging_face_config, hugging_face_scheme
-from port_weights.names import HUGGING_FACE_MODEL, Scheme, scheme
+from port_weights.architecture import hugging_face_config, hugging_face_scheme, model_prefix
+from port_weights.names import Scheme, scheme
 from port_weights.port import to_torch
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
 from tfdetr_keras.models.detr import DETR
 
 
@@ -63,7 +63,10 @@ def reference_scheme(config: DETRConfig) -> Scheme:
     """The names of the reference model's own `state_dict()`."""
     if config.pre_norm:  # Table Transformer kept its names in version 5
         return hugging_face_scheme(config)
-    return scheme("hugging-face", "hugging-face-in-memory", HUGGING_FACE_MODEL, "model.backbone.model.")
+    transformer, prefix = "hugging-face-in-memory", model_prefix(config)
+    if isinstance(config, ConditionalDETRConfig):
+        transformer = f"conditional-{transformer}"
+    return scheme("hugging-face", transformer, prefix, f"{prefix}backbone.model.")
 
 
 def write_random_checkpoint(folder: Path, config: DETRConfig, seed: int = 0) -> None:
@@ -113,7 +116,8 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
                 torch.from_numpy(pixel_mask),
                 output_hidden_states=True,
             )
-            normalize = reference.model.decoder.layernorm
+            detector = getattr(reference, "detr", reference)
+            normalize = detector.model.decoder.layernorm
             # The decoder's hidden states start with its input; the last is normalised already, the others are not.
             *earlier, last = outputs.decoder_hidden_states[1:]
             decoded = [*(normalize(state) for state in earlier), last]
@@ -124,6 +128,8 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
     stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
     stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
     stages.update(logits=outputs.logits, pred_boxes=outputs.pred_boxes)
+    if "pred_masks" in outputs:
+        stages.update(pred_masks=outputs.pred_masks)
     return {name: tensor.detach().numpy() for name, tensor in stages.items()}
 
 

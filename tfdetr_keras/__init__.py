@@ -9,13 +9,31 @@ from tfdetr_keras import training
 from tfdetr_keras.assignment import linear_sum_assignment
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
+from tfdetr_keras.models import (
+    DETR,
+    PRESETS,
+    ConditionalDETR,
+    ConditionalDETRConfig,
+    DETRConfig,
+    DETRForSegmentation,
+    ResNetConfig,
+    SegmentationConfig,
+    from_preset,
+    from_pretrained,
+)
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.pretraining import BackbonePretraining
+from tfdetr_keras.segments import (
+    Segments,
+    post_process_instance,
+    post_process_masks,
+    post_process_panoptic,
+    post_process_semantic,
+)
 from tfdetr_keras.training import AdamW
 
 if TYPE_CHECKING:
-    from tfdetr_keras import data, evaluation, export, visualize
+    from tfdetr_keras import data, evaluation, export, tables, visualize
     from tfdetr_keras.inference import detect
     from tfdetr_keras.training import fit_detector
 
@@ -26,23 +44,35 @@ __all__ = [
     "PRESETS",
     "AdamW",
     "BackbonePretraining",
+    "ConditionalDETR",
+    "ConditionalDETRConfig",
     "DETRConfig",
+    "DETRForSegmentation",
     "Detections",
     "ResNetConfig",
+    "SegmentationConfig",
+    "Segments",
     "SetCriterion",
     "data",
     "detect",
     "evaluation",
     "export",
     "fit_detector",
+    "from_preset",
+    "from_pretrained",
     "linear_sum_assignment",
     "post_process",
+    "post_process_instance",
+    "post_process_masks",
+    "post_process_panoptic",
+    "post_process_semantic",
+    "tables",
     "training",
     "visualize",
 ]
 
-# These need TensorFlow or matplotlib, which the model on another backend does not: imported when first asked for.
-_LAZY_MODULES = ("data", "evaluation", "export", "visualize")
+# These need TensorFlow or matplotlib, or are seldom wanted: imported when first asked for.
+_LAZY_MODULES = ("data", "evaluation", "export", "tables", "visualize")
 _LAZY_FUNCTIONS = {"detect": "inference", "fit_detector": "training"}
 
 

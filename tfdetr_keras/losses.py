@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
+from tfdetr_keras.mask_losses import mask_losses
 from tfdetr_keras.matcher import Classification, match
 from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
 from tfdetr_keras.targets import dense_targets, validate_batch
@@ -27,7 +28,8 @@ class SetCriterion:
       object") = `eos_coefficient`, other weights `class_weights`;
     * `loss_ce`, focal: Σ w(c)·αₜ (1 − pₜ)^γ (−log pₜ) / N over all queries and classes c, pₜ = the probability of
       the right answer and αₜ = α for the matched class, 1 − α for all others;
-    * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs.
+    * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs;
+    * `loss_mask` and `loss_dice` of models that predict masks, of the last layer alone: see `mask_losses`.
 
     Each decoder layer is matched and counted on its own (the paper's auxiliary losses). Everything is computed in
     float32, whatever the dtype of the outputs. Under a `tf.distribute` strategy Σ w(c) and N are those of the whole
@@ -40,6 +42,8 @@ class SetCriterion:
         class_loss_coefficient: weight of `loss_ce` in the total.
         bbox_loss_coefficient: weight of `loss_bbox` in the total.
         giou_loss_coefficient: weight of `loss_giou` in the total.
+        mask_loss_coefficient: weight of `loss_mask` in the total.
+        dice_loss_coefficient: weight of `loss_dice` in the total.
         eos_coefficient: weight of the "no object" class within `loss_ce`; not used with `"focal"`.
         class_weights: weight of each real class within `loss_ce`; 1 where left out.
         label_smoothing: share ε of every class label that is spread over all classes, "no object" included; with
@@ -64,6 +68,8 @@ class SetCriterion:
     class_loss_coefficient: float = 1.0
     bbox_loss_coefficient: float = 5.0
     giou_loss_coefficient: float = 2.0
+    mask_loss_coefficient: float = 1.0
+    dice_loss_coefficient: float = 1.0
     eos_coefficient: float = 0.1
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
@@ -92,13 +98,16 @@ class SetCriterion:
         Args:
             outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or `(batch, queries, classes)` with
                 `"focal"`; `pred_boxes` `(batch, queries, 4)` cxcywh; optionally `aux_logits` `(batch, layers − 1,
-                queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers.
+                queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers; and
+                `pred_masks` `(batch, queries, h, w)` logits.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
-                [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. Further keys are not looked at.
+                [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. With `pred_masks` also `masks` `(batch,
+                objects, height, width)` of the padded images. Further keys are not looked at.
 
         Returns:
-            Scalars by name: `loss` (the weighted total), `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error`
-            of the last layer, and `loss_ce_{i}`, `loss_bbox_{i}`, `loss_giou_{i}` of the earlier layers i = 0, 1, …
+            Scalars by name: `loss` (the weighted total), `loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error` and,
+            with `pred_masks`, `loss_mask` and `loss_dice` of the last layer, and `loss_ce_{i}`, `loss_bbox_{i}`,
+            `loss_giou_{i}` of the earlier layers i = 0, 1, …
 
         Raises:
             ValueError: targets that are malformed or hold labels or boxes out of range (on concrete tensors; inside a
@@ -133,6 +142,9 @@ class SetCriterion:
             + self.giou_loss_coefficient * layers["loss_giou"]
         )
         last = {name: values[-1] for name, values in layers.items()}
+        if "pred_masks" in outputs:
+            last |= mask_losses(outputs["pred_masks"], _masks(targets, labels), queries[:, -1], num_boxes)
+            total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
         earlier = {
             f"{name}_{layer}": values[layer] for layer in range(logits.shape[1] - 1) for name, values in layers.items()
         }
@@ -196,6 +208,22 @@ def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
             layers = ops.concatenate([ops.cast(outputs[earlier], "float32"), layers], axis=1)
         stacked.append(layers)
     return stacked[0], stacked[1]
+
+
+def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
+    """The targets' masks, if they are masks of the targets' objects."""
+    if "masks" not in targets:
+        raise ValueError(
+            "the model predicts masks, and the targets have none: read the data with masks=True, or train a detector"
+        )
+    masks = ops.convert_to_tensor(targets["masks"])
+    sides = zip(masks.shape[:2], labels.shape, strict=False)
+    if len(masks.shape) != 4 or any(a is not None and b is not None and a != b for a, b in sides):
+        raise ValueError(
+            f"targets' masks {tuple(masks.shape)} must be (batch, objects, height, width), of the objects of labels "
+            f"{tuple(labels.shape)}"
+        )
+    return masks
 
 
 def _class_of_each_query(queries: Any, labels: Any, num_queries: int, no_object: int) -> Any:

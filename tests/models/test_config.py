@@ -5,7 +5,29 @@ import json
 
 import pytest
 
-from tfdetr_keras.models import DETR, PRESETS, DETRConfig, ResNetConfig
+from tfdetr_keras.models import (
+    DETR,
+    PRESETS,
+    ConditionalDETR,
+    ConditionalDETRConfig,
+    DETRConfig,
+    DETRForSegmentation,
+    ResNetConfig,
+    SegmentationConfig,
+    from_preset,
+)
+from tfdetr_keras.models.family import config_of, describe, recast
+from tfdetr_keras.models.presets import PUBLISHED
+
+RELATIVES = {
+    # class, trunk, queries, classes, eos coefficient
+    "detr-resnet-50-panoptic": (DETRForSegmentation, "detr-resnet-50", 100, 250, 0.1),
+    "detr-resnet-50-dc5-panoptic": (DETRForSegmentation, "detr-resnet-50-dc5", 100, 250, 0.1),
+    "detr-resnet-101-panoptic": (DETRForSegmentation, "detr-resnet-101", 100, 250, 0.1),
+    "table-transformer-detection": (DETR, "detr-resnet-18", 15, 2, 0.4),
+    "table-transformer-structure-recognition": (DETR, "detr-resnet-18", 125, 6, 0.4),
+    "conditional-detr-resnet-50": (ConditionalDETR, "detr-resnet-50", 300, 91, None),
+}
 
 SMALL = {"num_classes": 2, "d_model": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
 
@@ -22,15 +44,71 @@ def test_defaults_are_the_papers():
     assert config.auxiliary_outputs
 
 
-def test_presets_are_the_papers_four_trunks_with_and_without_dilation_and_a_tiny_one():
+def test_presets_are_the_papers_four_trunks_with_and_without_dilation_a_tiny_one_and_the_relatives():
     names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
-    assert set(PRESETS) == {*names, "detr-tiny"}
+    assert set(PRESETS) - {*names, "detr-tiny"} == set(RELATIVES)
     for name in names:
         assert PRESETS[name].backbone.dilation == name.endswith("-dc5")
         assert dataclasses.replace(PRESETS[name], backbone=ResNetConfig()) == DETRConfig()
     blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
     for depth, depths in blocks.items():
         assert PRESETS[f"detr-resnet-{depth}"].backbone.depths == depths
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_presets_of_the_relatives(name):
+    """The figures of the papers' models, in a thin copy: the trunk is compared by its configuration."""
+    kind, trunk, queries, classes, eos_coefficient = RELATIVES[name]
+    assert PRESETS[name].backbone == PRESETS[trunk].backbone
+    thin = ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 16, 16), 8)
+    model = from_preset(name, backbone=thin, encoder_layers=1, decoder_layers=1)
+    assert type(model) is kind
+    assert (model.config.num_queries, model.config.num_classes) == (queries, classes)
+    assert model.config.pre_norm == name.startswith("table")
+    assert eos_coefficient is None or model.criterion.eos_coefficient == eos_coefficient
+    assert model.criterion.classification == model.config.classification
+
+
+def test_every_published_checkpoint_has_a_preset():
+    assert set(PUBLISHED.values()) <= set(PRESETS)
+    assert len(PUBLISHED) == 13
+
+
+def test_a_preset_of_another_class_is_refused():
+    with pytest.raises(ValueError, match=r"'conditional-detr-resnet-50' is no DETR, .* td.from_preset makes it"):
+        DETR.from_preset("conditional-detr-resnet-50")
+
+
+def test_a_configuration_of_another_class_is_refused():
+    with pytest.raises(ValueError, match="DETR is made from a DETRConfig, not a SegmentationConfig"):
+        DETR(SegmentationConfig(**SMALL | {"encoder_attention_heads": 8}))
+
+
+def test_a_detectors_configuration_becomes_a_segmentations_and_back():
+    config = DETRConfig(**SMALL | {"encoder_attention_heads": 8, "frozen": "stem"})
+    there = recast(config, DETRForSegmentation)
+    assert type(there) is SegmentationConfig
+    assert recast(dataclasses.replace(there, frozen=["stem", "mask_head"]), DETR) == config
+    with pytest.raises(ValueError, match=r"this is a ConditionalDETR, not a DETR: load it with td\.ConditionalDETR"):
+        recast(ConditionalDETRConfig(**SMALL), DETR)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        (SegmentationConfig, {}, r"d_model=16 and encoder_attention_heads=4 must add up to a multiple of 8"),
+        (SegmentationConfig, {"d_model": 200, "encoder_attention_heads": 8}, r"\(100, 50, 25, 12\); each must be"),
+        (
+            SegmentationConfig,
+            {"encoder_attention_heads": 8, "backbone": ResNetConfig("basic", (1,), (8,), 8)},
+            "needs at least two stages",
+        ),
+        (ConditionalDETRConfig, {"pre_norm": True}, "Conditional DETR normalises after each branch only"),
+    ],
+)
+def test_mistakes_of_the_relatives(kind, fields, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**SMALL | fields)
 
 
 def resnet_parameters(config):
@@ -63,7 +141,8 @@ def test_parameter_counts(name):
 
 def test_json_does_not_change_a_configuration():
     for config in (*PRESETS.values(), DETRConfig(num_classes=2, id2label={1: "dog", 0: "cat"})):
-        assert DETRConfig(**json.loads(json.dumps(config.to_dict()))) == config
+        assert type(config)(**json.loads(json.dumps(config.to_dict()))) == config
+        assert config_of(json.loads(json.dumps(describe(config)))) == config
 
 
 def test_classes_are_named_even_if_nobody_did():

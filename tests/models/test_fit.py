@@ -212,6 +212,6 @@ def test_a_criterion_without_a_no_object_class_is_refused(make_model, batch):
     model.criterion = SetCriterion(classification="focal")
     model.compile(optimizer="sgd")
     with pytest.raises(
-        ValueError, match=r'DETR has a "no object" class; .* classification="focal" is for models without'
+        ValueError, match=r"DETR's classes are a 'softmax' classification, but its criterion has classification='focal'"
     ):
         model.fit(dataset_of(batch), verbose=0)

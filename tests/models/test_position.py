@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
+from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 
 
 def test_masks_shrink_as_in_pytorch():
@@ -17,7 +18,7 @@ def test_masks_shrink_as_in_pytorch():
         smaller = [int(rng.integers(1, side + 1)) for side in (height, width)]
         mask = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
         expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None], size=smaller)[0]
-        np.testing.assert_array_equal(shrink_mask(mask, *smaller), expected)
+        np.testing.assert_array_equal(resize_nearest(mask, *smaller), expected)
 
 
 def test_the_stride_of_the_trunk():
@@ -27,7 +28,7 @@ def test_the_stride_of_the_trunk():
             cells = -(-size // stride)
             row = np.arange(size, dtype=np.float32).reshape(1, 1, size)
             expected = torch.nn.functional.interpolate(torch.from_numpy(row), size=cells)
-            np.testing.assert_array_equal(shrink_mask(row, 1, cells), expected)
+            np.testing.assert_array_equal(resize_nearest(row, 1, cells), expected)
 
 
 @pytest.mark.parametrize("d_model", [8, 12])

@@ -273,4 +273,6 @@ def randomise(module, seed):
             query_and_key.mul_(3)
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor.mul_(3 / 2**0.5)  # as in_proj_weight, whose three parts share a smaller Xavier limit
+        elif name.endswith(("content_proj.weight", "pos_proj.weight", "pos_sine_proj.weight")):
+            tensor.mul_(5)  # Conditional DETR's, in which the layers without position carry less of a query's place
     return module

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import transformers
 from facebook import FacebookDetr, randomise
-from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss
+from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, ForSegmentationLoss
 
 from port_weights import load_model
 from port_weights.names import detect_scheme
@@ -36,6 +37,10 @@ SMALL = {
     "num_queries": 15,
     "num_labels": 6,
 }
+# A mask head wants d_model and heads to add up to a multiple of 8.
+SEGMENTATION = {"family": "Detr", "task": "Segmentation", "encoder_attention_heads": 8}
+CONDITIONAL = {"family": "ConditionalDetr"}
+TABLE_TRANSFORMER = {"family": "TableTransformer"}
 # The same in the words of `FacebookDetr`.
 FACEBOOK_SMALL = {
     "d_model": 32,
@@ -51,7 +56,11 @@ FACEBOOK_BOTTLENECK = {"depths": (1, 2, 1, 3), "widths": (32, 48, 64, 96), "stem
 
 # Weights that cannot change the outputs and whose gradients are rounding errors on both sides. A key's bias adds the
 # same to all scores of a query; the first decoder layer's queries are all alike, so that it attends among equals.
-_WITHOUT_EFFECT = r".*/key/bias|decoder/layer0/self_attention/(query|key)/(kernel|bias)"
+# Where a group of channels is one, its normalisation takes the bias before it away.
+_WITHOUT_EFFECT = (
+    r"(en|de)coder/.*/key(_position)?/bias|decoder/layer0/self_attention/(query|key)(_position)?/(kernel|bias)"
+    r"|mask_head/conv[345]/convolution/bias"
+)
 # Those equal queries are zeros, or what a normalisation makes of zeros, its offset.
 _ZERO_QUERIES = {False: "decoder/layer0/self_attention/value/kernel", True: "decoder/layer0/self_attention_norm/gamma"}
 
@@ -80,16 +89,15 @@ class Pair:
         return not re.fullmatch(f"{_WITHOUT_EFFECT}|{_ZERO_QUERIES[self.keras.config.pre_norm]}", path)
 
 
-def hugging_face_model(backbone, table_transformer=False, seed=0, **fields):
-    """A Hugging Face detector over one of `RESNETS` with nothing at its default value; no dropout."""
-    family = "TableTransformer" if table_transformer else "Detr"
+def hugging_face_model(backbone, family="Detr", task="ObjectDetection", seed=0, **fields):
+    """A Hugging Face model over one of `RESNETS` with nothing at its default value; no dropout."""
     resnet = {"embedding_size": 64, **RESNETS[backbone]}
     config = getattr(transformers, f"{family}Config")(
         use_timm_backbone=False,
         backbone_config=transformers.ResNetConfig(**resnet, out_features=["stage1", "stage2", "stage3", "stage4"]),
         **{"num_labels": 91, "dropout": 0.0, **fields},
     )
-    return randomise(getattr(transformers, f"{family}ForObjectDetection")(config), seed).eval()
+    return randomise(getattr(transformers, f"{family}For{task}")(config), seed).eval()
 
 
 def hugging_face_pair(folder, backbone, **options):
@@ -143,9 +151,10 @@ def hugging_face_stages(model, pixels, mask):
     def catch(module, inputs, output):
         caught[type(module).__name__] = output
 
-    wanted = ("DetrConvEncoder", "TableTransformerConvEncoder", "PositionEmbedding")
+    detector = getattr(model, "detr", model)
+    wanted = ("DetrConvEncoder", "TableTransformerConvEncoder", "PositionEmbedding", "MHAttentionMap")
     modules = [module for module in model.modules() if type(module).__name__.endswith(wanted)]
-    hooks = [module.register_forward_hook(catch) for module in [*modules, model.model.input_projection]]
+    hooks = [module.register_forward_hook(catch) for module in [*modules, detector.model.input_projection]]
     try:
         outputs = model(pixels, mask, output_hidden_states=True)
     finally:
@@ -153,8 +162,16 @@ def hugging_face_stages(model, pixels, mask):
             hook.remove()
     position, maps = (next(caught[name] for name in caught if name.endswith(end)) for end in ("Embedding", "Encoder"))
     *earlier, last = outputs.decoder_hidden_states[1:]
-    hidden = torch.stack([*(model.model.decoder.layernorm(state) for state in earlier), last], dim=1)
-    logits, boxes = model.class_labels_classifier(hidden), model.bbox_predictor(hidden).sigmoid()
+    hidden = torch.stack([*(detector.model.decoder.layernorm(state) for state in earlier), last], dim=1)
+    logits, boxes = detector.class_labels_classifier(hidden), detector.bbox_predictor(hidden)
+    if hasattr(detector.model.decoder, "ref_point_head"):
+        points = detector.model.decoder.ref_point_head(detector.model.query_position_embeddings.weight).sigmoid()
+        boxes = boxes + torch.nn.functional.pad(torch.special.logit(points, eps=1e-5), (0, 2))
+    boxes = boxes.sigmoid()
+    masks = {}
+    if model is not detector:
+        maps_of_heads = next(caught[name] for name in caught if name.endswith("MHAttentionMap"))
+        masks = {"mask_attention": maps_of_heads.permute(0, 1, 3, 4, 2), "pred_masks": outputs.pred_masks}
     encoded = [*outputs.encoder_hidden_states[1:-1], outputs.encoder_last_hidden_state]
     return {
         **{f"backbone.stage{i}": _channels_last(feature) for i, (feature, _) in enumerate(maps, start=1)},
@@ -167,6 +184,7 @@ def hugging_face_stages(model, pixels, mask):
         "pred_boxes": outputs.pred_boxes,
         "aux_logits": logits[:, :-1],
         "aux_boxes": boxes[:, :-1],
+        **masks,
     }
 
 
@@ -193,13 +211,16 @@ def differences(got, expected):
     for name, tensor in expected.items():
         mine, theirs = np.asarray(got[name], np.float64), tensor.detach().numpy().astype(np.float64)
         assert mine.shape == theirs.shape, name
-        is_output = name.endswith(("logits", "boxes"))
+        is_output = name.endswith(("logits", "boxes", "pred_masks"))
         found[name] = np.abs(mine - theirs).max() / (1.0 if is_output else np.abs(theirs).max())
     return found
 
 
-def random_targets(counts, num_labels, rows, seed=0):
-    """Targets with `counts[i]` objects in image i, padded to `rows`; widths and heights are at least 0.02."""
+def random_targets(counts, num_labels, rows, seed=0, canvas=None):
+    """Targets with `counts[i]` objects in image i, padded to `rows`; widths and heights are at least 0.02.
+
+    With `canvas`, height and width in pixels, also masks: random ones, not inside their boxes.
+    """
     generator = np.random.default_rng(seed)
     labels = np.full((len(counts), rows), -1, np.int32)
     boxes = np.zeros((*labels.shape, 4), np.float32)
@@ -208,32 +229,43 @@ def random_targets(counts, num_labels, rows, seed=0):
         size = generator.uniform(0.02, 0.3, (count, 2))
         labels[image, :count] = generator.integers(0, num_labels, count)
         boxes[image, :count] = np.concatenate([low + size / 2, size], axis=1)
-    return {"labels": labels, "boxes": boxes}
+    targets = {"labels": labels, "boxes": boxes}
+    if canvas is not None:
+        targets["masks"] = (generator.random((*labels.shape, *canvas)) < 0.3) & (labels >= 0)[..., None, None]
+    return targets
 
 
-def hugging_face_losses(outputs, targets):
+def hugging_face_losses(outputs, targets, focal=False):
     """Hugging Face's loss of all decoder layers by name, `loss` being the weighted total.
 
     Args:
-        outputs: `logits`, `pred_boxes`, `aux_logits`, `aux_boxes` as PyTorch tensors, laid out as Keras has them.
+        outputs: `logits`, `pred_boxes`, `aux_logits`, `aux_boxes` as PyTorch tensors, laid out as Keras has them; of
+            a model that predicts masks `pred_masks`, too.
         targets: as for Keras.
+        focal: whether classes are independent. transformers then weighs the class loss by 1, whatever its
+            configuration says, and the matching's class cost by 2.
     """
     stacked = [
         torch.cat([outputs[earlier], outputs[last][:, None]], dim=1).transpose(0, 1)
         for last, earlier in (("logits", "aux_logits"), ("pred_boxes", "aux_boxes"))
     ]
-    config = transformers.DetrConfig(
+    config = (transformers.ConditionalDetrConfig if focal else transformers.DetrConfig)(
         use_timm_backbone=False,
         backbone_config=transformers.ResNetConfig(),
         auxiliary_loss=True,
         decoder_layers=len(stacked[0]),
-        num_labels=outputs["logits"].shape[-1] - 1,
+        num_labels=outputs["logits"].shape[-1] - (not focal),
     )
     labels = []
-    for classes, boxes in zip(targets["labels"], targets["boxes"], strict=True):
+    for image, classes in enumerate(targets["labels"]):
         real = classes >= 0
-        labels.append({"class_labels": torch.from_numpy(classes[real]).long(), "boxes": torch.from_numpy(boxes[real])})
-    total, parts, _ = ForObjectDetectionLoss(
-        outputs["logits"], labels, "cpu", outputs["pred_boxes"], config, stacked[0], stacked[1]
-    )
+        rows = {name: torch.from_numpy(targets[name][image][real]) for name in targets if name != "labels"}
+        labels.append({"class_labels": torch.from_numpy(classes[real]).long(), **rows})
+    if "pred_masks" in outputs:
+        total, parts, _ = ForSegmentationLoss(
+            outputs["logits"], labels, "cpu", outputs["pred_boxes"], outputs["pred_masks"], config, *stacked
+        )
+    else:
+        loss = DeformableDetrForObjectDetectionLoss if focal else ForObjectDetectionLoss
+        total, parts, _ = loss(outputs["logits"], labels, "cpu", outputs["pred_boxes"], config, *stacked)
     return {"loss": total, **parts}

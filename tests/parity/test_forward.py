@@ -9,9 +9,12 @@ import pytest
 import tensorflow as tf
 import torch
 from references import (
+    CONDITIONAL,
     FACEBOOK_BASIC,
     FACEBOOK_BOTTLENECK,
+    SEGMENTATION,
     SMALL,
+    TABLE_TRANSFORMER,
     Pair,
     differences,
     facebook_pair,
@@ -21,9 +24,10 @@ from references import (
 )
 from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 
-from tfdetr_keras.models.position import SinePositionEmbedding, shrink_mask
+from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.position import SinePositionEmbedding
 
-LOGITS, BOXES, STAGE = 1e-4, 1e-5, 3e-5
+LOGITS, BOXES, MASKS, STAGE = 1e-4, 1e-5, 1e-3, 3e-5
 UNEQUAL = {
     "d_model": 48,
     "encoder_layers": 1,
@@ -40,7 +44,19 @@ HUGGING_FACE = {
     "resnet-101": {"backbone": "resnet-101"},
     "learned-positions": {"backbone": "thin", **SMALL, "position_embedding_type": "learned"},
     "unequal-halves": {"backbone": "thin", **SMALL, **UNEQUAL},
-    "table-transformer": {"backbone": "thin", **SMALL, "table_transformer": True},
+    "table-transformer": {"backbone": "thin", **SMALL, **TABLE_TRANSFORMER},
+    "table-transformer-resnet-18": {"backbone": "resnet-18", "num_labels": 6, "num_queries": 125, **TABLE_TRANSFORMER},
+    "segmentation": {"backbone": "thin", **SMALL | SEGMENTATION},
+    "segmentation-resnet-50": {"backbone": "resnet-50", "num_labels": 250, "num_queries": 20, **SEGMENTATION},
+    "conditional": {"backbone": "thin", **SMALL, **CONDITIONAL},
+    "conditional-learned-positions": {
+        "backbone": "thin",
+        **SMALL,
+        **UNEQUAL,
+        **CONDITIONAL,
+        "position_embedding_type": "learned",
+    },
+    "conditional-resnet-50": {"backbone": "resnet-50", **CONDITIONAL},
 }
 FACEBOOK = {
     "basic": FACEBOOK_BASIC,
@@ -65,7 +81,14 @@ def assert_same_stages(pair: Pair, batch):
     assert expected["logits"].std(dim=1).mean() > 100 * LOGITS
     assert expected["pred_boxes"].std(dim=1).mean() > 100 * BOXES
     found = differences(pair.keras.stages(batch), expected)
-    limits = {"mask": 0.0, "logits": LOGITS, "aux_logits": LOGITS, "pred_boxes": BOXES, "aux_boxes": BOXES}
+    limits = {
+        "mask": 0.0,
+        "pred_masks": MASKS,
+        "logits": LOGITS,
+        "aux_logits": LOGITS,
+        "pred_boxes": BOXES,
+        "aux_boxes": BOXES,
+    }
     too_far = {name: value for name, value in found.items() if not value <= limits.get(name, STAGE)}
     assert not too_far, f"all stages in order: {found}"
 
@@ -129,7 +152,7 @@ def test_masks_shrink_as_torch_does_it():
         # Each mask entry its own number (exact in float32), so that the result names the entry that was taken.
         mask = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
         expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None], size=(int(rows), int(columns)))[0]
-        np.testing.assert_array_equal(shrink_mask(mask, int(rows), int(columns)), expected)
+        np.testing.assert_array_equal(resize_nearest(mask, int(rows), int(columns)), expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])

@@ -6,6 +6,7 @@ float32 are off by 1e-3 of their norm there. So these run in float64 on both sid
 positions, heads and losses stay in float32.
 """
 
+import dataclasses
 import re
 
 import numpy as np
@@ -13,8 +14,11 @@ import pytest
 import tensorflow as tf
 import torch
 from references import (
+    CONDITIONAL,
     FACEBOOK_BOTTLENECK,
+    SEGMENTATION,
     SMALL,
+    TABLE_TRANSFORMER,
     Pair,
     facebook_pair,
     hugging_face_losses,
@@ -24,7 +28,7 @@ from references import (
 )
 
 from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models import DETRForSegmentation
 
 RAW = ("logits", "pred_boxes", "aux_logits", "aux_boxes")
 LOSS, GRADIENT, DOUBLE_GRADIENT = 5e-6, 5e-4, 5e-6
@@ -36,7 +40,9 @@ PAIRS = [
     pytest.param(
         hugging_face_pair, {"backbone": "thin", **SMALL, "position_embedding_type": "learned"}, id="learned-positions"
     ),
-    pytest.param(hugging_face_pair, {"backbone": "thin", **SMALL, "table_transformer": True}, id="table-transformer"),
+    pytest.param(hugging_face_pair, {"backbone": "thin", **SMALL, **TABLE_TRANSFORMER}, id="table-transformer"),
+    pytest.param(hugging_face_pair, {"backbone": "thin", **SMALL | SEGMENTATION}, id="segmentation"),
+    pytest.param(hugging_face_pair, {"backbone": "thin", **SMALL, **CONDITIONAL}, id="conditional"),
     pytest.param(facebook_pair, {**FACEBOOK_BOTTLENECK, "pre_norm": True}, id="facebook-pre-norm"),
     pytest.param(facebook_pair, {**FACEBOOK_BOTTLENECK, "dilated": True}, id="facebook-dc5"),
     pytest.param(hugging_face_pair, {"backbone": "resnet-18", **WIDE}, id="resnet-18"),
@@ -55,9 +61,13 @@ def unfreeze(pair):
 
 def in_double(pair, batch):
     """The pair and the batch in float64."""
-    keras = DETR(pair.keras.config, pair.keras.criterion, name=pair.keras.name, dtype="float64")
+    keras = type(pair.keras)(pair.keras.config, pair.keras.criterion, name=pair.keras.name, dtype="float64")
     keras.set_weights(pair.keras.get_weights())
     return Pair(pair.torch.double(), keras), batch | {"pixel_values": batch["pixel_values"].astype(np.float64)}
+
+
+def is_focal(pair):
+    return pair.keras.config.classification == "focal"
 
 
 def torch_step(pair, batch, targets):
@@ -67,7 +77,8 @@ def torch_step(pair, batch, targets):
         stages = pair.torch_stages(batch)
     finally:
         torch.set_default_dtype(torch.float32)
-    losses = hugging_face_losses({name: stages[name].float() for name in RAW}, targets)
+    outputs = {name: stages[name].float() for name in (*RAW, "pred_masks") if name in stages}
+    losses = hugging_face_losses(outputs, targets, is_focal(pair))
     losses["loss"].backward()
     parameters = dict(pair.torch.named_parameters())
     gradients, used = {}, set()
@@ -81,8 +92,10 @@ def torch_step(pair, batch, targets):
 def keras_step(pair, batch, targets):
     """Keras' losses, and its gradients by path; without dropout, which a port of bare tensors has."""
     paths, variables = zip(*((path, variable.value) for path, variable, *_ in pair.torch_names()), strict=True)
+    # transformers reads Conditional DETR's weight of the class loss, 2, and does not use it.
+    criterion = dataclasses.replace(pair.keras.criterion, class_loss_coefficient=1.0)
     with tf.GradientTape() as tape:
-        losses = pair.keras.criterion(pair.keras(batch, training=False), targets)
+        losses = criterion(pair.keras(batch, training=False), targets)
     gradients = tape.gradient(losses["loss"], variables)
     # The gradient of an embedding arrives as the rows that were looked up.
     return losses, {path: tf.convert_to_tensor(x).numpy() for path, x in zip(paths, gradients, strict=True)}
@@ -91,6 +104,7 @@ def keras_step(pair, batch, targets):
 def assert_same_losses(got, expected, tolerance):
     assert set(got) <= set(expected)
     assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_giou_0"} <= set(got)
+    assert {"loss_mask", "loss_dice"} & set(expected) <= set(got)
     for name, value in got.items():
         np.testing.assert_allclose(float(value), expected[name].detach(), rtol=tolerance, atol=1e-12, err_msg=name)
 
@@ -100,16 +114,17 @@ def test_losses_and_all_gradients(make, options, tmp_path):
     """Three images: one with a few objects, one with none, one with more than there are queries."""
     pair = make(tmp_path, **options) if make is hugging_face_pair else make(**options)
     config, batch = pair.keras.config, padded_batch((128, 160), (97, 110), (64, 64))
-    is_deep = sum(config.backbone.depths) > 8
-    if is_deep:
+    canvas = batch["pixel_mask"].shape[1:] if isinstance(pair.keras, DETRForSegmentation) else None
+    in_float64 = sum(config.backbone.depths) > 8 or canvas is not None
+    if in_float64:
         pair, batch = in_double(pair, batch)
     unfreeze(pair)
-    targets = random_targets((5, 0, config.num_queries + 3), config.num_classes, rows=25)
+    targets = random_targets((5, 0, config.num_queries + 3), config.num_classes, rows=25, canvas=canvas)
     expected_losses, expected = torch_step(pair, batch, targets)
     losses, gradients = keras_step(pair, batch, targets)
 
     assert_same_losses(losses, expected_losses, LOSS)
-    tolerance = DOUBLE_GRADIENT if is_deep else GRADIENT
+    tolerance = DOUBLE_GRADIENT if in_float64 else GRADIENT
     size = np.linalg.norm([np.linalg.norm(x) for x in expected.values()])
     wrong = {}
     for path, gradient in gradients.items():

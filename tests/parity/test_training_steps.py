@@ -5,10 +5,21 @@ global norm of 0.1. Measured on a CPU: losses differ by at most 7e-7 of their va
 by 2e-3 of the way it came.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from references import SMALL, hugging_face_losses, hugging_face_pair, padded_batch, random_targets
+from references import (
+    CONDITIONAL,
+    SEGMENTATION,
+    SMALL,
+    TABLE_TRANSFORMER,
+    hugging_face_losses,
+    hugging_face_pair,
+    padded_batch,
+    random_targets,
+)
 
 from tfdetr_keras import AdamW
 
@@ -22,7 +33,8 @@ def batches():
     counts = [(3, 7), (9, 1), (4, 0), (6, 2), (5, 5)]
     for step in range(STEPS):
         inputs = padded_batch((96, 128), (80, 100), seed=step)
-        yield inputs, random_targets(counts[step % len(counts)], SMALL["num_labels"], rows=9, seed=step)
+        canvas = inputs["pixel_mask"].shape[1:]
+        yield inputs, random_targets(counts[step % len(counts)], SMALL["num_labels"], rows=9, seed=step, canvas=canvas)
 
 
 def torch_losses(pair):
@@ -42,7 +54,8 @@ def torch_losses(pair):
     )
     losses = []
     for inputs, targets in batches():
-        loss = hugging_face_losses(pair.torch_stages(inputs), targets)["loss"]
+        is_focal = pair.keras.config.classification == "focal"
+        loss = hugging_face_losses(pair.torch_stages(inputs), targets, is_focal)["loss"]
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([x for group in groups.values() for x in group], MAX_NORM)
@@ -72,12 +85,20 @@ def torch_weights(pair):
 
 
 @pytest.mark.parametrize(
-    "table_transformer",
-    [False, pytest.param(True, marks=pytest.mark.slow)],
-    ids=["detr", "table-transformer"],
+    "relative",
+    [
+        {},
+        *(
+            pytest.param(relative, marks=pytest.mark.slow)
+            for relative in (TABLE_TRANSFORMER, SEGMENTATION, CONDITIONAL)
+        ),
+    ],
+    ids=["detr", "table-transformer", "segmentation", "conditional"],
 )
-def test_ten_steps(tmp_path, table_transformer):
-    pair = hugging_face_pair(tmp_path, "thin", **SMALL, table_transformer=table_transformer)
+def test_ten_steps(tmp_path, relative):
+    pair = hugging_face_pair(tmp_path, "thin", **SMALL | relative)
+    # transformers reads Conditional DETR's weight of the class loss, 2, and does not use it.
+    pair.keras.criterion = dataclasses.replace(pair.keras.criterion, class_loss_coefficient=1.0)
     before = torch_weights(pair)
     ours, theirs = keras_losses(pair.keras), torch_losses(pair)
     np.testing.assert_allclose(ours, theirs, rtol=LOSS)

@@ -56,6 +56,16 @@ def hugging_face_model(family="Detr", **changes):
     return randomise(getattr(transformers, f"{family}ForObjectDetection")(config))
 
 
+@pytest.fixture(scope="session", name="randomise")
+def randomise_fixture():
+    return randomise
+
+
+@pytest.fixture(scope="session", name="timm_name")
+def timm_name_fixture():
+    return timm_name
+
+
 @pytest.fixture(scope="session")
 def make_hugging_face_model():
     return hugging_face_model

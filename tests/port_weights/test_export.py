@@ -24,7 +24,7 @@ from port_weights import export, export_pth, load_model
 from port_weights.export import ACTIVATIONS, FILES
 from tfdetr_keras import DETR, DETRConfig, ResNetConfig, SetCriterion
 from tfdetr_keras.cli.model_options import size_arguments
-from tfdetr_keras.models.config import RESNETS
+from tfdetr_keras.models.presets import RESNETS
 
 TRUNK = ResNetConfig(depths=(1, 2), channels=(16, 32), stem_channels=8)
 TINY = DETRConfig(
@@ -388,8 +388,9 @@ def test_the_arguments_of_a_pth_file(tmp_path, caplog):
         **{"enc_layers": 1, "dec_layers": 2, "dim_feedforward": 24, "hidden_dim": 16, "nheads": 4, "num_queries": 5},
         **{"dropout": 0.2, "pre_norm": False, "aux_loss": True, "eos_coef": 1.0},
         **{"set_cost_class": 2.0, "set_cost_bbox": 4.0, "set_cost_giou": 3.0},
-        **{"bbox_loss_coef": 6.0, "giou_loss_coef": 7.0},
+        **{"bbox_loss_coef": 6.0, "giou_loss_coef": 7.0, "mask_loss_coef": 1.0, "dice_loss_coef": 1.0},
     }
+    assert load_model(tmp_path / "detr.pth").criterion == CRITERION
 
 
 def test_a_trunk_that_torchvision_lacks_is_written_and_said(tmp_path, caplog):

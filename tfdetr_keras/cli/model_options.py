@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from port_weights.hub import fetch, is_hub_id
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder
 
@@ -63,7 +63,7 @@ def read_model(options: argparse.Namespace) -> DETR:
         return RunFolder(options.model).load_model("last" if options.last else "best")
     if options.last:
         raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
-    return DETR.from_pretrained(options.model)
+    return from_pretrained(options.model)
 
 
 def input_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def exportable(model: DETR) -> DETR:
     if model.dtype_policy.compute_dtype != "float32":
         logger.info("exporting in float32 what computes in %s", model.dtype_policy.compute_dtype)
     config = dataclasses.replace(model.config, auxiliary_outputs=False)
-    twin = DETR(config, model.criterion, name=model.name, dtype="float32")
+    twin = type(model)(config, model.criterion, name=model.name, dtype="float32")
     twin.set_weights(model.get_weights())
     return twin if config.backbone.batch_norm == "folded" else twin.fold()
 

@@ -21,20 +21,24 @@ class AttentionInitializer(initializers.Initializer):
     """Xavier-uniform over the matrices the reference draws: query, key, value as one `(3 d, d)`, output `(d, d)`.
 
     Keras' own Xavier would misread the three-dimensional kernels `(d, heads, d / heads)` as convolutions.
+
+    Args:
+        d_model: d.
+        packed: whether query, key and value are one matrix there; otherwise each is `(d, d)`.
     """
 
-    def __init__(self, d_model: int) -> None:
-        self.d_model = d_model
+    def __init__(self, d_model: int, packed: bool = True) -> None:
+        self.d_model, self.packed = d_model, packed
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """Draws a kernel: the output projection's is the one whose last axis is d_model."""
         is_output = len(shape) == 3 and shape[-1] == self.d_model and shape[0] != self.d_model
-        limit = math.sqrt(6.0 / ((2 if is_output else 4) * self.d_model))
+        limit = math.sqrt(6.0 / ((4 if self.packed and not is_output else 2) * self.d_model))
         return keras.random.uniform(shape, -limit, limit, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"d_model": self.d_model}
+        return {"d_model": self.d_model, "packed": self.packed}
 
 
 class MultiHeadAttention(layers.MultiHeadAttention):

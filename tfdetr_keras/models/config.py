@@ -1,4 +1,4 @@
-"""What a DETR is made of: one dataclass, and the named presets."""
+"""What a DETR is made of, and its relatives: one dataclass each, which says what differs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from tfdetr_keras.matcher import Classification
+
+NORM_GROUPS = 8  # of the mask head's group normalisation
+MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,16 @@ class DETRConfig:
         object.__setattr__(self, "frozen", frozen)
 
     @property
+    def classification(self) -> Classification:
+        """How a query is classified: by a softmax over the classes and "no object", or a sigmoid for each class."""
+        return "softmax"
+
+    @property
+    def num_logits(self) -> int:
+        """Outputs of the class head."""
+        return self.num_classes + (self.classification == "softmax")
+
+    @property
     def parts(self) -> tuple[str, ...]:
         """Names of the model's parts that can be frozen."""
         return (
@@ -136,8 +151,65 @@ class DETRConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, which `DETRConfig(**…)` takes back."""
+        """The configuration as plain values, which its class takes back: `DETRConfig(**…)`."""
         return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationConfig(DETRConfig):
+    """The architecture of a `DETRForSegmentation`: a DETR's, whose parts also are `mask_attention` and `mask_head`.
+
+    Source:
+        DETR, section 5 ("DETR for panoptic segmentation").
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        channels = self.d_model + self.encoder_attention_heads
+        if channels % NORM_GROUPS:
+            raise ValueError(
+                f"d_model={self.d_model} and encoder_attention_heads={self.encoder_attention_heads} must add up to a "
+                f"multiple of {NORM_GROUPS}, the groups of the mask head's normalisation"
+            )
+        if len(self.backbone.depths) < 2:
+            raise ValueError("masks are made finer step by step: the backbone needs at least two stages")
+        if any(width < 1 or width % min(NORM_GROUPS, width) for width in self.mask_head_widths):
+            raise ValueError(
+                f"d_model={self.d_model} gives the mask head's convolutions the channels {self.mask_head_widths}; "
+                f"each must be a multiple of {NORM_GROUPS}, or less than that and not 0"
+            )
+
+    @property
+    def mask_head_widths(self) -> tuple[int, ...]:
+        """Channels after each of the mask head's convolutions but the first: halved with each finer map."""
+        maps = min(len(self.backbone.depths) - 1, MASK_HEAD_MAPS)
+        return tuple(self.d_model >> halvings for halvings in range(1, maps + 2))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the model's parts that can be frozen."""
+        return (*super().parts, "mask_attention", "mask_head")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionalDETRConfig(DETRConfig):
+    """The architecture of a `ConditionalDETR`: a DETR's with 300 queries, and no "no object" among its classes.
+
+    Source:
+        Meng et al. 2021, "Conditional DETR for Fast Training Convergence", section 4.1.
+    """
+
+    num_queries: int = 300
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pre_norm:
+            raise ValueError("pre_norm: Conditional DETR normalises after each branch only")
+
+    @property
+    def classification(self) -> Classification:
+        """How a query is classified."""
+        return "focal"
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -147,33 +219,3 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _summary(values: list[int]) -> str:
     return str(values) if len(values) <= 8 else f"{values[:4]} … {values[-2:]} ({len(values)} ids)"
-
-
-RESNETS: dict[str, ResNetConfig] = {
-    "resnet-18": ResNetConfig(block="basic", depths=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
-    "resnet-34": ResNetConfig(block="basic", depths=(3, 4, 6, 3), channels=(64, 128, 256, 512)),
-    "resnet-50": ResNetConfig(),
-    "resnet-101": ResNetConfig(depths=(3, 4, 23, 3)),
-}
-
-PRESETS: dict[str, DETRConfig] = {
-    f"detr-{name}{suffix}": DETRConfig(backbone=dataclasses.replace(backbone, dilation=bool(suffix)))
-    for name, backbone in RESNETS.items()
-    for suffix in ("", "-dc5")
-}
-# Small enough to train from scratch on a CPU: two stages, for a stride of 8, so that images of 64 pixels have 64
-# positions.
-PRESETS["detr-tiny"] = DETRConfig(
-    backbone=ResNetConfig(block="basic", depths=(1, 2), channels=(64, 128), stem_channels=32, batch_norm="trainable"),
-    num_queries=25,
-    d_model=96,
-    encoder_layers=2,
-    decoder_layers=3,
-    encoder_attention_heads=4,
-    decoder_attention_heads=4,
-    encoder_ffn_dim=256,
-    decoder_ffn_dim=256,
-    dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-)

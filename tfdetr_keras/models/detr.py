@@ -5,47 +5,42 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import initializers, layers, ops
 
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.backbone import ResNet
-from tfdetr_keras.models.config import PRESETS, DETRConfig
+from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.folding import folded_values
-from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding, shrink_mask
+from tfdetr_keras.models.mlp import MLP
+from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.models.presets import PRESET_CRITERIA, PRESETS
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.replicas import number_of_replicas
 
-LOGGED = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class BoxHead(layers.Layer):
-    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs")."""
+class BoxHead(MLP):
+    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs").
 
-    def __init__(self, d_model: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.d_model = d_model
-        self.stack = [
-            layers.Dense(
-                units, activation, name=f"layer{index}", dtype=self.dtype_policy, **linear_initializers(d_model)
-            )
-            for index, (units, activation) in enumerate([(d_model, "relu"), (d_model, "relu"), (4, "sigmoid")])
-        ]
+    Args:
+        d_model: width of the embeddings.
+        zero_output: whether it starts by giving each object the same box, the one of its offset.
+    """
 
-    def build(self, input_shape: Any) -> None:
-        """Builds for `(…, d_model)`."""
-        for layer in self.stack:
-            layer.build((None, self.d_model))
+    def __init__(self, d_model: int, zero_output: bool = False, **kwargs: Any) -> None:
+        super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
 
-    def call(self, inputs: Any) -> Any:
-        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]."""
-        x = inputs
-        for layer in self.stack:
-            x = layer(x)
-        return x
+    def call(self, inputs: Any, offset: Any = None) -> Any:
+        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
+        boxes = super().call(inputs)
+        return ops.sigmoid(boxes if offset is None else boxes + offset)
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -74,12 +69,20 @@ class DETR(keras.Model):
         Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv:2005.12872.
     """
 
+    config_class: type[DETRConfig] = DETRConfig
+    decoder_class: type[Decoder] = Decoder
+    logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+
     def __init__(self, config: DETRConfig, criterion: SetCriterion | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("name", "detr")
         super().__init__(**kwargs)
+        if type(config) is not self.config_class:
+            raise ValueError(
+                f"{type(self).__name__} is made from a {self.config_class.__name__}, not a {type(config).__name__}"
+            )
         policy: Any = self.dtype_policy
         self.config = config
-        self.criterion = criterion or SetCriterion()
+        self.criterion = criterion or self.default_criterion()
         self.backbone = ResNet(config.backbone, name="backbone", dtype=policy)
         self.input_projection = layers.Conv2D(
             config.d_model,
@@ -98,15 +101,28 @@ class DETR(keras.Model):
             dtype=policy,
         )
         self.encoder = Encoder(config, name="encoder", dtype=policy)
-        self.decoder = Decoder(config, name="decoder", dtype=policy)
+        self.decoder = self.decoder_class(config, name="decoder", dtype=policy)
         # The heads stay in float32 under mixed precision: boxes need more than bfloat16's three digits.
-        self.class_head = layers.Dense(
-            config.num_classes + 1, name="class_head", dtype="float32", **linear_initializers(config.d_model)
-        )
-        self.box_head = BoxHead(config.d_model, name="box_head", dtype="float32")
-        self.loss_trackers = [keras.metrics.Mean(name=name) for name in LOGGED]
+        self.class_head, self.box_head = self._new_heads()
+        self.loss_trackers = [keras.metrics.Mean(name=name) for name in self.logged]
+        self._add_parts()
         self.build((None, None, None, 3))
         self.freeze(config.frozen)
+
+    @staticmethod
+    def default_criterion() -> SetCriterion:
+        """The loss that the paper trains with."""
+        return SetCriterion()
+
+    def _new_heads(self) -> tuple[Any, Any]:
+        """The class head and the box head."""
+        width = self.config.d_model
+        start = linear_initializers(width)
+        class_head = layers.Dense(self.config.num_logits, name="class_head", dtype="float32", **start)
+        return class_head, BoxHead(width, name="box_head", dtype="float32")
+
+    def _add_parts(self) -> None:
+        """Makes what a relative of DETR has beyond it."""
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights; their shapes depend on the configuration alone."""
@@ -121,26 +137,29 @@ class DETR(keras.Model):
         self.box_head.build(sequence)
 
     @classmethod
-    def from_preset(cls, name: str, **changes: Any) -> DETR:
+    def from_preset(cls, name: str, **changes: Any) -> Self:
         """A model of a named architecture with random weights.
 
         Args:
-            name: `"detr-resnet-18"`, `-34`, `-50` or `-101`, each also with `-dc5`, or `"detr-tiny"`.
-            **changes: fields of `DETRConfig` that differ from the preset, e.g. `num_classes=3`.
+            name: one of `tfdetr_keras.PRESETS` that is of this class, e.g. `"detr-resnet-50"`.
+            **changes: fields of the configuration that differ from the preset, e.g. `num_classes=3`.
 
         Raises:
             ValueError: an unknown name, or a field that does not exist or does not fit.
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-        unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(DETRConfig)})
+        preset = PRESETS[name]
+        if type(preset) is not cls.config_class:
+            raise ValueError(f"the preset {name!r} is no {cls.__name__}, but of the family: td.from_preset makes it")
+        unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(preset)})
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: not a field of DETRConfig")
+            raise ValueError(f"{', '.join(unknown)}: not a field of {cls.config_class.__name__}")
         if "num_classes" in changes:
             changes.setdefault("id2label", None)
         elif changes.get("id2label") is not None:
             changes["num_classes"] = len(changes["id2label"])
-        return cls(dataclasses.replace(PRESETS[name], **changes))
+        return cls(dataclasses.replace(preset, **changes), PRESET_CRITERIA.get(name))
 
     @classmethod
     def from_pretrained(
@@ -150,7 +169,7 @@ class DETR(keras.Model):
         num_queries: int | None = None,
         id2label: Mapping[int, str] | None = None,
         revision: str | None = None,
-    ) -> DETR:
+    ) -> Self:
         """A model with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
 
         Args:
@@ -168,7 +187,7 @@ class DETR(keras.Model):
         """
         from port_weights import load_model  # the upper floor, called only when weights are wanted
 
-        return load_model(source, num_classes, num_queries, id2label, revision)
+        return load_model(source, num_classes, num_queries, id2label, revision, model_class=cls)
 
     @property
     def id2label(self) -> Mapping[int, str]:
@@ -209,7 +228,7 @@ class DETR(keras.Model):
             layers_of[name].trainable = False
         self.train_function = None  # its graph has the variables built in
 
-    def fold(self) -> DETR:
+    def fold(self) -> Self:
         """A copy for inference, with batch normalisation folded into the convolutions: same outputs, in less time.
 
         The copy can be saved and exported as any model. Go on training with the original: in the copy nothing keeps the
@@ -221,7 +240,7 @@ class DETR(keras.Model):
         if self.config.backbone.batch_norm == "folded":
             raise ValueError("this model's batch normalisation is folded already")
         backbone = dataclasses.replace(self.config.backbone, batch_norm="folded")
-        folded = DETR(
+        folded = type(self)(
             dataclasses.replace(self.config, backbone=backbone), self.criterion, name=self.name, dtype=self.dtype_policy
         )
         values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
@@ -282,7 +301,7 @@ class DETR(keras.Model):
         pixels, pixel_mask = _unpack(inputs)
         features = self.backbone(pixels, training=training)
         batch, height, width = ops.shape(features[-1])[:3]
-        mask = shrink_mask(pixel_mask, height, width)
+        mask = resize_nearest(pixel_mask, height, width)
         position = self.position_embedding(mask)
         projection = self.input_projection(features[-1])
 
@@ -312,11 +331,14 @@ class DETR(keras.Model):
 
     def _heads(self, decoded: list[Any]) -> dict[str, Any]:
         embeddings = ops.stack(decoded, axis=1)
-        logits, boxes = self.class_head(embeddings), self.box_head(embeddings)
+        logits, boxes = self.class_head(embeddings), self._boxes(embeddings)
         outputs = {"logits": logits[:, -1], "pred_boxes": boxes[:, -1]}
         if self.auxiliary_outputs:
             outputs.update(aux_logits=logits[:, :-1], aux_boxes=boxes[:, :-1])
         return outputs
+
+    def _boxes(self, embeddings: Any) -> Any:
+        return self.box_head(embeddings)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -324,9 +346,10 @@ class DETR(keras.Model):
         """The criterion's total, called by Keras; keeps the parts for the logs."""
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
-        if not self.criterion.has_no_object_class:
+        if self.criterion.classification != self.config.classification:
             raise ValueError(
-                'DETR has a "no object" class; a criterion with classification="focal" is for models without'
+                f"{type(self).__name__}'s classes are a {self.config.classification!r} classification, but its "
+                f"criterion has classification={self.criterion.classification!r}"
             )
         losses = self.criterion(y_pred, y)
         # By images, as Keras weighs `loss` itself. With a dataset of unknown length Keras starts one step too many, in
@@ -373,10 +396,10 @@ class DETR(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DETR:
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         """The model that `get_config` described, with fresh weights."""
         return cls(
-            DETRConfig(**config["config"]),
+            cls.config_class(**config["config"]),
             keras.saving.deserialize_keras_object(config["criterion"]),
             name=config["name"],
             dtype=keras.saving.deserialize_keras_object(config["dtype"]),

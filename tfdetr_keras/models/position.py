@@ -8,30 +8,23 @@ from typing import Any
 from keras import initializers, layers, ops
 
 MAX_LEARNED_POSITIONS = 50
+TEMPERATURE = 10000.0
+SCALE = 2 * math.pi
 
 
-def shrink_mask(mask: Any, height: Any, width: Any) -> Any:
-    """Nearest-neighbour reduction of a padding mask to a feature map's size, the way PyTorch does it by default.
-
-    Row i takes source row ⌊i · (H / h)⌋ with the ratio rounded to float32: not the centre-of-pixel rule of most resize
-    functions, which gives another mask in about half of all sizes.
+def sine_encoding(angles: Any, features: int) -> Any:
+    """Sines and cosines of angles at falling frequencies: channels 2k and 2k + 1 share one, the sine stands first.
 
     Args:
-        mask: `(batch, H, W)`, any dtype.
-        height: rows h of the result.
-        width: columns w of the result.
+        angles: float32 of any shape `(…)`, in [0, 2π] over the image.
+        features: channels of the encoding, even.
 
     Returns:
-        `(batch, h, w)` of the mask's dtype.
+        `(…, features)` float32.
     """
-
-    def source(count: Any, available: Any) -> Any:
-        ratio = ops.cast(available, "float32") / ops.cast(count, "float32")
-        index = ops.floor(ops.cast(ops.arange(count), "float32") * ratio)
-        return ops.minimum(ops.cast(index, "int32"), available - 1)
-
-    rows, columns = ops.shape(mask)[1:]
-    return ops.take(ops.take(mask, source(height, rows), axis=1), source(width, columns), axis=2)
+    frequency = ops.power(TEMPERATURE, 2 * ops.arange(features // 2, dtype="float32") / features)
+    angles_at = angles[..., None] / frequency
+    return ops.reshape(ops.stack([ops.sin(angles_at), ops.cos(angles_at)], axis=-1), (*ops.shape(angles), features))
 
 
 class SinePositionEmbedding(layers.Layer):
@@ -46,8 +39,6 @@ class SinePositionEmbedding(layers.Layer):
         DETR, appendix A.4 ("Spatial positional encoding"), after Parmar et al. 2018.
     """
 
-    TEMPERATURE = 10000.0
-    SCALE = 2 * math.pi
     EPSILON = 1e-6
 
     def __init__(self, d_model: int, **kwargs: Any) -> None:
@@ -60,15 +51,11 @@ class SinePositionEmbedding(layers.Layer):
     def call(self, mask: Any) -> Any:
         """`(batch, height, width)`, 1 = image, 0 = padding → `(batch, height, width, d_model)`."""
         mask = ops.cast(mask, "float32")
-        features = self.d_model // 2
-        # Channels 2k and 2k + 1 share a frequency: the sine stands in the first, the cosine in the second.
-        frequency = ops.power(self.TEMPERATURE, 2 * ops.arange(features // 2, dtype="float32") / features)
 
         def encode(axis: int) -> Any:
             position = ops.cumsum(mask, axis=axis)
             extent = position[:, -1:, :] if axis == 1 else position[:, :, -1:]
-            angle = (position / (extent + self.EPSILON) * self.SCALE)[..., None] / frequency
-            return ops.reshape(ops.stack([ops.sin(angle), ops.cos(angle)], axis=-1), (*ops.shape(mask), features))
+            return sine_encoding(position / (extent + self.EPSILON) * SCALE, self.d_model // 2)
 
         return ops.cast(ops.concatenate([encode(1), encode(2)], axis=-1), self.compute_dtype)
 

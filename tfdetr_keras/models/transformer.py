@@ -68,14 +68,17 @@ class TransformerLayer(layers.Layer):
         self.dropout = layers.Dropout(config.dropout, dtype=self.dtype_policy)
 
     def _attention(self, config: DETRConfig, heads: int, name: str) -> MultiHeadAttention:
-        return MultiHeadAttention(
-            num_heads=heads,
-            key_dim=config.d_model // heads,
-            dropout=config.attention_dropout,
-            kernel_initializer=AttentionInitializer(config.d_model),
-            name=name,
-            dtype=self.dtype_policy,
-        )
+        return MultiHeadAttention(**self._attention_options(config, heads, name))
+
+    def _attention_options(self, config: DETRConfig, heads: int, name: str) -> dict[str, Any]:
+        return {
+            "num_heads": heads,
+            "key_dim": config.d_model // heads,
+            "dropout": config.attention_dropout,
+            "kernel_initializer": AttentionInitializer(config.d_model),
+            "name": name,
+            "dtype": self.dtype_policy,
+        }
 
     def _norm(self, name: str) -> layers.LayerNormalization:
         return layers.LayerNormalization(epsilon=NORM_EPSILON, name=name, dtype=self.dtype_policy)
@@ -143,21 +146,15 @@ class DecoderLayer(TransformerLayer):
         With `return_attention_scores` a pair: the output, and how much each query attends to each position of the
         image, `(batch, heads, queries, positions)`.
         """
-        located_memory, scores = memory + memory_position, None
+        scores = None
 
         def attend_to_queries(x: Any) -> Any:
-            located = x + query_position
-            return self.self_attention(located, x, key=located, training=training)
+            return self._attend_to_queries(x, query_position, training)
 
         def attend_to_image(x: Any) -> Any:
             nonlocal scores
-            attended = self.cross_attention(
-                x + query_position,
-                memory,
-                key=located_memory,
-                attention_mask=mask,
-                training=training,
-                return_attention_scores=return_attention_scores,
+            attended = self._attend_to_image(
+                x, query_position, memory, memory_position, mask, training, return_attention_scores
             )
             if return_attention_scores:
                 attended, scores = attended
@@ -167,6 +164,29 @@ class DecoderLayer(TransformerLayer):
         x = self._residual(x, self.cross_attention_norm, attend_to_image, training)
         x = self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
         return (x, scores) if return_attention_scores else x
+
+    def _attend_to_queries(self, x: Any, query_position: Any, training: bool) -> Any:
+        located = x + query_position
+        return self.self_attention(located, x, key=located, training=training)
+
+    def _attend_to_image(
+        self,
+        x: Any,
+        query_position: Any,
+        memory: Any,
+        memory_position: Any,
+        mask: Any,
+        training: bool,
+        return_attention_scores: bool,
+    ) -> Any:
+        return self.cross_attention(
+            x + query_position,
+            memory,
+            key=memory + memory_position,
+            attention_mask=mask,
+            training=training,
+            return_attention_scores=return_attention_scores,
+        )
 
 
 class Encoder(layers.Layer):
@@ -213,11 +233,15 @@ class Decoder(layers.Layer):
     def __init__(self, config: DETRConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.d_model = config.d_model
-        self.stack = [
-            DecoderLayer(config, name=f"layer{index}", dtype=self.dtype_policy)
-            for index in range(config.decoder_layers)
-        ]
+        self.stack = [self._layer(config, index) for index in range(config.decoder_layers)]
         self.norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="norm", dtype=self.dtype_policy)
+
+    def _layer(self, config: DETRConfig, index: int) -> DecoderLayer:
+        return DecoderLayer(config, name=f"layer{index}", dtype=self.dtype_policy)
+
+    def _positions(self, query_position: Any) -> Callable[[int, Any], Any]:
+        """What a layer is told of the queries' positions: a function of its place in the stack and of its input."""
+        return lambda index, x: query_position
 
     def build(self, input_shape: Any) -> None:
         """Builds for `(batch, queries, d_model)`."""
@@ -240,10 +264,11 @@ class Decoder(layers.Layer):
         """
         x = ops.zeros_like(query_position)
         outputs, attention = [], []
-        for layer in self.stack:
+        position_of = self._positions(query_position)
+        for index, layer in enumerate(self.stack):
             x = layer(
                 x,
-                query_position,
+                position_of(index, x),
                 memory,
                 memory_position,
                 mask,

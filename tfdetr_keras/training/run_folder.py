@@ -27,7 +27,8 @@ import keras
 
 from tfdetr_keras.atomic import whole_file, write_text
 from tfdetr_keras.evaluation import class_table
-from tfdetr_keras.models import DETR, DETRConfig
+from tfdetr_keras.models import DETR, from_pretrained
+from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves
@@ -81,7 +82,7 @@ class RunFolder:
             "data": data,
             "counts": dict(counts),
             "class_names": list(class_names),
-            "model": model.config.to_dict(),
+            "model": describe(model.config),
             "criterion": keras.saving.serialize_keras_object(model.criterion),
         }
         write_text(self.path / CLASS_NAMES, "".join(f"{name}\n" for name in class_names))
@@ -125,7 +126,8 @@ class RunFolder:
         """The run's model with random weights, for `Checkpoint.restore`."""
         config = self.config()
         criterion = keras.saving.deserialize_keras_object(config["criterion"])
-        return DETR(DETRConfig(**config["model"]), criterion, dtype=config["settings"]["precision"])
+        architecture = config_of(config["model"])
+        return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
     def load_model(self, which: str = "best") -> DETR:
         """The best model, or the last.
@@ -133,7 +135,7 @@ class RunFolder:
         Raises:
             ValueError: neither "best" nor "last", or the run has none.
         """
-        return DETR.from_pretrained(self.model_path(which))
+        return from_pretrained(self.model_path(which))
 
     def model_path(self, which: str = "best") -> Path:
         """The file of the best model, or the last; see `load_model`."""
@@ -220,7 +222,7 @@ class RunFolder:
             "```",
             "",
             "```python",
-            f'model = td.DETR.from_pretrained("{folder}/{BEST}")',
+            f'model = td.from_pretrained("{folder}/{BEST}")',
             "```",
             "",
             "## Settings",

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfdetr_keras.models import DETR, PRESETS
+from tfdetr_keras.models import DETR, PRESETS, from_preset, from_pretrained
 from tfdetr_keras.models.packaged import packaged_checkpoints
 from tfdetr_keras.training.settings import Settings
 
@@ -58,16 +58,16 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
         if not settings.random_weights:
             logger.warning("%s is an architecture without weights here: starting from random ones", source)
         changes = {} if settings.num_queries is None else {"num_queries": settings.num_queries}
-        return DETR.from_preset(source, id2label=names, **changes), True
-    model = DETR.from_pretrained(source, num_queries=settings.num_queries, id2label=names)
-    return (DETR(model.config, model.criterion), True) if settings.random_weights else (model, False)
+        return from_preset(source, id2label=names, **changes), True
+    model = from_pretrained(source, num_queries=settings.num_queries, id2label=names)
+    return (type(model)(model.config, model.criterion), True) if settings.random_weights else (model, False)
 
 
 def _rebuilt(model: DETR, config: Any) -> DETR:
     """The same weights in a model of another configuration, if that differs."""
     if config == model.config:
         return model
-    rebuilt = DETR(config, model.criterion)
+    rebuilt = type(model)(config, model.criterion)
     values = {variable.path: variable for variable in model.weights}
     for variable in rebuilt.weights:
         variable.assign(values[variable.path])

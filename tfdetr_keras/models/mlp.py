@@ -1,0 +1,44 @@
+"""The small perceptron of DETR's heads (DETR, section 3.2, "Prediction feed-forward networks")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from keras import initializers, layers
+
+from tfdetr_keras.models.transformer import linear_initializers
+
+
+class MLP(layers.Layer):
+    """Dense layers with ReLU between them, and none after the last.
+
+    Args:
+        inputs: channels of the input.
+        widths: channels after each layer.
+        zero_output: whether the last layer starts as all zeros rather than at random.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], zero_output: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = [inputs, *widths]
+        self.stack = []
+        for index, units in enumerate(widths):
+            is_last = index == len(widths) - 1
+            start = linear_initializers(self.channels[index])
+            if is_last and zero_output:
+                start = {name: initializers.Zeros() for name in start}
+            activation = None if is_last else "relu"
+            self.stack.append(layers.Dense(units, activation, name=f"layer{index}", dtype=self.dtype_policy, **start))
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(…, inputs)`."""
+        for layer, channels in zip(self.stack, self.channels, strict=False):
+            layer.build((None, channels))
+
+    def call(self, inputs: Any) -> Any:
+        """`(…, inputs)` → `(…, widths[-1])`."""
+        x = inputs
+        for layer in self.stack:
+            x = layer(x)
+        return x

@@ -1,0 +1,253 @@
+"""DETR for panoptic and instance segmentation: a mask for each query (DETR, section 5, figure 8).
+
+Each query attends once more to the encoder's output; its attention, a map for each head, and the image's features are
+made finer with the backbone's earlier maps until they are a mask of a quarter of the image's sides.
+
+What all queries share is computed once an image: the features' part of the first convolution, and the backbone's maps
+brought to the head's width. Both are sums of the same products as with a copy of the image's features for each query.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import keras
+from keras import initializers, layers, ops
+
+from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConfig
+from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.transformer import NORM_EPSILON
+
+MASKED = -1e9  # added to what is not to be attended to; e to that power is 0
+
+
+class MaskAttention(layers.Layer):
+    """How much each query attends to each position of the image, head by head; no values are summed.
+
+    One softmax runs over all heads and positions of a query together.
+    """
+
+    def __init__(self, config: DETRConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.d_model, self.heads = config.d_model, config.encoder_attention_heads
+        self.query, self.key = (
+            layers.Dense(config.d_model, kernel_initializer="glorot_uniform", name=name, dtype=self.dtype_policy)
+            for name in ("query", "key")
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(batch, …, d_model)`."""
+        self.query.build((None, None, self.d_model))
+        self.key.build((None, None, self.d_model))
+
+    def call(self, queries: Any, memory: Any, mask: Any) -> Any:
+        """Attends.
+
+        Args:
+            queries: `(batch, queries, d_model)`.
+            memory: `(batch, positions, d_model)`.
+            mask: `(batch, positions)` bool, True = image.
+
+        Returns:
+            `(batch, queries, positions, heads)` float32; the sum over positions and heads is 1.
+        """
+        width = self.d_model // self.heads
+        batch, count, positions = ops.shape(queries)[0], ops.shape(queries)[1], ops.shape(memory)[1]
+        query = ops.reshape(self.query(queries) / math.sqrt(width), (batch, count, self.heads, width))
+        key = ops.reshape(self.key(memory), (batch, positions, self.heads, width))
+        scores = ops.einsum("bqhc,bphc->bqph", query, key)
+        scores = ops.cast(scores, "float32") + ops.where(mask, 0.0, MASKED)[:, None, :, None]
+        weights = ops.softmax(ops.reshape(scores, (batch, count, positions * self.heads)), axis=-1)
+        return ops.reshape(weights, (batch, count, positions, self.heads))
+
+
+class NormalisedConvolution(layers.Layer):
+    """A 3×3 convolution, normalisation in groups of channels, and an activation."""
+
+    def __init__(self, inputs: int, channels: int, activation: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inputs, self.channels = inputs, channels
+        self.convolution = layers.Conv2D(
+            channels, 3, padding="same", kernel_initializer="he_uniform", name="convolution", dtype=self.dtype_policy
+        )
+        self.convolution.kernel_initializer = _kaiming_uniform()
+        self.group_norm = layers.GroupNormalization(
+            min(NORM_GROUPS, channels), epsilon=NORM_EPSILON, name="group_norm", dtype=self.dtype_policy
+        )
+        self.activation = layers.Activation(activation, dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(batch, height, width, inputs)`."""
+        self.convolution.build((None, None, None, self.inputs))
+        self.group_norm.build((None, None, None, self.channels))
+
+    def call(self, x: Any) -> Any:
+        """`(batch, height, width, inputs)` → `(batch, height, width, channels)`."""
+        return self.activation(self.group_norm(self.convolution(x)))
+
+    def of_both(self, shared: Any, own: Any) -> Any:
+        """The same for channels that all queries of an image share, followed by channels of their own.
+
+        Args:
+            shared: `(batch, height, width, inputs − c)`.
+            own: `(batch, queries, height, width, c)`.
+
+        Returns:
+            `(batch · queries, height, width, channels)`.
+        """
+        count = shared.shape[-1]
+        kernel, bias = self.convolution.kernel, self.convolution.bias
+        dtype = self.compute_dtype
+        kernel, bias = ops.cast(kernel, dtype), ops.cast(bias, dtype)
+        common = ops.conv(ops.cast(shared, dtype), kernel[:, :, :count], padding="same") + bias
+        alone = ops.conv(_by_query(ops.cast(own, dtype)), kernel[:, :, count:], padding="same")
+        return self.activation(self.group_norm(_added(alone, common)))
+
+
+class MaskHead(layers.Layer):
+    """A small convolutional network that makes masks of attention maps, finer with each of the backbone's maps."""
+
+    def __init__(self, config: SegmentationConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        options: dict[str, Any] = {"dtype": self.dtype_policy}
+        self.inputs = config.d_model + config.encoder_attention_heads
+        self.widths = config.mask_head_widths
+        channels = (self.inputs, self.inputs, *self.widths)
+        self.convolutions = [
+            NormalisedConvolution(before, after, config.activation_function, name=f"conv{index + 1}", **options)
+            for index, (before, after) in enumerate(itertools.pairwise(channels))
+        ]
+        # From the coarsest of the finer maps to the finest.
+        self.map_channels = config.backbone.channels[-2::-1][: len(self.widths) - 1]
+        self.adapters = [
+            layers.Conv2D(width, 1, kernel_initializer=_kaiming_uniform(), name=f"adapter{index + 1}", **options)
+            for index, width in enumerate(self.widths[:-1])
+        ]
+        self.outputs = layers.Conv2D(
+            1, 3, padding="same", kernel_initializer=_kaiming_uniform(), name="output", **options
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for the widths of the configuration."""
+        for convolution in self.convolutions:
+            convolution.build((None, None, None, convolution.inputs))
+        for adapter, channels in zip(self.adapters, self.map_channels, strict=True):
+            adapter.build((None, None, None, channels))
+        self.outputs.build((None, None, None, self.widths[-1]))
+
+    def call(self, features: Any, attention: Any, maps: list[Any]) -> Any:
+        """Makes masks.
+
+        Args:
+            features: `(batch, h, w, d_model)`, the projected last map of the backbone.
+            attention: `(batch, queries, h, w, heads)`.
+            maps: the backbone's earlier maps, `(batch, height, width, channels)`, the coarsest first.
+
+        Returns:
+            `(batch, queries, height, width)` float32 logits, of the size of the last of the maps.
+        """
+        batch, count = ops.shape(attention)[:2]
+        x = self.convolutions[0].of_both(features, attention)
+        x = self.convolutions[1](x)
+        for adapter, convolution, finer in zip(self.adapters, self.convolutions[2:], maps, strict=True):
+            height, width = ops.shape(finer)[1:3]
+            x = convolution(_added(resize_nearest(x, height, width), adapter(finer)))
+        height, width = ops.shape(x)[1:3]
+        return ops.cast(ops.reshape(self.outputs(x), (batch, count, height, width)), "float32")
+
+
+def _kaiming_uniform() -> initializers.Initializer:
+    """U(±√(3 / fan-in)): keeps the variance of what has no activation."""
+    return initializers.VarianceScaling(1.0, mode="fan_in", distribution="uniform")
+
+
+def _by_query(x: Any) -> Any:
+    """`(batch, queries, height, width, channels)` → `(batch · queries, height, width, channels)`."""
+    batch, count, *rest = ops.shape(x)
+    return ops.reshape(x, (batch * count, *rest))
+
+
+def _added(of_queries: Any, of_images: Any) -> Any:
+    """To each query's map its image's: `(batch · queries, …)` + `(batch, …)`."""
+    batch = ops.shape(of_images)[0]
+    split = ops.reshape(of_queries, (batch, -1, *ops.shape(of_queries)[1:]))
+    return _by_query(split + of_images[:, None])
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class DETRForSegmentation(DETR):
+    """DETR with a mask for each query: panoptic segmentation, and instance segmentation.
+
+    Inputs and methods are those of `DETR`. Outputs: those of `DETR`, and `"pred_masks": (batch, queries, height / 4,
+    width / 4)`, float32 logits over the padded canvas; earlier decoder layers have no masks. `post_process_panoptic`,
+    `post_process_instance` and `post_process_masks` make segments of them.
+
+    Targets of `fit` and `evaluate`: those of `DETR` and `"masks": (batch, boxes, height, width)` bool or 0/1, of the
+    padded images, as `prepare` makes them of records that were read with masks. `loss_mask` and `loss_dice` are logged,
+    too.
+
+    The paper trains boxes first, and then the masks alone, of a frozen detector: `from_detector` starts the second.
+
+    Args:
+        config: the architecture.
+        criterion: the training loss; the paper's by default.
+
+    Source:
+        DETR, section 5 and appendix A.5; the head's widths and normalisation as in the authors' code.
+    """
+
+    config_class = SegmentationConfig
+    logged = (*DETR.logged, "loss_mask", "loss_dice")
+    config: SegmentationConfig
+
+    @classmethod
+    def from_detector(cls, detector: DETR, freeze: bool = True) -> DETRForSegmentation:
+        """A detector with a new mask head: the start of the second stage of training.
+
+        Args:
+            detector: a trained DETR, whose weights are copied.
+            freeze: whether only the mask head and its attention are trained, as in the paper; otherwise all that the
+                detector trains, too.
+
+        Raises:
+            ValueError: the detector is of another class, or its widths do not suit a mask head.
+        """
+        from tfdetr_keras.models.family import recast  # which knows this class
+
+        config = recast(detector.config, cls)
+        model = cls(config, detector.criterion, dtype=detector.dtype_policy)
+        values = {variable.path.split("/", 1)[1]: variable for variable in detector.weights}
+        for variable in model.weights:
+            if (path := variable.path.split("/", 1)[1]) in values:
+                variable.assign(values[path])
+        if freeze:
+            model.freeze(detector.config.parts)
+        return model
+
+    def _add_parts(self) -> None:
+        policy: Any = self.dtype_policy
+        self.mask_attention = MaskAttention(self.config, name="mask_attention", dtype=policy)
+        self.mask_head = MaskHead(self.config, name="mask_head", dtype=policy)
+
+    def build(self, input_shape: Any) -> None:
+        """Creates all weights; their shapes depend on the configuration alone."""
+        super().build(input_shape)
+        self.mask_attention.build((None, None, self.config.d_model))
+        self.mask_head.build(None)
+
+    def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        outputs, stages = super()._forward(inputs, training, attention)
+        batch, height, width = ops.shape(stages["mask"])
+        queries = stages[f"decoder.layer{self.config.decoder_layers - 1}"]
+        memory = stages[f"encoder.layer{self.config.encoder_layers - 1}"]
+        key_mask = ops.reshape(ops.cast(stages["mask"], "bool"), (batch, height * width))
+        weights = self.mask_attention(queries, memory, key_mask)
+        weights = ops.reshape(weights, (batch, ops.shape(weights)[1], height, width, self.mask_attention.heads))
+        features = ops.reshape(stages["projection"], (batch, height, width, self.config.d_model))
+        last = len(self.config.backbone.depths)
+        maps = [stages[f"backbone.stage{last - 1 - index}"] for index in range(len(self.mask_head.adapters))]
+        outputs["pred_masks"] = self.mask_head(features, weights, maps)
+        return outputs, stages | {"mask_attention": weights}
