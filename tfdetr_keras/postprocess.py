@@ -10,13 +10,15 @@ from keras import ops
 
 from tfdetr_keras.matcher import Classification
 
+TOP_K = 100  # detections an image, of which each query may give several
+
 
 def post_process(
     outputs: Mapping[str, Any],
     target_sizes: Any,
     threshold: float = 0.5,
     classification: Classification = "softmax",
-    top_k: int = 100,
+    top_k: int = TOP_K,
 ) -> list[dict[str, np.ndarray]]:
     """Turns logits and relative boxes into one detection list per image.
 
@@ -64,7 +66,7 @@ def post_process(
 
 
 def confident(
-    logits: Any, threshold: float, classification: Classification = "softmax", top_k: int = 100
+    logits: Any, threshold: float, classification: Classification = "softmax", top_k: int = TOP_K
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Which queries `post_process` lets speak, and for what.
 

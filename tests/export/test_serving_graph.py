@@ -77,12 +77,27 @@ def test_files_are_their_pixels(detector, photographs, pad_to):
     assert (together["boxes"].numpy().max((1, 2)) < 1.5 * sizes.max(1)).all()
 
 
-def test_detections_are_those_of_post_process(detector):
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000))
+@settings(max_examples=300, deadline=None)
+def test_whole_sizes_are_table_transformers(height, width):
+    resize = Resize(800, 1000, "table")
+    found = [int(x) for x in serving_graph.whole_target_size(tf.constant(height), tf.constant(width), resize)]
+    wanted = [int(x) for x in target_size(height, width, resize)]
+    halved = (2 * 1000 * min(height, width)) % max(height, width) == 0  # may be a half, which float64 misses
+    assert np.abs(np.subtract(found, wanted)).max() <= halved
+    assert max(found) == 1000
+
+
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
+def test_detections_are_those_of_post_process(classification):
     rng = np.random.default_rng(0)
-    outputs = {"logits": rng.normal(size=(3, 7, 5)).astype("f"), "pred_boxes": rng.random((3, 7, 4)).astype("f")}
+    outputs = {"logits": rng.normal(size=(3, 40, 5)).astype("f"), "pred_boxes": rng.random((3, 40, 4)).astype("f")}
     sizes = np.array([[40, 60], [10, 10], [200, 30]], np.int32)
-    found = serving_graph.detections({key: tf.constant(value) for key, value in outputs.items()}, tf.constant(sizes))
-    for place, wanted in enumerate(td.post_process(outputs, sizes, threshold=-1)):
+    tensors = {key: tf.constant(value) for key, value in outputs.items()}
+    found = serving_graph.detections(tensors, tf.constant(sizes), tf.ones((3, 2)), classification)
+    assert found.keys() == {"scores", "labels", "boxes"}
+    assert found["scores"].shape == (3, 100 if classification == "focal" else 40)
+    for place, wanted in enumerate(td.post_process(outputs, sizes, -1, classification)):
         order = np.argsort(-wanted["scores"], kind="stable")
         np.testing.assert_allclose(found["scores"][place], wanted["scores"][order], rtol=0, atol=5e-7)
         np.testing.assert_array_equal(found["labels"][place], wanted["labels"][order])

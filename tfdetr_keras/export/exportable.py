@@ -6,13 +6,13 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_file
-from tfdetr_keras.data.sizes import Resize
+from tfdetr_keras.data.sizes import Resize, SizeRule
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 
@@ -42,7 +42,11 @@ def exportable(model: DETR) -> DETR:
 
 
 def serving_graph(
-    model: DETR, size: tuple[int, int], pad_to: tuple[int, int] | None, portable: bool = False
+    model: DETR,
+    size: tuple[int, int],
+    pad_to: tuple[int, int] | None,
+    size_rule: SizeRule = "huggingface",
+    portable: bool = False,
 ) -> ServingGraph:
     """The graph of a model as it is exported; see `ServingGraph`.
 
@@ -50,13 +54,17 @@ def serving_graph(
         model: the detector.
         size: (shortest_edge, longest_edge), pixels.
         pad_to: (height, width) of a canvas, pixels, or None.
+        size_rule: by which images are resized.
         portable: whether TensorFlow's own resize is left out.
 
     Raises:
-        ValueError: a canvas that is none, or as `exportable`.
+        ValueError: a canvas or a rule that is none, or as `exportable`.
     """
+    rules = [rule for rule in get_args(SizeRule) if not (portable and rule == "facebook")]
+    if size_rule not in rules:
+        raise ValueError(f"size_rule must be one of {', '.join(map(repr, rules))} here, not {size_rule!r}")
     canvas = _canvas(pad_to)
-    return ServingGraph(exportable(model), Resize(*size, strict=canvas is not None), canvas, portable)
+    return ServingGraph(exportable(model), Resize(*size, size_rule, canvas is not None), canvas, portable)
 
 
 def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:

@@ -9,6 +9,7 @@ from typing import Literal
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 
@@ -22,6 +23,7 @@ def litert(
     pad_to: tuple[int, int] | None = None,
     precision: Precision = "float32",
     overwrite: bool = False,
+    size_rule: SizeRule = "huggingface",
 ) -> Path:
     """Writes a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
@@ -36,6 +38,7 @@ def litert(
         precision: "float32"; "float16", weights of half the size; or "int8", weights of a quarter, with activations
             quantised as they come ("dynamic range").
         overwrite: whether to replace a file that is there.
+        size_rule: by which images are resized, as in training; see `prepare`.
 
     Returns:
         The file.
@@ -46,7 +49,7 @@ def litert(
     if precision not in ("float32", "float16", "int8"):
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
     path = file_to_write(path, ".tflite", overwrite)
-    graph = serving_graph(model, size, pad_to or (size[1], size[1]), portable=True)
+    graph = serving_graph(model, size, pad_to or (size[1], size[1]), size_rule, portable=True)
     with tempfile.TemporaryDirectory() as scratch:  # of functions alone the converter would forget weights, or names
         write_signatures(Path(scratch), graph.model, {PIXELS: (graph.of_pixels, IMAGES)})
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=[PIXELS])

@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
 
@@ -21,6 +22,7 @@ def onnx(
     size: tuple[int, int] = (800, 1333),
     pad_to: tuple[int, int] | None = None,
     overwrite: bool = False,
+    size_rule: SizeRule = "huggingface",
 ) -> Path:
     """Writes an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
@@ -32,6 +34,7 @@ def onnx(
         size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
         pad_to: (height, width) of one canvas for all images, pixels.
         overwrite: whether to replace a file that is there.
+        size_rule: by which images are resized, as in training; see `prepare`.
 
     Returns:
         The file.
@@ -44,7 +47,7 @@ def onnx(
     import tf2onnx
 
     path = file_to_write(path, ".onnx", overwrite)
-    graph = serving_graph(model, size, pad_to, portable=True)
+    graph = serving_graph(model, size, pad_to, size_rule, portable=True)
     function = tf.function(graph.of_pixels, autograph=False)
     written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
     names = written.metadata_props.add()

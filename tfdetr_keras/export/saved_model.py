@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_folder, whole_folder
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 
@@ -20,6 +21,7 @@ def saved_model(
     size: tuple[int, int] = (800, 1333),
     pad_to: tuple[int, int] | None = None,
     overwrite: bool = False,
+    size_rule: SizeRule = "huggingface",
 ) -> Path:
     """Writes a SavedModel that takes raw images; to run it needs TensorFlow alone.
 
@@ -33,6 +35,7 @@ def saved_model(
         size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
         pad_to: (height, width) of one canvas for all images, pixels.
         overwrite: whether to replace a SavedModel that is there.
+        size_rule: by which images are resized, as in training; see `prepare`.
 
     Returns:
         The folder.
@@ -42,7 +45,7 @@ def saved_model(
     """
     path = Path(path)
     check_new_folder(path, NAMES, overwrite)
-    graph = serving_graph(model, size, pad_to)
+    graph = serving_graph(model, size, pad_to, size_rule)
     files = tf.TensorSpec((None,), tf.string, "files")
     with whole_folder(path) as written:
         write_signatures(written, graph.model, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})

@@ -15,7 +15,9 @@ import tensorflow as tf
 from tfdetr_keras.data.canvas import FACTOR, SHIFT
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels
+from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models import DETR
+from tfdetr_keras.postprocess import TOP_K
 
 
 class ServingGraph:
@@ -41,8 +43,7 @@ class ServingGraph:
             images: `(batch, height, width, 3)` uint8, RGB.
 
         Returns:
-            `{"scores": (batch, queries) float32, highest first, "labels": (batch, queries) int32, "boxes": (batch,
-            queries, 4) float32 xyxy in pixels of the images}`.
+            See `detections`.
         """
         old = tf.shape(images)[1:3]
         new = self._target(old)
@@ -52,7 +53,9 @@ class ServingGraph:
             mask = tf.cast(inside(tf.broadcast_to(new, (tf.shape(images)[0], 2)), canvas), tf.float32)
             inputs = {"pixel_values": inputs["pixel_values"] * mask[..., None], "pixel_mask": mask}
         outputs = self.model(inputs, training=False)
-        return detections(outputs, tf.broadcast_to(old, (tf.shape(images)[0], 2)))
+        count = tf.shape(images)[0]
+        extents = tf.broadcast_to(tf.cast(new, tf.float32) / tf.cast(canvas, tf.float32), (count, 2))
+        return self._detections(outputs, tf.broadcast_to(old, (count, 2)), extents)
 
     def of_files(self, files: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detects in image files, each of its own size.
@@ -89,7 +92,10 @@ class ServingGraph:
             pixels = tf.ensure_shape(pixels, (None, *self.pad_to, 3))
         mask = tf.cast(inside(sizes, canvas), tf.int32)
         outputs = self.model({"pixel_values": pixels, "pixel_mask": mask}, training=False)
-        return detections(outputs, old.stack())
+        return self._detections(outputs, old.stack(), tf.cast(sizes, tf.float32) / tf.cast(canvas, tf.float32))
+
+    def _detections(self, outputs: dict[str, tf.Tensor], sizes: tf.Tensor, extents: tf.Tensor) -> dict[str, tf.Tensor]:
+        return detections(outputs, sizes, extents, self.model.config.classification)
 
     def _target(self, size: tf.Tensor) -> tf.Tensor:
         """Height and width after the resize, `(2,)` int32."""
@@ -118,16 +124,20 @@ def decoded(content: tf.Tensor) -> tf.Tensor:
 
 
 def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """`target_size` in int32; Hugging Face's rule, without what float64's rounding does to limited images."""
+    """`target_size` in int32, by all rules but facebookresearch's, and without what float64's rounding does."""
     shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
     edge, limit = resize.shortest_edge, resize.longest_edge
     whole, rest = limit * shorter // longer, limit * shorter % longer
     is_up = tf.logical_or(2 * rest > longer, tf.logical_and(tf.equal(2 * rest, longer), tf.equal(whole % 2, 1)))
+    rounded = whole + tf.cast(is_up, tf.int32)
     limited = longer * edge > limit * shorter
-    short = tf.where(limited, whole + tf.cast(is_up, tf.int32), edge)
-    long = tf.where(limited, limit, edge * longer // shorter)
-    long = tf.where(tf.equal(shorter, short), longer, long)
-    long = tf.minimum(long, limit) if resize.strict else long
+    if resize.rule == "table":
+        short, long = rounded, tf.fill(tf.shape(longer), limit)
+    else:
+        short = tf.where(limited, rounded, edge)
+        long = tf.where(limited, limit, edge * longer // shorter)
+        long = tf.where(tf.equal(shorter, short), longer, long)
+        long = tf.minimum(long, limit) if resize.strict else long
     short, long = tf.maximum(short, 1), tf.maximum(long, 1)
     portrait = width < height
     return tf.where(portrait, long, short), tf.where(portrait, short, long)
@@ -176,21 +186,37 @@ def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
     return tf.logical_and(rows[:, :, None], columns[:, None])
 
 
-def detections(outputs: dict[str, tf.Tensor], sizes: tf.Tensor) -> dict[str, tf.Tensor]:
-    """`tfdetr_keras.post_process` in the graph: all queries, the highest score first.
+def detections(
+    outputs: dict[str, tf.Tensor], sizes: tf.Tensor, extents: tf.Tensor, classification: Classification = "softmax"
+) -> dict[str, tf.Tensor]:
+    """`tfdetr_keras.post_process` in the graph, without a threshold, the highest score first.
 
     Args:
         outputs: of the model.
         sizes: `(batch, 2)` int32, height and width of each image, pixels.
+        extents: `(batch, 2)` float32, the shares of the canvas' height and width that the image takes.
+        classification: of the model.
+
+    Returns:
+        `{"scores": (batch, n) float32, "labels": (batch, n) int32, "boxes": (batch, n, 4) float32 xyxy in pixels of the
+        images}`: all n queries, or the 100 likeliest pairs of query and class with `"focal"`. Of a model with masks
+        also `"masks": (batch, n, h, w)`, float32 probabilities over the canvas, and `"extents"`.
     """
-    probabilities = tf.nn.softmax(outputs["logits"])[..., :-1]
-    scores, order = tf.math.top_k(tf.reduce_max(probabilities, axis=-1), k=outputs["logits"].shape[1])
-    labels = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+    logits = outputs["logits"]
+    queries, classes = logits.shape[1], logits.shape[2]
+    if classification == "focal":
+        probabilities = tf.reshape(tf.sigmoid(logits), (-1, queries * classes))
+        scores, place = tf.math.top_k(probabilities, k=min(TOP_K, queries * classes))
+        order, labels = place // classes, place % classes
+    else:
+        probabilities = tf.nn.softmax(logits)[..., :-1]
+        scores, order = tf.math.top_k(tf.reduce_max(probabilities, axis=-1), k=queries)
+        labels = tf.gather(tf.argmax(probabilities, axis=-1, output_type=tf.int32), order, batch_dims=1)
     centers, sides = outputs["pred_boxes"][..., :2], outputs["pred_boxes"][..., 2:]
     scale = tf.cast(tf.stack([sizes[:, 1], sizes[:, 0]] * 2, axis=-1), tf.float32)
     boxes = tf.concat([centers - sides / 2, centers + sides / 2], axis=-1) * scale[:, None]
-    return {
-        "scores": scores,
-        "labels": tf.gather(labels, order, batch_dims=1),
-        "boxes": tf.gather(boxes, order, batch_dims=1),
-    }
+    found = {"scores": scores, "labels": labels, "boxes": tf.gather(boxes, order, batch_dims=1)}
+    if "pred_masks" in outputs:
+        masks = tf.sigmoid(tf.gather(outputs["pred_masks"], order, batch_dims=1))
+        found |= {"masks": masks, "extents": extents}
+    return found
