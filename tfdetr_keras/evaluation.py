@@ -1,6 +1,7 @@
-"""How good detections are: COCO's average precision, computed by pycocotools.
+"""How good detections are: COCO's average precision, of boxes or of masks, computed by pycocotools.
 
-Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image.
+Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image. Masks may
+be run lengths, as `tfdetr_keras.data.segmentations.run_lengths` makes them: a set's pixels would not fit into memory.
 """
 
 import contextlib
@@ -8,11 +9,12 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,12 +22,15 @@ from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.record import reader_of
+from tfdetr_keras.data.segmentations import run_lengths
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.inference import forward_function
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.workers import gather, number_of_workers, worker_index
 
-# The order of `COCOeval.stats` for boxes.
+IouType = Literal["bbox", "segm"]  # pycocotools' names for what is compared: boxes, or masks
+
+# The order of `COCOeval.stats` for boxes and masks.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TRUTH_KEYS = ("boxes", "labels", "iscrowd", "area")
 
@@ -34,8 +39,11 @@ def coco_metrics(
     ground_truth: Iterable[Mapping[str, Any]],
     detections: Iterable[Mapping[str, Any]],
     class_names: Sequence[str],
+    iou_type: IouType = "bbox",
 ) -> dict[str, Any]:
-    """Computes COCO's twelve box metrics, and AP and AP50 of each class.
+    """Computes COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
+
+    Images are taken one by one, and of masks only run lengths are kept.
 
     Args:
         ground_truth: per image `{"image_id": int, "boxes": (objects, 4) xyxy pixels, "labels": (objects,) int,
@@ -43,29 +51,34 @@ def coco_metrics(
         detections: per image `{"image_id": int, "boxes": (detections, 4) xyxy pixels, "labels": (detections,) int,
             "scores": (detections,)}`; at most the 100 best of an image and class count. An image may be missing.
         class_names: name of each label; "N/A" for a label that is not in use.
+        iou_type: "bbox" for AP of boxes; "segm" for that of masks, for which both have, in place of boxes, `"masks":
+            (n, height, width)` bool or n of COCO's run lengths.
 
     Returns:
         `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
         where there is no object to find, and `"AP_per_class"` and `"AP50_per_class"`, dicts from class name to value.
 
     Raises:
-        ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label.
+        ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label;
+            another `iou_type`; masks that are missing, faulty, or of another size than the ground truth's.
 
     Source: `pycocotools.cocoeval.COCOeval` (Lin et al., "Microsoft COCO: Common Objects in Context").
     """
-    ground_truth, detections = list(ground_truth), list(detections)
-    image_ids = [int(image["image_id"]) for image in ground_truth]
-    if len(set(image_ids)) != len(image_ids):
-        twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)
+    _check_iou_type(iou_type)
+    sizes: dict[int, list[int]] = {}  # of images with masks
+    true_ids, true_rows = _collect(ground_truth, "ground truth", len(class_names), iou_type, sizes)
+    found_ids, found_rows = _collect(detections, "detections", len(class_names), iou_type, sizes)
+    image_ids = dict.fromkeys(true_ids)
+    if len(image_ids) != len(true_ids):
+        twice = next(image_id for image_id in image_ids if true_ids.count(image_id) > 1)
         raise ValueError(f"ground truth: image {twice} appears more than once")
-    unknown = {int(image["image_id"]) for image in detections}.difference(image_ids)
+    unknown = set(found_ids).difference(image_ids)
     if unknown:
         raise ValueError(f"detections: image {min(unknown)} is not in the ground truth")
-    true_rows = [row for image in ground_truth for row in _rows(image, "ground truth", len(class_names))]
-    found_rows = [row for image in detections for row in _rows(image, "detections", len(class_names))]
+    images = [{"id": image_id, **_sides(sizes.get(image_id))} for image_id in image_ids]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
         scorer = COCOeval(
-            _coco_index(true_rows, image_ids, class_names), _coco_index(found_rows, image_ids, class_names), "bbox"
+            _coco_index(true_rows, images, class_names), _coco_index(found_rows, images, class_names), iou_type
         )
         scorer.evaluate()
         scorer.accumulate()
@@ -205,7 +218,10 @@ def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def write_coco_results(
-    detections: Iterable[Mapping[str, Any]], path: str | Path, category_ids: Sequence[int] | None = None
+    detections: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    category_ids: Sequence[int] | None = None,
+    iou_type: IouType = "bbox",
 ) -> None:
     """Writes detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
 
@@ -213,20 +229,51 @@ def write_coco_results(
         detections: as for `coco_metrics`.
         path: the file to write.
         category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
+        iou_type: "bbox" to write boxes, "segm" to write masks. A file has one of them: with both, pycocotools would
+            take the areas of the boxes for those of the masks.
     """
+    _check_iou_type(iou_type)
     rows = []
+    kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
     for image in detections:
         labels = np.asarray(image["labels"])
         most = int(labels.max(initial=-1)) + 1
-        for row in _rows(image, "detections", most if category_ids is None else len(category_ids)):
+        for row in _rows(image, "detections", most if category_ids is None else len(category_ids), iou_type):
             category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
-            rows.append({key: row[key] for key in ("image_id", "bbox", "score")} | {"category_id": category})
+            rows.append({key: row[key] for key in kept} | {"category_id": category})
+            if iou_type == "segm":
+                rows[-1]["segmentation"] = row["segmentation"] | {"counts": row["segmentation"]["counts"].decode()}
     Path(path).write_text(json.dumps(rows), encoding="utf-8")
 
 
-def _rows(image: Mapping[str, Any], source: str, num_classes: int) -> list[dict[str, Any]]:
+def _check_iou_type(iou_type: str) -> None:
+    if iou_type not in get_args(IouType):
+        raise ValueError(f"iou_type must be one of {get_args(IouType)}, not {iou_type!r}")
+
+
+def _collect(
+    images: Iterable[Mapping[str, Any]], source: str, num_classes: int, iou_type: str, sizes: dict[int, list[int]]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """The ids of the images, and the rows of all; notes the images' sizes where masks tell them."""
+    image_ids, rows = [], []
+    for image in images:
+        image_ids.append(int(image["image_id"]))
+        own = _rows(image, source, num_classes, iou_type)
+        for number, row in enumerate(own if iou_type == "segm" else ()):
+            size = list(row["segmentation"]["size"])
+            expected = sizes.setdefault(image_ids[-1], size)
+            if size != expected:
+                raise ValueError(
+                    f"{source}: image {image_ids[-1]}, mask {number} has the size {size}, but another one of the image "
+                    f"{expected} (height, width)"
+                )
+        rows += own
+    return image_ids, rows
+
+
+def _rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> list[dict[str, Any]]:
     """One image's objects or detections as COCO's annotation dicts."""
-    boxes, labels = np.asarray(image["boxes"], np.float64).reshape(-1, 4), np.asarray(image["labels"])
+    labels = np.asarray(image["labels"])
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -234,11 +281,18 @@ def _rows(image: Mapping[str, Any], source: str, num_classes: int) -> list[dict[
             f"{source}: image {image['image_id']}, row {row} has label {labels[row]}, but there are "
             f"{num_classes} class names"
         )
-    sides = boxes[:, 2:] - boxes[:, :2]
-    columns = {
-        "bbox": np.concatenate([boxes[:, :2], sides], axis=1).tolist(),
+    columns: dict[str, Any] = {}
+    if iou_type == "segm":
+        columns["segmentation"] = _run_lengths(image, f"{source}: image {image['image_id']}", len(labels))
+        areas = np.array([coco_mask.area(one) for one in columns["segmentation"]], np.float64)
+    else:
+        boxes = np.asarray(image["boxes"], np.float64).reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        columns["bbox"] = np.concatenate([boxes[:, :2], sides], axis=1).tolist()
+        areas = sides.prod(axis=1)
+    columns |= {
         "category_id": labels.tolist(),
-        "area": np.asarray(image.get("area", sides.prod(axis=1)), np.float64).tolist(),
+        "area": np.asarray(image.get("area", areas), np.float64).tolist(),
         "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int).tolist(),
     }
     if "scores" in image:
@@ -247,11 +301,28 @@ def _rows(image: Mapping[str, Any], source: str, num_classes: int) -> list[dict[
     return [{"image_id": int(image["image_id"]), **dict(zip(columns, row, strict=True))} for row in rows]
 
 
-def _coco_index(rows: list[dict[str, Any]], image_ids: list[int], class_names: Sequence[str]) -> COCO:
+def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:
+    """An image's masks, one a label."""
+    if "masks" not in image:
+        raise ValueError(f'{name} has no "masks", of which iou_type "segm" is computed')
+    if len(image["masks"]) != count:
+        raise ValueError(f"{name} has {len(image['masks'])} masks for {count} labels")
+    try:
+        return run_lengths(image["masks"])
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+
+
+def _sides(size: Sequence[int] | None) -> dict[str, int]:
+    """An image's height and width, which pycocotools looks up, but does not use, where it compares run lengths."""
+    return dict(zip(("height", "width"), size, strict=True)) if size else {}
+
+
+def _coco_index(rows: list[dict[str, Any]], images: list[dict[str, Any]], class_names: Sequence[str]) -> COCO:
     """COCO's in-memory dataset; `loadRes` would refuse an empty list of detections."""
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": image_id} for image_id in image_ids],
+        "images": images,
         "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
         "annotations": [{"id": row_id, **row} for row_id, row in enumerate(rows, start=1)],  # id 0 would mean unmatched
     }

@@ -14,13 +14,8 @@ from pycocotools.coco import COCO
 
 from tfdetr_keras.data import coco_category_ids, files, load_coco, readable_errors
 from tfdetr_keras.data.border import EMPTY_BOX
-from tfdetr_keras.data.coco import (
-    FAULTY_ANNOTATIONS,
-    REPEATED_ANNOTATIONS,
-    UNKNOWN_CATEGORIES,
-    UNKNOWN_IMAGES,
-    WITHOUT_MASK,
-)
+from tfdetr_keras.data.coco import WITHOUT_MASK
+from tfdetr_keras.data.coco_json import FAULTY_ANNOTATIONS, REPEATED_ANNOTATIONS, UNKNOWN_CATEGORIES, UNKNOWN_IMAGES
 from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE, WITHOUT_BOXES
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.segmentations import rasterise

@@ -59,6 +59,28 @@ def write_coco(images, annotations, count, seed=3):
     annotations.write_text(json.dumps(content))
 
 
+def write_coco_panoptic(annotations, segments, instances):
+    """COCO's panoptic files of what `write_coco` wrote: its boxes as things, and around them paper, which is stuff."""
+    segments.mkdir()
+    content = json.loads(instances.read_text())
+    content["categories"] = [category | {"isthing": 1} for category in content["categories"]]
+    content["categories"].append({"id": 22, "name": "paper", "isthing": 0})
+    entries = []
+    for image in content["images"]:
+        picture = Image.new("RGB", (image["width"], image["height"]), (200, 0, 0))
+        info = [{"id": 200, "category_id": 22}]
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == image["id"]:
+                left, top, width, height = map(int, annotation["bbox"])
+                picture.paste((annotation["id"], 0, 0), (left, top, left + width, top + height))
+                info.append({"id": annotation["id"], "category_id": annotation["category_id"]})
+        drawn = {colour[0] for _, colour in picture.getcolors()}
+        info = [segment for segment in info if segment["id"] in drawn]  # boxes may cover each other
+        picture.save(segments / f"{image['id']}.png")
+        entries.append({"image_id": image["id"], "file_name": f"{image['id']}.png", "segments_info": info})
+    annotations.write_text(json.dumps(content | {"annotations": entries}))
+
+
 def write_voc(images, annotations, count, seed=3, size=SIZE):
     """The same as Pascal VOC has it; gives the images' names without suffix."""
     annotations.mkdir(parents=True, exist_ok=True)

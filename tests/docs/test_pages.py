@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from code_blocks import DOCS, READ, REPOSITORY, RUN, blocks_of, run_page
 from own_process import in_own_process
-from stand_ins import CLASSES, prepared_builder, write_coco, write_csv, write_images, write_lines, write_voc, write_yolo
+from stand_ins import (
+    CLASSES,
+    prepared_builder,
+    write_coco,
+    write_coco_panoptic,
+    write_csv,
+    write_images,
+    write_lines,
+    write_voc,
+    write_yolo,
+)
 
 # Pages whose code needs more than a folder with stand-ins have a test of their own.
 ELSEWHERE = {
@@ -78,6 +88,9 @@ def _yolo(folder):
 
 # What a page needs beyond the workplace: each writes into its folder, and may give names that its programs know.
 STAGES = {
+    "data/coco.md": lambda folder: write_coco_panoptic(
+        folder / "panoptic.json", folder / "segments", folder / "train.json"
+    ),
     "data/own.md": lambda folder: write_csv(folder / "photos", folder / "boxes.csv", 12),
     "data/tfds.md": lambda folder: prepared_builder(folder / "tensorflow_datasets", 6) and None,
     "data/voc.md": _voc,

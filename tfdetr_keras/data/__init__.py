@@ -2,6 +2,7 @@
 
 from tfdetr_keras.data.checks import checked_dataset, readable_errors
 from tfdetr_keras.data.coco import coco_category_ids, load_coco
+from tfdetr_keras.data.coco_panoptic import coco_things, load_coco_panoptic
 from tfdetr_keras.data.image_files import load_images
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.shapes import SHAPES, load_shapes
@@ -17,8 +18,10 @@ __all__ = [
     "SHAPES",
     "checked_dataset",
     "coco_category_ids",
+    "coco_things",
     "from_dataset",
     "load_coco",
+    "load_coco_panoptic",
     "load_images",
     "load_shapes",
     "load_tfds",

@@ -9,17 +9,20 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
-from tfdetr_keras.data.files import ImageFiles, Objects, place_in, read_files
-from tfdetr_keras.data.segmentations import is_number, is_whole, rasterise, segmentation_complaint
+from tfdetr_keras.data.coco_json import (
+    FAULTY_ANNOTATIONS,
+    Fault,
+    image_fault,
+    image_files,
+    label_table,
+    missing_keys,
+    object_fault,
+    read_coco_json,
+)
+from tfdetr_keras.data.files import ImageFiles, Objects, read_files
+from tfdetr_keras.data.segmentations import rasterise, segmentation_complaint
 
-UNUSED_NAME = "N/A"  # the class name of an id that COCO does not use
-MAX_AREA = 2.0**62  # pixels², of the largest image that could be described
-FAULTY_ANNOTATIONS = "annotations that cannot be read"
-UNKNOWN_IMAGES = "annotations of unknown images"
-UNKNOWN_CATEGORIES = "annotations of unknown categories"
-REPEATED_ANNOTATIONS = "annotations with the id of another"
 WITHOUT_MASK = "objects without a segmentation, whose mask is empty"
-_REQUIRED_KEYS = {"images": {"id", "file_name", "height", "width"}, "categories": {"id", "name"}, "annotations": set()}
 _ANNOTATION_KEYS = {"image_id", "category_id", "bbox"}
 
 
@@ -57,82 +60,24 @@ def load_coco(
     """
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
-    content = _read_json(annotations)
-    labels, class_names = _label_table(content["categories"], category_ids, annotations)
-    files = _image_files(content["images"], images, annotations)
+    content = read_coco_json(annotations)
+    labels, class_names = label_table(content["categories"], category_ids, annotations)
+    files = image_files(content["images"], images, annotations)
     objects = _objects(content["annotations"], files, labels, masks, annotations, border)
     return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
-    """The category id behind each label that `load_coco` gives with contiguous labels.
+    """The category id behind each label that `load_coco` and `load_coco_panoptic` give with contiguous labels.
 
     Args:
-        annotations: the instances JSON file.
+        annotations: the JSON file, of instances or of panoptic segments.
 
     Raises:
         ValueError: as `load_coco`.
     """
-    labels, _ = _label_table(_read_json(Path(annotations))["categories"], "contiguous", Path(annotations))
+    labels, _ = label_table(read_coco_json(Path(annotations))["categories"], "contiguous", Path(annotations))
     return list(labels)
-
-
-def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    if not path.is_file():
-        raise ValueError(f"there is no annotation file {path}")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # also covers bytes that are not UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    for part, keys in _REQUIRED_KEYS.items():
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
-            raise ValueError(f"{path} is not COCO's instances format: it has no list {part!r}")
-        for row, entry in enumerate(content[part]):
-            if keys and not (isinstance(entry, dict) and keys <= entry.keys()):
-                raise ValueError(f"{path}: {part}[{row}] {_missing(entry, keys)}")
-            if "id" in keys and not (is_whole(entry["id"]) and abs(entry["id"]) < 2**63):
-                raise ValueError(f"{path}: {part}[{row}] has the id {entry['id']!r}, not a whole number")
-    return content
-
-
-def _missing(entry: Any, keys: set[str]) -> str:
-    return f"has no {', '.join(sorted(keys - entry.keys() if isinstance(entry, dict) else keys))}"
-
-
-def _label_table(categories: list[dict[str, Any]], category_ids: str, source: Path) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names of all labels."""
-    if category_ids not in ("contiguous", "original"):
-        raise ValueError(f'category_ids must be "contiguous" or "original", not {category_ids!r}')
-    by_id = sorted(categories, key=lambda category: category["id"])
-    names = {category["id"]: str(category["name"]) for category in by_id}
-    if not names or len(names) != len(categories) or min(names) < 0:
-        raise ValueError(f"{source}: categories must have different ids from 0 on, at least one")
-    if category_ids == "contiguous":
-        return {category_id: label for label, category_id in enumerate(names)}, list(names.values())
-    return {category_id: category_id for category_id in names}, [
-        names.get(category_id, UNUSED_NAME) for category_id in range(max(names) + 1)
-    ]
-
-
-def _image_files(entries: list[dict[str, Any]], folder: Path, source: Path) -> ImageFiles:
-    if not entries:
-        raise ValueError(f"{source} lists no images")
-    place_of: dict[int, int] = {}
-    for place, entry in enumerate(entries):
-        if entry["id"] in place_of:
-            both = f"images[{place_of[entry['id']]}] and images[{place}]"
-            raise ValueError(f"{source}: {both} have the same id, {entry['id']}: annotations could belong to either")
-        place_of[entry["id"]] = place
-        if not isinstance(entry["file_name"], str):
-            raise ValueError(f"{source}: images[{place}] has the file_name {entry['file_name']!r}, not a text")
-        for side in ("height", "width"):
-            if not is_whole(entry[side]) or not 0 < entry[side] < 2**31:
-                raise ValueError(f"{source}: images[{place}] has the {side} {entry[side]!r}, not a number of pixels")
-    return ImageFiles(
-        paths=[place_in(folder, entry["file_name"]) for entry in entries],
-        image_ids=np.array(list(place_of), np.int64),
-        sizes=np.array([(entry["height"], entry["width"]) for entry in entries], np.int32),
-    )
 
 
 def _objects(
@@ -194,26 +139,12 @@ def _rasterise(segmentation: bytes, height: int, width: int) -> np.ndarray:
     return rasterise(json.loads(segmentation), height, width)
 
 
-def _fault(
-    entry: Any, place_of: dict[int, int], labels: dict[int, int], seen: dict[Any, int]
-) -> tuple[str, str] | None:
-    """The kind of what is wrong with an annotation, and a complaint; None if nothing is, but for its box's sides."""
-    if not isinstance(entry, dict) or not entry.keys() >= _ANNOTATION_KEYS:
-        return FAULTY_ANNOTATIONS, _missing(entry, _ANNOTATION_KEYS)
-    bbox, area, iscrowd = (entry.get(key) for key in ("bbox", "area", "iscrowd"))
-    for key, table, kind in (("image", place_of, UNKNOWN_IMAGES), ("category", labels, UNKNOWN_CATEGORIES)):
-        value = entry[f"{key}_id"]
-        if not is_number(value) or value not in table:
-            return kind, f"has {key} {value!r}, which is not listed"
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(is_number, bbox)):
-        return FAULTY_ANNOTATIONS, f"has the bbox {bbox}, not [x, y, width, height]"
-    if area is not None and not (is_number(area) and 0 <= area <= MAX_AREA):
-        return FAULTY_ANNOTATIONS, f"has the area {area!r}, not a number of pixels"
-    if iscrowd not in (None, 0, 1):
-        return FAULTY_ANNOTATIONS, f"has iscrowd {iscrowd!r}, not 0 or 1"
-    annotation_id = entry.get("id")
-    if not isinstance(annotation_id, (int, float, str, type(None))):
-        return FAULTY_ANNOTATIONS, f"has the id {annotation_id}"
-    if annotation_id in seen:
-        return REPEATED_ANNOTATIONS, f"has the id {annotation_id} of annotations[{seen[annotation_id]}]"
-    return None
+def _fault(entry: Any, place_of: dict[int, int], labels: dict[int, int], seen: dict[Any, int]) -> Fault | None:
+    """What is wrong with an annotation; None if nothing is, but for its box's sides."""
+    if missing := missing_keys(entry, _ANNOTATION_KEYS):
+        return FAULTY_ANNOTATIONS, missing
+    if fault := image_fault(entry, place_of):
+        return fault
+    if entry["bbox"] is None:
+        return FAULTY_ANNOTATIONS, "has the bbox None, not [x, y, width, height]"
+    return object_fault(entry, labels, seen, "annotations")

@@ -1,6 +1,7 @@
-"""COCO's segmentations to masks: polygons, and run lengths down the columns, compressed to a text or not."""
+"""COCO's segmentations and masks: polygons, and run lengths down the columns, compressed to a text or not."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,47 @@ def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
         if complaint := _lengths_complaint(lengths, height, width):
             raise ValueError(complaint)
     return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+
+
+def run_lengths(masks: Any) -> list[dict[str, Any]]:
+    """Turns masks into COCO's compressed run lengths, of which one takes some hundred bytes.
+
+    Args:
+        masks: `(objects, height, width)` bool; or a list of run lengths `{"counts", "size"}`, which are compressed if
+            they are not yet.
+
+    Returns:
+        Per mask `{"size": [height, width], "counts": bytes}`, as `pycocotools.mask.encode` gives them.
+
+    Raises:
+        ValueError: neither; the message begins with "has".
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(masks, (list, tuple)) and all(isinstance(mask, Mapping) for mask in masks):
+        return [_compressed(mask) for mask in masks]
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise ValueError(
+            f"has masks of the shape {masks.shape}, {masks.dtype}, not (n, height, width), bool, or n run lengths"
+        )
+    # One at a time: pycocotools wants columns contiguous, which all together would be a copy of the whole.
+    return [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+
+
+def _compressed(mask: Mapping[str, Any]) -> dict[str, Any]:
+    from pycocotools import mask as coco_mask
+
+    counts, size = mask.get("counts"), mask.get("size")
+    counts = counts.decode("latin-1") if isinstance(counts, bytes) else counts
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or not all(is_whole(side) and side > 0 for side in size):
+        raise ValueError(f"has run lengths of the size {size}, not (height, width)")
+    height, width = size
+    if complaint := segmentation_complaint({"counts": counts, "size": [height, width]}, height, width):
+        raise ValueError(complaint)
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts.encode()}
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
 
 
 def _decompressed(counts: str) -> list[int]:

@@ -41,6 +41,7 @@ def load_source(
     count: int | None = None,
     drawn_size: tuple[int, int] | None = None,
     drawn_seed: int | None = None,
+    masks: bool = False,
     on_error: OnError = "raise",
 ) -> Loaded:
     """Reads a detection set of any kind.
@@ -57,6 +58,7 @@ def load_source(
         count: shapes: number of images.
         drawn_size: shapes: smallest and largest side of the images, pixels.
         drawn_seed: shapes: sets of different seeds share no image.
+        masks: coco: whether records have the objects' masks; no other kind has them.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -68,6 +70,9 @@ def load_source(
     if data not in KINDS:
         raise ValueError(f"data must be one of {', '.join(KINDS)}, not {data!r}")
     kind = KINDS[data]
+    if masks and "masks" not in kind.takes:
+        having = ", ".join(name for name, other in KINDS.items() if "masks" in other.takes)
+        raise ValueError(f"data of the kind {data} has no masks; of the kinds here these have: {having}")
     options = {
         "images": images,
         "annotations": annotations,
@@ -78,6 +83,7 @@ def load_source(
         "count": count,
         "drawn_size": drawn_size,
         "drawn_seed": drawn_seed,
+        "masks": masks or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
@@ -140,7 +146,11 @@ def _read_shapes(
 
 
 KINDS = {
-    "coco": _Kind(load_coco, {"images": "the folder of the images", "annotations": "the JSON file of the instances"}),
+    "coco": _Kind(
+        load_coco,
+        {"images": "the folder of the images", "annotations": "the JSON file of the instances"},
+        ("masks",),
+    ),
     "voc": _Kind(
         _read_voc,
         {"images": "the folder of the images", "annotations": "the folder of the XML files"},
