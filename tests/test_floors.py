@@ -10,8 +10,13 @@ import keras
 import numpy as np
 import pytest
 
-from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models import DETR, DETRConfig, ResNetConfig
+from tfdetr_keras.models import (
+    ConditionalDETRConfig,
+    DETRConfig,
+    ResNetConfig,
+    SegmentationConfig,
+    model_class,
+)
 
 # Runs in a fresh interpreter where no module of `blocked` can be imported. Prints its results as one line of JSON.
 SCRIPT = """
@@ -22,15 +27,18 @@ sys.modules.update(dict.fromkeys(blocked))  # None: whoever imports it gets a Mo
 
 import keras
 import numpy as np
-from tfdetr_keras import assignment, boxes, losses, matcher, models, postprocess, targets
+from tfdetr_keras import assignment, boxes, losses, matcher, models, postprocess, segments, tables, targets
 
 example = dict(np.load(folder + "/example.npz"))
 inputs = {name: example[name] for name in ("pixel_values", "pixel_mask")}
-truth = {name: example[name] for name in ("labels", "boxes")}
 model = keras.saving.load_model(folder + "/model.keras")
 outputs = model.predict(inputs, batch_size=2, verbose=0)
 np.savez(folder + "/outputs.npz", **outputs)
-detections = postprocess.post_process(outputs, [[64, 96], [64, 96]], threshold=0.0)
+sizes = [[64, 96], [64, 96]]
+detections = postprocess.post_process(outputs, sizes, 0.0, model.config.classification)
+if "pred_masks" in outputs:
+    segments.post_process_panoptic(outputs, sizes, 0.0)
+truth = {name: example[name] for name in ("labels", "boxes", "masks") if name != "masks" or "pred_masks" in outputs}
 model.compile(optimizer=keras.optimizers.SGD(0.01))
 history = model.fit(inputs, truth, batch_size=2, epochs=2, verbose=0).history
 print(json.dumps({
@@ -41,27 +49,26 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """A small DETR on the backend of this test run."""
+@pytest.fixture(scope="module", params=[DETRConfig, SegmentationConfig, ConditionalDETRConfig])
+def tiny(request):
+    """A small model of each class on the backend of this test run."""
     keras.utils.set_random_seed(0)
-    model = DETR(
-        DETRConfig(
-            backbone=ResNetConfig(block="basic", depths=(1, 1), channels=(8, 16), stem_channels=8),
-            num_classes=3,
-            num_queries=5,
-            d_model=16,
-            encoder_layers=1,
-            decoder_layers=2,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=24,
-            decoder_ffn_dim=24,
-            dropout=0.0,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-        )
+    config = request.param(
+        backbone=ResNetConfig(block="basic", depths=(1, 1), channels=(8, 16), stem_channels=8),
+        num_classes=3,
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=8,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
     )
+    model = model_class(config)(config)
     for variable in model.weights:
         if variable.path.endswith(("moving_mean", "beta")):
             variable.assign(keras.random.normal(variable.shape, stddev=0.1))
@@ -79,6 +86,7 @@ def example():
         "pixel_mask": mask,
         "labels": np.array([[0, 2, 1], [1, -1, -1]], np.int32),
         "boxes": rng.uniform(0.2, 0.8, (2, 3, 4)).astype(np.float32),
+        "masks": rng.random((2, 3, 64, 96)) < 0.3,
     }
 
 
@@ -115,14 +123,14 @@ def test_outputs_agree_with_this_backend(tiny, example, other):
     assert set(outputs) == set(other["outputs"])
     for name, value in outputs.items():
         np.testing.assert_allclose(other["outputs"][name], value, rtol=0, atol=1e-5, err_msg=name)
-    assert other["detections"] == [5, 5]
+    assert other["detections"] == ([5, 5] if tiny.config.classification == "softmax" else [15, 15])
 
 
 def test_training_starts_from_the_same_losses_and_goes_down(tiny, example, other):
     outputs = tiny({name: example[name] for name in ("pixel_values", "pixel_mask")})
-    expected = SetCriterion()(outputs, {name: example[name] for name in ("labels", "boxes")})
+    expected = tiny.criterion(outputs, {name: example[name] for name in ("labels", "boxes", "masks")})
     history = other["history"]
-    assert set(history) == {"loss", "loss_ce", "loss_bbox", "loss_giou", "cardinality_error"}
+    assert set(history) == {"loss", *tiny.logged}
     for name, (first, _) in history.items():
         assert first == pytest.approx(float(expected[name]), abs=1e-5), name
     assert history["loss"][1] < history["loss"][0]

@@ -56,7 +56,9 @@ class MultiHeadAttention(layers.MultiHeadAttention):
     ) -> tuple[Any, Any]:
         """What Keras lets layers override: `(batch, positions, heads, channels)` each → the same, and the weights."""
         is_plain = not (self._dropout or return_attention_scores or use_causal_mask)
-        if keras.backend.backend() != "tensorflow" or not is_plain:
+        # Conditional DETR's queries are twice as wide as its values, which JAX's fused attention does not take.
+        own = {"tensorflow": True, "jax": query.shape[-1] != value.shape[-1]}
+        if not is_plain or not own.get(keras.backend.backend(), False):
             return super()._compute_attention(
                 query, key, value, attention_mask, training, return_attention_scores, use_causal_mask
             )
