@@ -12,6 +12,8 @@ from tfdetr_keras.models.packaged import find_source
 
 LOGITS_TOLERANCE = 1e-4
 BOXES_TOLERANCE = 1e-5
+MASKS_TOLERANCE = 1e-3
+OUTPUT_TOLERANCES = {"logits": LOGITS_TOLERANCE, "pred_boxes": BOXES_TOLERANCE, "pred_masks": MASKS_TOLERANCE}
 # Of a stage's largest value: float32 rounding, summed over a hundred layers in another order.
 STAGE_TOLERANCE = 1e-5
 
@@ -68,9 +70,7 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
     rows = []
     for stage, value in expected.items():
         difference = float(np.abs(np.asarray(got[stage]) - value).max())
-        tolerance = {"logits": LOGITS_TOLERANCE, "pred_boxes": BOXES_TOLERANCE}.get(
-            stage, STAGE_TOLERANCE * max(1.0, float(np.abs(value).max()))
-        )
+        tolerance = OUTPUT_TOLERANCES.get(stage, STAGE_TOLERANCE * max(1.0, float(np.abs(value).max())))
         rows.append(Row(stage, difference, tolerance))
     return rows, origin
 

@@ -48,6 +48,7 @@ HUGGING_FACE = {
     "table-transformer-resnet-18": {"backbone": "resnet-18", "num_labels": 6, "num_queries": 125, **TABLE_TRANSFORMER},
     "segmentation": {"backbone": "thin", **SMALL | SEGMENTATION},
     "segmentation-resnet-50": {"backbone": "resnet-50", "num_labels": 250, "num_queries": 20, **SEGMENTATION},
+    "segmentation-resnet-101": {"backbone": "resnet-101", "num_labels": 250, "num_queries": 20, **SEGMENTATION},
     "conditional": {"backbone": "thin", **SMALL, **CONDITIONAL},
     "conditional-learned-positions": {
         "backbone": "thin",

@@ -1,7 +1,8 @@
-"""The published DETR-R50 on the one image that transformers' own tests record: the numbers of both must agree.
+"""Published checkpoints on the images that transformers records: the numbers of both must agree.
 
-Needs the Hugging Face hub, and in TFDETR_GOLDEN_IMAGE the path of COCO's val2017/000000039769.jpg. Source of the
-numbers and of their tolerance (1e-4 absolute and relative): transformers, tests/models/detr/test_modeling_detr.py.
+Needs the Hugging Face hub; and for COCO's image its path in TFDETR_GOLDEN_IMAGE, val2017/000000039769.jpg. A page and a
+table come from the hub's data set nielsr/example-pdf. Sources of the numbers and of their tolerances: transformers,
+tests/models/{detr,conditional_detr}/test_modeling_*.py, and the script that converted Table Transformer.
 """
 
 import os
@@ -13,15 +14,64 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 
-from port_weights import load_model
-from tfdetr_keras.postprocess import post_process
+import tfdetr_keras as td
+from tfdetr_keras.data.sizes import Resize, target_size
+from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.models.presets import PRESETS, PUBLISHED
 
-SOURCE = "facebook/detr-resnet-50"
-LOGITS = [[-19.1194, -0.0893, -11.0154], [-17.3640, -1.8035, -14.0219], [-20.0461, -0.5837, -11.1060]]
-BOXES = [[0.4433, 0.5302, 0.8853], [0.5494, 0.2517, 0.0529], [0.4998, 0.5360, 0.9956]]
-DECODED = [[0.0616, -0.5146, -0.4032], [-0.7629, -0.4934, -1.7153], [-0.4768, -0.6403, -0.7826]]
-SCORES, LABELS = [0.9982, 0.9960, 0.9955, 0.9988, 0.9987], [75, 75, 63, 17, 17]
-FIRST_BOX = [40.1633, 70.8115, 175.5471, 117.9841]
+pytestmark = pytest.mark.hub
+
+DETECTORS = {
+    "facebook/detr-resnet-50": {
+        "logits": [[-19.1194, -0.0893, -11.0154], [-17.3640, -1.8035, -14.0219], [-20.0461, -0.5837, -11.1060]],
+        "pred_boxes": [[0.4433, 0.5302, 0.8853], [0.5494, 0.2517, 0.0529], [0.4998, 0.5360, 0.9956]],
+        "decoder.layer5": [[0.0616, -0.5146, -0.4032], [-0.7629, -0.4934, -1.7153], [-0.4768, -0.6403, -0.7826]],
+        "scores": [0.9982, 0.9960, 0.9955, 0.9988, 0.9987],
+        "labels": [75, 75, 63, 17, 17],
+        "first box": [40.1633, 70.8115, 175.5471, 117.9841],
+        "tolerance": 1e-4,
+    },
+    "microsoft/conditional-detr-resnet-50": {
+        "logits": [[-10.4371, -5.7565, -8.6765], [-10.5413, -5.8700, -8.0589], [-10.6824, -6.3477, -8.3927]],
+        "pred_boxes": [[0.7733, 0.6576, 0.4496], [0.5171, 0.1184, 0.9095], [0.8846, 0.5647, 0.2486]],
+        "decoder.layer5": [[0.4223, 0.7474, 0.8760], [0.6397, -0.2727, 0.7126], [-0.3089, 0.7643, 0.9529]],
+        "scores": [0.8330, 0.8315, 0.8039, 0.6829, 0.5354],
+        "labels": [75, 17, 17, 75, 63],
+        "first box": [38.3089, 72.1023, 177.6292, 118.4514],
+        "tolerance": 2e-4,
+    },
+}
+PANOPTIC = {
+    "logits": [[-18.1565, -1.7568, -13.5029], [-16.8888, -1.4138, -14.1028], [-17.5709, -2.5080, -11.8654]],
+    "pred_boxes": [[0.5344, 0.1789, 0.9285], [0.4420, 0.0572, 0.0875], [0.6630, 0.6887, 0.1017]],
+    "pred_masks": [[-7.7558, -10.8788, -11.9797], [-11.8881, -16.4329, -17.7451], [-14.7316, -19.7383, -20.3004]],
+}
+TABLES = {
+    "microsoft/table-transformer-detection": {
+        "image": "example_pdf.png",
+        "longest": 800,
+        "logits": [[-6.7897, -16.9985, 6.7937], [-8.0186, -22.2192, 6.9677], [-7.3117, -21.0708, 7.4055]],
+        "pred_boxes": [[0.4867, 0.1767, 0.6732], [0.6718, 0.4479, 0.3830], [0.4716, 0.1760, 0.6364]],
+    },
+    "microsoft/table-transformer-structure-recognition": {
+        "image": "example_table.png",
+        "longest": 1000,
+        "logits": [[-18.1430, -8.3214, 4.8274], [-18.4685, -7.1361, -4.2667], [-26.3693, -9.3429, -4.9962]],
+        "pred_boxes": [[0.4983, 0.5595, 0.9440], [0.4916, 0.6315, 0.5954], [0.6108, 0.8637, 0.1135]],
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hub():
+    try:
+        hf_hub_download("facebook/detr-resnet-50", "config.json")
+    except (OSError, HfHubHTTPError) as error:
+        pytest.skip(f"the Hugging Face hub cannot be reached: {error}")
+
+
+def load(source):
+    return td.from_pretrained(source)
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +83,55 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def model(image):
-    try:
-        hf_hub_download(SOURCE, "config.json")
-    except (OSError, HfHubHTTPError) as error:
-        pytest.skip(f"{SOURCE} cannot be downloaded: {error}")
-    return load_model(SOURCE)
-
-
-@pytest.mark.hub
-def test_the_recorded_image(image, model):
+def inputs(image):
     prepared = transformers.DetrImageProcessorPil()(images=image, return_tensors="np")
-    inputs = {
-        "pixel_values": prepared["pixel_values"].transpose(0, 2, 3, 1),
-        "pixel_mask": prepared["pixel_mask"],
-    }
-    stages = model.stages(inputs)
-    decoded = stages[f"decoder.layer{model.config.decoder_layers - 1}"]
-    for got, expected in ((stages["logits"], LOGITS), (stages["pred_boxes"], BOXES), (decoded, DECODED)):
-        np.testing.assert_allclose(np.asarray(got)[0, :3, :3], expected, rtol=1e-4, atol=1e-4)
+    return {"pixel_values": prepared["pixel_values"].transpose(0, 2, 3, 1), "pixel_mask": prepared["pixel_mask"]}
 
-    (detections,) = post_process(stages, target_sizes=[image.size[::-1]], threshold=0.3)
-    np.testing.assert_allclose(detections["scores"], SCORES, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(detections["labels"], LABELS)
-    np.testing.assert_allclose(detections["boxes"][0], FIRST_BOX, rtol=1e-4, atol=1e-4)
+
+@pytest.mark.parametrize("source", DETECTORS)
+def test_detectors(source, image, inputs):
+    golden, model = DETECTORS[source], load(source)
+    limits = {"rtol": golden["tolerance"], "atol": golden["tolerance"]}
+    stages = model.stages(inputs)
+    for name in ("logits", "pred_boxes", "decoder.layer5"):
+        np.testing.assert_allclose(np.asarray(stages[name])[0, :3, :3], golden[name], **limits, err_msg=name)
+    [found] = td.post_process(stages, [image.size[::-1]], 0.3, model.config.classification)
+    np.testing.assert_allclose(found["scores"], golden["scores"], **limits)
+    np.testing.assert_array_equal(found["labels"], golden["labels"])
+    np.testing.assert_allclose(found["boxes"][0], golden["first box"], **limits)
+
+
+def test_panoptic_segmentation(image, inputs):
+    outputs = load("facebook/detr-resnet-50-panoptic")(inputs)
+    assert outputs["pred_masks"].shape == (1, 100, 200, 267)
+    for name in ("logits", "pred_boxes"):
+        np.testing.assert_allclose(outputs[name][0, :3, :3], PANOPTIC[name], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["pred_masks"][0, 0, :3, :3], PANOPTIC["pred_masks"], rtol=1e-3, atol=1e-3)
+    [found] = td.post_process_panoptic(outputs, [image.size[::-1]], threshold=0.3)
+    assert len(found["segments_info"]) == 5
+    first = found["segments_info"][0]
+    assert (first["id"], first["label_id"], first["was_fused"]) == (1, 17, False)
+    assert first["score"] == pytest.approx(0.994097, abs=1e-3)
+    np.testing.assert_array_equal(found["segmentation"][:3, :3], 4)
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_table_transformers(source):
+    golden, model = TABLES[source], load(source)
+    page = Image.open(hf_hub_download("nielsr/example-pdf", golden["image"], repo_type="dataset")).convert("RGB")
+    size = target_size(*page.size[::-1], Resize(golden["longest"], golden["longest"], "table"))
+    # Pillow's own choice of a filter, as in the script that the numbers come from.
+    pixels = np.asarray(page.resize([int(side) for side in size[::-1]]), np.float32)[None] / 255
+    outputs = model((pixels - IMAGENET_MEAN) / IMAGENET_STD)
+    for name in ("logits", "pred_boxes"):
+        np.testing.assert_allclose(outputs[name][0, :3, :3], golden[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_every_published_checkpoint_is_of_its_preset(source):
+    """The class, and all that makes the architecture; names of classes and dropout are the checkpoint's own."""
+    model, preset = load(source), PRESETS[PUBLISHED[source]]
+    assert type(model.config) is type(preset)
+    fields = ("backbone", "num_classes", "num_queries", "d_model", "encoder_layers", "decoder_layers", "pre_norm")
+    for name in fields:
+        assert getattr(model.config, name) == getattr(preset, name), name

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 import tfdetr_keras as td
 from port_weights import export, export_pth, load_model, to_torch
+from port_weights.compare import compare
 from port_weights.names import detect_scheme
+from port_weights.reference import write_random_checkpoint
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
 
 SHAPE = {"num_queries": 5, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2}
@@ -261,3 +263,29 @@ def test_tensors_that_are_missing_are_named(on_disk):
     state = {name: t for name, t in on_disk["conditional"].items() if "layers.1.ca_qpos_sine" not in name}
     with pytest.raises(ValueError, match=r"2 missing: model.decoder.layers.1.ca_qpos_sine_proj.bias, .*weight"):
         load_model(state, heads=HEADS)
+
+
+SMALL = {
+    "num_classes": 4,
+    "num_queries": 6,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+}
+THIN = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16)
+DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation=True)
+
+
+@pytest.mark.parametrize("trunk", [THIN, DC5], ids=["plain", "dc5"])
+@pytest.mark.parametrize("config_class", [td.SegmentationConfig, td.ConditionalDETRConfig])
+def test_the_comparison_knows_the_relatives(config_class, trunk, tmp_path):
+    """Also of dilated trunks, which transformers has with timm alone: there its own are dilated by hand."""
+    config = config_class(backbone=trunk, **SMALL)
+    write_random_checkpoint(tmp_path / "random", config)
+    source = load_file(tmp_path / "random" / "model.safetensors") if trunk.dilation else tmp_path / "random"
+    options = {"heads": 8, "dilation": True} if trunk.dilation else {}
+    rows, _ = compare(source, height=96, width=128, **options)
+    assert [row.stage for row in rows if not row.agrees] == []
+    assert ("pred_masks" in {row.stage for row in rows}) == (config_class is td.SegmentationConfig)

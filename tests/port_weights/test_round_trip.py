@@ -41,7 +41,7 @@ def assert_same_tensors(found, expected):
         assert np.asarray(found[name]).dtype == np.asarray(tensor).dtype
 
 
-def hugging_face(preset, family):
+def hugging_face(preset, model):
     trunk = PRESETS[preset].backbone
     backbone = transformers.ResNetConfig(
         embedding_size=trunk.stem_channels,
@@ -50,16 +50,27 @@ def hugging_face(preset, family):
         layer_type=trunk.block,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    config = getattr(transformers, f"{family}Config")(use_timm_backbone=False, backbone_config=backbone, num_labels=91)
-    return randomised(getattr(transformers, f"{family}ForObjectDetection")(config))
+    kind = getattr(transformers, model)
+    return randomised(
+        kind(
+            kind.config_class(use_timm_backbone=False, backbone_config=backbone, num_labels=PRESETS[preset].num_classes)
+        )
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("preset", "family"), [*((name, "Detr") for name in NAMES), ("detr-resnet-18", "TableTransformer")]
+    ("preset", "model"),
+    [
+        *((name, "DetrForObjectDetection") for name in NAMES),
+        ("table-transformer-structure-recognition", "TableTransformerForObjectDetection"),
+        ("detr-resnet-50-panoptic", "DetrForSegmentation"),
+        ("detr-resnet-101-panoptic", "DetrForSegmentation"),
+        ("conditional-detr-resnet-50", "ConditionalDetrForObjectDetection"),
+    ],
 )
-def test_hugging_face_folders(preset, family, tmp_path):
-    hugging_face(preset, family).save_pretrained(tmp_path / "before")
+def test_hugging_face_folders(preset, model, tmp_path):
+    hugging_face(preset, model).save_pretrained(tmp_path / "before")
     export(through_keras(tmp_path / "before", tmp_path), tmp_path / "after")
     assert_same_tensors(
         load_file(tmp_path / "after" / "model.safetensors"), load_file(tmp_path / "before" / "model.safetensors")
