@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CONFIG
+from small_model import CONFIG
 
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import (

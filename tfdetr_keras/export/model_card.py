@@ -11,7 +11,7 @@ from typing import Any
 
 from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
 from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, table
 
 TAGS = ("object-detection", "detr", "vision", "keras", "tensorflow", "tfdetr_keras")
@@ -50,7 +50,7 @@ def model_card(
     data = ModelCardData(
         model_name=repository.split("/")[-1],
         library_name="transformers",  # which loads the folder; so does this package
-        pipeline_tag="object-detection",
+        pipeline_tag=_task(model),
         tags=list(TAGS),
         license=license,
         base_model=config["source"] if is_hub_id(config["source"]) else None,
@@ -72,7 +72,7 @@ def model_card(
         *_picture(run, PREDICTIONS, "Predictions (solid) and true boxes (dashed) on validation images"),
         "## Use",
         "",
-        *_use(run, repository),
+        *_use(run, repository, _task(model)),
         "## Data",
         "",
         *([f"Data set: {dataset}.", ""] if dataset else []),
@@ -86,14 +86,17 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+_KINDS = {DETR: "DETR", DETRForSegmentation: "DETR for segmentation", ConditionalDETR: "Conditional DETR"}
+
+
 def _architecture(model: DETR) -> str:
     config = model.config
     trunk = timm_name(config.backbone)
     name = f"ResNet-{trunk.removeprefix('resnet')}" if trunk else "small ResNet"
     dilated = " with a dilated last stage (DC5)" if config.backbone.dilation else ""
     return (
-        f"DETR over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} decoder layers, "
-        f"{config.num_queries} queries, {model.count_params() / 1e6:.1f} million weights"
+        f"{_KINDS[type(model)]} over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} "
+        f"decoder layers, {config.num_queries} queries, {model.count_params() / 1e6:.1f} million weights"
     )
 
 
@@ -102,13 +105,18 @@ def _source(source: str) -> str:
     return source if is_hub_id(source) else source.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
-def _use(run: RunFolder, repository: str) -> Sequence[str]:
+def _task(model: DETR) -> str:
+    """What the hub and transformers' pipelines call it."""
+    return "image-segmentation" if isinstance(model, DETRForSegmentation) else "object-detection"
+
+
+def _use(run: RunFolder, repository: str, task: str) -> Sequence[str]:
     sizes = ", ".join(f"{name}={value}" for name, value in run.sizes.items() if value)
     return [
         "```python",
         "import tfdetr_keras as td",
         "",
-        f'model = td.DETR.from_pretrained("{repository}")',
+        f'model = td.from_pretrained("{repository}")',
         f'print(model.detect("photo.jpg", {sizes}))',
         "```",
         "",
@@ -117,8 +125,8 @@ def _use(run: RunFolder, repository: str) -> Sequence[str]:
         "```python",
         "from transformers import pipeline",
         "",
-        f'detector = pipeline("object-detection", model="{repository}")',
-        'print(detector("photo.jpg"))',
+        f'find = pipeline("{task}", model="{repository}")',
+        'print(find("photo.jpg"))',
         "```",
         "",
     ]

@@ -119,26 +119,9 @@ class ConditionalDecoderLayer(DecoderLayer):
     def _attend_to_queries(self, x: Any, query_position: Any, training: bool) -> Any:
         return self.self_attention(x, query_position["embedding"], training=training)
 
-    def _attend_to_image(
-        self,
-        x: Any,
-        query_position: Any,
-        memory: Any,
-        memory_position: Any,
-        mask: Any,
-        training: bool,
-        return_attention_scores: bool,
-    ) -> Any:
-        return self.cross_attention(
-            x,
-            query_position["embedding"],
-            query_position["sine"],
-            memory,
-            memory_position,
-            attention_mask=mask,
-            training=training,
-            return_attention_scores=return_attention_scores,
-        )
+    def _attend_to_image(self, x: Any, query_position: Any, memory: Any, memory_position: Any, **options: Any) -> Any:
+        position, sine = query_position["embedding"], query_position["sine"]
+        return self.cross_attention(x, position, sine, memory, memory_position, **options)
 
 
 class ConditionalDecoder(Decoder):

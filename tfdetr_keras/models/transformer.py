@@ -154,7 +154,13 @@ class DecoderLayer(TransformerLayer):
         def attend_to_image(x: Any) -> Any:
             nonlocal scores
             attended = self._attend_to_image(
-                x, query_position, memory, memory_position, mask, training, return_attention_scores
+                x,
+                query_position,
+                memory,
+                memory_position,
+                attention_mask=mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
             )
             if return_attention_scores:
                 attended, scores = attended
@@ -169,24 +175,8 @@ class DecoderLayer(TransformerLayer):
         located = x + query_position
         return self.self_attention(located, x, key=located, training=training)
 
-    def _attend_to_image(
-        self,
-        x: Any,
-        query_position: Any,
-        memory: Any,
-        memory_position: Any,
-        mask: Any,
-        training: bool,
-        return_attention_scores: bool,
-    ) -> Any:
-        return self.cross_attention(
-            x + query_position,
-            memory,
-            key=memory + memory_position,
-            attention_mask=mask,
-            training=training,
-            return_attention_scores=return_attention_scores,
-        )
+    def _attend_to_image(self, x: Any, query_position: Any, memory: Any, memory_position: Any, **options: Any) -> Any:
+        return self.cross_attention(x + query_position, memory, key=memory + memory_position, **options)
 
 
 class Encoder(layers.Layer):
