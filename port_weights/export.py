@@ -28,8 +28,8 @@ from port_weights.architecture import (
     timm_name,
 )
 from port_weights.checkpoints import PICKLES
-from port_weights.names import Scheme
 from port_weights.port import load_model, to_torch
+from port_weights.schemes import Scheme
 from tfdetr_keras.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.losses import SetCriterion

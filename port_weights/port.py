@@ -17,7 +17,7 @@ from port_weights import conversions, hub
 from port_weights.architecture import architecture_of
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
-from port_weights.names import IGNORED, Scheme, detect_scheme
+from port_weights.schemes import IGNORED, Scheme, detect_scheme
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR

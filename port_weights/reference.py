@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from port_weights.architecture import hugging_face_config, hugging_face_scheme, model_prefix
-from port_weights.names import Scheme, scheme
 from port_weights.port import to_torch
+from port_weights.schemes import Scheme, scheme
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
 from tfdetr_keras.models.detr import DETR
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 import torch
 from transformers.loss.loss_for_object_detection import dice_loss, sigmoid_focal_loss
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses import SetCriterion, _paired_masks
 from tfdetr_keras.mask_losses import mask_losses
 
 BATCHES, BATCH, QUERIES, MOST = 100, 3, 7, 9
@@ -49,7 +49,8 @@ def test_losses_and_gradients_of_random_batches():
         tensor = tf.constant(logits)
         with tf.GradientTape() as tape:
             tape.watch(tensor)
-            losses = mask_losses(tensor, tf.constant(masks), tf.constant(queries), num_boxes)
+            paired = _paired_masks(tensor, tf.constant(queries))
+            losses = mask_losses(paired, tf.constant(masks), tf.constant(queries >= 0), num_boxes)
             total = losses["loss_mask"] + 3 * losses["loss_dice"]
         assert float(losses["loss_mask"]) == pytest.approx(focal, rel=LOSS), seed
         assert float(losses["loss_dice"]) == pytest.approx(dice, rel=LOSS), seed
@@ -59,9 +60,11 @@ def test_losses_and_gradients_of_random_batches():
 
 def test_what_stands_in_padding_rows_does_not_matter():
     logits, masks, queries, num_boxes = random_batch(1)
-    expected = mask_losses(logits, masks, queries, num_boxes)
+    is_pair = queries >= 0
+    paired = _paired_masks(logits, queries)
+    expected = mask_losses(paired, masks, is_pair, num_boxes)
     noise = np.random.default_rng(0).normal(0, 1e3, masks.shape).astype("float32")
-    found = mask_losses(logits, np.where((queries >= 0)[..., None, None], masks, noise), queries, num_boxes)
+    found = mask_losses(paired, np.where(is_pair[..., None, None], masks, noise), is_pair, num_boxes)
     for name, value in expected.items():
         assert float(found[name]) == float(value)
 
@@ -71,7 +74,7 @@ def test_extreme_logits_stay_finite():
     tensor = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(tensor)
-        losses = mask_losses(tensor, np.array([0, 1]).reshape(1, 2, 1, 1), np.array([[0, 1]]), 2.0)
+        losses = mask_losses(tensor, np.array([0, 1]).reshape(1, 2, 1, 1), np.array([[True, True]]), 2.0)
         total = losses["loss_mask"] + losses["loss_dice"]
     assert np.isfinite(total)
     assert np.isfinite(tf.convert_to_tensor(tape.gradient(total, tensor))).all()

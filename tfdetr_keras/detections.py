@@ -23,6 +23,7 @@ class Detections:
         image: `(height, width, 3)` uint8, RGB, as the model saw it: upright.
         attention: `(n, h, w)` float32, how much each object's query attends to each cell of the feature map in the last
             decoder layer, averaged over heads; where it was asked for.
+        masks: `(n, height, width)` bool, the objects' pixels; of a model with a mask head.
     """
 
     scores: np.ndarray
@@ -31,6 +32,7 @@ class Detections:
     names: list[str]
     image: np.ndarray
     attention: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     def __len__(self) -> int:
         """How many objects."""
@@ -61,6 +63,7 @@ class Detections:
             raise ValueError("install supervision first: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes,
+            mask=self.masks,
             confidence=self.scores,
             class_id=self.labels,
             data={"class_name": np.array(self.names, str)},

@@ -1,4 +1,4 @@
-"""Running a model over records, or over images as people have them: detections in pixels, image by image."""
+"""Running a model over records, or over images as people have them: detections or segments, image by image."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
-from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.matcher import Classification
+from tfdetr_keras.postprocess import confident, post_process
+from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.workers import number_of_workers
+
+PANOPTIC_THRESHOLD = 0.85  # facebookresearch/detr, `PostProcessPanoptic`
 
 
 def detect(
@@ -27,22 +31,25 @@ def detect(
     pad_to: tuple[int, int] | None = None,
     threshold: float = 0.5,
     size_rule: SizeRule = "huggingface",
+    masks: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """Detects objects in images.
 
     Args:
         model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
-            cxcywh relative to the image without padding}` for `prepare`'s inputs.
+            cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is
+            "focal", logits without the last one; with a mask head, `pred_masks`, too.
         records: of images, e.g. from `td.data.load_images`.
         size: (shortest_edge, longest_edge) that images are resized to, pixels.
         batch_size: images a batch; the padding of a batch changes the answers a little, 1 has none.
         pad_to: (height, width) of a fixed canvas, pixels.
         threshold: only detections with a higher score are given.
         size_rule: by which rule images are resized, see `prepare`; "table" for Table Transformer.
+        masks: whether masks are given, where the model has them: each takes a byte per pixel of the image.
 
     Yields:
         Per record, in order, `{"image_id": int, "scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32
-        xyxy in pixels of the image}`.
+        xyxy in pixels of the image}`, with `"masks": (n, height, width) bool` of the image by a model that has them.
 
     Raises:
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
@@ -51,7 +58,7 @@ def detect(
     forward = forward_function(model, batches.element_spec[0])
     with readable_errors():
         for inputs, targets in batches:
-            results = post_process(forward(inputs), targets["orig_size"].numpy(), threshold)
+            results = _found(model, forward(inputs), inputs, targets, threshold, masks)
             for image_id, result in zip(targets["image_id"].numpy().tolist(), results, strict=True):
                 yield {"image_id": image_id, **result}
 
@@ -65,6 +72,7 @@ def detect_images(
     attention: bool = False,
     pad_to: tuple[int, int] | None = None,
     size_rule: SizeRule = "huggingface",
+    masks: bool = True,
 ) -> Detections | list[Detections]:
     """Detects objects in images of whatever kind; what `DETR.detect` calls.
 
@@ -80,6 +88,7 @@ def detect_images(
         attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
         pad_to: (height, width) of a fixed canvas, pixels; as in training.
         size_rule: by which rule images are resized, see `prepare`; as in training.
+        masks: see `detect`.
 
     Returns:
         The detections of each image, the surest first; of one image alone if `images` is one.
@@ -87,46 +96,176 @@ def detect_images(
     Raises:
         ValueError: something is no image, or cannot be read.
     """
-    is_one = not isinstance(images, (list, tuple))
-    pixels = [read_pixels(image, urls) for image in ([images] if is_one else images)]
-    if not pixels:
-        return []
-    found = (
-        _detect_with_attention(model, pixels, size, threshold, pad_to, size_rule)
-        if attention
-        else detect(model, records_of(pixels), size, pad_to=pad_to, threshold=threshold, size_rule=size_rule)
-    )
+    is_one, pixels = _pixels(images, urls)
+    options: dict[str, Any] = {"size": size, "pad_to": pad_to, "size_rule": size_rule, "masks": masks}
+    run = _detect_with_attention if attention else detect
+    found = run(model, records_of(pixels), threshold=threshold, **options) if pixels else iter(())
     results = [_detections(model.id2label, image, result) for image, result in zip(pixels, found, strict=True)]
     return results[0] if is_one else results
+
+
+def segment(
+    model: keras.Model,
+    records: tf.data.Dataset,
+    size: tuple[int, int] = (800, 1333),
+    batch_size: int = 1,
+    pad_to: tuple[int, int] | None = None,
+    threshold: float = PANOPTIC_THRESHOLD,
+    things: Sequence[bool] | None = None,
+    size_rule: SizeRule = "huggingface",
+) -> Iterator[dict[str, Any]]:
+    """Divides images into segments: things and stuff, each pixel in one of them at most.
+
+    Args:
+        model: as for `detect`, with a mask head.
+        records: see `detect`, like the further arguments but these:
+        size: (shortest_edge, longest_edge).
+        batch_size: images a batch.
+        pad_to: (height, width) of a fixed canvas.
+        threshold: only queries with a higher score become segments.
+        things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an image
+            has one segment a label. By default all are things.
+        size_rule: by which rule images are resized.
+
+    Yields:
+        Per record, in order, `{"image_id": int, "segmentation": (height, width) int32 of ids, "segments_info": [{"id":
+        int, "label_id": int, "was_fused": bool, "score": float}, …]}`; 0 and below are no segment.
+
+    Raises:
+        ValueError: arguments as for `prepare`; while iterating: an image that cannot be read, a model without masks, or
+            `things` of another number of classes.
+
+    Source: `tfdetr_keras.segments`, `post_process_panoptic` and `fuse_segments`.
+    """
+    batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
+    forward = forward_function(model, batches.element_spec[0])
+    with readable_errors():
+        for inputs, targets in batches:
+            sizes, pixel_mask = targets["orig_size"].numpy(), inputs["pixel_mask"].numpy()
+            results = panoptic_segments(forward(inputs), sizes, pixel_mask, threshold, things)
+            for image_id, result in zip(targets["image_id"].numpy().tolist(), results, strict=True):
+                yield {"image_id": image_id, **result}
+
+
+def segment_images(
+    model: keras.Model,
+    images: Any,
+    size: tuple[int, int] = (800, 1333),
+    threshold: float = PANOPTIC_THRESHOLD,
+    things: Sequence[bool] | None = None,
+    urls: bool = False,
+    pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
+) -> Segments | list[Segments]:
+    """Divides images of whatever kind into segments; what `DETRForSegmentation.segment` calls.
+
+    For thousands of files use `segment`, which holds one batch of them at a time.
+
+    Args:
+        model: as for `segment`, with the class names in `id2label`.
+        images: see `detect_images`.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        threshold: see `segment`.
+        things: see `segment`.
+        urls: whether text that begins with http:// or https:// is fetched.
+        pad_to: (height, width) of a fixed canvas, pixels; as in training.
+        size_rule: by which rule images are resized, see `prepare`; as in training.
+
+    Returns:
+        The segments of each image; of one image alone if `images` is one.
+
+    Raises:
+        ValueError: as `segment`, or something is no image.
+    """
+    is_one, pixels = _pixels(images, urls)
+    options: dict[str, Any] = {"size": size, "pad_to": pad_to, "size_rule": size_rule}
+    found = segment(model, records_of(pixels), threshold=threshold, things=things, **options) if pixels else iter(())
+    results = [
+        Segments(one["segmentation"], one["segments_info"], model.id2label, image)
+        for image, one in zip(pixels, found, strict=True)
+    ]
+    return results[0] if is_one else results
+
+
+def panoptic_segments(
+    outputs: Mapping[str, Any],
+    target_sizes: np.ndarray,
+    pixel_mask: np.ndarray,
+    threshold: float,
+    things: Sequence[bool] | None,
+) -> list[dict[str, Any]]:
+    """From a batch's outputs to what `segment` yields of each image, without its id."""
+    results = post_process_panoptic(outputs, target_sizes, threshold, pixel_mask=pixel_mask)
+    if things is None:
+        return results
+    if len(things) != (classes := outputs["logits"].shape[-1] - 1):
+        raise ValueError(f"things has {len(things)} values, but the model has {classes} classes")
+    stuff = {label for label, is_thing in enumerate(things) if not is_thing}
+    return [fuse_segments(one["segmentation"], one["segments_info"], stuff) for one in results]
+
+
+def classification_of(model: keras.Model) -> Classification:
+    """How a model's queries are classified; by a softmax where it does not say."""
+    return getattr(getattr(model, "config", None), "classification", "softmax")
+
+
+def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:
+    """Raises a `ValueError` if a model's outputs are for another number of classes."""
+    is_softmax = classification_of(model) == "softmax"
+    given, needed = outputs["logits"].shape[-1], num_classes + is_softmax
+    if given != needed:
+        last = " (the last one for no object)" if is_softmax else ""
+        raise ValueError(f"the model gives {given} logits, but {num_classes} class names need {needed}{last}")
+
+
+def _pixels(images: Any, urls: bool) -> tuple[bool, list[np.ndarray]]:
+    """Whether it is one image, not a list of them; and the pixels of each."""
+    is_one = not isinstance(images, (list, tuple))
+    return is_one, [read_pixels(image, urls) for image in ([images] if is_one else images)]
+
+
+def _found(
+    model: keras.Model,
+    outputs: Mapping[str, Any],
+    inputs: Mapping[str, tf.Tensor],
+    targets: Mapping[str, tf.Tensor],
+    threshold: float,
+    masks: bool,
+) -> list[dict[str, np.ndarray]]:
+    """The detections of each image of a batch."""
+    sizes = targets["orig_size"].numpy()
+    if masks and "pred_masks" in outputs:
+        return post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())
+    return post_process(outputs, sizes, threshold, classification_of(model))
 
 
 def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str, Any]) -> Detections:
     """Sorted and named."""
     order = np.argsort(-found["scores"], kind="stable")
-    labels = found["labels"][order]
-    named = [names.get(int(label), str(label)) for label in labels]
-    attention = found["attention"][order] if "attention" in found else None
-    return Detections(found["scores"][order], labels, found["boxes"][order], named, image, attention)
+    columns = {key: value[order] for key, value in found.items() if key != "image_id"}
+    named = [names.get(int(label), str(label)) for label in columns["labels"]]
+    return Detections(names=named, image=image, **columns)
 
 
 def _detect_with_attention(
     model: Any,
-    images: Sequence[np.ndarray],
+    records: tf.data.Dataset,
     size: tuple[int, int],
-    threshold: float,
     pad_to: tuple[int, int] | None,
+    threshold: float,
     size_rule: SizeRule,
+    masks: bool,
 ) -> Iterator[dict[str, Any]]:
     """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
     with readable_errors():
-        for inputs, targets in prepare(records_of(images), 1, size=size, pad_to=pad_to, size_rule=size_rule):
+        for inputs, targets in prepare(records, 1, size=size, pad_to=pad_to, size_rule=size_rule):
             stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
-            [found] = post_process(stages, targets["orig_size"].numpy(), threshold=-1)
+            [found] = _found(model, stages, inputs, targets, threshold, masks)
+            [(_, _, queries)] = confident(stages["logits"], threshold, classification_of(model))
             weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
             mask = keras.ops.convert_to_numpy(stages["mask"])[0]
             maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
-            keep = found["scores"] > threshold
-            yield {key: value[keep] for key, value in {**found, "attention": maps}.items()}
+            yield found | {"attention": maps[queries]}
 
 
 def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:

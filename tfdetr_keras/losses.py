@@ -99,7 +99,8 @@ class SetCriterion:
             outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or `(batch, queries, classes)` with
                 `"focal"`; `pred_boxes` `(batch, queries, 4)` cxcywh; optionally `aux_logits` `(batch, layers − 1,
                 queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers; and
-                `pred_masks` `(batch, queries, h, w)` logits.
+                `pred_masks` `(batch, queries, h, w)` logits, or a function that takes queries `(batch, objects)` int
+                and gives theirs alone, `(batch, objects, h, w)`.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
                 [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. With `pred_masks` also `masks` `(batch,
                 objects, height, width)` of the padded images. Further keys are not looked at.
@@ -143,7 +144,8 @@ class SetCriterion:
         )
         last = {name: values[-1] for name, values in layers.items()}
         if "pred_masks" in outputs:
-            last |= mask_losses(outputs["pred_masks"], _masks(targets, labels), queries[:, -1], num_boxes)
+            paired = _paired_masks(outputs["pred_masks"], queries[:, -1])
+            last |= mask_losses(paired, _masks(targets, labels), queries[:, -1] >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
         earlier = {
             f"{name}_{layer}": values[layer] for layer in range(logits.shape[1] - 1) for name, values in layers.items()
@@ -208,6 +210,12 @@ def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
             layers = ops.concatenate([ops.cast(outputs[earlier], "float32"), layers], axis=1)
         stacked.append(layers)
     return stacked[0], stacked[1]
+
+
+def _paired_masks(pred_masks: Any, queries: Any) -> Any:
+    """The masks that the objects' queries predict, `(batch, objects, h, w)`; anything where there is no query."""
+    queries = ops.maximum(queries, 0)
+    return pred_masks(queries) if callable(pred_masks) else ops.take_along_axis(pred_masks, queries[..., None, None], 1)
 
 
 def _masks(targets: Mapping[str, Any], labels: Any) -> Any:

@@ -9,7 +9,7 @@ from keras import ops
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # Lin et al. 2017, "Focal Loss", section 4.1
 
 
-def mask_losses(pred_masks: Any, masks: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
+def mask_losses(pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:
     """Compares each object's mask with that of its query.
 
     Predictions are enlarged to the size of the masks, bilinearly. With p the probabilities and m the mask, over the n
@@ -20,9 +20,9 @@ def mask_losses(pred_masks: Any, masks: Any, queries: Any, num_boxes: Any) -> di
     * `loss_dice` = Σ_objects (1 − (2 Σ m p + 1) / (Σ m + Σ p + 1)) / N.
 
     Args:
-        pred_masks: `(batch, queries, h, w)` float, logits.
-        masks: `(batch, objects, height, width)` bool or 0/1; what padding rows hold is not looked at.
-        queries: `(batch, objects)` int, the query of each object, −1 where there is none.
+        pred_masks: `(batch, objects, h, w)` float, logits of each object's query.
+        masks: `(batch, objects, height, width)` bool or 0/1.
+        is_pair: `(batch, objects)` bool, False for padding rows and objects without a query, which are not looked at.
         num_boxes: N, float.
 
     Returns:
@@ -32,10 +32,8 @@ def mask_losses(pred_masks: Any, masks: Any, queries: Any, num_boxes: Any) -> di
         Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5; Milletari et al. 2016, "V-Net", section 3.
     """
     height, width = ops.shape(masks)[2:4]
-    is_pair = queries >= 0
-    paired = ops.take_along_axis(pred_masks, ops.maximum(queries, 0)[:, :, None, None], axis=1)
     logits = ops.image.resize(
-        ops.cast(paired, "float32"), (height, width), "bilinear", antialias=False, data_format="channels_first"
+        ops.cast(pred_masks, "float32"), (height, width), "bilinear", antialias=False, data_format="channels_first"
     )
     true = ops.cast(masks, "float32")
     probability = ops.sigmoid(logits)

@@ -11,12 +11,14 @@ segmentation").
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from tfdetr_keras.mask_frames import frames_of
 from tfdetr_keras.postprocess import confident, post_process, sigmoid, softmax
 
 NOTHING = -1  # fills the map of an image in which no query was confident
@@ -82,7 +84,7 @@ def post_process_panoptic(
       throughout.
     - A fused segment has one entry in `segments_info` per query, each with that query's score.
     - After a fusion ids count on from the fused one. A segment that follows can so get the id of another, of another
-      label even; where that matters, as for panoptic quality, fuse after the fact with `post_process_instance`.
+      label even; where that matters, as for panoptic quality, fuse nothing here, but the result with `fuse_segments`.
 
     Args:
         outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, and `pred_masks`
@@ -111,7 +113,7 @@ def post_process_panoptic(
     labels, scores = probabilities.argmax(-1), probabilities.max(-1)
     keep = (labels != probabilities.shape[-1] - 1) & (scores > float(threshold))
     results = []
-    for place, frame in enumerate(_frames(masks, target_sizes, pixel_mask)):
+    for place, frame in enumerate(frames_of(masks, target_sizes, pixel_mask)):
         kept = np.flatnonzero(keep[place])
         if not len(kept):
             results.append({"segmentation": np.full(frame.size, NOTHING, np.int32), "segments_info": []})
@@ -157,7 +159,7 @@ def post_process_semantic(
     masks = _masks(outputs)
     probabilities = softmax(np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32))[..., :-1]
     results = []
-    for place, frame in enumerate(_frames(masks, target_sizes, pixel_mask)):
+    for place, frame in enumerate(frames_of(masks, target_sizes, pixel_mask)):
         values = np.tensordot(probabilities[place].T, sigmoid(masks[place]), axes=1)
         owners, _ = _shared_out((frame.resized(value) for value in values), len(values), frame.size)
         results.append(owners)
@@ -193,17 +195,107 @@ def post_process_masks(
     Source:
         facebookresearch/detr, `PostProcessSegm`.
     """
+    objects = objects_with_masks(outputs, target_sizes, threshold, mask_threshold, pixel_mask)
+    sizes = np.asarray(ops.convert_to_numpy(target_sizes)).astype(int).tolist()
+    results = []
+    for (found, mask_of), (height, width) in zip(objects, sizes, strict=True):
+        masks = np.empty((len(found["scores"]), height, width), bool)
+        for row in range(len(masks)):
+            masks[row] = mask_of(row)
+        results.append(found | {"masks": masks})
+    return results
+
+
+def objects_with_masks(
+    outputs: Mapping[str, Any],
+    target_sizes: Any,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    pixel_mask: Any = None,
+) -> list[tuple[dict[str, np.ndarray], Callable[[int], np.ndarray]]]:
+    """What `post_process_masks` gives, with masks that are made when they are asked for: a hundred may fill a memory.
+
+    Returns:
+        Per image what `post_process` gives, and a function from the row of a detection to its mask `(height, width)`
+        bool.
+
+    Raises:
+        ValueError: see `post_process_panoptic`.
+    """
     masks = _masks(outputs)
+    frames = frames_of(masks, target_sizes, pixel_mask)
     with np.errstate(divide="ignore"):  # thresholds of 0 and 1
         logit = np.float32(np.log(mask_threshold) - np.log1p(-mask_threshold))
-    frames = _frames(masks, target_sizes, pixel_mask)
-    results = post_process(outputs, target_sizes, threshold)
-    for place, (frame, (_, _, queries)) in enumerate(zip(frames, confident(outputs["logits"], threshold), strict=True)):
-        found = np.empty((len(queries), *frame.size), bool)
-        for row, query in enumerate(queries):
-            np.greater(frame.resized(masks[place, query]), logit, out=found[row])
-        results[place]["masks"] = found
-    return results
+    detections = post_process(outputs, target_sizes, threshold)
+    queries = [of_image for _, _, of_image in confident(outputs["logits"], threshold)]
+
+    def mask_of(place: int, row: int) -> np.ndarray:
+        return frames[place].resized(masks[place, queries[place][row]]) > logit
+
+    return [(found, functools.partial(mask_of, place)) for place, found in enumerate(detections)]
+
+
+def fuse_segments(
+    segmentation: np.ndarray, segments_info: Sequence[Mapping[str, Any]], label_ids: Collection[int]
+) -> dict[str, Any]:
+    """Makes one segment of all those of a label, as panoptic quality wants it of stuff.
+
+    What `label_ids_to_fuse` of `post_process_panoptic` is meant to do, but with ids of which no two segments share one.
+
+    Args:
+        segmentation: `(height, width)` int, ids; those that `segments_info` lacks stay as they are.
+        segments_info: as `post_process_panoptic` returns it where nothing is fused.
+        label_ids: labels of which the image shall have one segment at most, as sky.
+
+    Returns:
+        `{"segmentation": (height, width) int32, "segments_info": [{"id": int, "label_id": int, "was_fused": bool,
+        "score": float}, …]}`: a fused segment has the id of the first and the score of the surest of its parts;
+        `was_fused` is whether the label is one of `label_ids`. Others are as they were.
+
+    Raises:
+        ValueError: an id that two segments share, unless they are to be one.
+    """
+    segmentation = np.array(segmentation, np.int32)
+    known: dict[int, int] = {}
+    fused: dict[int, dict[str, Any]] = {}
+    segments: list[dict[str, Any]] = []
+    for entry in segments_info:
+        label, to_fuse = entry["label_id"], entry["label_id"] in label_ids
+        if entry["id"] in known and not (to_fuse and known[entry["id"]] == label):
+            raise ValueError(
+                f"two segments have the id {entry['id']}, of the labels {known[entry['id']]} and {label}, so which "
+                "pixels are whose is lost: let post_process_panoptic fuse nothing"
+            )
+        known[entry["id"]] = label
+        if to_fuse and (whole := fused.get(label)):
+            segmentation[segmentation == entry["id"]] = whole["id"]
+            whole["score"] = max(whole["score"], entry["score"])
+            continue
+        segments.append({**entry, "was_fused": to_fuse})
+        if to_fuse:
+            fused[label] = segments[-1]
+    return {"segmentation": segmentation, "segments_info": segments}
+
+
+def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Lays the masks of detections, which may overlap, over each other, the surest on top: segments, to be drawn.
+
+    Args:
+        found: of one image, as `post_process_masks` and `td.detect` give it.
+
+    Returns:
+        As `post_process_instance`; ids are the rows of the detections, from 1. What lies wholly under others is not
+        among the segments.
+    """
+    segmentation = np.zeros(found["masks"].shape[1:], np.int32)
+    for row in np.argsort(found["scores"], kind="stable"):
+        segmentation[found["masks"][row]] = row + 1
+    segments_info = [
+        {"id": row, "label_id": int(found["labels"][row - 1]), "was_fused": False, "score": score}
+        for row, score in enumerate(found["scores"].tolist(), start=1)
+        if (segmentation == row).any()
+    ]
+    return {"segmentation": segmentation, "segments_info": segments_info}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,30 +343,6 @@ class Segments:
         return "\n".join(lines)
 
 
-class _Taps(NamedTuple):
-    """For each new place of an axis, the two old places that it lies between, and the second one's weight."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-    weight: np.ndarray
-
-
-class _Frame(NamedTuple):
-    """How the masks of one image are brought to their size: enlargements one after the other, along each axis."""
-
-    size: tuple[int, int]
-    rows: list[_Taps]
-    columns: list[_Taps]
-
-    def resized(self, mask: np.ndarray) -> np.ndarray:
-        """A mask `(h, w)` float32 as `(height, width)`."""
-        for lower, upper, weight in self.columns:
-            mask = mask[:, lower] * (1 - weight) + mask[:, upper] * weight
-        for lower, upper, weight in self.rows:
-            mask = mask[lower] * (1 - weight[:, None]) + mask[upper] * weight[:, None]
-        return mask
-
-
 def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
     """The logits `(batch, queries, h, w)` float32 of the masks, which must be there."""
     if "pred_masks" not in outputs:
@@ -284,60 +352,6 @@ def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
     if masks.ndim != 4 or masks.shape[:2] != expected:
         raise ValueError(f"pred_masks must be (batch, queries, h, w) = {(*expected, 'h', 'w')}, not {masks.shape}")
     return masks
-
-
-def _frames(masks: np.ndarray, target_sizes: Any, pixel_mask: Any) -> list[_Frame]:
-    """One for each image of the batch."""
-    batch, grid = len(masks), masks.shape[2:]
-    sizes, canvas = None, None
-    if target_sizes is not None:
-        sizes = np.asarray(ops.convert_to_numpy(target_sizes))
-        if sizes.shape != (batch, 2) or not (sizes >= 1).all():
-            raise ValueError(
-                f"target_sizes must be (height, width), at least 1 pixel, for each of the {batch} images, not "
-                f"{sizes.tolist()}"
-            )
-    insides = [grid] * batch
-    if pixel_mask is not None:
-        pixel_mask = np.asarray(ops.convert_to_numpy(pixel_mask)) != 0
-        if pixel_mask.ndim != 3 or len(pixel_mask) != batch:
-            raise ValueError(f"pixel_mask must be (batch, height, width) = ({batch}, …), not {pixel_mask.shape}")
-        canvas, insides = pixel_mask.shape[1:], [_inside(mask, place) for place, mask in enumerate(pixel_mask)]
-    frames = []
-    for place, inside in enumerate(insides):
-        size = inside if sizes is None else (int(sizes[place, 0]), int(sizes[place, 1]))
-        steps: tuple[list[_Taps], list[_Taps]] = ([], [])
-        for axis in (0, 1):
-            if canvas is not None:
-                # The crop: of the canvas, only the image's rows and columns are computed.
-                steps[axis].append(_Taps(*(taps[: inside[axis]] for taps in _taps(grid[axis], canvas[axis]))))
-            if size[axis] != inside[axis]:
-                steps[axis].append(_taps(inside[axis], size[axis]))
-        frames.append(_Frame(size, *steps))
-    return frames
-
-
-def _inside(mask: np.ndarray, place: int) -> tuple[int, int]:
-    """Height and width of the image on its canvas."""
-    height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-    if not height or not mask[:height, :width].all() or mask.sum() != height * width:
-        raise ValueError(
-            f"image {place} of the batch: pixel_mask must be 1 in a rectangle at the top left, the image, and 0 in the "
-            "padding"
-        )
-    return height, width
-
-
-def _taps(old: int, new: int) -> _Taps:
-    """Bilinear interpolation of `old` values to `new`, without anti-aliasing; an edge's outer half stays constant.
-
-    PyTorch's numbers: the step is float32, and so is each place between the old values, but rounded once only, after
-    the multiplication and the subtraction. Twice would move a mask by 1e-5.
-    """
-    step = float(np.float32(old) / np.float32(new))
-    places = np.maximum((np.arange(new) + 0.5) * step - 0.5, 0).astype(np.float32)
-    lower = np.minimum(places.astype(np.int64), old - 1)
-    return _Taps(lower, np.minimum(lower + 1, old - 1), np.minimum(places - lower.astype(np.float32), np.float32(1)))
 
 
 def _shared_out(

@@ -185,3 +185,38 @@ def test_the_attention_of_a_conditional_detr_sums_to_one(models, batch):
     for layer in range(2):
         np.testing.assert_allclose(np.sum(stages[f"decoder.layer{layer}.attention"], axis=-1), 1, atol=1e-5)
     assert isinstance(models["conditional"], ConditionalDETR)
+
+
+def test_masks_of_matched_queries_alone_give_the_loss_and_gradient_of_all(models, batch):
+    """What training computes, against the criterion on every query's mask."""
+    model, (inputs, targets) = models["segmentation"], batch
+    with tf.GradientTape() as tape:
+        expected = model.criterion(model(inputs, training=False), targets)["loss"]
+    expected_gradients = tape.gradient(expected, [v.value for v in model.trainable_variables])
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=True)
+        loss = model.compute_loss(inputs, targets, outputs)
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for variable, *pair in zip(model.trainable_variables, gradients, expected_gradients, strict=True):
+        mine, theirs = (tf.convert_to_tensor(gradient).numpy() for gradient in pair)
+        limit = 1e-5 * max(1, np.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=limit, err_msg=variable.path)
+
+
+def test_a_traced_step_leaves_the_masks_of_unmatched_queries_out(batch):
+    """By the convolutions that its result needs: one mask head, as in inference, and not another for all queries."""
+    model, (inputs, targets) = make("segmentation"), batch
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    targets = {name: tf.constant(value) for name, value in targets.items()}
+
+    def convolutions(function):
+        graph = tf.function(function).get_concrete_function().graph
+        names = [output.op.name for output in graph.outputs]
+        needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), names)
+        return sum(node.op == "Conv2D" for node in needed.node)
+
+    def step():
+        return model.compute_loss(inputs, targets, model(inputs, training=True))
+
+    assert convolutions(step) == convolutions(lambda: model(inputs)["pred_masks"]) > 6

@@ -15,7 +15,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetect
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, ForSegmentationLoss
 
 from port_weights import load_model
-from port_weights.names import detect_scheme
+from port_weights.schemes import detect_scheme
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
 RESNETS = {

@@ -11,7 +11,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from port_weights import load_model, to_torch
-from port_weights.names import detect_scheme, scheme
+from port_weights.schemes import detect_scheme, scheme
 
 
 def assert_same(weights_of, model, expected, without=()):

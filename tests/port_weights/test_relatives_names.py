@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 import tfdetr_keras as td
 from port_weights import export, export_pth, load_model, to_torch
 from port_weights.compare import compare
-from port_weights.names import detect_scheme
 from port_weights.reference import write_random_checkpoint
+from port_weights.schemes import detect_scheme
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
 
 SHAPE = {"num_queries": 5, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 from keras import initializers, layers, ops
@@ -256,6 +256,8 @@ class DETR(keras.Model):
         urls: bool = False,
         attention: bool = False,
         pad_to: tuple[int, int] | None = None,
+        size_rule: Literal["huggingface", "facebook", "table"] = "huggingface",
+        masks: bool = True,
     ) -> Any:
         """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
 
@@ -266,6 +268,8 @@ class DETR(keras.Model):
             urls: whether text that begins with http:// or https:// is fetched.
             attention: whether the decoder's attention is wanted, too, for `tfdetr_keras.visualize.draw_attention`.
             pad_to: (height, width) of a fixed canvas, pixels; as in training.
+            size_rule: by which rule images are resized, see `td.data.prepare`; "table" for Table Transformer.
+            masks: whether masks are given, where the model has them: each takes a byte per pixel of the image.
 
         Returns:
             `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
@@ -275,7 +279,7 @@ class DETR(keras.Model):
         """
         from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
 
-        return detect_images(self, images, size, threshold, urls, attention, pad_to)
+        return detect_images(self, images, size, threshold, urls, attention, pad_to, size_rule, masks)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 from keras import initializers, layers, ops
@@ -182,8 +183,10 @@ class DETRForSegmentation(DETR):
     """DETR with a mask for each query: panoptic segmentation, and instance segmentation.
 
     Inputs and methods are those of `DETR`. Outputs: those of `DETR`, and `"pred_masks": (batch, queries, height / 4,
-    width / 4)`, float32 logits over the padded canvas; earlier decoder layers have no masks. `post_process_panoptic`,
-    `post_process_instance` and `post_process_masks` make segments of them.
+    width / 4)`, float32 logits over the padded canvas; earlier decoder layers have no masks. `segment` makes panoptic
+    segments of them, and `detect` objects with masks; with the outputs at hand, `post_process_panoptic`,
+    `post_process_instance`, `post_process_semantic` and `post_process_masks` do. With `training=True` also
+    `"mask_inputs"`, from which the loss makes the masks of matched queries alone.
 
     Targets of `fit` and `evaluate`: those of `DETR` and `"masks": (batch, boxes, height, width)` bool or 0/1, of the
     padded images, as `prepare` makes them of records that were read with masks. `loss_mask` and `loss_dice` are logged,
@@ -227,6 +230,38 @@ class DETRForSegmentation(DETR):
             model.freeze(detector.config.parts)
         return model
 
+    def segment(
+        self,
+        images: Any,
+        size: tuple[int, int] = (800, 1333),
+        threshold: float = 0.85,
+        things: Sequence[bool] | None = None,
+        urls: bool = False,
+        pad_to: tuple[int, int] | None = None,
+        size_rule: Literal["huggingface", "facebook", "table"] = "huggingface",
+    ) -> Any:
+        """Divides images as people have them into segments: things and stuff, each pixel in one of them at most.
+
+        Args:
+            images: see `tfdetr_keras.inference.detect_images`.
+            size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+            threshold: only queries with a higher score become segments.
+            things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an
+                image has one segment a label. By default all are things.
+            urls: whether text that begins with http:// or https:// is fetched.
+            pad_to: (height, width) of a fixed canvas, pixels; as in training.
+            size_rule: by which rule images are resized, see `td.data.prepare`.
+
+        Returns:
+            `tfdetr_keras.segments.Segments`, of one image or a list of them.
+
+        Raises:
+            ValueError: something is no image, or cannot be read; `things` of another number of classes.
+        """
+        from tfdetr_keras.inference import segment_images  # an upper floor, called only when it is wanted
+
+        return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule)
+
     def _add_parts(self) -> None:
         policy: Any = self.dtype_policy
         self.mask_attention = MaskAttention(self.config, name="mask_attention", dtype=policy)
@@ -250,4 +285,24 @@ class DETRForSegmentation(DETR):
         last = len(self.config.backbone.depths)
         maps = [stages[f"backbone.stage{last - 1 - index}"] for index in range(len(self.mask_head.adapters))]
         outputs["pred_masks"] = self.mask_head(features, weights, maps)
+        if training:
+            outputs["mask_inputs"] = {"features": features, "attention": weights, "maps": maps}
         return outputs, stages | {"mask_attention": weights}
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The criterion's total; in training of the masks of matched queries, and only those are computed.
+
+        The others have no loss. In a traced step nothing asks for them, so that they are left out of it: a tenth of the
+        memory and work of the mask head remains where an image has ten objects and a hundred queries.
+        """
+        if "mask_inputs" in y_pred:
+            inputs = y_pred["mask_inputs"]
+
+            def masks_of(queries: Any) -> Any:
+                attention = ops.take_along_axis(inputs["attention"], queries[:, :, None, None, None], axis=1)
+                return self.mask_head(inputs["features"], attention, inputs["maps"])
+
+            y_pred = {name: value for name, value in y_pred.items() if name != "mask_inputs"} | {"pred_masks": masks_of}
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
