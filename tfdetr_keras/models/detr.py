@@ -170,7 +170,10 @@ class DETR(keras.Model):
         id2label: Mapping[int, str] | None = None,
         revision: str | None = None,
     ) -> Self:
-        """A model with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
+        """A model of this class with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
+
+        `td.from_pretrained` picks the class instead. A `DETR` of a segmentation checkpoint leaves its mask head out, a
+        `DETRForSegmentation` of a detector starts with a fresh one.
 
         Args:
             source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, a `.pth` (both also
@@ -182,8 +185,8 @@ class DETR(keras.Model):
             revision: branch, tag or commit on the hub.
 
         Raises:
-            ValueError: a source that is missing, damaged, of no known naming, or whose tensors and configuration do
-                not fit each other; each tensor concerned is named.
+            ValueError: a source that is missing, damaged, of no known naming, of another class of the family, or whose
+                tensors and configuration do not fit each other; each tensor concerned is named.
         """
         from port_weights import load_model  # the upper floor, called only when weights are wanted
 
