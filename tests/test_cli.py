@@ -138,7 +138,7 @@ def test_help_names_every_kind_of_data(capsys):
         main(["inspect-data", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert "{coco,voc,yolo,tfds,tfrecord,shapes}" in printed
+    assert "{coco,coco-panoptic,voc,yolo,tfds,tfrecord,shapes}" in printed
     assert "examples:\n  tfdetr inspect-data" in printed
 
 

@@ -165,6 +165,7 @@ def test_supervisions_detections(detector, image, monkeypatch):
         found.to_supervision()
     monkeypatch.setitem(sys.modules, "supervision", types.SimpleNamespace(Detections=dict))  # takes the same keywords
     handed = found.to_supervision()
-    assert set(handed) == {"xyxy", "confidence", "class_id", "data"}
+    assert set(handed) == {"xyxy", "mask", "confidence", "class_id", "data"}
+    assert handed["mask"] is None
     np.testing.assert_array_equal(handed["xyxy"], found.boxes)
     assert handed["data"]["class_name"].tolist() == found.names

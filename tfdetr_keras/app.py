@@ -18,6 +18,7 @@ from PIL import Image
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import LARGEST_FILE, decode_image
 from tfdetr_keras.data.pipeline import prepare
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.models import DETR
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
@@ -75,7 +76,13 @@ def require_gradio() -> None:
         raise ValueError("to try a model in the browser, install gradio: pip install 'tfdetr-keras[app]'")
 
 
-def look_at(model: DETR, path: str | Path, size: tuple[int, int], pad_to: tuple[int, int] | None = None) -> Look:
+def look_at(
+    model: DETR,
+    path: str | Path,
+    size: tuple[int, int],
+    pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
+) -> Look:
     """Runs a model over an image file, which may be none.
 
     Args:
@@ -83,6 +90,7 @@ def look_at(model: DETR, path: str | Path, size: tuple[int, int], pad_to: tuple[
         path: the file.
         size: (shortest_edge, longest_edge) that images are resized to, pixels.
         pad_to: (height, width) of a fixed canvas, pixels.
+        size_rule: by which rule images are resized, see `prepare`.
     """
     file = Path(path).name
     try:
@@ -90,7 +98,11 @@ def look_at(model: DETR, path: str | Path, size: tuple[int, int], pad_to: tuple[
     except ValueError as error:
         return Look(file, None, f"{file} {error}")
     try:
-        return Look(file, model.detect(pixels, size, threshold=0.0, attention=True, pad_to=pad_to))
+        # Without masks: of all queries they would fill the memory, and the page shows boxes.
+        found = model.detect(
+            pixels, size, threshold=0.0, attention=True, pad_to=pad_to, size_rule=size_rule, masks=False
+        )
+        return Look(file, found)
     except ValueError as error:  # it does not fit the canvas
         return Look(file, None, f"{file}: {error}")
 
@@ -139,7 +151,13 @@ def _surer_than(found: Detections, threshold: float) -> Detections:
     return dataclasses.replace(found, **first)
 
 
-def page(model: DETR, name: str, size: tuple[int, int] = (800, 1333), pad_to: tuple[int, int] | None = None) -> Any:
+def page(
+    model: DETR,
+    name: str,
+    size: tuple[int, int] = (800, 1333),
+    pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
+) -> Any:
     """Builds the page.
 
     Args:
@@ -147,6 +165,7 @@ def page(model: DETR, name: str, size: tuple[int, int] = (800, 1333), pad_to: tu
         name: of the model, for the title.
         size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
         pad_to: (height, width) of a fixed canvas, pixels; as in training.
+        size_rule: by which rule images are resized, see `prepare`; as in training.
 
     Returns:
         `gradio.Blocks`, for `serve`.
@@ -157,10 +176,16 @@ def page(model: DETR, name: str, size: tuple[int, int] = (800, 1333), pad_to: tu
     require_gradio()
     import gradio
 
-    prepare(records_of([]), 1, size=size, pad_to=pad_to)  # which checks the sizes before there is an image
+    prepare(
+        records_of([]), 1, size=size, pad_to=pad_to, size_rule=size_rule
+    )  # which checks the sizes before there is an image
 
     def dropped(path: str) -> tuple[Look, None, None]:
-        return look_at(model, path, size, pad_to), None, None  # nothing is chosen yet, and the field waits for more
+        return (
+            look_at(model, path, size, pad_to, size_rule),
+            None,
+            None,
+        )  # nothing is chosen yet, and the field waits for more
 
     def redrawn(look: Look | None, threshold: float, chosen: int | None) -> tuple[Any, ...]:
         seen = view(look, threshold, chosen)

@@ -2,6 +2,7 @@
 
 Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image. Masks may
 be run lengths, as `tfdetr_keras.data.segmentations.run_lengths` makes them: a set's pixels would not fit into memory.
+Panoptic segmentations are measured by `tfdetr_keras.panoptic_evaluation`.
 """
 
 import contextlib
@@ -18,21 +19,25 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.checks import readable_errors
-from tfdetr_keras.data.recipes import evaluation
-from tfdetr_keras.data.record import reader_of
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.inference import forward_function
+from tfdetr_keras.data.sizes import SizeRule
+from tfdetr_keras.evaluation_batches import evaluation_batches
+from tfdetr_keras.inference import check_classes, classification_of, forward_function
+from tfdetr_keras.matcher import Classification
 from tfdetr_keras.postprocess import post_process
-from tfdetr_keras.workers import gather, number_of_workers, worker_index
+from tfdetr_keras.segments import objects_with_masks
+from tfdetr_keras.workers import gather
 
 IouType = Literal["bbox", "segm"]  # pycocotools' names for what is compared: boxes, or masks
 
 # The order of `COCOeval.stats` for boxes and masks.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TRUTH_KEYS = ("boxes", "labels", "iscrowd", "area")
+MASK = "mask_"  # begins the names of the masks' metrics, where there are those of boxes, too
+MOST_COUNTED = 100  # detections of an image and a class that COCO's evaluation looks at
 
 
 def coco_metrics(
@@ -96,9 +101,10 @@ def coco_metrics(
     return metrics
 
 
-def class_table(metrics: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(class name, AP, AP50) of each class, from what `coco_metrics` returns."""
-    return [(name, value, metrics["AP50_per_class"][name]) for name, value in metrics["AP_per_class"].items()]
+def class_table(metrics: Mapping[str, Any], masks: bool = False) -> list[tuple[str, float, float]]:
+    """(class name, AP, AP50) of each class, from what `coco_metrics` returns, or of its masks from an `Evaluator`'s."""
+    values, at_half = (metrics[f"{MASK if masks else ''}{name}_per_class"] for name in ("AP", "AP50"))
+    return [(name, value, at_half[name]) for name, value in values.items()]
 
 
 def evaluate_detections(
@@ -108,6 +114,8 @@ def evaluate_detections(
     size: tuple[int, int] = (800, 1333),
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
+    masks: bool = False,
 ) -> dict[str, Any]:
     """Runs a model over a dataset of records and computes COCO's metrics.
 
@@ -120,14 +128,18 @@ def evaluate_detections(
         size: (shortest_edge, longest_edge) that images are resized to, pixels.
         batch_size: images a batch.
         pad_to: (height, width) of a fixed canvas, pixels: on JAX, one compilation instead of one per image size.
+        size_rule: by which rule images are resized, see `td.data.prepare`; as in training.
+        masks: whether AP of masks is computed, too, of records with masks and a model with a mask head.
 
     Returns:
-        See `coco_metrics`.
+        See `coco_metrics`; with `masks` also the same of the masks, under names with "mask_" before them: `mask_AP`,
+        `mask_AP50`, … `mask_AP_per_class`.
 
     Raises:
-        ValueError: the model's number of classes is not that of `class_names`; or as `coco_metrics`.
+        ValueError: the model's number of classes is not that of `class_names`; there are no masks; or as
+            `coco_metrics`.
     """
-    return Evaluator(records, class_names, size, batch_size, pad_to)(model)
+    return Evaluator(records, class_names, size, batch_size, pad_to, size_rule, masks)(model)
 
 
 class Evaluator:
@@ -136,11 +148,13 @@ class Evaluator:
     Where several processes train a model together (`tfdetr_keras.workers`), each measures its part of the records, and
     all get the metrics of the whole.
 
-    Every query is a detection, without a threshold: its best class but "no object". Images stream: only boxes are kept,
-    2.8 kB an image with 100 queries.
+    There is no threshold. Every query is a detection, its best class but "no object"; with a classification by
+    sigmoids, the 100 most likely pairs of query and class are. Images stream: only boxes are kept, 2.8 kB an image with
+    100 queries. Masks are made one after the other, in the size of the original image, and kept as run lengths.
 
     A model gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
-    cxcywh relative to the image without padding}` for `prepare`'s inputs.
+    cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is "focal",
+    logits without the last one; for masks `pred_masks`, too.
 
     Args:
         records: as for `evaluate_detections`, like the other arguments.
@@ -148,10 +162,15 @@ class Evaluator:
         size: (shortest_edge, longest_edge).
         batch_size: images a batch.
         pad_to: (height, width) of a fixed canvas.
+        size_rule: by which rule images are resized.
+        masks: whether AP of masks is computed, too.
 
     Attributes:
-        ground_truth: of the last run, as `coco_metrics` takes it.
+        ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were wanted, masks.
         detections: of the last run, as `coco_metrics` and `write_coco_results` take them.
+
+    Raises:
+        ValueError: masks are wanted of records without; an unknown `size_rule`.
     """
 
     def __init__(
@@ -161,60 +180,85 @@ class Evaluator:
         size: tuple[int, int] = (800, 1333),
         batch_size: int = 1,
         pad_to: tuple[int, int] | None = None,
+        size_rule: SizeRule = "huggingface",
+        masks: bool = False,
     ) -> None:
-        resize = Resize(*size, strict=pad_to is not None)
-
-        def encode_with_truth(record: dict[str, tf.Tensor]) -> Batch:
-            inputs, targets = encode(evaluation(record, resize))
-            return inputs, targets | {f"true_{key}": record[key] for key in TRUTH_KEYS}
-
-        examples = _part_of_this_worker(records).map(
-            encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
-        self.class_names = list(class_names)
+        if masks and "masks" not in records.element_spec:
+            raise ValueError("the records have no masks to measure masks by: read them with load_coco(…, masks=True)")
+        self.class_names, self.masks = list(class_names), masks
         self.ground_truth: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
-        self._batches = pad_batches(examples, batch_size, pad_to)
+        self._batches = evaluation_batches(records, self._truth, size, batch_size, pad_to, size_rule)
 
     def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Runs the model over all records; see `coco_metrics` for what is returned and raised.
+        """Runs the model over all records; see `evaluate_detections` for what is returned and raised.
 
         Args:
             model: see the class.
             progress: called with the number of images done, after each batch.
         """
         forward = forward_function(model, self._batches.element_spec[0])
+        classification = classification_of(model)
         self.ground_truth, self.detections = [], []
         with readable_errors():
             for inputs, targets in self._batches:
-                self._take(forward(inputs), {key: value.numpy() for key, value in targets.items()})
+                outputs = forward(inputs)
+                check_classes(model, outputs, len(self.class_names))
+                arrays = {key: value.numpy() for key, value in targets.items()}
+                self._take(outputs, inputs["pixel_mask"].numpy(), arrays, classification)
                 if progress is not None:
                     progress(len(self.detections))
         self.ground_truth = [image for part in gather(self.ground_truth) for image in part]
         self.detections = [image for part in gather(self.detections) for image in part]
-        return coco_metrics(self.ground_truth, self.detections, self.class_names)
+        metrics = coco_metrics(self.ground_truth, self.detections, self.class_names)
+        if self.masks:
+            of_masks = coco_metrics(self.ground_truth, self.detections, self.class_names, "segm")
+            metrics |= {f"{MASK}{name}": value for name, value in of_masks.items()}
+        return metrics
 
-    def _take(self, outputs: Mapping[str, Any], targets: Mapping[str, np.ndarray]) -> None:
-        if outputs["logits"].shape[-1] != len(self.class_names) + 1:
-            raise ValueError(
-                f"the model gives {outputs['logits'].shape[-1]} logits, but {len(self.class_names)} class names "
-                f"need {len(self.class_names) + 1} (the last one for no object)"
+    def _truth(self, record: Record) -> dict[str, tf.Tensor]:
+        """What a record says of its objects; masks as COCO's texts of run lengths, one an object."""
+        truth = {key: record[key] for key in TRUTH_KEYS}
+        if self.masks:
+            texts = host_function(
+                lambda masks: np.array([one["counts"] for one in run_lengths(masks)], np.bytes_),
+                [record["masks"]],
+                tf.string,
             )
-        results = post_process(outputs, targets["orig_size"], threshold=0.0)
+            truth["masks"] = tf.ensure_shape(texts, (None,))
+        return truth
+
+    def _take(
+        self,
+        outputs: Mapping[str, Any],
+        pixel_mask: np.ndarray,
+        targets: Mapping[str, np.ndarray],
+        classification: Classification,
+    ) -> None:
+        """Keeps what is true and what was found in the images of a batch."""
+        sizes = targets["orig_size"]
+        if self.masks:
+            objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
+            results = [_with_run_lengths(found, mask_of) for found, mask_of in objects]
+        else:
+            results = post_process(outputs, sizes, threshold=0.0, classification=classification)
         for row, (image_id, result) in enumerate(zip(targets["image_id"], results, strict=True)):
             real = targets["true_labels"][row] >= 0
             truth = {key: targets[f"true_{key}"][row][real] for key in TRUTH_KEYS}
+            if self.masks:
+                size = sizes[row].tolist()
+                truth["masks"] = [{"size": size, "counts": text} for text in targets["true_masks"][row][real]]
             self.ground_truth.append({"image_id": int(image_id), **truth})
             self.detections.append({"image_id": int(image_id), **result})
 
 
-def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
-    workers, reader = number_of_workers(), reader_of(records)
-    if workers == 1:
-        return records
-    if reader is None:
-        return records.shard(workers, worker_index())
-    return reader.records(reader.entries.shard(workers, worker_index()))
+def _with_run_lengths(found: Mapping[str, np.ndarray], mask_of: Callable[[int], np.ndarray]) -> dict[str, Any]:
+    """An image's detections as far as COCO's evaluation looks at them, with their masks as run lengths."""
+    order = np.argsort(-found["scores"], kind="stable")  # as pycocotools sorts
+    best = [order[found["labels"][order] == label][:MOST_COUNTED] for label in np.unique(found["labels"])]
+    rows = np.sort(np.concatenate([order[:0], *best]))
+    masks = [run_lengths(mask_of(row)[None])[0] for row in rows]
+    return {key: value[rows] for key, value in found.items()} | {"masks": masks}
 
 
 def write_coco_results(

@@ -1,42 +1,71 @@
-"""`tfdetr evaluate`: COCO's AP of a model on a data set."""
+"""`tfdetr evaluate`: COCO's AP of a model on a data set, or its panoptic quality."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tfdetr_keras import data
 from tfdetr_keras.atomic import write_text
 from tfdetr_keras.cli.data_options import add_source_options, read_source
 from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
-from tfdetr_keras.data.record import reader_of
-from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator, class_table, write_coco_results
+from tfdetr_keras.data.coco_json import UNUSED_NAME
+from tfdetr_keras.data.record import reader_of, tally_of
+from tfdetr_keras.evaluation import MASK, METRIC_NAMES, Evaluator, class_table, write_coco_results
+from tfdetr_keras.inference import PANOPTIC_THRESHOLD
+from tfdetr_keras.models import DETR, DETRForSegmentation
+from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
 
 EXAMPLES = """examples:
   tfdetr evaluate --data shapes --model detr-tiny --size 128 128
   tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --model run --out results
+  tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --category-ids original \\
+      --model facebook/detr-resnet-50
+  tfdetr evaluate --data coco-panoptic --images val2017 --annotations panoptic_val2017.json \\
+      --segments panoptic_val2017 --category-ids original --model facebook/detr-resnet-50-panoptic
 """
+# The names of classes whose checkpoint has none.
+_NAMELESS = re.compile(r"(class|LABEL)_\d+")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the grammar."""
     command = commands.add_parser(
         "evaluate",
-        help="measure a model's COCO AP on a data set",
+        help="measure a model's COCO AP, or its panoptic quality, on a data set",
         description="Runs a model over a data set and prints COCO's metrics, computed by pycocotools on boxes in "
-        "pixels of the original images. The classes of the set must be those of the model, in the same order.",
+        "pixels of the original images. A segmentation model is measured on masks, too, of data of the kind coco, and "
+        "by panoptic quality alone on data of the kind coco-panoptic. The classes of the set must be those of the "
+        "model, in the same order.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command)
     add_source_options(command)
     command.add_argument(
+        "--category-ids",
+        choices=("contiguous", "original"),
+        help="coco, coco-panoptic: labels count the categories from 0, as models trained here have it, or are the "
+        "categories' own ids, as published COCO weights have it (default: contiguous)",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=PANOPTIC_THRESHOLD,
+        metavar="SCORE",
+        help=f"of panoptic segments; lower scores are left out (default: {PANOPTIC_THRESHOLD})",
+    )
+    command.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for metrics.json and detections.json (COCO's results format, category ids of the annotations)",
+        help="folder for metrics.json and detections.json (COCO's results format, category ids of the annotations), "
+        "with masks also segmentations.json",
     )
     command.set_defaults(run=run)
 
@@ -46,27 +75,97 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file: give the name of a folder")
     model = read_model(options)
+    has_masks = isinstance(model, DETRForSegmentation)
+    options.masks = has_masks and options.data == "coco"
     records, names = read_source(options)
-    if list(model.id2label.values()) != names:
-        raise ValueError(
-            f"the set has other classes than the model: {', '.join(names)} and {', '.join(model.id2label.values())}; "
-            "use the set's own ids or --class-names to bring them together"
-        )
+    names = _class_names(model, names, options.category_ids == "original")
     reader = reader_of(records)
     total = -1 if reader is None else int(reader.entries.cardinality())
-    evaluator = Evaluator(records, names, **input_arguments(options))
     with Counter("measured", total) as counter:
-        metrics = evaluator(model, progress=counter.show)
-    for name in METRIC_NAMES:
-        print(f"{name:6s} {metrics[name]:.4f}")
-    width = max(map(len, ["class", *names]))
-    print(f"{'class':{width}s} AP     AP50")
-    for name, value, at_half in class_table(metrics):
-        print(f"{name:{width}s} {value:.4f} {at_half:.4f}")
+        if has_masks and options.data == "coco-panoptic":
+            things = data.coco_things(options.annotations, options.category_ids or "contiguous")
+            metrics = evaluate_panoptic(
+                model,
+                records,
+                names,
+                things + [False] * (len(names) - len(things)),
+                threshold=options.threshold,
+                progress=counter.show,
+                **input_arguments(options),
+            )
+            evaluator = None
+        else:
+            evaluator = Evaluator(records, names, masks=options.masks, **input_arguments(options))
+            metrics = evaluator(model, progress=counter.show)
+    tally = tally_of(records)
+    if tally is not None and tally.counts():
+        print(tally)
+    _print(metrics)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        category_ids = data.coco_category_ids(options.annotations) if options.data == "coco" else None
-        write_coco_results(evaluator.detections, options.out / "detections.json", category_ids)
-        print(f"wrote metrics.json and detections.json to {options.out}")
+        written = _write(metrics, evaluator, options)
+        print(f"wrote {', '.join(written[:-1])}{' and ' if written[1:] else ''}{written[-1]} to {options.out}")
     return 0
+
+
+def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]:
+    """The set's class names, one for each of the model's classes.
+
+    Args:
+        model: that is measured.
+        names: of the set.
+        original: whether labels are category ids: some are in no use, and the model may have more than the set.
+
+    Raises:
+        ValueError: the model's are others.
+    """
+    known, names = list(model.id2label.values()), list(names)
+    if original:
+        names += [UNUSED_NAME] * (len(known) - len(names))
+        fits = len(names) == len(known) and all(
+            name in (UNUSED_NAME, other) or _NAMELESS.fullmatch(other) for name, other in zip(names, known, strict=True)
+        )
+    else:
+        fits = names == known
+    if not fits:
+        raise ValueError(
+            f"the set has other classes than the model: {', '.join(names)} and {', '.join(known)}; "
+            "use --category-ids or --class-names to bring them together"
+        )
+    return names
+
+
+def _print(metrics: Mapping[str, Any]) -> None:
+    if "PQ" in metrics:
+        rows = [(ending.strip("_") or "all", metrics, ending) for ending in ("", "_things", "_stuff")]
+        rows += [(name, values, "") for name, values in metrics["per_class"].items()]
+        width = max(len(name) for name, _, _ in rows)
+        print(f"{'':{width}s} PQ     SQ     RQ")
+        for name, values, ending in rows:
+            print(f"{name:{width}s}", *(f"{values[figure + ending]:.4f}" for figure in ("PQ", "SQ", "RQ")))
+        return
+    kinds = ("", MASK) if f"{MASK}AP" in metrics else ("",)
+    width = max(len(f"{kind}AR100 ") for kind in kinds)
+    for kind in kinds:
+        for name in METRIC_NAMES:
+            print(f"{kind + name:{width}s} {metrics[kind + name]:.4f}")
+    tables = [class_table(metrics, masks=kind == MASK) for kind in kinds]
+    width = max(len(name) for name in ["class", *(row[0] for row in tables[0])])
+    print(f"{'class':{width}s}", *(f"{kind + name:6s}" for kind in kinds for name in ("AP", "AP50")))
+    for of_class in zip(*tables, strict=True):
+        print(f"{of_class[0][0]:{width}s}", *(f"{value:.4f}" for row in of_class for value in row[1:]))
+
+
+def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, options: argparse.Namespace) -> list[str]:
+    """Writes the files of `--out`; gives their names."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    written = ["metrics.json"]
+    if evaluator is not None:
+        is_coco = options.data in ("coco", "coco-panoptic") and options.category_ids != "original"
+        category_ids = data.coco_category_ids(options.annotations) if is_coco else None
+        write_coco_results(evaluator.detections, options.out / "detections.json", category_ids)
+        written.append("detections.json")
+        if evaluator.masks:
+            write_coco_results(evaluator.detections, options.out / "segmentations.json", category_ids, "segm")
+            written.append("segmentations.json")
+    return written

@@ -87,7 +87,7 @@ def _refuse_for_hub(options: argparse.Namespace) -> None:
             f"{options.model} is not the folder of a training run, which --format hub tells of; "
             "`python -m port_weights export` writes a model's weights alone"
         )
-    if options.last or options.size or options.pad_to:
+    if options.last or options.size or options.pad_to or options.size_rule:
         raise ValueError(
-            "--format hub writes a run's best model as it was trained: leave --last, --size, --pad-to away"
+            "--format hub writes a run's best model as it was trained: leave --last, --size, --pad-to, --size-rule away"
         )

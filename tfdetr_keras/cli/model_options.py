@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from port_weights.hub import fetch, is_hub_id
+from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder
@@ -41,6 +42,12 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="pad images to one canvas, pixels (default: as the run was trained, else not)",
+    )
+    command.add_argument(
+        "--size-rule",
+        choices=get_args(SizeRule),
+        help="by which rule images are resized; table is for Table Transformer: the longer side gets LONG pixels "
+        "(default: huggingface)",
     )
     if batches:
         command.add_argument(
@@ -79,7 +86,8 @@ def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
     if size is None:
         size = trained.get("size", (800, 1333))
         pad_to = pad_to or trained.get("pad_to")
-    return {"size": tuple(size), "pad_to": tuple(pad_to) if pad_to else None}
+    arguments = {"size": tuple(size), "pad_to": tuple(pad_to) if pad_to else None}
+    return arguments | ({"size_rule": options.size_rule} if options.size_rule else {})
 
 
 def _trained_on(model: str) -> dict[str, Any]:
@@ -90,6 +98,8 @@ def _trained_on(model: str) -> dict[str, Any]:
     described = Path(source) / "preprocessor_config.json"
     told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
     size, canvas = told.get("size") or {}, told.get("pad_size") or {}
+    if isinstance(size, int):  # older files; where they name no limit, it is 1333
+        size = {"shortest_edge": size, "longest_edge": told.get("max_size", 1333)}
     if not {"shortest_edge", "longest_edge"} <= set(size):
         return {}
     trained: dict[str, Any] = {"size": (size["shortest_edge"], size["longest_edge"])}

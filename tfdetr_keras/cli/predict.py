@@ -12,7 +12,9 @@ from tfdetr_keras.atomic import write_text
 from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.data.segmentations import run_lengths
 from tfdetr_keras.inference import detect
+from tfdetr_keras.segments import lay_masks
 
 EXAMPLES = """examples:
   tfdetr predict photo.jpg --model run
@@ -26,7 +28,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "predict",
         help="detect objects in images",
         description="Runs a model over images and writes, for each, a picture with the boxes, and for all together "
-        "detections.json: file, and per detection class, score and box (x1, y1, x2, y2 in pixels).",
+        "detections.json: file, and per detection class, score and box (x1, y1, x2, y2 in pixels). A segmentation "
+        "model's pictures show masks, and its detections have them as segmentation (COCO's run lengths).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,9 +58,14 @@ def run(options: argparse.Namespace) -> int:
             path = paths[image["image_id"]]
             picture = options.out / f"{image['image_id']:0{len(str(len(paths)))}d}-{path.stem}.png"
             pixels = decode_image(path.read_bytes())
-            visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=options.threshold)
             rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
             detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
+            if "masks" in image:
+                visualize.draw_segments([pixels], [lay_masks(image)], names, picture)
+                for detection, lengths in zip(detections, run_lengths(image["masks"]), strict=True):
+                    detection["segmentation"] = lengths | {"counts": lengths["counts"].decode()}
+            else:
+                visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=options.threshold)
             found.append({"file": str(path), "picture": picture.name, "detections": detections})
             counter.show(len(found))
     write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")

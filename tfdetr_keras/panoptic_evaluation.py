@@ -1,0 +1,108 @@
+"""How good a model's panoptic segmentations of a dataset are: its panoptic quality, PQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import Record
+from tfdetr_keras.data.sizes import SizeRule
+from tfdetr_keras.evaluation_batches import evaluation_batches
+from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, forward_function, panoptic_segments
+from tfdetr_keras.panoptic_quality import PanopticQuality
+from tfdetr_keras.panoptic_results import panoptic_truth
+from tfdetr_keras.workers import gather
+
+
+def evaluate_panoptic(
+    model: keras.Model,
+    records: tf.data.Dataset,
+    class_names: Sequence[str],
+    things: Sequence[bool],
+    size: tuple[int, int] = (800, 1333),
+    batch_size: int = 1,
+    pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule = "huggingface",
+    threshold: float = PANOPTIC_THRESHOLD,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Runs a model over a dataset of panoptic records and computes panoptic quality, one image after the other.
+
+    Segments are those that `model.segment(…, things=things)` finds: of stuff an image has one a class. They are
+    compared in the size of the original image. Where several processes work together (`tfdetr_keras.workers`), each
+    measures its part of the records, and all get the quality of the whole.
+
+    Args:
+        model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_masks": (batch, queries, h,
+            w) logits over the canvas}` for `prepare`'s inputs, as a `DETRForSegmentation` does.
+        records: of a panoptic set, with masks that do not overlap, see `td.data.load_coco_panoptic`.
+        class_names: name of each label; "N/A" for a label that is not in use, which counts in no mean.
+        things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
+        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        batch_size: images a batch; the padding of a batch changes a model's answers a little, 1 has none.
+        pad_to: (height, width) of a fixed canvas, pixels.
+        size_rule: by which rule images are resized, see `td.data.prepare`; as in training.
+        threshold: only queries with a higher score become segments.
+        progress: called with the number of images done, after each batch.
+
+    Returns:
+        See `PanopticQuality.result`.
+
+    Raises:
+        ValueError: records without masks, or whose masks overlap; a model of another number of classes, or without a
+            mask head; another number of `things` than of class names; an unknown `size_rule`.
+
+    Source: as `tfdetr_keras.panoptic_quality`; segments by `tfdetr_keras.segments`.
+    """
+    quality = PanopticQuality(class_names, things)
+    if "masks" not in records.element_spec:
+        raise ValueError("the records have no masks to measure segments by: read them with load_coco_panoptic")
+    batches = evaluation_batches(records, _truth, size, batch_size, pad_to, size_rule)
+    forward = forward_function(model, batches.element_spec[0])
+    done = 0
+    with readable_errors():
+        for inputs, targets in batches:
+            outputs = forward(inputs)
+            check_classes(model, outputs, len(class_names))
+            arrays = {key: value.numpy() for key, value in targets.items()}
+            found = panoptic_segments(outputs, arrays["orig_size"], inputs["pixel_mask"].numpy(), threshold, things)
+            for truth, prediction in zip(_truths(arrays), found, strict=True):
+                quality.add(truth, prediction)
+            done += len(found)
+            if progress is not None:
+                progress(done)
+    quality.sums = np.sum(gather(quality.sums), axis=0)
+    return quality.result()
+
+
+def _truth(record: Record) -> dict[str, tf.Tensor]:
+    """A record's segments as one map, in place of a mask for each; the segment of row 0 is 1."""
+
+    def segmentation(*values: np.ndarray) -> np.ndarray:
+        return panoptic_truth(dict(zip(keys, values, strict=True)))["segmentation"]
+
+    keys = ("image_id", "masks", "labels", "iscrowd")
+    one_map = tf.ensure_shape(host_function(segmentation, [record[key] for key in keys], tf.int32), (None, None))
+    return {"segmentation": one_map, "labels": record["labels"], "iscrowd": record["iscrowd"]}
+
+
+def _truths(targets: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The ground truth of each image of a batch, without what was padded."""
+    for row, image_id in enumerate(targets["image_id"]):
+        height, width = targets["orig_size"][row]
+        columns = zip(targets["true_labels"][row].tolist(), targets["true_iscrowd"][row].tolist(), strict=True)
+        yield {
+            "image_id": int(image_id),
+            "segmentation": targets["true_segmentation"][row, :height, :width],
+            "segments_info": [
+                {"id": number, "label_id": label, "iscrowd": iscrowd}
+                for number, (label, iscrowd) in enumerate(columns, start=1)
+                if label >= 0
+            ],
+        }
