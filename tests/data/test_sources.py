@@ -27,12 +27,24 @@ def made(tmp_path):
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 2, 8, 8]}],
     }
     (tmp_path / "set.json").write_text(json.dumps(content))
+    (tmp_path / "segments").mkdir()
+    segment = Image.new("RGB", (40, 20))
+    segment.paste((5, 0, 0), tuple(BOX))
+    segment.save(tmp_path / "segments/1.png")
+    info = [{"id": 5, "category_id": 1, "bbox": [4, 2, 8, 8]}]
+    panoptic = content | {"annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": info}]}
+    (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
     (tmp_path / "xml/1.xml").write_text(XML)
     (tmp_path / "labels/val/1.txt").write_text("0 0.2 0.3 0.2 0.4")
     (tmp_path / "classes.txt").write_text("dog\n")
     write_tfrecord(load_shapes(1)[0], tmp_path / "records", ["circle", "square", "triangle"])
     return {
         "coco": {"images": tmp_path / "images", "annotations": tmp_path / "set.json"},
+        "coco-panoptic": {
+            "images": tmp_path / "images",
+            "annotations": tmp_path / "panoptic.json",
+            "segments": tmp_path / "segments",
+        },
         "voc": {"images": tmp_path / "images", "annotations": tmp_path / "xml", "zero_based": True},
         "yolo": {"images": tmp_path, "split": "val"},
         "tfrecord": {"annotations": str(tmp_path / "records/*.tfrecord")},
@@ -40,12 +52,22 @@ def made(tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
+@pytest.mark.parametrize("kind", ["coco", "coco-panoptic", "voc", "yolo"])
 def test_each_kind_of_files_gives_the_same_record(made, kind):
     dataset, names = load_source(kind, **made[kind])
     (record,) = dataset.as_numpy_iterator()
     assert names == ["dog"]
     np.testing.assert_allclose(record["boxes"], [BOX], rtol=1e-6)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("kind", ["coco", "coco-panoptic"])
+def test_cocos_own_category_ids_and_masks(made, kind, masks):
+    dataset, names = load_source(kind, **made[kind], masks=masks, category_ids="original")
+    (record,) = dataset.as_numpy_iterator()
+    assert names == ["N/A", "dog"]
+    assert record["labels"].tolist() == [1]
+    assert ("masks" in record) == (masks or kind == "coco-panoptic")  # whose records always have them
 
 
 def test_corners_count_from_one_unless_told(made):
@@ -89,11 +111,14 @@ def test_tensorflow_datasets(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("csv", {}, "data must be one of coco, voc, .*, not 'csv'"),
+        ("csv", {}, "data must be one of coco, coco-panoptic, .*, not 'csv'"),
         ("coco", {"images": "x"}, "of the kind coco needs annotations .the JSON file"),
         ("voc", {}, "of the kind voc needs images .the folder of the images. and annotations"),
         ("shapes", {"split": "val"}, "of the kind shapes does not use split, only class_names"),
         ("coco", {"images": "x", "annotations": "y", "zero_based": True}, "does not use zero_based"),
+        ("coco", {"images": "x", "annotations": "y", "segments": "z"}, "does not use segments"),
+        ("coco-panoptic", {"images": "x", "annotations": "y"}, "needs segments .the folder of the PNG files"),
+        ("yolo", {"images": "x", "category_ids": "original"}, "does not use category_ids"),
     ],
 )
 def test_options_must_suit_the_kind(kind, options, message):

@@ -3,6 +3,7 @@
 Each page has a folder of its own with small stand-ins for what it speaks of; see `workplace`.
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from code_blocks import DOCS, READ, REPOSITORY, RUN, blocks_of, run_page
 from own_process import in_own_process
 from stand_ins import (
     CLASSES,
+    SMALL,
     prepared_builder,
     write_coco,
     write_coco_panoptic,
@@ -20,6 +22,9 @@ from stand_ins import (
     write_voc,
     write_yolo,
 )
+
+import port_weights
+import tfdetr_keras as td
 
 # Pages whose code needs more than a folder with stand-ins have a test of their own.
 ELSEWHERE = {
@@ -86,16 +91,28 @@ def _yolo(folder):
     write_yolo(folder / "shapes", "val", 3, seed=4)
 
 
+def _coco_panoptic(folder):
+    write_coco_panoptic(folder / "panoptic.json", folder / "segments", folder / "train.json")
+
+
+def _segmentation(folder):
+    """A panoptic set, and a model with a mask head under the name of the published one."""
+    _coco_panoptic(folder)
+    config = td.SegmentationConfig(**dataclasses.asdict(SMALL))
+    port_weights.export(td.DETRForSegmentation(config), folder / "facebook" / "detr-resnet-50-panoptic")
+
+
 # What a page needs beyond the workplace: each writes into its folder, and may give names that its programs know.
 STAGES = {
-    "data/coco.md": lambda folder: write_coco_panoptic(
-        folder / "panoptic.json", folder / "segments", folder / "train.json"
-    ),
+    "data/coco.md": _coco_panoptic,
     "data/own.md": lambda folder: write_csv(folder / "photos", folder / "boxes.csv", 12),
     "data/tfds.md": lambda folder: prepared_builder(folder / "tensorflow_datasets", 6) and None,
     "data/voc.md": _voc,
     "data/yolo.md": _yolo,
+    "evaluate.md": _segmentation,
     "fine-tuning.md": _fine_tuning,
+    "predict.md": _segmentation,
+    "segmentation.md": _segmentation,
     "share.md": lambda folder: shutil.copytree(folder / "run", folder / "me" / "detector") and None,
 }
 
@@ -127,10 +144,20 @@ def _check_predict(folder, names, printed):
         assert (folder / picture).is_file()
 
 
+def _check_segmentation(folder, names, printed):
+    assert (folder / "segments.png").is_file()
+    assert (folder / "masks" / "segments.png").is_file()
+    # Boxes of drawn shapes, learnt by heart; mask AP before the second stage is 0.
+    assert names["second"].metrics["mask_AP50"] > 0.1
+    assert (folder / "second" / "best.keras").is_file()
+    assert 0 <= names["quality"]["PQ"] <= 1
+
+
 # What is to come of a page beyond the output that it shows.
 CHECKS = {
     "data/index.md": _check_data,
     "evaluate.md": _check_evaluate,
     "port.md": _check_port,
     "predict.md": _check_predict,
+    "segmentation.md": _check_segmentation,
 }

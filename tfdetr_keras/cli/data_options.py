@@ -16,19 +16,24 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         choices=KINDS,
-        help="its kind: coco (images and one JSON file), voc (images and an XML file for each), yolo (images and a "
-        "text file for each), tfds (TensorFlow Datasets), tfrecord (of the Object Detection API), or shapes: "
-        "coloured shapes drawn on the fly, to try things without any data",
+        help="its kind: coco (images and one JSON file), coco-panoptic (and a PNG file of segments for each), voc "
+        "(images and an XML file for each), yolo (images and a text file for each), tfds (TensorFlow Datasets), "
+        "tfrecord (of the Object Detection API), or shapes: coloured shapes drawn on the fly, to try things without "
+        "any data",
     )
     source.add_argument(
-        "--images", type=Path, metavar="DIR", help="coco, voc: folder of the images; yolo: folder of the whole set"
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="coco, coco-panoptic, voc: folder of the images; yolo: folder of the whole set",
     )
     source.add_argument(
         "--annotations",
         metavar="FILE_OR_DIR",
-        help="coco: the JSON file; voc: folder of the XML files; tfds: folder of the prepared builder's version; "
-        'tfrecord: the files, e.g. "set/train-*" (in quotes)',
+        help="coco, coco-panoptic: the JSON file; voc: folder of the XML files; tfds: folder of the prepared builder's "
+        'version; tfrecord: the files, e.g. "set/train-*" (in quotes)',
     )
+    source.add_argument("--segments", type=Path, metavar="DIR", help="coco-panoptic: folder of the PNG files")
     source.add_argument("--split", metavar="NAME", help="yolo, tfds: part of the set (default: train)")
     source.add_argument(
         "--image-set", type=Path, metavar="FILE", help="voc: text file that lists the images to read (default: all)"
@@ -117,6 +122,10 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "count": options.count,
         "drawn_size": options.drawn_size,
         "drawn_seed": options.drawn_seed,
+        "segments": options.segments and str(options.segments),
+        # Of the commands that have a use for them.
+        "masks": getattr(options, "masks", None),
+        "category_ids": getattr(options, "category_ids", None),
         "on_error": options.on_error,
     }
     return {name: value for name, value in given.items() if value not in (None, False)}

@@ -32,6 +32,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     add_source_options(command)
     add_batch_options(command, batch_size=8)
     command.add_argument("--training", action="store_true", help="draw a batch for training (default: for evaluation)")
+    command.add_argument("--masks", action="store_true", help="coco: read the segmentations, too, and check them")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     command.set_defaults(run=run)
 

@@ -15,6 +15,7 @@ from tfdetr_keras.cli.data_options import (
 )
 from tfdetr_keras.data.sources import Loaded, load_source
 from tfdetr_keras.training import Settings, fit_detector
+from tfdetr_keras.training.average_precision import summary
 
 DEFAULTS = Settings()
 
@@ -24,6 +25,8 @@ EXAMPLES = """examples:
       --from facebook/detr-resnet-50 --epochs 50 --batch-size 4 --out run
   tfdetr train --data voc --images JPEGImages --annotations Annotations --val-split 0.2 --from detr-tiny \\
       --size 240 320 --pad-to 320 320 --max-boxes 60 --epochs 100 --out run
+  tfdetr train --data coco --images photos --annotations train.json --val-split 0.2 --from run --masks \\
+      --epochs 25 --out masks
 
 A run that was stopped goes on with: tfdetr resume run
 """
@@ -60,6 +63,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--val-image-set", metavar="FILE", help="voc: other images of the same set, as --image-set")
     one.add_argument("--val-drawn-seed", type=int, metavar="N", help="shapes: as many others, as --drawn-seed")
     validation.add_argument("--val-images", metavar="DIR", help="as --images (default: the same)")
+    validation.add_argument("--val-segments", metavar="DIR", help="coco-panoptic: as --segments (default: the same)")
     validation.add_argument("--val-count", type=int, metavar="N", help="shapes: as --count (default: as many)")
     add_batch_options(command, batch_size=DEFAULTS.batch_size)
     _add_model_options(command)
@@ -72,6 +76,12 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument("--random-weights", action="store_true", help="take only the architecture of SOURCE")
     model.add_argument(
         "--num-queries", type=int, metavar="N", help="object queries: most objects that an image can yield, with slack"
+    )
+    model.add_argument(
+        "--masks",
+        action="store_true",
+        help="coco, coco-panoptic: train with masks. A detector is given a mask head, which is all that is trained "
+        "unless --freeze says otherwise; a SOURCE that has one is trained as it is",
     )
     model.add_argument(
         "--freeze",
@@ -144,6 +154,7 @@ def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
     changes = {
         "annotations": options.val_annotations,
         "images": options.val_images,
+        "segments": options.val_segments,
         "split": options.val_name,
         "image_set": options.val_image_set,
         "drawn_seed": options.val_drawn_seed,
@@ -154,7 +165,7 @@ def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if options.val_split is not None:
         raise ValueError(f"--val-split takes its images from the training set: leave {', '.join(given)} away")
-    if set(given) <= {"images", "count"} and options.data != "voc":
+    if set(given) <= {"images", "segments", "count"} and options.data != "voc":
         raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
     return source_arguments(options) | given
 
@@ -187,5 +198,5 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
 def say_result(run_folder: Any) -> None:
     """Prints where the run is and how good its best model."""
     if metrics := run_folder.metrics:
-        print(f"best model: epoch {metrics['epoch']}, AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
+        print(f"best model: epoch {metrics['epoch']}, {summary(metrics)}")
     print(f"the run is in {run_folder.path}: read {run_folder.path / 'report.md'}")

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import OnError
 from tfdetr_keras.data.coco import load_coco
+from tfdetr_keras.data.coco_panoptic import load_coco_panoptic
 from tfdetr_keras.data.files import read_text
 from tfdetr_keras.data.shapes import load_shapes
 from tfdetr_keras.data.tfds import load_tfds
@@ -42,15 +43,17 @@ def load_source(
     drawn_size: tuple[int, int] | None = None,
     drawn_seed: int | None = None,
     masks: bool = False,
+    segments: str | Path | None = None,
+    category_ids: str | None = None,
     on_error: OnError = "raise",
 ) -> Loaded:
     """Reads a detection set of any kind.
 
     Args:
-        data: its kind: "coco", "voc", "yolo", "tfds", "tfrecord" or "shapes" (drawn on the fly).
-        images: coco, voc: the folder of the images; yolo: the folder of the set.
-        annotations: coco: the instances JSON file; voc: the folder of the XML files; tfds: the folder of a prepared
-            builder; tfrecord: the files, "*" and "?" allowed.
+        data: its kind: "coco", "coco-panoptic", "voc", "yolo", "tfds", "tfrecord" or "shapes" (drawn on the fly).
+        images: coco, coco-panoptic, voc: the folder of the images; yolo: the folder of the set.
+        annotations: coco, coco-panoptic: the JSON file of the instances or segments; voc: the folder of the XML files;
+            tfds: the folder of a prepared builder; tfrecord: the files, "*" and "?" allowed.
         split: yolo, tfds: which part of the set; "train" by default.
         image_set: voc: a text file with the names of the annotation files to read.
         class_names: voc, yolo, tfds, tfrecord, shapes: name of each label; by default those that the set states.
@@ -58,7 +61,9 @@ def load_source(
         count: shapes: number of images.
         drawn_size: shapes: smallest and largest side of the images, pixels.
         drawn_seed: shapes: sets of different seeds share no image.
-        masks: coco: whether records have the objects' masks; no other kind has them.
+        masks: coco: whether records have the objects' masks; of coco-panoptic they always have, no other kind has them.
+        segments: coco-panoptic: the folder of the PNG files.
+        category_ids: coco, coco-panoptic: "contiguous" (the default) or "original", see `load_coco`.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -84,6 +89,8 @@ def load_source(
         "drawn_size": drawn_size,
         "drawn_seed": drawn_seed,
         "masks": masks or None,
+        "segments": segments,
+        "category_ids": category_ids,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
@@ -107,6 +114,10 @@ def read_class_names(path: str | Path) -> list[str]:
     if not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold one class name a line, all different, in the order of the labels")
     return names
+
+
+def _read_coco_panoptic(masks: bool = True, **options: Any) -> Loaded:
+    return load_coco_panoptic(**options)  # which gives masks, whether they were asked for or not
 
 
 def _read_voc(zero_based: bool = False, **options: Any) -> Loaded:
@@ -149,7 +160,16 @@ KINDS = {
     "coco": _Kind(
         load_coco,
         {"images": "the folder of the images", "annotations": "the JSON file of the instances"},
-        ("masks",),
+        ("masks", "category_ids"),
+    ),
+    "coco-panoptic": _Kind(
+        _read_coco_panoptic,
+        {
+            "images": "the folder of the images",
+            "annotations": "the JSON file of the segments",
+            "segments": "the folder of the PNG files",
+        },
+        ("masks", "category_ids"),
     ),
     "voc": _Kind(
         _read_voc,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator
+from tfdetr_keras.evaluation import MASK, METRIC_NAMES, Evaluator
 from tfdetr_keras.training.averages import averaged_weights
 
 
@@ -18,7 +18,8 @@ class AveragePrecision(keras.callbacks.Callback):
 
     The logs get `val_AP`, `val_AP50`, `val_AP75`, `val_APs`, `val_APm`, `val_APl` and `val_AR1` … `val_ARl`, so that
     `ModelCheckpoint(monitor="val_AP", mode="max")`, `EarlyStopping` and `TensorBoard`, behind it in the list of
-    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools.
+    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools; so are masks, where
+    they are asked for, as `val_mask_AP`, `val_mask_AP50`, …
 
     Args:
         records: held-out records, see `tfdetr_keras.data.record`; not batches.
@@ -29,13 +30,15 @@ class AveragePrecision(keras.callbacks.Callback):
         every: epochs from one measurement to the next; the last epoch is always measured.
         averaged: whether the averages of the weights are measured in place of the weights, after each epoch (an
             optimizer with `use_ema`); not together with `keras.callbacks.SwapEMAWeights`, which does the same.
+        masks: whether AP of masks is measured, too, of records with masks and a model with a mask head.
 
     Attributes:
-        metrics: of the last measurement, see `tfdetr_keras.evaluation.coco_metrics`; also the AP of each class.
+        metrics: of the last measurement, see `tfdetr_keras.evaluation.evaluate_detections`; also the AP of each class.
         evaluator: which has the last detections, to be written or drawn.
 
     Raises:
-        ValueError: while training: the model's classes are not those of `class_names`, or bad records.
+        ValueError: records without masks, where these are to be measured; while training: the model's classes are not
+            those of `class_names`, or bad records.
     """
 
     def __init__(
@@ -47,11 +50,12 @@ class AveragePrecision(keras.callbacks.Callback):
         pad_to: tuple[int, int] | None = None,
         every: int = 1,
         averaged: bool = False,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
-        self.evaluator = Evaluator(records, class_names, size, batch_size, pad_to)
+        self.evaluator = Evaluator(records, class_names, size, batch_size, pad_to, masks=masks)
         self.every, self.averaged = every, averaged
         self.metrics: dict[str, Any] = {}
         self._in_fit = False
@@ -70,13 +74,20 @@ class AveragePrecision(keras.callbacks.Callback):
             with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
                 self._measure()
             if logs is not None:
-                logs.update({f"val_{name}": self.metrics[name] for name in METRIC_NAMES})
+                names = [name for name in self.metrics if name.removeprefix(MASK) in METRIC_NAMES]
+                logs.update({f"val_{name}": self.metrics[name] for name in names})
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Measures, and prints AP and AP50: Keras' `evaluate` returns nothing of a callback."""
         if not self._in_fit:
             self._measure()
-            print(f"AP {self.metrics['AP']:.3f}, AP50 {self.metrics['AP50']:.3f}")
+            print(summary(self.metrics))
 
     def _measure(self) -> None:
         self.metrics = self.evaluator(self.model)
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """AP and AP50 of boxes, and of masks where they were measured, in a line."""
+    shown = {"AP": "AP", "AP50": "AP50", f"{MASK}AP": "mask AP", f"{MASK}AP50": "mask AP50"}
+    return ", ".join(f"{title} {metrics[name]:.3f}" for name, title in shown.items() if name in metrics)

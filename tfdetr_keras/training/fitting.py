@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.record import reader_of
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models import DETR, DETRForSegmentation
 from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
@@ -48,14 +48,17 @@ def fit_detector(
 ) -> RunFolder:
     """Trains a detector on records and keeps everything of the run in a folder.
 
+    A `DETRForSegmentation` is trained with masks, and so is a detector with `masks=True`: the paper's second stage.
+
     A run that was stopped, killed even, goes on with `resume=True` from its last whole epoch, and ends with the weights
     that it would have had.
 
     Args:
-        records: to train on, see `tfdetr_keras.data.record`.
+        records: to train on, see `tfdetr_keras.data.record`; for segmentation read with masks.
         class_names: name of each label.
         out: the folder of the run, see `tfdetr_keras.training.run_folder` for what it holds.
-        validation: records to measure AP on after each epoch; without them the best model is that of least loss.
+        validation: records to measure AP on after each epoch, and for segmentation mask AP, by which the best model is
+            then chosen; without them it is that of least loss.
         source: what to start from: whatever `DETR.from_pretrained` takes, or the name of a preset for random weights.
         resume: whether to go on with the run in `out`; a new one is begun where there is none.
         callbacks: further callbacks of `fit`, which run after those of the run itself.
@@ -66,8 +69,8 @@ def fit_detector(
         The folder, with `metrics` and `load_model()`, the best model.
 
     Raises:
-        ValueError: bad records or settings; a folder that holds a run already, or, to resume, one of other settings; a
-            loss that is not finite, with the ids of the images.
+        ValueError: bad records or settings; records without masks for segmentation; a folder that holds a run already,
+            or, to resume, one of other settings; a loss that is not finite, with the ids of the images.
 
     Source:
         The recipe is that of DETR, section 4 and appendix A.4.
@@ -85,12 +88,15 @@ def fit_detector(
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
     _check_workers(chosen)
+    _check_masks(model, training=records, validation=validation)
     count = _count(records)
     steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
-    model.compile(optimizer=_optimizer(chosen, steps), jit_compile=chosen.compilation)
+    model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation)
+    masks = isinstance(model, DETRForSegmentation)
     checkpoint = Checkpoint(
         run.path,
-        monitor="loss" if validation is None else "val_AP",
+        # A frozen detector's boxes stay as they are.
+        monitor="loss" if validation is None else "val_mask_AP" if masks else "val_AP",
         mode="min" if validation is None else "max",
         averaged=chosen.ema_momentum is not None,
     )
@@ -103,7 +109,7 @@ def fit_detector(
         if validation is not None:
             counts["validation"] = f"{_count(validation)} images"
         run.create(source, class_names, chosen, model, counts, data)
-    story = Story(run, checkpoint, validation, class_names, chosen)
+    story = Story(run, checkpoint, validation, class_names, chosen, masks)
     if done < chosen.epochs:
         guard = StopAtNonFiniteLoss()
         with readable_errors():
@@ -153,14 +159,16 @@ def _count(records: tf.data.Dataset) -> int:
     return count
 
 
-def _optimizer(settings: Settings, steps_per_epoch: int) -> AdamW:
+def _optimizer(model: DETR, settings: Settings, steps_per_epoch: int) -> AdamW:
     several = settings.gradient_accumulation_steps > 1
+    # AdamW warns of a part without trainable variables.
+    frozen = "backbone" in model.config.frozen
     averages: dict[str, Any] = {}
     if settings.ema_momentum is not None:
         averages = {"use_ema": True, "ema_momentum": settings.ema_momentum}
     return AdamW(
         learning_rate(settings, steps_per_epoch),
-        learning_rate_multipliers={"backbone": settings.backbone_multiplier},
+        learning_rate_multipliers={} if frozen else {"backbone": settings.backbone_multiplier},
         weight_decay=settings.weight_decay,
         global_clipnorm=settings.global_clipnorm,
         gradient_accumulation_steps=settings.gradient_accumulation_steps if several else None,
@@ -177,6 +185,15 @@ def _check_workers(settings: Settings) -> None:
         )
     if settings.batch_size % workers:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared evenly by {workers} processes")
+
+
+def _check_masks(model: DETR, **sets: tf.data.Dataset | None) -> None:
+    for name, records in sets.items():
+        if isinstance(model, DETRForSegmentation) and records is not None and "masks" not in records.element_spec:
+            raise ValueError(
+                f"a {type(model).__name__} is trained with masks, and the {name} records have none: read them with "
+                "td.data.load_coco(…, masks=True) or td.data.load_coco_panoptic, on the command line with --masks"
+            )
 
 
 def _batches(settings: Settings) -> dict[str, Any]:

@@ -5,9 +5,10 @@
 | `config.json` | source, settings, data and architecture |
 | `class_names.txt` | one a line, in the order of the labels |
 | `metrics.csv`, `curves.png` | losses, learning rate and AP of each epoch |
-| `best.keras`, `best.json` | the model with the best AP, and its metrics by class |
+| `best.keras`, `best.json` | the model with the best AP, of masks where it has them, and its metrics by class |
 | `last.keras`, `state.safetensors` | the last epoch's model, and what `resume` goes on from |
 | `predictions.png` | the best model on a few validation images |
+| `segments.png` | the same of its masks, where it has them |
 | `report.md` | all of it to read |
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import keras
 
 from tfdetr_keras.atomic import whole_file, write_text
-from tfdetr_keras.evaluation import class_table
+from tfdetr_keras.evaluation import MASK, class_table
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
@@ -34,12 +35,16 @@ from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves
 
 CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metrics.csv", "curves.png"
-BEST_METRICS, PREDICTIONS, REPORT, TENSORBOARD = "best.json", "predictions.png", "report.md", "tensorboard"
-FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, REPORT, BEST, LAST, STATE, CONFIG)
+BEST_METRICS, PREDICTIONS, SEGMENTS = "best.json", "predictions.png", "segments.png"
+REPORT, TENSORBOARD = "report.md", "tensorboard"
+FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, SEGMENTS, REPORT, BEST, LAST, STATE, CONFIG)
 FORMAT = 1  # of config.json
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
-PANELS = ("loss", "loss_ce", "loss_bbox", "loss_giou", "AP", "AP50", "AP75", "cardinality_error", "learning_rate")
+PANELS = (
+    *("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"),
+    *("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75", "cardinality_error", "learning_rate"),
+)
 
 
 class RunFolder:
@@ -156,7 +161,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `coco_metrics`.
+        """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `evaluate_detections`.
 
         Empty where there was no validation set.
         """
@@ -208,7 +213,8 @@ class RunFolder:
         if history:
             last = {name: f"{value:.4g}" for name, value in history[-1].items()}
             lines += [f"## Last epoch: {len(history)}", "", *table(("figure", "value"), list(last.items())), ""]
-        for name, title in ((CURVES, "Curves"), (PREDICTIONS, "Predictions (solid) and true boxes (dashed)")):
+        pictures = {CURVES: "Curves", PREDICTIONS: "Predictions (solid) and true boxes (dashed)", SEGMENTS: "Masks"}
+        for name, title in pictures.items():
             if (self.path / name).is_file():
                 lines += [f"## {title}", "", f"![{title}]({name})", ""]
         settings = [[name, str(value)] for name, value in config["settings"].items()]
@@ -242,13 +248,20 @@ def _is_canvas(pad_to: Any) -> bool:
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
-    """COCO's metrics and those of each class, as the lines of two Markdown tables."""
-    rows = [[name, *(f"{value:.3f}" for value in values)] for name, *values in class_table(metrics)]
-    return [
-        *table(SHOWN, [[f"{metrics[name]:.3f}" for name in SHOWN]]),
-        "",
-        *table(("class", "AP", "AP50"), rows),
+    """COCO's metrics and those of each class, of masks where there are any, as the lines of Markdown tables."""
+    kinds = {"": "", MASK: "mask "} if f"{MASK}AP" in metrics else {"": ""}
+    lines: list[str] = []
+    for kind, title in kinds.items():
+        values = [f"{metrics[f'{kind}{name}']:.3f}" for name in SHOWN]
+        lines += [*table([f"{title}{name}" for name in SHOWN], [values]), ""]
+    names = [name for name, *_ in class_table(metrics)]
+    columns = [[row[1:] for row in class_table(metrics, masks=kind == MASK)] for kind in kinds]
+    rows = [
+        [name, *(f"{value:.3f}" for pair in of_class for value in pair)]
+        for name, *of_class in zip(names, *columns, strict=True)
     ]
+    header = [f"{title}{name}" for title in kinds.values() for name in ("AP", "AP50")]
+    return [*lines, *table(["class", *header], rows)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -31,8 +31,10 @@ class Settings:
         steps_per_epoch: batches an epoch where it is not to be one pass over the records, e.g. many passes over few.
         random_weights: whether to start from the architecture of the source alone.
         num_queries: object queries, where they should be other than the source's.
+        masks: whether a detector is given a mask head, and that alone is trained unless `freeze` says otherwise: the
+            paper's second stage. A source that has a mask head is trained as it is, with this or without.
         freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default as the source has
-            it, which for published weights is stem and first stage.
+            it, which for published weights is stem and first stage, and with `masks` the whole detector.
         batch_norm: "frozen" or "trainable"; by default as the source has it, and trainable from random weights.
         dropout: of every residual branch; by default as the source has it.
         pretraining_epochs: epochs in which the trunk alone learns first (`BackbonePretraining`), for random weights.
@@ -67,6 +69,7 @@ class Settings:
     steps_per_epoch: int | None = None
     random_weights: bool = False
     num_queries: int | None = None
+    masks: bool = False
     freeze: str | Sequence[str] | None = None
     batch_norm: BatchNorm | None = None
     dropout: float | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfdetr_keras.models import DETR, PRESETS, from_preset, from_pretrained
+from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset, from_pretrained
 from tfdetr_keras.models.packaged import packaged_checkpoints
 from tfdetr_keras.training.settings import Settings
 
@@ -26,7 +26,8 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         settings: of the run.
 
     Raises:
-        ValueError: no such source, or as `DETR.from_pretrained`.
+        ValueError: no such source, or as `DETR.from_pretrained`; a mask head for what is no detector, or for one that
+            is to stay as it is and does not know the classes yet.
     """
     names = dict(enumerate(class_names))
     before = keras.config.dtype_policy()
@@ -36,6 +37,8 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         backbone = model.config.backbone
         if backbone.batch_norm == "folded":
             raise ValueError(f"{source}: its batch normalisation was folded for inference; train on from the original")
+        if settings.masks and not isinstance(model, DETRForSegmentation):
+            model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
         batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
         if batch_norm != backbone.batch_norm:
@@ -61,6 +64,22 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
         return from_preset(source, id2label=names, **changes), True
     model = from_pretrained(source, num_queries=settings.num_queries, id2label=names)
     return (type(model)(model.config, model.criterion), True) if settings.random_weights else (model, False)
+
+
+def _with_mask_head(detector: DETR, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
+    """The detector with a mask head, frozen where it is worth keeping and nothing else was said."""
+    if type(detector) is not DETR:
+        raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head")
+    freeze = settings.freeze is None and not is_random
+    if freeze:
+        known, wanted = from_pretrained(source).config, detector.config
+        if wanted.num_classes != known.num_classes or wanted.num_queries > known.num_queries:
+            raise ValueError(
+                f"masks: the detector is to stay as it is, but {source} knows {known.num_classes} classes and has "
+                f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}: train boxes first "
+                'and start from that run, or say what is to stay with freeze ("" trains all)'
+            )
+    return DETRForSegmentation.from_detector(detector, freeze)
 
 
 def _rebuilt(model: DETR, config: Any) -> DETR:

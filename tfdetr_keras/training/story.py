@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.segments import lay_masks
 from tfdetr_keras.training.average_precision import AveragePrecision
 from tfdetr_keras.training.checkpoint import Checkpoint
-from tfdetr_keras.training.run_folder import PREDICTIONS, TENSORBOARD, RunFolder
+from tfdetr_keras.training.run_folder import PREDICTIONS, SEGMENTS, TENSORBOARD, RunFolder
 from tfdetr_keras.training.settings import Settings
-from tfdetr_keras.visualize import draw_detections
+from tfdetr_keras.visualize import draw_detections, draw_segments
 from tfdetr_keras.workers import worker_index
 
-PICTURES = 12  # validation images in predictions.png
+PICTURES = 12  # validation images in predictions.png and segments.png
+SHOWN_FROM = 0.5  # a detection's score
 # Curves and report are written anew at most that often: short epochs should not wait for them.
 SECONDS_BETWEEN_REPORTS = 30
 
@@ -42,6 +46,7 @@ class Story(keras.callbacks.Callback):
         validation: records to measure AP on, or None.
         class_names: name of each label.
         settings: of the run.
+        masks: whether the model has masks, which are then measured and drawn, too.
     """
 
     def __init__(
@@ -51,11 +56,12 @@ class Story(keras.callbacks.Callback):
         validation: tf.data.Dataset | None,
         class_names: Sequence[str],
         settings: Settings,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         self.run, self.checkpoint = run, checkpoint
-        self.validation, self.class_names, self.settings = validation, class_names, settings
-        self.precision = None if validation is None else _average_precision(validation, class_names, settings)
+        self.validation, self.class_names, self.settings, self.masks = validation, class_names, settings, masks
+        self.precision = None if validation is None else _average_precision(validation, class_names, settings, masks)
         if self.precision is not None:
             checkpoint.when_best = self.keep_best
         self._next_report = 0.0
@@ -77,22 +83,24 @@ class Story(keras.callbacks.Callback):
         self.run.write_best(self.precision.metrics, epoch)
         if self._shown is None:
             with_objects = self.validation.filter(lambda record: tf.size(record["labels"]) > 0)
+            with_objects = with_objects.map(lambda record: {key: record[key] for key in record if key != "masks"})
             self._shown = list(with_objects.take(PICTURES).as_numpy_iterator())
         if not self._shown:
             return
-        found = {image["image_id"]: image for image in self.precision.evaluator.detections}
+        of_image = {image["image_id"]: image for image in self.precision.evaluator.detections}
+        images = [record["image"] for record in self._shown]
+        found = [of_image[int(record["image_id"])] for record in self._shown]
         with whole_file(self.run.path / PREDICTIONS) as partial:
-            draw_detections(
-                [record["image"] for record in self._shown],
-                [found[int(record["image_id"])] for record in self._shown],
-                self.class_names,
-                partial,
-                ground_truth=self._shown,
-            )
+            draw_detections(images, found, self.class_names, partial, ground_truth=self._shown)
+        if self.masks:
+            with whole_file(self.run.path / SEGMENTS) as partial:
+                segments = [_segments(one, image.shape[:2]) for one, image in zip(found, images, strict=True)]
+                draw_segments(images, segments, self.class_names, partial)
         if self.settings.tensorboard:
-            picture = np.asarray(Image.open(self.run.path / PREDICTIONS).convert("RGB"))
             with tf.summary.create_file_writer(str(self.run.path / TENSORBOARD / "validation")).as_default():
-                tf.summary.image("predictions", picture[None], step=epoch)
+                for name in (PREDICTIONS, SEGMENTS) if self.masks else (PREDICTIONS,):
+                    picture = np.asarray(Image.open(self.run.path / name).convert("RGB"))
+                    tf.summary.image(Path(name).stem, picture[None], step=epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the figures, and the curves and the report if it is time to; of several workers the first one does."""
@@ -114,7 +122,17 @@ class Story(keras.callbacks.Callback):
         self.run.write_report(history)
 
 
-def _average_precision(validation: tf.data.Dataset, class_names: Sequence[str], settings: Settings) -> AveragePrecision:
+def _segments(found: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The sure ones of an image's detections as segments, to be drawn, from their masks as run lengths."""
+    rows = np.flatnonzero(found["scores"] > SHOWN_FROM)
+    masks = [coco_mask.decode(found["masks"][row]) for row in rows]
+    sure = {"scores": found["scores"][rows], "labels": found["labels"][rows]}
+    return lay_masks({**sure, "masks": np.array(masks, bool).reshape(-1, *size)})
+
+
+def _average_precision(
+    validation: tf.data.Dataset, class_names: Sequence[str], settings: Settings, masks: bool
+) -> AveragePrecision:
     """Measures as the model will be used: each image by itself, unless training has one canvas for all."""
     canvas = settings.pad_to if isinstance(settings.pad_to, tuple) else None
     if canvas is None and keras.backend.backend() == "jax":  # which would compile anew for each size of images
@@ -127,4 +145,5 @@ def _average_precision(validation: tf.data.Dataset, class_names: Sequence[str], 
         pad_to=canvas,
         every=settings.evaluate_every,
         averaged=settings.ema_momentum is not None,
+        masks=masks,
     )
