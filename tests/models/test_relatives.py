@@ -1,6 +1,7 @@
 """DETRForSegmentation and ConditionalDETR as objects: outputs, saving, precision, XLA, training, first weights."""
 
 import dataclasses
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 from small_model import CONFIG
 
+import tfdetr_keras as td
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models import (
     DETR,
@@ -220,3 +222,18 @@ def test_a_traced_step_leaves_the_masks_of_unmatched_queries_out(batch):
         return model.compute_loss(inputs, targets, model(inputs, training=True))
 
     assert convolutions(step) == convolutions(lambda: model(inputs)["pred_masks"]) > 6
+
+
+def test_no_block_of_detr_was_copied():
+    """No ten lines in a row of what the relatives are stand in DETR's own files, but for blank lines and imports."""
+
+    def blocks(path):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        code = [line for line in lines if line and not line.startswith(("import ", "from ", "#"))]
+        return {tuple(code[place : place + 10]) for place in range(len(code) - 9)}
+
+    folder = Path(td.models.__file__).parent
+    own = {name: blocks(folder / f"{name}.py") for name in ("conditional", "segmentation")}
+    for path in folder.glob("*.py"):
+        for name, mine in own.items():
+            assert path.stem == name or not mine & blocks(path), (name, path)

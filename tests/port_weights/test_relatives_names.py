@@ -1,4 +1,7 @@
-"""Segmentation models and Conditional DETRs: every published name leads to the same weights, and back bit for bit."""
+"""Table Transformers, segmentation models, Conditional DETRs: every published name leads to the same weights, and back.
+
+Bit for bit, in both directions.
+"""
 
 import json
 import logging
@@ -22,10 +25,16 @@ FEED_FORWARD = {"encoder_ffn_dim": 12, "decoder_ffn_dim": 20}
 HEADS = 8
 NAMES = {0: "cat", 1: "dog", 2: "N/A"}
 LOSSES = {
+    "table-transformer": {"eos_coefficient": 0.4},
     "segmentation": {"mask_loss_coefficient": 3, "dice_loss_coefficient": 4, "eos_coefficient": 0.3},
     "conditional": {"class_cost": 3, "cls_loss_coefficient": 4, "focal_alpha": 0.5},
 }
-CLASSES = {"segmentation": DETRForSegmentation, "conditional": ConditionalDETR}
+CLASSES = {"table-transformer": DETR, "segmentation": DETRForSegmentation, "conditional": ConditionalDETR}
+THEIRS = {
+    "table-transformer": ("TableTransformer", "ObjectDetection"),
+    "segmentation": ("Detr", "Segmentation"),
+    "conditional": ("ConditionalDetr", "ObjectDetection"),
+}
 KINDS = list(CLASSES)
 
 
@@ -38,7 +47,7 @@ def relative(kind, randomise, **changes):
         layer_type="basic",
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    family, task = ("Detr", "Segmentation") if kind == "segmentation" else ("ConditionalDetr", "ObjectDetection")
+    family, task = THEIRS[kind]
     config = getattr(transformers, f"{family}Config")(
         use_timm_backbone=False,
         backbone_config=backbone,
@@ -96,7 +105,7 @@ def timm_names(state, timm_name):
 
 
 def authors_names(kind, state, timm_name):
-    """As the authors' own code has them, a panoptic model of facebookresearch or Atten4Vis' Conditional DETR."""
+    """As the authors' own code has them: facebookresearch's, Microsoft's, Atten4Vis' of Conditional DETR."""
     prefix = "detr." if kind == "segmentation" else ""
     renamed = {}
     rules = [
@@ -105,7 +114,7 @@ def authors_names(kind, state, timm_name):
         ("query_position_embeddings", "query_embed"),
         ("input_projection", "input_proj"),
         ("encoder_attn_layer_norm", "norm2"),
-        ("encoder_attn", "multihead_attn" if kind == "segmentation" else "cross_attn"),
+        ("encoder_attn", "cross_attn" if kind == "conditional" else "multihead_attn"),
         ("self_attn_layer_norm", "norm1"),
         (".fc", ".linear"),
         ("layernorm", "norm"),
@@ -139,6 +148,8 @@ def test_the_class_and_all_settings_come_from_the_folder(kind, folders, ported):
     if kind == "segmentation":
         assert (criterion.mask_loss_coefficient, criterion.dice_loss_coefficient) == (3, 4)
         assert (criterion.classification, criterion.eos_coefficient) == ("softmax", 0.3)
+    elif kind == "table-transformer":
+        assert (config.pre_norm, criterion.eos_coefficient) == (True, 0.4)
     else:
         assert (criterion.cost_class, criterion.class_loss_coefficient, criterion.focal_alpha) == (3, 4, 0.5)
         assert criterion.classification == "focal"
@@ -152,6 +163,8 @@ def test_every_naming_gives_the_same_weights_and_goes_back_bit_for_bit(kind, mod
         "with timm": timm_names(on_disk[kind], timm_name),
         "the authors'": authors_names(kind, on_disk[kind], timm_name),
     }
+    if kind == "table-transformer":  # whose names transformers did not change
+        assert states["in memory"].keys() == states.pop("on disk").keys()
     assert len({frozenset(state) for state in states.values()}) == len(states)
     for naming, state in states.items():
         model = load_model(state, heads=HEADS)
