@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import pytest
 import transformers
 
 import tfdetr_keras as td
@@ -17,8 +18,9 @@ def names_in(column, heading):
     return set(re.findall(r"[`, (]([a-z0-9_]+)(?=[`=,)({])", " ".join(cells)))
 
 
-def test_every_field_of_hugging_faces_configuration():
-    fields = set(transformers.DetrConfig().to_dict()) - set(transformers.PretrainedConfig().to_dict())
+@pytest.mark.parametrize("kind", ["DetrConfig", "TableTransformerConfig", "ConditionalDetrConfig"])
+def test_every_field_of_hugging_faces_configurations(kind):
+    fields = set(getattr(transformers, kind)().to_dict()) - set(transformers.PretrainedConfig().to_dict())
     assert len(fields) > 25
     assert fields <= names_in(1, "`transformers.DetrConfig`")
 
