@@ -132,6 +132,7 @@ def test_masks_are_measured_beside_boxes(coco, models, tmp_path, capsys):
     assert len(COCO(coco / "instances.json").loadRes(str(tmp_path / "results" / "segmentations.json")).anns) == 36
 
 
+@pytest.mark.slow
 def test_objects_without_a_segmentation_are_told(coco, models, tmp_path, capsys):
     content = json.loads((coco / "instances.json").read_text())
     del content["annotations"][0]["segmentation"]
@@ -155,7 +156,7 @@ def test_independent_classes(coco, models, tmp_path):
     assert len(json.loads((tmp_path / "detections.json").read_text())) == 3 * 12 * 3  # images, queries, classes
 
 
-@pytest.mark.parametrize("threshold", [None, "0.5"])
+@pytest.mark.parametrize("threshold", [None, pytest.param("0.5", marks=pytest.mark.slow)])
 def test_panoptic_quality(coco, models, tmp_path, capsys, threshold):
     arguments = ["evaluate", *segments(coco), "--model", str(models / "segmenter.keras"), *SIZE]
     arguments += ["--threshold", threshold] if threshold else []
@@ -186,6 +187,7 @@ def test_a_detector_takes_a_panoptic_set_for_its_boxes(coco, models, tmp_path, c
 
 
 @pytest.mark.parametrize("source", [instances, segments])
+@pytest.mark.slow
 def test_original_category_ids(coco, models, tmp_path, capsys, source):
     """The model has nine classes, of which the set knows three, and names for none."""
     arguments = ["evaluate", *source(coco), "--model", str(models / "published.keras"), *SIZE]
@@ -248,6 +250,7 @@ def test_predict_writes_masks(coco, models, tmp_path, capsys):
     assert all(set(row) == {"class", "score", "box"} for image in written for row in image["detections"])
 
 
+@pytest.mark.slow
 def test_sizes_by_table_transformers_rule(coco, models, tmp_path):
     options = ["--model", str(models / "conditional.keras"), *SIZE, "--threshold", "0", "--out", str(tmp_path)]
     assert main(["predict", str(coco / "images"), *options, "--size-rule", "table"]) == 0

@@ -49,7 +49,10 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module", params=[DETRConfig, SegmentationConfig, ConditionalDETRConfig])
+RELATIVES = [pytest.param(kind, marks=pytest.mark.slow) for kind in (SegmentationConfig, ConditionalDETRConfig)]
+
+
+@pytest.fixture(scope="module", params=[DETRConfig, *RELATIVES])
 def tiny(request):
     """A small model of each class on the backend of this test run."""
     keras.utils.set_random_seed(0)

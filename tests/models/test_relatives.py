@@ -102,6 +102,7 @@ def test_a_keras_file_holds_everything(models, batch, kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_compiled_by_xla(models, batch, kind):
     compiled = tf.function(models[kind], jit_compile=True)(batch[0])
     for name, value in models[kind](batch[0]).items():
@@ -123,7 +124,8 @@ def test_fit_lowers_every_loss(batch, kind, jit_compile):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.slow
 def test_mixed_precision(models, batch, kind, policy):
     model = make(kind, dtype=policy)
     model.set_weights(models[kind].get_weights())

@@ -65,8 +65,12 @@ FACEBOOK = {
     "dc5-bottleneck": {**FACEBOOK_BOTTLENECK, "dilated": True},
     "pre-norm": {**FACEBOOK_BOTTLENECK, "pre_norm": True},
 }
+LONGER = ("segmentation-resnet-50", "segmentation-resnet-101", "conditional-resnet-50")
 CASES = [
-    *(pytest.param(hugging_face_pair, options, id=f"huggingface-{name}") for name, options in HUGGING_FACE.items()),
+    *(
+        pytest.param(hugging_face_pair, options, id=f"huggingface-{name}", marks=[pytest.mark.slow] * (name in LONGER))
+        for name, options in HUGGING_FACE.items()
+    ),
     *(pytest.param(facebook_pair, options, id=f"facebook-{name}") for name, options in FACEBOOK.items()),
 ]
 

@@ -255,7 +255,7 @@ def test_the_canvas_of_the_training(tiny, tmp_path):
     inputs = processor(np.zeros((60, 75, 3), np.uint8), return_tensors="np")
     assert inputs["pixel_values"].shape == (1, 3, 64, 80)
     assert inputs["pixel_mask"].sum() == 48 * 60
-    options = argparse.Namespace(model=str(tmp_path / "canvas"), size=None, pad_to=None)
+    options = argparse.Namespace(model=str(tmp_path / "canvas"), size=None, pad_to=None, size_rule=None)
     assert size_arguments(options) == {"size": (48, 64), "pad_to": (64, 80)}
 
 

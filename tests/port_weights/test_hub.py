@@ -207,5 +207,5 @@ def test_where_conversions_lie(monkeypatch, tmp_path, cached):
 def test_the_command_line_knows_the_size_of_the_images(cached):
     content = json.dumps({"size": {"shortest_edge": 64, "longest_edge": 96}})
     (cached / "preprocessor_config.json").write_text(content)
-    options = argparse.Namespace(model=ID, size=None, pad_to=None)
+    options = argparse.Namespace(model=ID, size=None, pad_to=None, size_rule=None)
     assert size_arguments(options) == {"size": (64, 96), "pad_to": None}

@@ -67,6 +67,7 @@ def test_ap_is_that_of_the_surest_pairs_of_query_and_class(run):
     assert evaluate_detections(model, validation, names, **SIZES)["AP"] == pytest.approx(expected["AP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_it_goes_on(run):
     training, validation, names = small_run.sets()
     assert json.loads((run.path / "config.json").read_text())["model"]["class"] == "ConditionalDETR"

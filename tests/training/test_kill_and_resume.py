@@ -56,7 +56,8 @@ def undisturbed_run(processes, folder, **options):
     return folder
 
 
-@pytest.mark.parametrize("eagerly", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["eager", "graph"])
+@pytest.mark.slow
+@pytest.mark.parametrize("eagerly", [True, False], ids=["eager", "graph"])
 def test_killed_at_random_and_resumed(processes, tmp_path, eagerly):
     folder, lots, killed_in = tmp_path / "killed", random.Random(SEED), []
     undisturbed = undisturbed_run(processes, tmp_path / "undisturbed", eagerly=eagerly)

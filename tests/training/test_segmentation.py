@@ -144,6 +144,7 @@ def test_the_folder_tells_of_masks(second_stage, records, names):
         assert min(picture.size) > 200
 
 
+@pytest.mark.slow
 def test_what_is_frozen_may_be_said_and_nothing_is_warned_of(detector, records, names, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run = fit_detector(
@@ -177,12 +178,14 @@ def test_a_source_with_a_mask_head_is_trained_as_it_is(second_stage, names):
     np.testing.assert_array_equal(other.mask_head.outputs.kernel, second_stage.load_model().mask_head.outputs.kernel)
 
 
+@pytest.mark.slow
 def test_the_published_panoptic_architecture_is_a_source(names):
     config = starting_model("detr-resnet-50-panoptic", names, Settings(dropout=0.0)).config
     assert isinstance(config, td.SegmentationConfig)
     assert (config.num_classes, config.backbone.batch_norm, config.dropout) == (3, "trainable", 0.0)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(second_stage, detector, records, names, tmp_path):
     """`test_kill_and_resume` compares every bit."""
     run = td.training.RunFolder(shutil.copytree(second_stage.path, tmp_path / "run"))
@@ -240,6 +243,7 @@ def test_only_a_detr_is_given_a_mask_head(names):
 COMMAND = ["--size", "32", "32", "--pad-to", "32", "32", "--batch-size", "4", "--epochs", "1"]
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_masks_and_goes_on(annotated, detector, tmp_path, capsys):
     images, annotations = map(str, annotated)
     data = ["--data", "coco", "--images", images, "--annotations", annotations]
@@ -259,6 +263,7 @@ def test_the_command_line_reads_masks_and_goes_on(annotated, detector, tmp_path,
     assert not other.exists()
 
 
+@pytest.mark.slow
 def test_a_panoptic_set_on_the_command_line(annotated, second_stage, records, tmp_path):
     """Whose masks need no asking for; the second set is read from a folder of its own."""
     images, annotations = annotated
