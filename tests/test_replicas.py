@@ -95,6 +95,7 @@ def assert_same_training(found, expected):
         np.testing.assert_allclose(found[name], expected[name], err_msg=name, **tolerance)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one_device_with_the_whole_batch(tmp_path):
     one = result(start(tmp_path, "tensorflow", "one"), tmp_path, "one")
     two = result(start(tmp_path, "tensorflow", "two", replicas=2), tmp_path, "two")

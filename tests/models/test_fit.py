@@ -185,6 +185,7 @@ def test_switching_auxiliary_outputs_traces_anew(trained, batch):
         assert last[name] == pytest.approx(with_both[name], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_xla_train_together(make_model, batch):
     """One step each way from the same weights: the same loss, up to bfloat16's rounding."""
     inputs, targets = batch

@@ -84,6 +84,7 @@ def test_the_averaged_weights_are_measured_and_the_own_ones_come_back(compiled, 
         np.testing.assert_array_equal(average, variable)
 
 
+@pytest.mark.slow
 def test_swapped_in_by_keras_callback_they_are_measured_too(compiled, held_out, batches):
     records, names = held_out
     model = compiled(names, 1e-2, use_ema=True, ema_momentum=0.9)

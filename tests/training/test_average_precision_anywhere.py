@@ -55,6 +55,7 @@ def test_by_batches(alone):
     assert measure(batch_size=16) == alone
 
 
+@pytest.mark.slow
 def test_on_replicas(alone):
     assert measure(replicas=2, batch_size=16) == alone
 
