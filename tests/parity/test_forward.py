@@ -27,7 +27,7 @@ from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import SinePositionEmbedding
 
-LOGITS, BOXES, MASKS, STAGE = 1e-4, 1e-5, 1e-3, 3e-5
+LOGITS, BOXES, MASKS, STAGE = 1e-4, 1e-5, 1.5e-4, 3e-5
 UNEQUAL = {
     "d_model": 48,
     "encoder_layers": 1,

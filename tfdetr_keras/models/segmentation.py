@@ -72,9 +72,13 @@ class NormalisedConvolution(layers.Layer):
         super().__init__(**kwargs)
         self.inputs, self.channels = inputs, channels
         self.convolution = layers.Conv2D(
-            channels, 3, padding="same", kernel_initializer="he_uniform", name="convolution", dtype=self.dtype_policy
+            channels,
+            3,
+            padding="same",
+            kernel_initializer=_kaiming_uniform(),
+            name="convolution",
+            dtype=self.dtype_policy,
         )
-        self.convolution.kernel_initializer = _kaiming_uniform()
         self.group_norm = layers.GroupNormalization(
             min(NORM_GROUPS, channels), epsilon=NORM_EPSILON, name="group_norm", dtype=self.dtype_policy
         )
