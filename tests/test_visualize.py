@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 from tfdetr_keras import DETR
 from tfdetr_keras.data import load_shapes, prepare
 from tfdetr_keras.visualize import draw_attention, draw_detections, draw_mistakes, plot_curves, show_batch, verdict
+from tfdetr_keras.visualize.drawing import class_colour
 
 NAMES = ["circle", "square", "triangle"]
 GREY = np.full((60, 120, 3), 128, np.uint8)
@@ -166,6 +167,64 @@ def test_names_differ_and_keep_clear_of_small_boxes(tmp_path, originals):
     assert (shown(tmp_path / "c.png", renamed)[1] != framed).any()
 
 
+def with_masks(batch, masks):
+    inputs, targets = batch
+    return inputs, targets | {"masks": masks}
+
+
+def blended(pixels, share, colour):
+    """By half towards the colour where a pixel is of the mask alone."""
+    return pixels + share[..., None] / 2 * (np.array(colour) - pixels)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_masks_are_blended_under_frames_and_captions(tmp_path, originals, order):
+    """Anywhere on the canvas, the small object's on the large one's, whichever comes first in the targets."""
+    shapes = np.array([BOX, [0.4, 0.6, 0.2, 0.3]])[list(order)]
+    labels = [np.array([1, 2])[list(order)], (-1, -1)]
+    batch = batch_of(originals, labels=labels, boxes=(shapes, shapes))
+    masks = np.random.default_rng(0).random((2, 2, *CANVAS)) < 0.4
+    _, bare, other = shown(tmp_path / "a.png", batch_of(originals))
+    _, framed, _ = shown(tmp_path / "b.png", batch)
+    _, masked, untouched = shown(tmp_path / "c.png", with_masks(batch, masks))
+    np.testing.assert_array_equal(untouched, other)  # whose rows are padding
+    tinted = bare
+    for row in np.argsort(-shapes[:, 2]):
+        tinted = blended(tinted, masks[0, row], class_colour(labels[0][row]))
+    drawn = (framed != bare).any(axis=-1, keepdims=True)
+    np.testing.assert_array_equal(masked, np.where(drawn, framed, tinted.round()))
+    inside = masks[0].any(axis=0)
+    assert (masked[inside] != framed[inside]).any(axis=-1).mean() > 0.9
+    np.testing.assert_array_equal(masked[~inside], framed[~inside])
+
+
+@pytest.mark.parametrize("labels", [((1,), (0,)), ((-1,), (-1,))])
+def test_empty_masks_and_those_of_padding_rows_leave_no_trace(tmp_path, originals, labels):
+    batch = batch_of(originals, labels=labels)
+    show_batch(batch, NAMES, tmp_path / "a.png")
+    show_batch(with_masks(batch, np.full((2, 1, *CANVAS), labels[0][0] < 0)), NAMES, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("scale", [0.5, 4])
+def test_a_mask_of_one_pixel_is_seen_however_the_image_is_scaled(tmp_path, scale):
+    height, width = round(320 / scale), round(480 / scale)
+    inputs = {"pixel_values": np.zeros((2, height, width, 3)), "pixel_mask": np.ones((2, height, width))}
+    targets = {"labels": np.array([[2], [-1]]), "boxes": np.full((2, 1, 4), 0.1)}
+    masks = np.zeros((2, 1, height, width), bool)
+    y, x = height // 2 + 1, width // 2 + 1
+    masks[0, 0, y, x] = True
+    _, plain, _ = shown(tmp_path / "a.png", (inputs, targets))
+    _, masked, _ = shown(tmp_path / "b.png", with_masks((inputs, targets), masks))
+    share = np.zeros(CANVAS)
+    side = max(1, int(scale))
+    share[int(y * scale) :, int(x * scale) :][:side, :side] = min(1, scale**2)
+    expected = blended(plain, share, class_colour(2))
+    assert np.abs(masked - expected).max() <= 1  # the share is rounded to one of 256
+    np.testing.assert_array_equal(masked[share == 0], plain[share == 0])
+    assert (masked[share > 0] != plain[share > 0]).any(axis=-1).all()
+
+
 def test_the_title_tells_the_image_and_is_not_cut(tmp_path, originals):
     picture, *_ = shown(tmp_path / "a.png", batch_of(originals))
     inputs, targets = batch_of(originals)
@@ -221,6 +280,11 @@ def changed_targets(**arrays):
         (changed_targets(labels=np.array([[-1], [3]])), "image id 8, row 0: label 3 is not a class"),
         (changed_targets(labels=np.array([[0], [0]]), boxes=np.full((2, 1, 4), 2.0)), r"image id 7.*outside \[0, 1\]"),
         (changed_targets(labels=np.array([[-1]]), boxes=np.zeros((1, 1, 4))), "2 images but targets of 1"),
+        (
+            changed_targets(masks=np.ones((2, 1, 80, 120), bool)),
+            r"masks must be \(batch, boxes, height, width\) = \(2, 1, 320, 480\).* not \(2, 1, 80, 120\)",
+        ),
+        (changed_targets(masks=np.ones((2, 2, *CANVAS), bool)), r"= \(2, 1, 320, 480\).* not \(2, 2, 320, 480\)"),
     ],
 )
 def test_what_is_no_batch_is_an_error(tmp_path, originals, change, message):

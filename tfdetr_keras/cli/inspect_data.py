@@ -13,6 +13,7 @@ from tfdetr_keras.data.record import reader_of
 EXAMPLES = """examples:
   tfdetr inspect-data --data shapes --out look.png
   tfdetr inspect-data --data coco --images train2017 --annotations instances_train2017.json --out look.png
+  tfdetr inspect-data --data coco --images photos --annotations train.json --masks --training --out look.png
   tfdetr inspect-data --data yolo --images my_set --split val --on-error skip --out look.png
   tfdetr inspect-data --data voc --images JPEGImages --annotations Annotations --training --buckets --out look.png
 """
@@ -24,15 +25,19 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "inspect-data",
         help="look at a data set: counts, faults, and a picture of what the model will see",
         description="Reads a detection data set once and prints what is in it: images, objects, classes, sizes, and "
-        "what was left out and why. Draws its first batch as the model will see it, resized, padded (hatched) and, "
-        "with --training, shuffled and augmented.",
+        "what was left out and why. Draws its first batch as the model will see it, with boxes and, where they are "
+        "read, masks: resized, padded (hatched) and, with --training, shuffled and augmented.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_options(command)
     add_batch_options(command, batch_size=8)
     command.add_argument("--training", action="store_true", help="draw a batch for training (default: for evaluation)")
-    command.add_argument("--masks", action="store_true", help="coco: read the segmentations, too, and check them")
+    command.add_argument(
+        "--masks",
+        action="store_true",
+        help="coco: read the segmentations, too, check them and draw the masks; of coco-panoptic that is always done",
+    )
     command.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     command.set_defaults(run=run)
 

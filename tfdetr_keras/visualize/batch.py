@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
-from tfdetr_keras.visualize.drawing import cell_scale, class_colour, frames_with_captions, titled, write_grid
+from tfdetr_keras.visualize.drawing import cell_scale, class_colour, frames_with_captions, tint, titled, write_grid
 
 # The padding's hatching: no photograph has it.
 HATCH = 8  # pixels, of one diagonal stripe
@@ -25,16 +25,17 @@ def show_batch(
     columns: int = 4,
     box_reference: str = "image",
 ) -> None:
-    """Writes the images of a batch as the model will see them, with their boxes, as a PNG.
+    """Writes the images of a batch as the model will see them, with their boxes and masks, as a PNG.
 
     Each image stands on its canvas, the padding hatched; above it are its id, the number of its objects, and its size
-    before and after the augmentation and the resize (height × width).
+    before and after the augmentation and the resize (height × width). Masks, where the targets have them, are
+    translucent, in the colour of their box.
 
     Args:
         batch: (inputs, targets) as `td.data.prepare` yields them: `{"pixel_values": (batch, height, width, 3) float,
             "pixel_mask": (batch, height, width) int, 1 = image}` and `{"labels": (batch, M) int, -1 = padding,
-            "boxes": (batch, M, 4) cxcywh in [0, 1]}`, optionally with `"image_id"` and `"orig_size"`; tensors or
-            arrays.
+            "boxes": (batch, M, 4) cxcywh in [0, 1]}`, optionally with `"masks": (batch, M, height, width) bool`,
+            `"image_id"` and `"orig_size"`; tensors or arrays.
         class_names: name of each label.
         path: the PNG to write.
         columns: images in a row of the grid.
@@ -50,6 +51,12 @@ def show_batch(
     validate_batch(targets, len(class_names))
     if len(targets["labels"]) != len(pixels):
         raise ValueError(f"the batch has {len(pixels)} images but targets of {len(targets['labels'])}")
+    canvases = (*targets["labels"].shape, *mask.shape[1:])
+    if "masks" in targets and targets["masks"].shape != canvases:
+        raise ValueError(
+            f"the targets' masks must be (batch, boxes, height, width) = {canvases}, as labels and pixel_mask have it, "
+            f"not {targets['masks'].shape}"
+        )
     ids = targets.get("image_id", np.arange(len(pixels)))
     sizes = [_image_size(one, image_id) for one, image_id in zip(mask, ids, strict=True)]
     cells = []
@@ -57,9 +64,9 @@ def show_batch(
         real = targets["labels"][place] != PADDING_LABEL
         labels, boxes = targets["labels"][place][real], targets["boxes"][place][real].astype(np.float64)
         across = (width, height) if box_reference == "image" else mask.shape[:0:-1]
-        image = _draw(
-            _levels(pixels[place], ids[place]), mask[place], _corners(boxes) * (across * 2), labels, class_names
-        )
+        corners = _corners(boxes) * (across * 2)
+        masks = targets["masks"][place][real] if "masks" in targets else ()
+        image = _draw(_levels(pixels[place], ids[place]), mask[place], corners, masks, labels, class_names)
         objects = f"{len(labels)} object{'' if len(labels) == 1 else 's'}"
         before = (
             f"{targets['orig_size'][place][0]} × {targets['orig_size'][place][1]} → " if "orig_size" in targets else ""
@@ -84,7 +91,7 @@ def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.
             f"pixel_values must be (batch, height, width, 3) and pixel_mask (batch, height, width), not {pixels.shape} "
             f"and {mask.shape}"
         )
-    known = {"labels", "boxes", "image_id", "orig_size"}
+    known = {"labels", "boxes", "masks", "image_id", "orig_size"}
     return pixels, mask != 0, {key: np.asarray(value) for key, value in dense_targets(targets).items() if key in known}
 
 
@@ -111,20 +118,38 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def _draw(
-    levels: np.ndarray, mask: np.ndarray, boxes: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+    levels: np.ndarray,
+    mask: np.ndarray,
+    boxes: np.ndarray,
+    masks: Sequence[np.ndarray],
+    labels: np.ndarray,
+    class_names: Sequence[str],
 ) -> Image.Image:
-    """The canvas with its padding hatched and its boxes `(n, 4)` xyxy in pixels of it."""
+    """The canvas with its padding hatched, its boxes `(n, 4)` xyxy in pixels of it, and the objects' masks, if any."""
     scale = cell_scale((mask.shape[1], mask.shape[0]))
     size = (max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1))
     shrunk = np.array(Image.fromarray(levels).resize(size))
     padding = ~np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     shrunk[padding] = _hatching(padding.shape)[padding]
-    image = Image.fromarray(shrunk)
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")  # small objects on large ones
     captions = [class_names[label] for label in labels[order]]
     colours = [class_colour(label) for label in labels[order]]
+    if len(masks):
+        shrunk = _tinted(shrunk, [masks[row] for row in order], colours)
+    image = Image.fromarray(shrunk)
     frames_with_captions(ImageDraw.Draw(image), boxes[order] * scale, colours, captions, image.size)
     return image
+
+
+def _tinted(pixels: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """The picture `(height, width, 3)` uint8 under masks of the canvas, which is larger or smaller."""
+    tinted = pixels.astype(np.float32)
+    for mask, colour in zip(masks, colours, strict=True):
+        # Each pixel's share, so that nothing thin or small gets lost between the pixels of a picture that was shrunk.
+        levels = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+        share = levels.resize(pixels.shape[1::-1], Image.Resampling.BOX)
+        tint(tinted, np.asarray(share, np.float32) / 255, colour)
+    return tinted.round().astype(np.uint8)
 
 
 def _hatching(shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: frames, captions on plates, and a grid of cells written as a PNG."""
+"""What the pictures are drawn with: frames, captions on plates, tints, and a grid of cells written as a PNG."""
 
 import colorsys
 import functools
@@ -17,6 +17,7 @@ MARGIN = 3  # between a caption and the border of its plate
 SMALL = 4  # plates; a caption keeps clear of boxes smaller than that, which it could hide
 TRUE_COLOUR = (255, 255, 255)
 DASH = 6
+OPACITY = 0.5  # of a tint
 
 
 def cell_scale(size: tuple[int, int], longest: int = CELL) -> float:
@@ -82,6 +83,17 @@ def frames_with_captions(
         corner = free_place(box, plate, size, obstacles)
         obstacles.append([*corner, corner[0] + plate[0], corner[1] + plate[1]])
         caption_on_plate(draw, corner, plate, caption, colour)
+
+
+def tint(pixels: np.ndarray, coverage: np.ndarray, colour: tuple[int, ...]) -> None:
+    """Lays a translucent colour over a part of an image, in place.
+
+    Args:
+        pixels: `(height, width, 3)` float32, levels 0 .. 255.
+        coverage: `(height, width)`, the share of each pixel that belongs to the part, 0 .. 1; or bool.
+        colour: RGB.
+    """
+    pixels += OPACITY * coverage.astype(np.float32)[..., None] * (np.array(colour, np.float32) - pixels)
 
 
 def dashed_frame(draw: ImageDraw.ImageDraw, box: list[float]) -> None:

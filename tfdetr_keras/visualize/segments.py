@@ -16,10 +16,10 @@ from tfdetr_keras.visualize.drawing import (
     fitted,
     free_place,
     plate_of,
+    tint,
     write_grid,
 )
 
-OPACITY = 0.5
 # Segments of one class are told apart by how far its colour is mixed with white (> 0) or black (< 0).
 SHADES = (0.0, 0.45, -0.4, 0.7, -0.65)
 CANDIDATES, ALIKE = 40, 110  # colours that are tried, and levels between two that are told apart
@@ -141,7 +141,7 @@ def _tinted(
     for place, (number, colour) in enumerate(zip(numbers, colours, strict=True), start=1):
         own = ids == number
         inside[own] = place
-        tinted[own] += OPACITY * (np.array(colour, np.float32) - tinted[own])
+        tint(tinted, own, colour)
     border = np.zeros(ids.shape, bool)
     border[:, 1:] |= inside[:, 1:] != inside[:, :-1]
     border[1:] |= inside[1:] != inside[:-1]
