@@ -47,9 +47,9 @@ def load_model(
     """Makes a Keras DETR, or one of its relatives, with a checkpoint's weights.
 
     Args:
-        source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, `.pth` or `.keras`
-            file, the folder of a training run, the name of a packaged checkpoint, or a state dict. A backbone alone is
-            taken, too: the rest of the model is then fresh.
+        source: a hub id or what `hub.fetch` made of one, a folder with `config.json` and `model.safetensors`, a
+            `.safetensors`, `.pth` or `.keras` file, the folder of a training run, the name of a packaged checkpoint, or
+            a state dict. A backbone alone is taken, too: the rest of the model is then fresh.
         num_classes: where it differs from the checkpoint's, the class head is made anew.
         num_queries: fewer keep the first query embeddings, more add fresh ones.
         id2label: names of the classes, `num_classes` of them.
@@ -67,25 +67,34 @@ def load_model(
             DETR, or tensors are missing, left over or of another shape, each of which is named.
     """
     source = find_source(source)
+    if hub.is_hub_id(source):
+        source = hub.fetch(str(source), revision)
 
     def new_model(conversion: Conversion) -> DETR:
         kind = model_class or class_of(conversion.config)
         try:
             config = recast(conversion.config, kind)
         except ValueError as error:
-            raise ValueError(f"{source if isinstance(source, (str, Path)) else 'the checkpoint'}: {error}") from None
+            raise ValueError(f"{_title(source)}: {error}") from None
         return kind(_with_changes(config, num_classes, num_queries, id2label), conversion.criterion)
 
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
         conversion = _of_keras(Path(source))
         model = new_model(conversion)
-    elif hub.is_hub_id(source):
-        conversion, model = _of_hub(hub.fetch(str(source), revision), new_model, heads, dilation)
+    elif isinstance(source, hub.Commit):
+        conversion, model = _of_hub(source, new_model, heads, dilation)
     else:
         conversion, model = _ported(open_checkpoint(source), new_model, heads, dilation)
     _assign(model, conversion)
     _report(conversion, model)
     return model
+
+
+def _title(source: Any) -> str:
+    """What to call a source in messages."""
+    if isinstance(source, hub.Commit):
+        return source.hub_id
+    return str(source) if isinstance(source, (str, Path)) else "the checkpoint"
 
 
 def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> DETR:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tfdetr_keras.cli import inspect_data, main
 from tfdetr_keras.cli.progress import Counter
+from tfdetr_keras.visualize.drawing import class_colour
 
 SHAPES = ["inspect-data", "--data", "shapes", "--size", "96", "128", "--batch-size", "4"]
 
@@ -52,6 +53,90 @@ def test_a_set_in_numbers_and_its_first_batch(coco, capsys):
     assert "without objects: cat" in printed
     assert "left out  nothing" in printed
     assert pixels(out).shape[1] == 3 * 480 + 4 * 8  # a set smaller than a batch is shown whole
+
+
+OBJECT, GROUND = (0, 90, 200), (40, 40, 40)
+# An L, along the borders of pixels: corners x, y.
+OUTLINE = [20, 10, 60, 10, 60, 30, 90, 30, 90, 60, 20, 60]
+
+
+@pytest.fixture
+def outlined(tmp_path):
+    """Four images of one L each, as COCO has it with polygons and as it has it with segments; where each set is."""
+    drawn = np.zeros((80, 120), bool)
+    drawn[10:60, 20:60] = drawn[30:60, 20:90] = True
+    image = Image.fromarray(np.where(drawn[..., None], np.uint8(OBJECT), np.uint8(GROUND)))
+    segment_ids = Image.fromarray(np.where(drawn[..., None], np.uint8((9, 0, 0)), np.uint8((5, 0, 0))))
+    (tmp_path / "segments").mkdir()
+    images, instances, segments = [], [], []
+    for place in range(4):
+        image.save(tmp_path / f"{place}.png")
+        segment_ids.save(tmp_path / "segments" / f"{place}.png")
+        images.append({"id": place, "file_name": f"{place}.png", "height": 80, "width": 120})
+        instances.append({"id": place + 1, "image_id": place, "category_id": 5, "bbox": [20, 10, 70, 50]})
+        instances[-1]["segmentation"] = [OUTLINE]
+        info = [{"id": 9, "category_id": 5}, {"id": 5, "category_id": 7}]
+        segments.append({"image_id": place, "file_name": f"{place}.png", "segments_info": info})
+    categories = [{"id": 5, "name": "letter", "isthing": 1}, {"id": 7, "name": "wall", "isthing": 0}]
+    for name, annotations in (("instances", instances), ("panoptic", segments)):
+        content = {"images": images, "categories": categories, "annotations": annotations}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    common = ["inspect-data", "--images", str(tmp_path), "--size", "160", "240", "--batch-size", "4"]
+    instances = ["--data", "coco", "--annotations", str(tmp_path / "instances.json")]
+    segments = ["--annotations", str(tmp_path / "panoptic.json"), "--segments", str(tmp_path / "segments")]
+    return tmp_path, [*common, *instances], [*common, "--data", "coco-panoptic", *segments]
+
+
+def of_colour(picture, colour):
+    """Where a picture has a colour, but for the rounding on its way."""
+    return (np.abs(picture.astype(int) - colour) <= 3).all(axis=-1)
+
+
+def of_the_object(picture):
+    """Where a picture has the object, its edge being where the blur is half its colour and half the ground's."""
+    way = np.subtract(OBJECT, GROUND)
+    share = (picture.astype(float) - GROUND) @ way / (way @ way)
+    return of_colour(picture, GROUND + share[..., None] * way) & (share > 0.5)
+
+
+@pytest.mark.parametrize("training", [[], ["--training", "--batch-size", "8"]])
+def test_masks_are_drawn_where_the_objects_are(outlined, capsys, training):
+    """The picture with masks differs from that without in the objects, mirrored and cropped as they are."""
+    folder, arguments, _ = outlined
+    assert main([*arguments, *training, "--out", str(folder / "without.png")]) == 0
+    assert "\nmasks " not in capsys.readouterr().out
+    assert main([*arguments, *training, "--masks", "--out", str(folder / "with.png")]) == 0
+    assert "\nmasks     4, 0 objects without one\n" in capsys.readouterr().out
+    without, masked = pixels(folder / "without.png"), pixels(folder / "with.png")
+    changed, objects = (without != masked).any(axis=-1), of_the_object(without)
+    assert objects.sum() > 4 * 5000
+    assert (changed & objects).sum() > 0.98 * (changed | objects).sum()
+    both = changed & objects
+    assert of_colour(masked[both], (without[both].astype(int) + class_colour(0)) / 2).all()
+
+
+def test_objects_without_a_segmentation_are_counted_and_drawn_as_boxes(coco, capsys):
+    folder, arguments = coco
+    for name, more in (("without.png", []), ("with.png", ["--masks"])):
+        assert main([*arguments, *more, "--out", str(folder / name)]) == 0
+    printed = capsys.readouterr().out
+    assert "\nmasks     0, 2 objects without one\n" in printed
+    assert "2 objects without a segmentation, whose mask is empty" in printed
+    assert (folder / "with.png").read_bytes() == (folder / "without.png").read_bytes()
+
+
+def test_segments_of_a_panoptic_set_are_drawn_whether_asked_for_or_not(outlined, capsys):
+    folder, _, arguments = outlined
+    pictures = []
+    for more in ([], ["--masks"]):
+        assert main([*arguments, *more, "--out", str(folder / "look.png")]) == 0
+        assert "\nmasks     8, 0 objects without one\n" in capsys.readouterr().out
+        pictures.append(pixels(folder / "look.png"))
+    np.testing.assert_array_equal(*pictures)
+    for label, colour, least in ((0, OBJECT, 20_000), (1, GROUND, 40_000)):
+        blend = np.array(colour) + (np.array(class_colour(label)) - colour) / 2
+        assert of_colour(pictures[0], blend).sum() > least
+        assert of_colour(pictures[0], colour).sum() < 1000  # what is left is text
 
 
 @pytest.mark.parametrize("canvas", [["--buckets"], ["--pad-to", "60", "60"]])

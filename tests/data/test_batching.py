@@ -1,8 +1,11 @@
+from collections import Counter
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdetr_keras.data import load_shapes, prepare, readable_errors
+from tfdetr_keras.data import batching, load_shapes, prepare, readable_errors
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resize
@@ -134,6 +137,89 @@ def test_buckets_by_name_suit_the_size():
     wide, tall = record(1, 30, 90), record(2, 90, 30)
     batches = as_arrays(prepare(records(wide, tall, record(3, 30, 30)), 1, size=(64, 160), pad_to="buckets"))
     assert {inputs["pixel_mask"].shape[1:] for inputs, _ in batches} == {(64, 160), (160, 64), (64, 64)}
+
+
+CANVASES = [(64, 64), (64, 96), (96, 64), (96, 96)]
+TRAINING = {"training": True, "size": SIZE, "augmentation": "none"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 9])
+def test_an_epoch_without_a_batch_is_an_error(batch_size):
+    """On the canvases that evaluation, which leaves nothing out, finds for the images."""
+    dataset = load_shapes(10, seed=3, size=(48, 160))[0]
+    on_canvas = Counter(
+        inputs["pixel_mask"].shape[1:] for inputs, _ in as_arrays(prepare(dataset, 1, size=SIZE, pad_to=CANVASES))
+    )
+    assert len(on_canvas) > 1
+    batches = prepare(dataset, batch_size, pad_to=CANVASES, **TRAINING)
+    expected = sum(count // batch_size for count in on_canvas.values())
+    for _ in range(2):  # epochs
+        if expected:
+            assert len(as_arrays(batches)) == expected
+            continue
+        message = rf"^the epoch has no batch of {batch_size} images: .* any of the 4 canvases .*lower batch_size"
+        with pytest.raises(ValueError, match=message) as caught, readable_errors():
+            as_arrays(batches)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_epoch_of_too_few_images_that_only_its_end_can_count():
+    dataset = records(record(1), record(2))
+    with pytest.raises(ValueError, match=r"^the epoch has no batch of 3 images: .* can be read"), readable_errors():
+        as_arrays(prepare(dataset, 3, **TRAINING))
+    assert len(as_arrays(prepare(dataset, 2, **TRAINING))) == 1
+    ((_, targets),) = as_arrays(prepare(dataset, 3, repeat=True, **TRAINING).take(1))
+    assert set(targets["image_id"]) == {1, 2}
+
+
+@pytest.mark.parametrize("options", [{"pad_to": (96, 96), "max_boxes": 4}, {"pad_to": CANVASES}, {}])
+def test_batches_of_an_epoch_that_is_counted_are_the_same(options):
+    """As without end, where nothing is counted: so are their types and static shapes."""
+    made = [record(number, boxes=[[1, 2, 9, 8]], labels=[number], iscrowd=[False]) for number in range(6)]
+    for entry in made:
+        entry["masks"] = np.ones((1, 30, 40), bool)
+    spec = RECORD_SPEC | {"masks": MASKS_SPEC}
+    dataset = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=spec)
+    epoch, endless = (prepare(dataset, 2, repeat=repeat, seed=3, **TRAINING, **options) for repeat in (False, True))
+    assert epoch.element_spec == endless.element_spec
+    found = as_arrays(epoch)
+    assert len(found) == 3
+    tf.nest.map_structure(np.testing.assert_array_equal, found, as_arrays(endless.take(3)))
+
+
+def test_nothing_is_counted_where_a_batch_is_sure(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("counted")
+
+    dataset = load_shapes(9, size=(48, 160))[0]
+    monkeypatch.setattr(batching, "refuse_empty", refuse)
+    assert prepare(dataset, 3, pad_to=(96, 96), **TRAINING).cardinality() == 3
+    prepare(dataset, 3, pad_to=CANVASES, **TRAINING)  # 9 images: more than 2 on each of 4
+    prepare(dataset, 9, pad_to=CANVASES, repeat=True, **TRAINING)
+    prepare(dataset, 9, size=SIZE, pad_to=CANVASES)
+    with pytest.raises(AssertionError, match="counted"):
+        prepare(dataset, 4, pad_to=CANVASES, **TRAINING)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the error's way through a TensorFlow graph")
+def test_fit_tells_that_an_epoch_has_no_batch():
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, inputs):
+            return self.dense(inputs["pixel_values"])
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return keras.ops.mean(y_pred)
+
+    model = Model()
+    model.compile("sgd")
+    wide, tall = record(1, 30, 40), record(2, 40, 30)
+    batches = prepare(records(wide, tall), 2, pad_to=CANVASES, **TRAINING)
+    with pytest.raises(ValueError, match=r"^the epoch has no batch of 2 images"), readable_errors():
+        model.fit(batches, epochs=2, verbose=0)
 
 
 def test_boxes_relative_to_the_canvas():

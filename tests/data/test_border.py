@@ -112,6 +112,18 @@ def test_a_thing_counts_once_however_often_it_is_met():
     assert tally.descriptions("images") == []
 
 
+def test_what_is_kept_stands_apart_from_what_is_left_out():
+    border = Border("skip")
+    border.tally.add("odd files", "a.xml")
+    assert str(border.tally) == "nothing left out\nnoticed 1 odd files, e.g. a.xml"
+    border.refuse("bad files", "b.xml")
+    border.tally.add("odd files", "c.xml")
+    assert border.tally.counts() == {"odd files": 2, "bad files": 1}
+    assert border.tally.left_out() == {"bad files": ["b.xml"]}
+    assert border.tally.noticed() == {"odd files": ["a.xml", "c.xml"]}
+    assert str(border.tally) == "1 bad files, e.g. b.xml\nnoticed 2 odd files, e.g. a.xml"
+
+
 def test_no_other_policy():
     with pytest.raises(ValueError, match='"raise" or "skip", not \'ignore\''):
         Border("ignore")

@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras.data import load_coco, load_shapes, summarize
-from tfdetr_keras.data.record import RECORD_SPEC
+from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
 
 
 def record(image_id=1, size=(10, 20), labels=(), areas=None, crowds=None):
@@ -81,6 +81,22 @@ def test_crowds_are_no_objects_and_sizes_have_cocos_borders():
     assert "crowds    2, which are no targets" in text
     assert "without objects: cow" in text
     assert "left out" not in text
+
+
+def test_objects_with_masks_are_counted():
+    """Crowds are no objects, and an empty mask is none."""
+    made = [record(1, labels=[0, 1, 1], crowds=[True, False, False]), record(2), record(3, (5, 5), labels=[0])]
+    for one in made:
+        one["masks"] = np.zeros((len(one["labels"]), *one["image"].shape[:2]), bool)
+    made[0]["masks"][:2, 3, 4] = True
+    made[2]["masks"][:] = True
+    dataset = tf.data.Dataset.from_generator(lambda: iter(made), output_signature=RECORD_SPEC | {"masks": MASKS_SPEC})
+    summary = summarize(dataset, ["cat", "dog"])
+    assert (summary.objects, summary.with_masks) == (3, 2)
+    assert "masks     2, 1 objects without one" in str(summary).splitlines()
+    without = summarize(dataset.map(lambda one: {key: one[key] for key in RECORD_SPEC}), ["cat", "dog"])
+    assert without.with_masks is None
+    assert "masks" not in str(without)
 
 
 def test_what_was_left_out_is_told(tmp_path):

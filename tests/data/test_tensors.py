@@ -253,11 +253,27 @@ def test_nothing_of_an_unreadable_image_is_counted_but_itself():
         ({}, {"boxes": "bbox"}, r"elements have no 'bbox', only \['boxes', 'image', 'labels'\]"),
         ({}, {"boxes": "boxes/deep"}, r"elements have no 'deep', only"),
         ({}, {"masks": "boxes"}, "fields must name"),
+        (
+            {"inner": {"boxes": np.float32(BOXES)}},
+            {"boxes": "inner"},
+            r"must be a tensor, not a dict of \['boxes'\], whose",
+        ),
+        ({}, {"area": lambda found: None}, "'area' must be a tensor, not a NoneType"),
     ],
 )
 def test_elements_that_cannot_be_records(changes, fields, complaint):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=complaint) as caught:
         read(tf.data.Dataset.from_tensors(element(**changes)), fields)
+    assert len(str(caught.value).splitlines()) == 1  # nothing of TensorFlow's
+
+
+def test_what_a_function_of_your_own_raises_comes_as_it_is():
+    def boxes(found):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError) as caught:
+        read(dataset_of(element()), {"boxes": boxes})
+    assert str(caught.value) == "mine"
 
 
 def test_arguments_that_cannot_work():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from tfdetr_keras.data import load_voc
+from tfdetr_keras.data import load_voc, summarize
 from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import MISSING
 from tfdetr_keras.data.voc import COUNTED_FROM_ZERO, FAULTY_FILES, SECOND_FILES, UNKNOWN_CLASSES, WITHOUT_ANNOTATIONS
@@ -104,6 +104,19 @@ def test_a_set_that_seems_to_count_from_zero(write):
     assert dataset.tally.counts() == {COUNTED_FROM_ZERO: 1}
     assert "one_based=False" in str(dataset.tally)
     assert load_voc(*folders, one_based=False)[0].tally.counts() == {}
+
+
+def test_a_box_that_is_kept_is_not_told_as_left_out(write):
+    dataset, names = load_voc(*write({"a.xml": page(objects=thing(xmin=0))}, images=["a.png"]))
+    summary = summarize(dataset, names)
+    assert summary.objects == 1
+    assert summary.left_out == {}
+    assert summary.noticed is not None
+    assert list(summary.noticed) == [COUNTED_FROM_ZERO]
+    *_, left_out, noticed = str(summary).splitlines()
+    assert left_out == "left out  nothing"
+    assert noticed.startswith(f"noticed   1 {COUNTED_FROM_ZERO}, e.g. ")
+    assert str(dataset.tally).startswith(f"nothing left out\nnoticed 1 {COUNTED_FROM_ZERO}, e.g. ")
 
 
 @pytest.mark.parametrize(

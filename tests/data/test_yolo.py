@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfdetr_keras.cli import main
 from tfdetr_keras.data import load_yolo
 from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import MISSING
@@ -131,6 +132,18 @@ def test_where_a_split_may_be(write, train):
         assert [record["labels"].tolist() for record in as_arrays(dataset)] == [[1], []]
         assert dataset.tally.counts() == {}
     assert len(as_arrays(load_yolo(folder, "val")[0])) == 1
+
+
+@pytest.mark.parametrize("command", ["inspect-data", "train", "evaluate"])
+def test_the_command_line_says_what_is_read_without_a_split(write, capsys, command):
+    """As the reader does it: `train` of the YAML file, or all of the folder `images`."""
+    files = {"images/train/a.png": Image, "images/val/b.png": Image, "labels/train/a.txt": LINE, "classes.txt": "a\nb"}
+    assert len(load_yolo(write(**files))[0]) == 2
+    assert len(load_yolo(write(**{"data.yaml": "train: images/train\nnames: [a, b]"}))[0]) == 1
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "(default: train; of a yolo set whose YAML file names none, all of its folder images)" in told
 
 
 def test_an_export_that_looks_beside_its_folder(write):

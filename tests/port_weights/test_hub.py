@@ -7,11 +7,15 @@ import json
 import logging
 import os
 
+import huggingface_hub
 import numpy as np
 import pytest
+from PIL import Image
 
 from port_weights import conversions, hub, load_model, port
+from tfdetr_keras.cli import main
 from tfdetr_keras.cli.model_options import size_arguments
+from tfdetr_keras.models import ConditionalDETR
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 ID = "somebody/detr"
@@ -209,3 +213,29 @@ def test_the_command_line_knows_the_size_of_the_images(cached):
     (cached / "preprocessor_config.json").write_text(content)
     options = argparse.Namespace(model=ID, size=None, pad_to=None, size_rule=None)
     assert size_arguments(options) == {"size": (64, 96), "pad_to": None}
+
+
+def test_a_commit_that_was_fetched_is_a_source(cached, hf_folder, monkeypatch):
+    commit = hub.fetch(ID)
+    monkeypatch.setattr(hub, "fetch", None)
+    assert_same(load_model(commit), load_model(hf_folder))
+    with pytest.raises(ValueError, match=r"^somebody/detr: .*ConditionalDETR"):
+        load_model(commit, model_class=ConditionalDETR)
+
+
+@pytest.mark.parametrize("size", [[], ["--size", "32", "48"]])
+def test_a_command_asks_the_hub_once(cached, monkeypatch, tmp_path, size):
+    content = json.dumps({"size": {"shortest_edge": 64, "longest_edge": 96}})
+    (cached / "preprocessor_config.json").write_text(content)
+    Image.new("RGB", (60, 40)).save(tmp_path / "photo.png")
+    asked = []
+    download = huggingface_hub.snapshot_download
+
+    def count(hub_id, **options):
+        asked.append(hub_id)
+        return download(hub_id, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", count)
+    photo, out = str(tmp_path / "photo.png"), str(tmp_path / "found")
+    assert main(["predict", photo, "--model", ID, *size, "--out", out]) == 0
+    assert asked == [ID]

@@ -34,7 +34,12 @@ def add_source_options(command: argparse.ArgumentParser) -> None:
         'version; tfrecord: the files, e.g. "set/train-*" (in quotes)',
     )
     source.add_argument("--segments", type=Path, metavar="DIR", help="coco-panoptic: folder of the PNG files")
-    source.add_argument("--split", metavar="NAME", help="yolo, tfds: part of the set (default: train)")
+    source.add_argument(
+        "--split",
+        metavar="NAME",
+        help="yolo, tfds: part of the set (default: train; of a yolo set whose YAML file names none, all of its folder "
+        "images)",
+    )
     source.add_argument(
         "--image-set", type=Path, metavar="FILE", help="voc: text file that lists the images to read (default: all)"
     )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from port_weights.hub import fetch, is_hub_id
+from port_weights.hub import Commit, fetch, is_hub_id
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.packaged import find_source
@@ -70,7 +70,7 @@ def read_model(options: argparse.Namespace) -> DETR:
         return RunFolder(options.model).load_model("last" if options.last else "best")
     if options.last:
         raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
-    return from_pretrained(options.model)
+    return from_pretrained(_source(options))
 
 
 def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """How images are resized and padded."""
-    trained = _trained_on(options.model)
+    trained = _trained_on(options)
     size, pad_to = options.size, options.pad_to
     if size is None:
         size = trained.get("size", (800, 1333))
@@ -90,12 +90,21 @@ def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return arguments | ({"size_rule": options.size_rule} if options.size_rule else {})
 
 
-def _trained_on(model: str) -> dict[str, Any]:
+def _source(options: argparse.Namespace) -> Any:
+    """The file or folder of a model that is no run; or the hub's commit, kept with the options to ask for it once."""
+    if not is_hub_id(options.model):
+        return find_source(options.model)
+    if not hasattr(options, "commit"):
+        options.commit = fetch(options.model)
+    return options.commit
+
+
+def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
     """The size, and the canvas if there was one, that a model's own files tell."""
-    if is_run(model):
-        return RunFolder(model).sizes
-    source = fetch(model).folder if is_hub_id(model) else find_source(model)
-    described = Path(source) / "preprocessor_config.json"
+    if is_run(options.model):
+        return RunFolder(options.model).sizes
+    source = _source(options)
+    described = Path(source.folder if isinstance(source, Commit) else source) / "preprocessor_config.json"
     told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
     size, canvas = told.get("size") or {}, told.get("pad_size") or {}
     if isinstance(size, int):  # older files; where they name no limit, it is 1333

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.canvas import canvas_painter
+from tfdetr_keras.data.checks import refuse_empty
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.sizes import smallest_bucket
 
@@ -54,11 +55,13 @@ def pad_batches(
     max_boxes: int | None = None,
     drop_remainder: bool = False,
     box_reference: BoxReference = "image",
+    may_be_empty: bool = True,
 ) -> tf.data.Dataset:
     """Pads examples (see `encode`) to a common shape and batches them; see `prepare` for the arguments.
 
     Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere.
-    Some batches are made ahead.
+    Some batches are made ahead. Unless `may_be_empty`, a pass in which incomplete batches are all that there is is an
+    error while iterating.
     """
     canvases = _canvases(pad_to)
     if canvases or max_boxes is not None:
@@ -75,6 +78,8 @@ def pad_batches(
         batches = examples.group_by_window(
             lambda inputs, targets: smallest_bucket(inputs["size"], canvases), padded, batch_size
         )
+    if not may_be_empty and not _must_fill_one(examples, batch_size, canvases):
+        batches = refuse_empty(batches, _no_batch(batch_size, canvases))
     paint = canvas_painter()
 
     def finished(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
@@ -87,6 +92,22 @@ def pad_batches(
 
     batches = batches.map(finished, num_parallel_calls=BATCHES_AT_ONCE, deterministic=True)
     return batches.prefetch(BATCHES_AT_ONCE).with_options(_without_autotuning())
+
+
+def _must_fill_one(examples: tf.data.Dataset, batch_size: int, canvases: Sequence[Canvas]) -> bool:
+    """Whether there are so many examples that a batch is filled, however they are spread over the canvases."""
+    count = int(examples.cardinality())
+    return count == tf.data.INFINITE_CARDINALITY or count > (batch_size - 1) * max(1, len(canvases))
+
+
+def _no_batch(batch_size: int, canvases: Sequence[Canvas]) -> str:
+    several = len(canvases) > 1
+    return (
+        f"the epoch has no batch of {batch_size} images: there are not so many "
+        f"{f'for any of the {len(canvases)} canvases of pad_to' if several else 'that can be read'}, and incomplete "
+        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or set "
+        "repeat=True, with which they are filled up in the next epoch"
+    )
 
 
 def _without_autotuning() -> tf.data.Options:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,36 +15,49 @@ EMPTY_BOX = "boxes without area inside their image"
 
 
 class Tally:
-    """What a reader left out, by kind, each thing once however often it is read.
+    """What a reader left out, or kept but noticed, by kind, each thing once however often it is read.
 
     A reader's dataset carries its tally as `dataset.tally`. Files that are looked at only while the dataset is read are
     in it only then.
     """
 
     def __init__(self) -> None:
-        self._left_out: dict[str, dict[str, None]] = {}
+        self._found: dict[str, dict[str, None]] = {}
+        self._left_out: set[str] = set()
         self._lock = threading.Lock()
 
-    def add(self, kind: str, description: str) -> bool:
-        """Counts one thing; tells whether it is the first of its kind."""
+    def add(self, kind: str, description: str, left_out: bool = False) -> bool:
+        """Counts one thing, which is kept unless said otherwise; tells whether it is the first of its kind."""
         with self._lock:
-            first = kind not in self._left_out
-            self._left_out.setdefault(kind, {})[description] = None
+            first = kind not in self._found
+            self._found.setdefault(kind, {})[description] = None
+            if left_out:
+                self._left_out.add(kind)
         return first
 
     def counts(self) -> dict[str, int]:
-        """Kind -> how many."""
+        """Kind -> how many, of what was left out and of what was noticed."""
         with self._lock:
-            return {kind: len(found) for kind, found in self._left_out.items()}
+            return {kind: len(found) for kind, found in self._found.items()}
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Kind -> descriptions of what was left out."""
+        with self._lock:
+            return {kind: list(found) for kind, found in self._found.items() if kind in self._left_out}
+
+    def noticed(self) -> dict[str, list[str]]:
+        """Kind -> descriptions of what was kept, but may be worth a look."""
+        with self._lock:
+            return {kind: list(found) for kind, found in self._found.items() if kind not in self._left_out}
 
     def descriptions(self, kind: str) -> list[str]:
-        """What exactly was left out, file by file or row by row."""
+        """What exactly was found, file by file or row by row."""
         with self._lock:
-            return list(self._left_out.get(kind, ()))
+            return list(self._found.get(kind, ()))
 
     def __str__(self) -> str:
-        lines = [f"{count} {kind}, e.g. {self.descriptions(kind)[0]}" for kind, count in self.counts().items()]
-        return "\n".join(lines) or "nothing left out"
+        left_out, noticed = map(_lines, (self.left_out(), self.noticed()))
+        return "\n".join([*(left_out or ["nothing left out"]), *(f"noticed {line}" for line in noticed)])
 
 
 class Border:
@@ -73,7 +86,7 @@ class Border:
 
     def leave_out(self, kind: str, description: str) -> None:
         """Counts something that is left out without being an error, and logs the first of its kind."""
-        if self.tally.add(kind, description):
+        if self.tally.add(kind, description, left_out=True):
             logger.warning("leaving out %s, first: %s", kind, description)
 
     def admit_boxes(
@@ -124,6 +137,10 @@ class Border:
         for row in np.flatnonzero(kept & ~positive).tolist():
             self.leave_out(EMPTY_BOX, f"{describe(row)} has the box {_listed(boxes[row])} (xyxy)")
         return clipped, kept & positive
+
+
+def _lines(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{len(found)} {kind}, e.g. {found[0]}" for kind, found in kinds.items()]
 
 
 def _listed(box: np.ndarray) -> list[float]:

@@ -60,6 +60,41 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
     return dataset.map(check).prefetch(1)  # a check takes less than a millisecond, a batch much memory
 
 
+def refuse_empty(dataset: tf.data.Dataset, complaint: str) -> tf.data.Dataset:
+    """The same elements, but a pass over the dataset that has none is an error.
+
+    Only its end can tell: that becomes an element of its own, which goes no further.
+
+    Args:
+        dataset: of tensors; how many can be unknown beforehand, and is so of what is returned.
+        complaint: what to say.
+
+    Raises:
+        tf.errors.InvalidArgumentError: while iterating; inside `readable_errors` a `ValueError`.
+    """
+    spec = dataset.element_spec
+
+    def end(_: tf.Tensor) -> Any:
+        return tf.nest.map_structure(lambda part: tf.zeros([0] * (part.shape.rank or 0), part.dtype), spec)
+
+    @tf.autograph.experimental.do_not_convert
+    def goes_on(place: tf.Tensor, marked: Any) -> tf.Tensor:
+        at_end = marked[1]
+        with tf.control_dependencies([tf.debugging.Assert(~at_end | (place > 0), [complaint])]):
+            return ~at_end
+
+    def element(_: tf.Tensor, marked: Any) -> Any:
+        # The end has other sizes, which took the static ones away.
+        return tf.nest.map_structure(lambda part, its: tf.ensure_shape(part, its.shape), marked[0], spec)
+
+    ending = _marked(dataset, False).concatenate(_marked(tf.data.Dataset.range(1).map(end), True))
+    return ending.enumerate().take_while(goes_on).map(element)
+
+
+def _marked(dataset: tf.data.Dataset, mark: bool) -> tf.data.Dataset:
+    return tf.data.Dataset.zip(dataset, tf.data.Dataset.from_tensors(mark).repeat())
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Turns a data error that comes out of TensorFlow back into the `ValueError` that it was.

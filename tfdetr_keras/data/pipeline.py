@@ -58,7 +58,7 @@ def prepare(
             a square of `size`'s longest edge; with `max_boxes` it makes all shapes static. A list of canvases: the
             smallest that the image fits on, batches being made of images with the same one; so a compiled model sees a
             few shapes. "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last,
-            incomplete batch.
+            incomplete batch; an epoch of which nothing else is left is an error.
         max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
         augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.recipes`), "flip" (mirror), "none",
             or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
@@ -87,7 +87,8 @@ def prepare(
     Raises:
         ValueError: at the call, for arguments that cannot work, or fewer records than a training batch needs.
         tf.errors.InvalidArgumentError: while iterating, for an image larger than `pad_to` or with more objects than
-            `max_boxes`; names its id (`readable_errors` turns it into a `ValueError`).
+            `max_boxes`, whose id it names, or an epoch of training without any batch, which only its end can tell
+            where records are skipped or share several canvases (`readable_errors` turns it into a `ValueError`).
     """
     _check_dataset(dataset)
     _check_arguments(batch_size, size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, size_rule, box_reference)
@@ -120,7 +121,7 @@ def prepare(
     records = reader.records(entries, deterministic)
     examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
     canvases = buckets(size, size_rule) if isinstance(pad_to, str) else pad_to
-    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference)
+    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference, not training or repeat)
 
 
 def _check_dataset(dataset: Any) -> None:

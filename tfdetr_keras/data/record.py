@@ -74,6 +74,8 @@ class Reader:
         Entries may be tagged, pairs (tag, entry); so are the records then.
         """
 
+        # Autograph, of which no reader needs anything, would bury the message of what it raises at the call.
+        @tf.autograph.experimental.do_not_convert
         def read(*tag_and_entry: Any) -> tuple[Any, ...]:
             *tag, entry = tag_and_entry
             return *tag, self.read(entry)

@@ -54,7 +54,7 @@ def load_source(
         images: coco, coco-panoptic, voc: the folder of the images; yolo: the folder of the set.
         annotations: coco, coco-panoptic: the JSON file of the instances or segments; voc: the folder of the XML files;
             tfds: the folder of a prepared builder; tfrecord: the files, "*" and "?" allowed.
-        split: yolo, tfds: which part of the set; "train" by default.
+        split: yolo, tfds: which part of the set; "train" by default, or all images of a yolo set that names no parts.
         image_set: voc: a text file with the names of the annotation files to read.
         class_names: voc, yolo, tfds, tfrecord, shapes: name of each label; by default those that the set states.
         zero_based: voc: whether corners count from 0.

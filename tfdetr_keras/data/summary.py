@@ -10,15 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Tally
 from tfdetr_keras.data.checks import readable_errors
-from tfdetr_keras.data.record import tally_of
+from tfdetr_keras.data.record import Record, tally_of
 
 # COCO's size classes: areas below, in pixels² of the image as it is stored.
 SIZE_CLASSES = {"small": 32**2, "medium": 96**2, "large": np.inf}
 MOST_CLASSES = 20  # lines that a summary's text spends on them
 MOST_UNUSED = 10  # names of classes without objects
-MOST_KINDS = 8  # lines on what was left out
+MOST_KINDS = 8  # lines on what was left out, and on what was noticed
 
 
 class Spread(NamedTuple):
@@ -44,7 +43,9 @@ class Summary:
         heights: of the images, pixels.
         widths: of the images, pixels.
         size_counts: objects by COCO's size classes, "small" (area below 32² pixels), "medium" (below 96²) and "large".
-        left_out: what the reader left out or noticed, kind -> descriptions; None if the dataset is not a reader's.
+        with_masks: objects whose mask is not empty; None if records have no masks.
+        left_out: what the reader left out, kind -> descriptions; None if the dataset is not a reader's.
+        noticed: what it kept, but may be worth a look, likewise.
     """
 
     class_names: tuple[str, ...]
@@ -57,7 +58,9 @@ class Summary:
     heights: Spread
     widths: Spread
     size_counts: Mapping[str, int]
+    with_masks: int | None
     left_out: Mapping[str, Sequence[str]] | None
+    noticed: Mapping[str, Sequence[str]] | None
 
     @property
     def mean_objects(self) -> float:
@@ -73,8 +76,10 @@ class Summary:
             f"objects   {self.objects}, {self.mean_objects:.1f} per image, at most {self.most_objects}",
             f"          {sizes}",
         ]
+        if self.with_masks is not None:
+            lines.append(f"masks     {self.with_masks}, {self.objects - self.with_masks} objects without one")
         lines += [f"crowds    {self.crowds}, which are no targets"] if self.crowds else []
-        return "\n".join(lines + self._class_lines() + self._left_out_lines())
+        return "\n".join(lines + self._class_lines() + self._tally_lines())
 
     def _share(self, count: int) -> str:
         return f"{count / max(self.objects, 1):.0%}"
@@ -99,13 +104,17 @@ class Summary:
             lines.append(f"          without objects: {names}{more}")
         return lines
 
-    def _left_out_lines(self) -> list[str]:
+    def _tally_lines(self) -> list[str]:
         if self.left_out is None:
             return []
-        kinds = [f"{len(found)} {kind}, e.g. {found[0]}" for kind, found in self.left_out.items()]
-        if len(kinds) > MOST_KINDS + 1:
-            kinds[MOST_KINDS:] = [f"{len(kinds) - MOST_KINDS} more kinds"]
-        return [f"{'' if place else 'left out':10}{kind}" for place, kind in enumerate(kinds or ["nothing"])]
+        lines: list[str] = []
+        for title, found in (("left out", self.left_out), ("noticed", self.noticed or {})):
+            kinds = [f"{len(things)} {kind}, e.g. {things[0]}" for kind, things in found.items()]
+            if len(kinds) > MOST_KINDS + 1:
+                kinds[MOST_KINDS:] = [f"{len(kinds) - MOST_KINDS} more kinds"]
+            kinds = kinds or (["nothing"] if title == "left out" else [])
+            lines += [f"{'' if place else title:10}{kind}" for place, kind in enumerate(kinds)]
+        return lines
 
 
 def summarize(
@@ -125,11 +134,9 @@ def summarize(
     """
     counts, sizes = np.zeros(len(class_names), np.int64), array("i")
     objects_per_image, small_to_large = array("i"), np.zeros(len(SIZE_CLASSES), np.int64)
-    crowds = 0
-    needed = ("image_id", "orig_size", "labels", "iscrowd", "area")
+    crowds, has_masks, with_masks = 0, "masks" in dataset.element_spec, 0
     with readable_errors():
-        # Images are not even handed over to Python.
-        for record in dataset.map(lambda record: {key: record[key] for key in needed}).as_numpy_iterator():
+        for record in dataset.map(_without_pixels).as_numpy_iterator():
             single = ~record["iscrowd"]
             labels, areas = record["labels"][single], record["area"][single]
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(counts):
@@ -141,6 +148,7 @@ def summarize(
             sizes.extend(record["orig_size"].tolist())
             objects_per_image.append(len(labels))
             crowds += int((~single).sum())
+            with_masks += int(record["has_mask"][single].sum()) if has_masks else 0
             if progress is not None:
                 progress(len(objects_per_image))
     tally = tally_of(dataset)
@@ -158,8 +166,16 @@ def summarize(
         heights=_spread_of(heights_and_widths[:, 0]),
         widths=_spread_of(heights_and_widths[:, 1]),
         size_counts=dict(zip(SIZE_CLASSES, small_to_large.tolist(), strict=True)),
-        left_out=None if tally is None else _descriptions(tally),
+        with_masks=with_masks if has_masks else None,
+        left_out=None if tally is None else tally.left_out(),
+        noticed=None if tally is None else tally.noticed(),
     )
+
+
+def _without_pixels(record: Record) -> Record:
+    """What is counted of a record: images and masks are not even handed over to Python."""
+    counted = {key: record[key] for key in ("image_id", "orig_size", "labels", "iscrowd", "area")}
+    return counted | ({"has_mask": tf.reduce_any(record["masks"], axis=(1, 2))} if "masks" in record else {})
 
 
 def _size_class(areas: np.ndarray) -> np.ndarray:
@@ -172,7 +188,3 @@ def _spread_of(values: np.ndarray) -> Spread:
 
 def _spread(spread: Spread) -> str:
     return f"{spread.smallest} .. {spread.largest} pixels, median {spread.median:g}"
-
-
-def _descriptions(tally: Tally) -> dict[str, list[str]]:
-    return {kind: tally.descriptions(kind) for kind in tally.counts()}

@@ -69,7 +69,7 @@ def from_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
-        found = {key: _of_kind(_dense(part_of(entry["element"], field)), key) for key, field in fields.items()}
+        found = {key: _of_kind(_dense(part_of(entry["element"], field), key), key) for key, field in fields.items()}
         image_id = tf.cast(found.get("image_id", entry["place"]), tf.int64)
         name = _name(entry["place"], found.get("image_id"))
         image, readable = _pixels(found["image"], found.get("size"), name, border)
@@ -116,10 +116,16 @@ def part_of(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
     raise ValueError(f"elements have no {place!r}, only {found}")
 
 
-def _dense(field: Any) -> tf.Tensor:
+def _dense(field: Any, key: str) -> tf.Tensor:
     if isinstance(field, tf.SparseTensor):
         return tf.sparse.to_dense(field)
-    return field.to_tensor() if isinstance(field, tf.RaggedTensor) else tf.convert_to_tensor(field)
+    if isinstance(field, tf.RaggedTensor):
+        return field.to_tensor()
+    try:
+        return tf.convert_to_tensor(field)
+    except (TypeError, ValueError):
+        inner = f" of {sorted(field)}, whose parts are named 'outer/inner'" if isinstance(field, Mapping) else ""
+        raise ValueError(f"the field {key!r} must be a tensor, not a {type(field).__name__}{inner}") from None
 
 
 def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
