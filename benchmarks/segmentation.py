@@ -2,11 +2,13 @@
 
     python benchmarks/segmentation.py [--repetitions 5] [--size 384x512] [--objects 8]
 
-Both sides have ResNet-50, 100 queries, 250 classes and the same weights; masks, logits and boxes are compared first.
-"Inference" is from pixels in memory to masks of all queries. "A step" trains the mask head of a frozen detector on one
-image with some objects: matching, losses, gradients, AdamW. Ours runs as `predict_on_batch` and `train_on_batch` do,
-Hugging Face eagerly. Sides run in turn, once a round, each in a process of its own, where its peak memory is read, too,
-first after inference and then after training, from the process's start; figures are medians; compilation is not timed.
+Both sides have ResNet-50, 100 queries, 250 classes and the same weights. "Segments" is from an image in memory to a map
+of its segments, of as many queries as there are objects; "inference" from pixels in memory to masks of all queries. "A
+training step" trains the mask head of a frozen detector on one image with some objects: matching, losses, gradients,
+AdamW. Ours runs as `segment`, `predict_on_batch` and `train_on_batch` do, Hugging Face eagerly. Logits, boxes, masks
+and segments are compared before anything is trained. Sides run in turn, once a round, each in a process of its own,
+where its peak memory is read, too, from the process's start: after segments, then after inference, then after training.
+Figures are medians; compilation is not timed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
 OURS, THEIRS = "ours", "transformers"
+TIMED = {"segment": "segments", "infer": "inference", "step": "a training step"}
 LIMITS = {"logits": 1e-3, "pred_boxes": 1e-4, "pred_masks": 1e-2}  # absolute; masks are logits of some tens
+MOST_PIXELS = 1e-2  # the share in another segment, where two products of score and mask are next to equal
 RATE, DECAY, MAX_NORM = 1e-4, 1e-4, 0.1
 
 
@@ -43,19 +47,39 @@ def batch(height: int, width: int, objects: int) -> tuple[dict[str, np.ndarray],
     return inputs, {"labels": rng.integers(0, 250, (1, objects)).astype(np.int32), "boxes": boxes, "masks": masks}
 
 
-def _ours(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> tuple[Any, Any]:
+def photograph(height: int, width: int) -> np.ndarray:
+    """An image of noise."""
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def threshold_of(scores: np.ndarray, count: int) -> float:
+    """What so many of the scores exceed."""
+    ordered = np.sort(scores.ravel())[::-1]
+    return float(ordered[count - 1 : count + 1].mean())
+
+
+def _ours(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
     import tfdetr_keras as td
 
     model = td.from_pretrained(folder)
     model.auxiliary_outputs = False  # which Hugging Face's model has none of
     model.freeze(td.PRESETS["detr-resnet-50"].parts)
     model.compile(optimizer=td.AdamW(RATE, weight_decay=DECAY, global_clipnorm=MAX_NORM))
-    return lambda: model.predict_on_batch(inputs), lambda: model.train_on_batch(inputs, targets)
+    image = photograph(*inputs["pixel_mask"].shape[1:])
+    size = min(image.shape[:2]), max(image.shape[:2])
+    scores = model.detect(image, size, threshold=0.0, masks=False).scores
+    threshold = threshold_of(scores, targets["labels"].size)
+
+    def segment() -> np.ndarray:
+        return model.segment(image, size, threshold).segmentation
+
+    return segment, lambda: model.predict_on_batch(inputs), lambda: model.train_on_batch(inputs, targets)
 
 
-def _theirs(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> tuple[Any, Any]:
+def _theirs(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.ndarray]) -> tuple[Any, Any, Any]:
     import torch
     import transformers
+    from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
     model: Any = transformers.DetrForSegmentation.from_pretrained(folder)
     for parameter in model.detr.parameters():
@@ -66,6 +90,23 @@ def _theirs(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.nd
     arguments = {"pixel_values": pixels, "pixel_mask": torch.from_numpy(inputs["pixel_mask"])}
     label = {name: torch.from_numpy(values[0]) for name, values in targets.items() if name != "labels"}
     label["class_labels"] = torch.from_numpy(targets["labels"][0]).long()
+
+    image = photograph(*inputs["pixel_mask"].shape[1:])
+    size = {"shortest_edge": min(image.shape[:2]), "longest_edge": max(image.shape[:2])}
+    processor: Any = DetrImageProcessorPil(size=size)
+
+    @torch.inference_mode()
+    def outputs_of_image() -> Any:
+        return model.eval()(**processor(images=image, return_tensors="pt"))
+
+    scores = outputs_of_image().logits.softmax(-1)[..., :-1].amax(-1).numpy()
+    threshold = threshold_of(scores, targets["labels"].size)
+
+    def segment() -> np.ndarray:
+        [found] = processor.post_process_panoptic_segmentation(
+            outputs_of_image(), threshold, target_sizes=[image.shape[:2]], label_ids_to_fuse=set()
+        )
+        return found["segmentation"].numpy()
 
     @torch.inference_mode()
     def infer() -> dict[str, np.ndarray]:
@@ -79,18 +120,27 @@ def _theirs(folder: str, inputs: dict[str, np.ndarray], targets: dict[str, np.nd
         optimizer.step()
         optimizer.zero_grad()
 
-    return infer, step
+    return segment, infer, step
+
+
+def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+    """By how much outputs differ at most, and the share of pixels in another segment; ends the program if too much."""
+    apart = {name: float(np.abs(ours[name] - theirs[name]).max()) for name in LIMITS}
+    apart["segments"] = float((ours["segmentation"] != theirs["segmentation"]).mean())
+    if any(not apart[name] <= limit for name, limit in (LIMITS | {"segments": MOST_PIXELS}).items()):
+        raise SystemExit(f"the outputs differ by {apart}, so the times mean nothing")
+    return apart
 
 
 def work(contender: str) -> None:
     """What a worker process does."""
     side, folder, height, width, objects = contender.split("|")
     make = _ours if side == OURS else _theirs
-    infer, step = make(folder, *batch(int(height), int(width), int(objects)))
+    segment, infer, step = make(folder, *batch(int(height), int(width), int(objects)))
 
     def outputs() -> str:
         path = f"{folder}/{side}.npz"
-        np.savez(path, **{name: value for name, value in infer().items() if name in LIMITS})
+        np.savez(path, **{name: value for name, value in infer().items() if name in LIMITS}, segmentation=segment())
         return path
 
     def timed(run: Any) -> float:
@@ -98,7 +148,8 @@ def work(contender: str) -> None:
         run()
         return time.perf_counter() - start
 
-    serve(outputs=outputs, infer=partial(timed, infer), step=partial(timed, step), peak=peak_mib)
+    runs = {"segment": segment, "infer": infer, "step": step}
+    serve(outputs=outputs, peak=peak_mib, **{what: partial(timed, run) for what, run in runs.items()})
 
 
 def main() -> None:
@@ -121,39 +172,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_random_checkpoint(Path(folder), PRESETS["detr-resnet-50-panoptic"])
         workers = {side: Worker(f"{side}|{folder}|{height}|{width}|{arguments.objects}") for side in (OURS, THEIRS)}
-        found = {side: np.load(worker.ask("outputs")) for side, worker in workers.items()}
-        differences = {name: float(np.abs(found[OURS][name] - found[THEIRS][name]).max()) for name in LIMITS}
-        if any(not differences[name] <= limit for name, limit in LIMITS.items()):
-            raise SystemExit(f"the outputs differ by {differences}, so the times mean nothing")
         seconds, peaks = {}, {}
-        for what in ("infer", "step"):
+        for what in TIMED:
             for worker in workers.values():
                 worker.ask(what)  # compiles
             once = {side: partial(worker.ask, what) for side, worker in workers.items()}
             turns = take_turns(once, arguments.repetitions, seconds_per_figure=1e6)
             seconds[what] = {side: statistics.median(values) for side, values in turns.items()}
             peaks[what] = {side: worker.ask("peak") for side, worker in workers.items()}
+            if what == "infer":  # of the weights that both began with
+                apart = differences(*(np.load(worker.ask("outputs")) for worker in workers.values()))
         for worker in workers.values():
             worker.close()
 
-    apart = ", ".join(f"{name} by {value:.1e}" for name, value in differences.items())
     print(f"ResNet-50, 100 queries, {arguments.objects} objects, {height}×{width}; n={arguments.repetitions}; ")
-    print(f"outputs differ: {apart}.\n")
+    print(f"outputs differ: {', '.join(f'{name} by {value:.1e}' for name, value in apart.items())}.\n")
     columns = ("", "median ms", f"this / {THEIRS}", "peak MiB", f"this / {THEIRS}")
     rows = [
         (
-            f"{'inference' if what == 'infer' else 'a step'}, {side}",
+            f"{name}, {side}",
             rounded(1e3 * seconds[what][side]),
             rounded(seconds[what][side] / seconds[what][THEIRS]),
             rounded(peaks[what][side]),
             rounded(peaks[what][side] / peaks[what][THEIRS]),
         )
-        for what in seconds
+        for what, name in TIMED.items()
         for side in (OURS, THEIRS)
     ]
     print_table(columns, rows)
     print("\nBars:\n")
-    for what, name in (("infer", "inference"), ("step", "a training step")):
+    for what, name in TIMED.items():
         print_bar(f"time of {name}, ours / {THEIRS}", seconds[what][OURS] / seconds[what][THEIRS], at_most=1)
         print_bar(f"memory after {name}, ours / {THEIRS}", peaks[what][OURS] / peaks[what][THEIRS], at_most=1)
 

@@ -25,7 +25,8 @@ from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.evaluation_batches import evaluation_batches
-from tfdetr_keras.inference import check_classes, classification_of, forward_function
+from tfdetr_keras.forward_pass import forward_function
+from tfdetr_keras.inference import check_classes, classification_of
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.segments import objects_with_masks
@@ -197,7 +198,7 @@ class Evaluator:
             model: see the class.
             progress: called with the number of images done, after each batch.
         """
-        forward = forward_function(model, self._batches.element_spec[0])
+        forward = forward_function(model, self._batches.element_spec[0], 0.0 if self.masks else None)
         classification = classification_of(model)
         self.ground_truth, self.detections = [], []
         with readable_errors():

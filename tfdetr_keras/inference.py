@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,10 +15,11 @@ from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
+from tfdetr_keras.forward_pass import forward_function, with_sure_masks
 from tfdetr_keras.matcher import Classification
+from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident, post_process
 from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
-from tfdetr_keras.workers import number_of_workers
 
 PANOPTIC_THRESHOLD = 0.85  # facebookresearch/detr, `PostProcessPanoptic`
 
@@ -55,7 +56,7 @@ def detect(
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
     """
     batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
-    forward = forward_function(model, batches.element_spec[0])
+    forward = forward_function(model, batches.element_spec[0], threshold if masks else None)
     with readable_errors():
         for inputs, targets in batches:
             results = _found(model, forward(inputs), inputs, targets, threshold, masks)
@@ -138,7 +139,7 @@ def segment(
     Source: `tfdetr_keras.segments`, `post_process_panoptic` and `fuse_segments`.
     """
     batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
-    forward = forward_function(model, batches.element_spec[0])
+    forward = forward_function(model, batches.element_spec[0], threshold)
     with readable_errors():
         for inputs, targets in batches:
             sizes, pixel_mask = targets["orig_size"].numpy(), inputs["pixel_mask"].numpy()
@@ -259,47 +260,16 @@ def _detect_with_attention(
     """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
     with readable_errors():
         for inputs, targets in prepare(records, 1, size=size, pad_to=pad_to, size_rule=size_rule):
-            stages = model.stages({key: value.numpy() for key, value in inputs.items()}, attention=True)
-            [found] = _found(model, stages, inputs, targets, threshold, masks)
+            arrays = {key: value.numpy() for key, value in inputs.items()}
+            if isinstance(model, DETRForSegmentation):
+                outputs = stages = model.stages(arrays, attention=True, masks=False)
+                if masks:
+                    outputs = with_sure_masks(stages, model.masks_of, threshold)
+            else:
+                outputs = stages = model.stages(arrays, attention=True)
+            [found] = _found(model, outputs, inputs, targets, threshold, masks)
             [(_, _, queries)] = confident(stages["logits"], threshold, classification_of(model))
             weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
             mask = keras.ops.convert_to_numpy(stages["mask"])[0]
             maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
             yield found | {"attention": maps[queries]}
-
-
-def forward_function(model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec]) -> Callable[[Any], Any]:
-    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
-
-    What is traced is kept with the model: that takes longer than looking at an image.
-    """
-    kept = model.__dict__.setdefault("_inference_graphs", {})
-    if keras.backend.backend() == "tensorflow":
-        key = tuple(sorted((name, str(spec)) for name, spec in inputs_spec.items()))
-        if key not in kept:
-            kept[key] = tf.function(lambda inputs: model(inputs, training=False), input_signature=[inputs_spec])
-        return kept[key]
-    if number_of_workers() > 1:
-        if None not in kept:
-            kept[None] = _by_this_worker_alone(model)
-        return kept[None]
-    return lambda inputs: model.predict_on_batch({key: value.numpy() for key, value in inputs.items()})
-
-
-def _by_this_worker_alone(model: keras.Model) -> Callable[[Any], Any]:
-    """On JAX's first device of this process: `predict_on_batch` would take the batches of all workers for one."""
-    import jax
-
-    @jax.jit
-    def forward(trainable: Any, non_trainable: Any, inputs: Any) -> Any:
-        return model.stateless_call(trainable, non_trainable, inputs, training=False)[0]
-
-    def here(variables: Any) -> list[Any]:
-        return [variable.value.addressable_data(0) for variable in variables]
-
-    def run(inputs: Mapping[str, tf.Tensor]) -> Any:
-        arrays = {key: value.numpy() for key, value in inputs.items()}
-        outputs = forward(here(model.trainable_variables), here(model.non_trainable_variables), arrays)
-        return keras.tree.map_structure(np.asarray, outputs)
-
-    return run

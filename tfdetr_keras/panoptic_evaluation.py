@@ -14,7 +14,8 @@ from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.evaluation_batches import evaluation_batches
-from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, forward_function, panoptic_segments
+from tfdetr_keras.forward_pass import forward_function
+from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
 from tfdetr_keras.panoptic_quality import PanopticQuality
 from tfdetr_keras.panoptic_results import panoptic_truth
 from tfdetr_keras.workers import gather
@@ -64,7 +65,7 @@ def evaluate_panoptic(
     if "masks" not in records.element_spec:
         raise ValueError("the records have no masks to measure segments by: read them with load_coco_panoptic")
     batches = evaluation_batches(records, _truth, size, batch_size, pad_to, size_rule)
-    forward = forward_function(model, batches.element_spec[0])
+    forward = forward_function(model, batches.element_spec[0], threshold)
     done = 0
     with readable_errors():
         for inputs, targets in batches:

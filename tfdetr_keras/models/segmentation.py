@@ -5,10 +5,13 @@ made finer with the backbone's earlier maps until they are a mask of a quarter o
 
 What all queries share is computed once an image: the features' part of the first convolution, and the backbone's maps
 brought to the head's width. Both are sums of the same products as with a copy of the image's features for each query.
+Of the queries' own part most is never looked at: training makes masks of matched queries alone, and `segment` and
+`detect` those of sure queries, see `tfdetr_keras.forward_pass`.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -277,7 +280,34 @@ class DETRForSegmentation(DETR):
         self.mask_attention.build((None, None, self.config.d_model))
         self.mask_head.build(None)
 
-    def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    def stages(self, inputs: Any, attention: bool = False, masks: bool = True) -> dict[str, Any]:
+        """As `DETR.stages`, with `mask_attention` (batch, queries, h, w, heads).
+
+        Args:
+            inputs: as for the model.
+            attention: whether the decoder's attention to the image is wanted, too.
+            masks: whether the masks of all queries are made. Without, there is `"mask_inputs"` in place of
+                `"pred_masks"`, of which `masks_of` makes those of some.
+        """
+        outputs, stages = self._forward(inputs, training=False, attention=attention, masks=masks)
+        return {**stages, **outputs}
+
+    def masks_of(self, mask_inputs: dict[str, Any], queries: Any) -> Any:
+        """Makes the masks of some queries.
+
+        Args:
+            mask_inputs: as the model gives them in training, and `stages` without masks.
+            queries: `(batch, n)` int, their numbers.
+
+        Returns:
+            `(batch, n, height / 4, width / 4)` float32 logits.
+        """
+        attention = ops.take_along_axis(mask_inputs["attention"], queries[:, :, None, None, None], axis=1)
+        return self.mask_head(mask_inputs["features"], attention, mask_inputs["maps"])
+
+    def _forward(
+        self, inputs: Any, training: bool, attention: bool = False, masks: bool = True
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         outputs, stages = super()._forward(inputs, training, attention)
         batch, height, width = ops.shape(stages["mask"])
         queries = stages[f"decoder.layer{self.config.decoder_layers - 1}"]
@@ -288,8 +318,9 @@ class DETRForSegmentation(DETR):
         features = ops.reshape(stages["projection"], (batch, height, width, self.config.d_model))
         last = len(self.config.backbone.depths)
         maps = [stages[f"backbone.stage{last - 1 - index}"] for index in range(len(self.mask_head.adapters))]
-        outputs["pred_masks"] = self.mask_head(features, weights, maps)
-        if training:
+        if masks:
+            outputs["pred_masks"] = self.mask_head(features, weights, maps)
+        if training or not masks:
             outputs["mask_inputs"] = {"features": features, "attention": weights, "maps": maps}
         return outputs, stages | {"mask_attention": weights}
 
@@ -302,11 +333,6 @@ class DETRForSegmentation(DETR):
         memory and work of the mask head remains where an image has ten objects and a hundred queries.
         """
         if "mask_inputs" in y_pred:
-            inputs = y_pred["mask_inputs"]
-
-            def masks_of(queries: Any) -> Any:
-                attention = ops.take_along_axis(inputs["attention"], queries[:, :, None, None, None], axis=1)
-                return self.mask_head(inputs["features"], attention, inputs["maps"])
-
+            masks_of = functools.partial(self.masks_of, y_pred["mask_inputs"])
             y_pred = {name: value for name, value in y_pred.items() if name != "mask_inputs"} | {"pred_masks": masks_of}
         return super().compute_loss(x, y, y_pred, sample_weight, training)

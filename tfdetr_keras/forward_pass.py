@@ -1,0 +1,179 @@
+"""A model's forward pass in inference: compiled once for its backend, and with the masks alone that are looked at.
+
+The mask head is most of a segmentation's work, and only the masks of sure queries are looked at, some ten of a hundred.
+Which queries are sure is known when the detector is done, so detector and mask head are compiled apart, and between the
+two the host looks at the scores, by the rule of `tfdetr_keras.postprocess`. Features stay on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tfdetr_keras.models.segmentation import DETRForSegmentation
+from tfdetr_keras.postprocess import confident
+from tfdetr_keras.workers import number_of_workers
+
+GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
+
+
+def forward_function(
+    model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec], masks_above: float | None
+) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
+    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
+
+    What is traced is kept with the model: that takes longer than looking at an image.
+
+    Args:
+        model: a `DETRForSegmentation`, or any that gives outputs of that kind, with masks or without.
+        inputs_spec: of `prepare`'s inputs.
+        masks_above: the score above which a query's mask is wanted; None where no masks are.
+
+    Returns:
+        A function from `prepare`'s inputs to the model's outputs. A `DETRForSegmentation`'s are those of queries with a
+        score above `masks_above`, see `with_sure_masks`, or without masks.
+    """
+    if isinstance(model, DETRForSegmentation):
+        return _with_masks_apart(model, inputs_spec, masks_above)
+    backend, kept = keras.backend.backend(), _kept(model)
+
+    def whole(inputs: Any) -> Any:
+        return model(inputs, training=False)
+
+    if backend == "tensorflow":
+        key = _key(inputs_spec)
+        if key not in kept:
+            kept[key] = tf.function(whole, input_signature=[inputs_spec])
+        return kept[key]
+    if number_of_workers() > 1:
+        if None not in kept:
+            kept[None] = _jitted(model, whole)
+        return lambda inputs: kept[None](_arrays(inputs))
+    return lambda inputs: model.predict_on_batch(_arrays(inputs))
+
+
+def with_sure_masks(
+    found: Mapping[str, Any], masks_of: Callable[[Any, Any], Any], masks_above: float
+) -> dict[str, Any]:
+    """A segmentation's outputs of sure queries alone: all that post-processing by the same threshold looks at.
+
+    Args:
+        found: `logits` and `pred_boxes` of all queries, and `mask_inputs`, as `DETRForSegmentation.stages` gives them.
+        masks_of: from `mask_inputs` and the numbers of queries `(batch, n)` int32 to masks, as
+            `DETRForSegmentation.masks_of`.
+        masks_above: queries with a higher score are sure.
+
+    Returns:
+        `{"logits": (batch, n, num_classes + 1), "pred_boxes": (batch, n, 4), "pred_masks": (batch, n, h, w)}`, each
+        image's sure queries in their order; where it has fewer than n, the rest is certain to be no object. n is a
+        multiple of `GROUP`, unless that is more than there are queries.
+    """
+    logits, boxes = (ops.convert_to_numpy(found[name]) for name in ("logits", "pred_boxes"))
+    sure = [queries for _, _, queries in confident(logits, masks_above)]
+    groups = -(-max(1, *map(len, sure)) // GROUP)
+    chosen = np.zeros((len(sure), min(groups * GROUP, logits.shape[1])), np.int32)
+    is_sure = np.zeros(chosen.shape, bool)
+    for place, queries in enumerate(sure):
+        chosen[place, : len(queries)], is_sure[place, : len(queries)] = queries, True
+    no_object = np.full(logits.shape[2], -np.inf, logits.dtype)
+    no_object[-1] = 0
+    return {
+        "logits": np.where(is_sure[..., None], np.take_along_axis(logits, chosen[..., None], 1), no_object),
+        "pred_boxes": np.take_along_axis(boxes, chosen[..., None], 1),
+        "pred_masks": masks_of(found["mask_inputs"], chosen),
+    }
+
+
+def _with_masks_apart(
+    model: DETRForSegmentation, inputs_spec: Mapping[str, tf.TensorSpec], masks_above: float | None
+) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
+    """The forward pass in two parts, with a look at the scores between them."""
+
+    def before_masks(inputs: Any) -> dict[str, Any]:
+        stages = model.stages(inputs, masks=False)
+        return {name: stages[name] for name in ("logits", "pred_boxes", "mask_inputs")}
+
+    def forward(detector: Callable[[Any], Any], masks_of: Callable[[Any, Any], Any], inputs: Any) -> dict[str, Any]:
+        found = detector(inputs)
+        if masks_above is None:
+            return {name: value for name, value in found.items() if name != "mask_inputs"}
+        return with_sure_masks(found, masks_of, masks_above)
+
+    backend, kept = keras.backend.backend(), _kept(model)
+    if backend == "tensorflow":
+        key = _key(inputs_spec)
+        if key not in kept:
+            kept[key] = _graphs(before_masks, model.masks_of, inputs_spec)
+        detector, masks_of = kept[key]
+        return lambda inputs: forward(detector, masks_of, inputs)
+    if backend == "jax":
+        if None not in kept:
+            kept[None] = _jitted(model, before_masks), _jitted(model, model.masks_of)
+        detector, masks_of = kept[None]
+        return lambda inputs: forward(detector, masks_of, _arrays(inputs))
+    whole = _Pass(functools.partial(forward, before_masks, model.masks_of))
+    return lambda inputs: whole.predict_on_batch(_arrays(inputs))
+
+
+def _kept(model: keras.Model) -> dict[Any, Any]:
+    """What was compiled of the model, by what it was compiled for."""
+    return model.__dict__.setdefault("_inference_graphs", {})
+
+
+def _key(inputs_spec: Mapping[str, tf.TensorSpec]) -> Any:
+    return tuple(sorted((name, str(spec)) for name, spec in inputs_spec.items()))
+
+
+def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in inputs.items()}
+
+
+def _graphs(
+    before_masks: Callable[[Any], Any], masks_of: Callable[[Any, Any], Any], inputs_spec: Mapping[str, tf.TensorSpec]
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """Both parts as TensorFlow's graphs; the second is for whatever shapes the first one may give."""
+    detector = tf.function(before_masks, input_signature=[inputs_spec], autograph=False)
+    given = detector.get_concrete_function().structured_outputs["mask_inputs"]
+    specs = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), given)
+    queries = tf.TensorSpec((None, None), tf.int32)
+    return detector, tf.function(masks_of, input_signature=[specs, queries], autograph=False)
+
+
+def _jitted(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the model's, compiled by JAX.
+
+    Where there are several workers it runs on the first device of this one: a batch is this worker's alone.
+    """
+    import jax
+
+    variables = model.trainable_variables + model.non_trainable_variables
+    here = number_of_workers() > 1
+
+    @jax.jit
+    def stateless(values: Any, *arguments: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            return function(*arguments)
+
+    def run(*arguments: Any) -> Any:
+        values = [variable.value.addressable_data(0) if here else variable.value for variable in variables]
+        return stateless(values, *arguments)
+
+    return run
+
+
+class _Pass(keras.Model):
+    """A function of a model's as a model: `predict_on_batch` then runs it as PyTorch does inference."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function, self.built = function, True
+
+    def call(self, inputs: Any) -> Any:
+        """What the function gives."""
+        return self.function(inputs)
