@@ -12,7 +12,7 @@ from tfdetr_keras import app
 from tfdetr_keras.segments import fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.visualize import draw_attention, draw_segments, image_of_segments
 
-SIZE = (64, 96)
+SIZE, CANVAS = (64, 96), (96, 128)
 NAMES = ["cat", "dog", "sky"]
 SMALL = {
     "backbone": td.ResNetConfig(block="basic", depths=(1, 1, 1, 1), channels=(16, 16, 16, 16), stem_channels=16),
@@ -84,7 +84,7 @@ def stages_of(model, image, pad_to=None):
     return model.stages(inputs, attention=True), inputs["pixel_mask"], targets["orig_size"].numpy()
 
 
-@pytest.mark.parametrize("pad_to", [None, (96, 128)])
+@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
 def test_a_query_may_speak_for_several_classes(conditional, images, pad_to):
     repeated = unsorted = 0
     for image in images:
@@ -127,7 +127,7 @@ def test_attention_is_drawn_for_every_class(conditional, segmenter, images, tmp_
 
 
 @pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("pad_to", [None, (96, 128)])
+@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
 def test_detections_carry_their_masks(segmenter, images, attention, pad_to):
     several = segmenter.detect(images, SIZE, 0.4, attention=attention, pad_to=pad_to)
     for image, found in zip(images, several, strict=True):
@@ -164,8 +164,17 @@ def test_a_detector_has_none(images):
     assert found.masks is None
 
 
-@pytest.mark.parametrize("things", [None, [True, True, False], [False] * 3])
-@pytest.mark.parametrize("pad_to", [None, (96, 128)])
+@pytest.mark.parametrize(
+    ("pad_to", "things"),
+    [
+        (None, None),
+        (CANVAS, [True, True, False]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((None, [True, True, False]), (None, [False] * 3), (CANVAS, None), (CANVAS, [False] * 3))
+        ),
+    ],
+)
 def test_segments_of_images_in_every_form(segmenter, images, tmp_path, pad_to, things):
     Image.fromarray(images[1]).save(tmp_path / "a.png")
     forms = [images[0], str(tmp_path / "a.png"), Image.fromarray(images[2])]

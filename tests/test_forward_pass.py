@@ -166,7 +166,9 @@ def test_outputs_are_those_of_sure_queries(model, images, batch, counts):
     assert [len(one["scores"]) for one in detections] == counts
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize(
+    "threshold", [0.0, 0.5, *(pytest.param(value, marks=pytest.mark.slow) for value in (-1.0, 0.3, 0.99))]
+)
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_detections_and_segments_of_a_batch(model, images, batch, counts, threshold):
     inputs, sizes = batch

@@ -45,11 +45,9 @@ def random_model(kind):
     return model
 
 
-@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "kind",
-    ["segmentation", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("table-transformer", "conditional"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pad_to", [None, CANVAS])
+@pytest.mark.parametrize("kind", RELATIVES)
 def test_a_saved_model(kind, pad_to, photographs, tmp_path):
     images = photographs[1][:2]
     model = random_model(kind)

@@ -172,6 +172,17 @@ def test_switching_auxiliary_outputs_between_fits_changes_the_loss(make_model, b
     assert model.train_on_batch(*batch, return_dict=True)["loss"] == pytest.approx(last, rel=1e-5)
 
 
+def test_a_step_is_traced_once(make_model, batch, monkeypatch):
+    """Variables that are made inside a traced function have it traced again, without them."""
+    model, traced = make_model(), []
+    original = model.criterion.__call__
+    monkeypatch.setattr(type(model.criterion), "__call__", lambda _, *args: traced.append(1) or original(*args))
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    model.fit(dataset_of(batch, batch), epochs=2, verbose=0)
+    assert len(traced) == 1
+    assert int(model.optimizer.iterations) >= 4
+
+
 def test_switching_auxiliary_outputs_traces_anew(trained, batch):
     model, _, _ = trained
     with_both = model.evaluate(dataset_of(batch), return_dict=True, verbose=0)

@@ -51,6 +51,7 @@ def alone():
     return metrics
 
 
+@pytest.mark.slow
 def test_by_batches(alone):
     assert measure(batch_size=16) == alone
 

@@ -105,6 +105,7 @@ def test_without_validation_the_least_loss_is_best(sets, tmp_path):
     assert "Best model" not in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_it_and_names_the_images(sets, tmp_path):
     training, validation, names = sets
 

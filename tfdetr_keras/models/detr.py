@@ -390,6 +390,15 @@ class DETR(keras.Model):
         with self._checked(x, y) as x:
             return super().test_on_batch(x, y, *args, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """Keras' own, called by `fit`; the optimizer has its variables by then.
+
+        On TensorFlow Keras would make them inside the step, which is then traced twice.
+        """
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def _checked(self, x: Any, y: Any = None) -> contextlib.AbstractContextManager[Any]:
         return checked(x, y, num_classes=self.config.num_classes)
 
