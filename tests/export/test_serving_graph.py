@@ -64,7 +64,7 @@ def test_a_batch_is_its_images(detector, photographs, pad_to, portable):
             np.testing.assert_allclose(together[key][place], alone[key][0], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("pad_to", [None, CANVAS])
+@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
 def test_files_are_their_pixels(detector, photographs, pad_to):
     paths, images = photographs
     graph = graph_of(detector, pad_to)

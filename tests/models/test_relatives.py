@@ -109,8 +109,16 @@ def test_compiled_by_xla(models, batch, kind):
         np.testing.assert_allclose(compiled[name], value, rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "xla"])
+@pytest.mark.parametrize(
+    ("kind", "jit_compile"),
+    [
+        ("segmentation", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("conditional", False), ("segmentation", True), ("conditional", True))
+        ),
+    ],
+)
 def test_fit_lowers_every_loss(batch, kind, jit_compile):
     model = make(kind, backbone=dataclasses.replace(CONFIG.backbone, batch_norm="trainable"))
     model.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
