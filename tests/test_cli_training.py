@@ -42,6 +42,7 @@ def test_train_tells_where_the_run_is(folder, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_resume_for_more_epochs(folder, capsys):
     before = (folder / "metrics.csv").read_text().splitlines()
     assert main(["resume", str(folder), "--epochs", "2"]) == 0

@@ -59,9 +59,8 @@ def test_a_model_in_bfloat16_is_exported_in_float32(smallest):
     np.testing.assert_allclose(served(pixels)["logits"], expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", ["saved-model", *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "litert"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["saved-model", "onnx", "litert"])
 def test_what_is_there_is_not_overwritten_unasked(smallest, tmp_path, kind):
     write, path = WRITERS[kind], tmp_path / NAMES[kind]
     write(smallest, path, (32, 64))

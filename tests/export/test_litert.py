@@ -17,6 +17,7 @@ def run(path, images):
     return runner(images=images)
 
 
+@pytest.mark.slow
 def test_litert_finds_what_keras_finds(detector, photographs, by_matrices, assert_same, tmp_path):
     path = export.litert(detector, tmp_path / "detector.tflite", SIZE, CANVAS)
     for image, wanted in zip(photographs[1], by_matrices[True], strict=True):

@@ -94,6 +94,7 @@ def test_swapped_in_by_keras_callback_they_are_measured_too(compiled, held_out, 
     assert measured.metrics == evaluate_detections(model, records, names, SIZE, 4)
 
 
+@pytest.mark.slow
 def test_no_averages_to_measure(compiled, held_out, batches):
     records, names = held_out
     measured = AveragePrecision(records, names, SIZE, averaged=True)
