@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint test test-slow docs demo bench clean
+.PHONY: help venv lint test test-slow test-hub docs demo bench clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: lint ## lint, then every test that is neither slow nor online
 
 test-slow: venv ## the longer proofs
 	@$(BIN)/python -m pytest -q -m "slow and not hub"
+
+test-hub: venv ## published weights, from the Hugging Face hub
+	@$(BIN)/python -m pytest -q -m hub
 
 docs: venv ## build the documentation's site into out/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
