@@ -259,7 +259,7 @@ def hugging_face_losses(outputs, targets, focal=False):
     labels = []
     for image, classes in enumerate(targets["labels"]):
         real = classes >= 0
-        rows = {name: torch.from_numpy(targets[name][image][real]) for name in targets if name != "labels"}
+        rows = {name: torch.from_numpy(targets[name][image][real]) for name in ("boxes", "masks") if name in targets}
         labels.append({"class_labels": torch.from_numpy(classes[real]).long(), **rows})
     if "pred_masks" in outputs:
         total, parts, _ = ForSegmentationLoss(
