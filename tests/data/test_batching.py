@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from dense_model import DenseModel
 
 from tfdetr_keras.data import batching, load_shapes, prepare, readable_errors
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
@@ -203,18 +204,7 @@ def test_nothing_is_counted_where_a_batch_is_sure(monkeypatch):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the error's way through a TensorFlow graph")
 def test_fit_tells_that_an_epoch_has_no_batch():
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(1)
-
-        def call(self, inputs):
-            return self.dense(inputs["pixel_values"])
-
-        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            return keras.ops.mean(y_pred)
-
-    model = Model()
+    model = DenseModel()
     model.compile("sgd")
     wide, tall = record(1, 30, 40), record(2, 40, 30)
     batches = prepare(records(wide, tall), 2, pad_to=CANVASES, **TRAINING)

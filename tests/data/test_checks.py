@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from dense_model import DenseModel
 
 from tfdetr_keras.data import checked_dataset, load_shapes, prepare, readable_errors
 from tfdetr_keras.losses import SetCriterion
@@ -74,18 +75,7 @@ def test_a_bad_batch_is_explained(element, complaint):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the error's way through a TensorFlow graph")
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_the_message_survives_fit(jit_compile):
-    class Model(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(1)
-
-        def call(self, inputs):
-            return self.dense(inputs["pixel_values"])
-
-        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-            return keras.ops.mean(y_pred)
-
-    model = Model()
+    model = DenseModel()
     model.compile("sgd", jit_compile=jit_compile)
     dataset = checked_dataset(tf.data.Dataset.from_tensors(batch(labels=[[0, 1], [3, -1]])), 3)
     with (
