@@ -79,10 +79,9 @@ def _filter_descriptor() -> None:
     if not hasattr(os, "fork"):  # Windows
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return
-    try:
-        terminal = os.dup(2)
-    except OSError:  # the program was started without one
+    if sys.stderr is None:  # the program was started without one
         return
+    terminal = os.dup(2)
     reading, writing = os.pipe()
     sys.stderr.flush()
     child = os.fork()
