@@ -12,7 +12,7 @@ from tfdetr_keras.cli import standard_error
 
 HEAVY = ("absl", "jax", "keras", "matplotlib", "numpy", "PIL", "pycocotools", "tensorflow", "torch", "transformers")
 COMMANDS = ("demo", "inspect-data", "train", "resume", "evaluate", "predict", "app", "export")
-MISSING = "there is no file or folder none.keras"
+MISSING = "none.keras: no such file or folder"
 
 
 def run(*arguments, **variables):

@@ -68,8 +68,10 @@ def check_model(options: argparse.Namespace) -> None:
     """Checks the option --model as far as that needs neither TensorFlow nor a network.
 
     Raises:
-        ValueError: a file or folder that is not there, or an empty one.
+        ValueError: a file or folder that is not there, or --last of what is no run.
     """
+    if options.last and not is_run(options.model):
+        raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
     check_weights(options.model)
 
 
@@ -82,7 +84,7 @@ def check_weights(source: str) -> None:
     if Path(source).exists():
         return
     if source.endswith(_WEIGHT_FILES) or source.startswith(_PATHS) or source.count("/") > 1:
-        raise ValueError(f"there is no file or folder {source}")
+        raise ValueError(f"{source}: no such file or folder")
 
 
 def check_run(folder: Path) -> None:
@@ -98,7 +100,7 @@ def check_run(folder: Path) -> None:
 
 
 def read_model(options: argparse.Namespace) -> DETR:
-    """The model that the options name.
+    """The model that the options name, which `check_model` has looked at.
 
     Raises:
         ValueError: as `DETR.from_pretrained`.
@@ -108,8 +110,6 @@ def read_model(options: argparse.Namespace) -> DETR:
 
     if is_run(options.model):
         return RunFolder(options.model).load_model("last" if options.last else "best")
-    if options.last:
-        raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
     return from_pretrained(_source(options))
 
 
