@@ -81,17 +81,19 @@ def run(task: str, folder: Path, **arguments: Any) -> Any:
 def answer(task: str, folder: str, arguments: dict[str, Any]) -> None:
     """Call the function that `run` asked for, in the new process, and leave its result in the folder."""
     module, _, function = task.partition(":")
+    content: dict[str, Any]
     try:
-        call = getattr(importlib.import_module(module), function)
-    except (ImportError, OSError) as error:  # OSError: a library that torch loads is not there
-        content: dict[str, Any] = {"kind": "import", "error": str(error)}
-    else:
         try:
-            content = {"result": call(Path(folder), **arguments)}
-        except ValueError as error:
-            content = {"kind": "value", "error": str(error)}
-        except OSError as error:
-            content = {"kind": "system", "error": str(error)}
+            call = getattr(importlib.import_module(module), function)
+        except OSError as error:  # a library that torch loads is not there
+            raise ImportError(str(error)) from error
+        content = {"result": call(Path(folder), **arguments)}
+    except ImportError as error:  # of a call, too: transformers imports its models when they are asked for
+        content = {"kind": "import", "error": str(error)}
+    except ValueError as error:
+        content = {"kind": "value", "error": str(error)}
+    except OSError as error:
+        content = {"kind": "system", "error": str(error)}
     Path(folder, _ANSWER).write_text(json.dumps(content), encoding="utf-8")
 
 
