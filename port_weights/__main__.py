@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from port_weights.compare import compare, table
-from port_weights.export import SIZE, export, export_pth
+from port_weights.exports import SIZE, export, export_pth
 from port_weights.port import convert
 
 EXPORT = """\
