@@ -39,11 +39,11 @@ from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.presets import RESNETS
+from tfdetr_keras.preprocessing import SIZE
 
 logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-SIZE = (800, 1333)
 # The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
 ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
 _BILINEAR = 2  # PIL.Image.Resampling

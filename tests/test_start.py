@@ -35,10 +35,10 @@ def loaded_by(program):
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
-def command_line(*arguments):
+def command_line(*arguments, package="tfdetr_keras.cli"):
     """A program that runs the command line and goes on behind its exit."""
     return f"""
-    from tfdetr_keras.cli import main
+    from {package} import main
     try:
         print("status", main({list(arguments)!r}))
     except SystemExit as end:

@@ -4,3 +4,5 @@ from typing import Literal
 
 # Whose rule says to which size an image is resized, see `tfdetr_keras.data.sizes.target_size`.
 SizeRule = Literal["huggingface", "facebook", "table"]
+
+SIZE = (800, 1333)  # shortest and longest edge, pixels: what published DETRs were trained and measured with
