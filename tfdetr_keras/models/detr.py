@@ -23,7 +23,7 @@ from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializer
 from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 class BoxHead(MLP):
