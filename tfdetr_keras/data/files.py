@@ -140,7 +140,7 @@ def read_files(
         for row, segmentation in enumerate(segmentations):
             try:
                 found[row] = rasterise(segmentation, *shape[:2].tolist())
-            except ValueError as error:  # noqa: PERF203
+            except ValueError as error:
                 border.refuse(FAULTY_MASKS, f"{_printable(path)}, object {row} {error}")
         return found
 

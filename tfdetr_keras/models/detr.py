@@ -24,7 +24,7 @@ from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 
 class BoxHead(MLP):
