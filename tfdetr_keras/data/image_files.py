@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import IMAGE_SUFFIXES, UNKNOWN_SIZE, ImageFiles, Objects, files_below, read_files
-from tfdetr_keras.data.record import RECORD_SPEC
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
 
 
 def load_images(
@@ -49,11 +48,15 @@ def load_images(
 
 def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
     """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
-    return tf.data.Dataset.from_generator(lambda: map(_record, itertools.count(), images), output_signature=RECORD_SPEC)
+    nothing = {
+        key: tf.zeros([side or 0 for side in spec.shape], spec.dtype)
+        for key, spec in RECORD_SPEC.items()
+        if key in OBJECT_KEYS
+    }
 
+    @tf.autograph.experimental.do_not_convert
+    def record(place: tf.Tensor) -> Record:
+        image = host_function(lambda place: images[int(place)], [place], tf.uint8)
+        return with_static_shapes(nothing | {"image": image, "image_id": place, "orig_size": tf.shape(image)[:2]})
 
-def _record(place: int, image: np.ndarray) -> dict[str, Any]:
-    """A record without objects."""
-    shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
-    nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
-    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.array(image.shape[:2], np.int32)}
+    return tf.data.Dataset.range(len(images)).map(record)
