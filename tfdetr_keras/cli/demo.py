@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tfdetr_keras.demo import run_demo
-
 
 def add_to(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the grammar."""
@@ -30,4 +28,6 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    from tfdetr_keras.demo import run_demo
+
     return 0 if run_demo(options.out, options.steps, options.source) else 1
