@@ -180,7 +180,7 @@ def test_faulty_images_stop_it_or_are_counted(coco, capsys):
     ("change", "message"),
     [
         (["--annotations", "nowhere.json"], "there is no annotation file nowhere.json"),
-        (["--split", "val"], "does not use split, only images, annotations"),
+        (["--split", "val"], "does not use --split, only --images, --annotations"),
         (["--class-names", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--color-jitter"], "add --training"),
         (["--size", "60", "40"], "size must be (shortest_edge, longest_edge)"),

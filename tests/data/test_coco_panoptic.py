@@ -392,7 +392,7 @@ def test_an_image_that_cannot_be_read_is_one_fault(write):
 
 def test_nothing_is_left(write, caplog):
     arguments = write(lambda content: content.update(annotations=[]))
-    with pytest.raises(ValueError, match="image 30, .* has no annotation"):
+    with pytest.raises(ValueError, match=r"image 30, .* has no annotation"):
         load_coco_panoptic(*arguments)
     with pytest.raises(ValueError, match="the set is empty"), caplog.at_level(logging.ERROR):
         load_coco_panoptic(*arguments, on_error="skip")

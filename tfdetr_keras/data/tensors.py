@@ -37,13 +37,13 @@ def from_dataset(
     Args:
         dataset: of single images, not batched, in the same order each time: a fault is counted by its place.
         fields: where a record's parts are found in an element: `{"image": …, "boxes": …, "labels": …}`, optionally also
-            `"image_id"`, `"file_name"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested dicts, or a
-            function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the bytes of an
-            image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole numbers. The
-            file's name is what messages call the image; "" where it is not known. The
-            size is the (height, width) that an image file's annotations are for, which tells whether they belong to the
-            pixels as stored or as turned upright; (0, 0) where it is not known, and then to the upright ones. An area
-            below 0 or not finite is one that is not known.
+            `"image_id"`, `"file_name"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested
+            dicts, or a function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the
+            bytes of an image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole
+            numbers. Messages call an image by its file's name; "" where it is not known. The size is the (height,
+            width) that an image file's annotations are for, which tells whether they belong to the pixels as stored or
+            as turned upright; (0, 0) where it is not known, and then to the upright ones. An area below 0 or not finite
+            is one that is not known.
         class_names: name of each label.
         box_format: "xyxy", "xywh", "cxcywh" or "yxyx".
         relative: whether boxes are relative to the image (0 .. 1) rather than in pixels.

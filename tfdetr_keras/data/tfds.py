@@ -31,8 +31,8 @@ def load_tfds(
         source: a builder whose data is prepared, or a dataset (not batched) of
             `{"image": …, "objects": {"bbox": …, "label": …}}` with boxes (ymin, xmin, ymax, xmax) relative to the
             image; `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and `"image/filename"`, for
-            messages, are used where they are there. A builder's images are decoded here, in parallel; photographs stay as they are stored, as they do
-            where TensorFlow Datasets decodes them.
+            messages, are used where they are there. A builder's images are decoded here, in parallel; photographs stay
+            as they are stored, as they do where TensorFlow Datasets decodes them.
         split: of the builder, also in parts ("train[:10%]").
         class_names: name of each label; by default the builder's. A dataset does not know them.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.

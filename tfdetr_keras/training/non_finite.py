@@ -20,7 +20,8 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
 
     The message names the epoch, the step and its images, by their files where these are known, else by their ids, if
-    `fit` got the batches by way of `watch`. The epoch's end is not reached, so no checkpoint is written over the last good one.
+    `fit` got the batches by way of `watch`. The epoch's end is not reached, so no checkpoint is written over the last
+    good one.
 
     Raises:
         ValueError: while training.
