@@ -11,7 +11,7 @@ from tfdetr_keras.models.spelling import did_you_mean
 _CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$", re.DOTALL)
 _UNKNOWN = re.compile(r"unrecognized arguments: (--[\w-]+)")
 # What errors of the Python interface call something else than the option it comes from.
-_OTHER_NAMES = {"frozen": "freeze", "out": "out"}
+_OTHER_NAMES = {"frozen": "freeze"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -209,9 +209,14 @@ def _read_shapes(
         return load_shapes(count, drawn_seed, size=drawn_size, **classes)
     except ValueError as error:
         message = str(error)
-        for name, option in (("size", "--drawn-size"), ("seed", "--drawn-seed"), ("classes", "--class-names")):
-            message = re.sub(rf"(^|(?<= and )){name}(?= must )", option, message)
-        raise ValueError(re.sub("^count(?= must )", "--count", message)) from error
+        for name, option in (
+            ("count", "--count"),
+            ("size", "--drawn-size"),
+            ("seed", "--drawn-seed"),
+            ("classes", "--class-names"),
+        ):
+            message = re.sub(rf"^{name}(?= must )", option, message)
+        raise ValueError(message) from error
 
 
 KINDS = {

@@ -30,7 +30,8 @@ _NOTE = re.compile(
 # Logged as errors on machines with which nothing is wrong: one without a GPU, one with several CUDA plugins, and one
 # whose processor is older.
 _FALSE_ALARM = re.compile(
-    rb"failed call to cuInit: |Unable to register cu\w+ factory: |oneDNN supports DT_INT64 only on platforms with AVX-512"
+    rb"failed call to cuInit: |Unable to register cu\w+ factory: "
+    rb"|oneDNN supports DT_INT64 only on platforms with AVX-512"
 )
 # What goes on with a note: where in a graph, or the traceback of a Python function that TensorFlow called. The error
 # itself is raised, and told, as a Python exception.

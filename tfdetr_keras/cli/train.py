@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
         "cache": options.cache,
     }
     recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
+    Settings.of(recipe | batch_arguments(options))
     check_source(**description["training"])
     if description["validation"] is not None:
         with named_as_validation():

@@ -106,8 +106,8 @@ def _no_batch(batch_size: int, canvases: Sequence[Canvas]) -> str:
     return (
         f"the epoch has no batch of {batch_size} images: there are not so many "
         f"{f'for any of the {len(canvases)} canvases of pad_to' if several else 'that can be read'}, and incomplete "
-        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or set "
-        "repeat=True, with which they are filled up in the next epoch"
+        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or let "
+        "td.data.prepare fill them up in the next epoch, with repeat=True"
     )
 
 

@@ -95,6 +95,8 @@ def fit_detector(
     _check_workers(chosen)
     _check_masks(model, training=records, validation=validation)
     count = _count(records)
+    if count < chosen.batch_size:
+        raise ValueError(f"{count} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
     steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation)
     masks = isinstance(model, DETRForSegmentation)
