@@ -1,4 +1,4 @@
-"""What somebody sees whose first start fails or is stopped: one line, and nothing left. Each is a process of its own."""
+"""What somebody sees whose first start fails or is stopped: one line, and nothing left. Each start is a process."""
 
 import os
 import signal

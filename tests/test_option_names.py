@@ -95,7 +95,7 @@ def test_a_percentage_is_no_share(capsys):
         ([*TRAIN[:1], "--data", "cocco"], "did you mean coco?"),
         ([*TRAIN, "--schedule", "cosin"], "did you mean cosine?"),
         ([*TRAIN, "--augmentation", "Paper"], "did you mean paper?"),
-        ([*TRAIN, "--max-box", "3", "--batchsize", "3"], "unrecognized arguments: --batchsize 3; did you mean --batch-size?"),
+        ([*TRAIN, "--max-box", "3", "--batchsize", "3"], "arguments: --batchsize 3; did you mean --batch-size?"),
         (["export", "--model", "detr-tiny", "--format", "liteRT2", "--out", "a"], "did you mean litert?"),
         ([*TRAIN, "--freeze", "backbon"], "--freeze: 'backbon' is no part of this model; there are backbone, stem"),
         ([*TRAIN, "--freeze", "backbon"], "did you mean backbone?"),

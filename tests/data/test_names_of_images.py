@@ -98,9 +98,9 @@ def test_an_image_that_does_not_fit(tmp_path, arguments, complaint, cached):
 
 def test_a_target_that_is_no_class(tmp_path):
     batches = data.prepare(coco(tmp_path), 2, size=(20, 40))
-    with pytest.raises(ValueError, match=r"targets, image id 7 \(.*größe 7\.png\), row 0: label 0 is not"):
-        with readable_errors():
-            list(checked_dataset(batches, num_classes=0))
+    complaint = r"targets, image id 7 \(.*größe 7\.png\), row 0: label 0 is not"
+    with pytest.raises(ValueError, match=complaint), readable_errors():
+        list(checked_dataset(batches, num_classes=0))
 
 
 def test_a_loss_that_is_no_number(tmp_path):
