@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from port_weights.checkpoints import PICKLES
+from tfdetr_keras.models.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def fetch(hub_id: str, revision: str | None = None) -> Commit:
         revision: branch, tag or commit; the main branch by default.
 
     Raises:
-        ValueError: the hub cannot be reached and the cache does not have it, or there is no such repository.
+        ValueError: the hub cannot be reached and the cache does not have it; or there is no such repository, or it is
+            one that needs a token.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -69,10 +71,54 @@ def fetch(hub_id: str, revision: str | None = None) -> Commit:
     try:
         folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{hub_id}: no such file or folder here, and the hub did not give it as a model ({error})"
-        ) from error
+        raise ValueError(f"{hub_id}: {_explained(error, hub_id, revision)}") from error
     return Commit(hub_id, Path(folder))
+
+
+def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
+    """Why there is no such model, as far as the hub or its absence tells, and what will do instead."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from tfdetr_keras.models.presets import PUBLISHED
+
+    nothing_here = "there is no such file or folder here"
+    # What is missing in the cache is missing because of what happened before.
+    reason = error if error.__cause__ is None or isinstance(error, HfHubHTTPError) else error.__cause__
+    if isinstance(reason, GatedRepoError):
+        return (
+            "the hub gives this model only to users who accepted its conditions: do so on its page there, and set "
+            "HF_TOKEN to a token of yours"
+        )
+    if isinstance(reason, RepositoryNotFoundError):
+        return (
+            f"{nothing_here}, and on the hub no such model, or it is a private one, for which HF_TOKEN must be set"
+            f"{did_you_mean(hub_id, PUBLISHED)}"
+        )
+    if isinstance(reason, RevisionNotFoundError):
+        return f"the hub has this model, but no branch, tag or commit {revision}"
+    instead = (
+        f"a folder with config.json and model.safetensors will do instead (elsewhere: hf download {hub_id} --local-dir "
+        "FOLDER), a .safetensors or .pth file, or detr-tiny, which comes with the package"
+    )
+    if isinstance(reason, OfflineModeIsEnabled):
+        return f"{nothing_here}, the hub's cache does not hold it, and HF_HUB_OFFLINE forbids to ask the hub; {instead}"
+    if isinstance(reason, HfHubHTTPError):
+        return f"{nothing_here}, and the hub did not give it ({_line(reason)}); {instead}"
+    return (
+        f"{nothing_here}, the hub's cache does not hold it, and the hub cannot be reached ({_line(reason)}); {instead}"
+    )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, without the request ids and addresses that may follow."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(" (Request ID")[0].strip()
 
 
 def verify(commit: Commit) -> None:

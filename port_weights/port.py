@@ -23,7 +23,7 @@ from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.family import model_class as class_of
 from tfdetr_keras.models.family import recast
-from tfdetr_keras.models.packaged import find_source
+from tfdetr_keras.models.packaged import find_source, refuse_unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def load_model(
             DETR, or tensors are missing, left over or of another shape, each of which is named.
     """
     source = find_source(source)
+    refuse_unknown_name(source)
     if hub.is_hub_id(source):
         source = hub.fetch(str(source), revision)
 

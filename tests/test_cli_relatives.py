@@ -220,7 +220,7 @@ def test_names_must_not_contradict(coco, models, tmp_path, capsys):
         assert main([*arguments, "--category-ids", "original"]) == 2
         assert "the set has other classes than the model: N/A, N/A, circle" in capsys.readouterr().err
     assert main([*arguments[:1], "--data", "shapes", *arguments[-5:], "--category-ids", "original"]) == 2
-    assert "does not use category_ids" in capsys.readouterr().err
+    assert "does not use --category-ids" in capsys.readouterr().err
     del arguments[1:3]
     with pytest.raises(SystemExit):
         main([*arguments, "--category-ids", "own"])

@@ -112,13 +112,13 @@ def test_tensorflow_datasets(tmp_path):
     ("kind", "options", "message"),
     [
         ("csv", {}, "data must be one of coco, coco-panoptic, .*, not 'csv'"),
-        ("coco", {"images": "x"}, "of the kind coco needs annotations .the JSON file"),
-        ("voc", {}, "of the kind voc needs images .the folder of the images. and annotations"),
-        ("shapes", {"split": "val"}, "of the kind shapes does not use split, only class_names"),
-        ("coco", {"images": "x", "annotations": "y", "zero_based": True}, "does not use zero_based"),
-        ("coco", {"images": "x", "annotations": "y", "segments": "z"}, "does not use segments"),
-        ("coco-panoptic", {"images": "x", "annotations": "y"}, "needs segments .the folder of the PNG files"),
-        ("yolo", {"images": "x", "category_ids": "original"}, "does not use category_ids"),
+        ("coco", {"images": "x"}, "of the kind coco needs --annotations .the JSON file"),
+        ("voc", {}, "of the kind voc needs --images .the folder of the images. and --annotations"),
+        ("shapes", {"split": "val"}, "of the kind shapes does not use --split, only --class-names"),
+        ("coco", {"images": "x", "annotations": "y", "zero_based": True}, "does not use --zero-based"),
+        ("coco", {"images": "x", "annotations": "y", "segments": "z"}, "does not use --segments"),
+        ("coco-panoptic", {"images": "x", "annotations": "y"}, "needs --segments .the folder of the PNG files"),
+        ("yolo", {"images": "x", "category_ids": "original"}, "does not use --category-ids"),
     ],
 )
 def test_options_must_suit_the_kind(kind, options, message):

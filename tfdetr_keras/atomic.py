@@ -54,6 +54,21 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def made_folder(path: str | Path) -> Iterator[Path]:
+    """Makes a folder and those that it is in; where an error follows, the new ones go again, unless they hold files."""
+    path = Path(path)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def check_new_file(path: Path, overwrite: bool) -> None:
     """Refuses a file that cannot be written, or that would be lost.
 

@@ -6,7 +6,7 @@ image without its padding. The checks run on the host, at the border of the grap
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,13 @@ PADDING_LABEL = -1
 _BORDER_TOLERANCE = 1e-5
 
 
-def validate_targets(labels: Any, boxes: Any, num_classes: int, image_ids: Sequence[Any] | None = None) -> None:
+def validate_targets(
+    labels: Any,
+    boxes: Any,
+    num_classes: int,
+    image_ids: Sequence[Any] | None = None,
+    file_of: Callable[[Any], str | None] | None = None,
+) -> None:
     """Raises on targets that a detector cannot be trained on.
 
     Args:
@@ -25,6 +31,7 @@ def validate_targets(labels: Any, boxes: Any, num_classes: int, image_ids: Seque
         boxes: `(batch, boxes, 4)` float, cxcywh in [0, 1].
         num_classes: number of real classes; the label `num_classes` means "no object" and is not a target's to use.
         image_ids: names of the images for the messages; their position in the batch where left out.
+        file_of: image id → the image's file, or None where it is not known, for the messages.
 
     Raises:
         ValueError: shapes that do not fit, a label outside [−1, num_classes), a box that is not finite, has a negative
@@ -39,26 +46,32 @@ def validate_targets(labels: Any, boxes: Any, num_classes: int, image_ids: Seque
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"targets' labels must be integers, not {labels.dtype}")
 
+    def refuse(wrong: np.ndarray, values: np.ndarray, message: str) -> None:
+        if not wrong.any():
+            return
+        image, row = np.argwhere(wrong)[0].tolist()
+        where = f"image {image} of the batch" if image_ids is None else f"image id {image_ids[image]}"
+        if image_ids is not None and file_of is not None and (file := file_of(image_ids[image])):
+            where += f" ({file})"
+        raise ValueError(f"targets, {where}, row {row}: {message.format(value=values[image, row].tolist())}")
+
     real = labels != PADDING_LABEL
-    _refuse(
+    refuse(
         (labels < PADDING_LABEL) | (labels >= num_classes),
         labels,
-        image_ids,
         f"label {{value}} is not a class: expected 0 … {num_classes - 1} for num_classes={num_classes} "
         f"(or {PADDING_LABEL} for a padding row)",
     )
-    _refuse(real & ~np.isfinite(boxes).all(-1), boxes, image_ids, "box {value} is not finite")
-    _refuse(
+    refuse(real & ~np.isfinite(boxes).all(-1), boxes, "box {value} is not finite")
+    refuse(
         real & (boxes[..., 2:] < 0).any(-1),
         boxes,
-        image_ids,
         "box {value} has a negative width or height: expected (centre x, centre y, width, height)",
     )
     outside = (boxes < -_BORDER_TOLERANCE).any(-1) | (boxes > 1 + _BORDER_TOLERANCE).any(-1)
-    _refuse(
+    refuse(
         real & outside,
         boxes,
-        image_ids,
         "box {value} is outside [0, 1]: expected (centre x, centre y, width, height) divided by the image's size",
     )
 
@@ -103,14 +116,6 @@ def validate_batch(targets: Any, num_classes: int) -> None:
     if labels is not None and boxes is not None:
         image_ids = _on_host(targets["image_id"]) if "image_id" in targets else None
         validate_targets(labels, boxes, num_classes, None if image_ids is None else image_ids.tolist())
-
-
-def _refuse(wrong: np.ndarray, values: np.ndarray, image_ids: Sequence[Any] | None, message: str) -> None:
-    if not wrong.any():
-        return
-    image, row = np.argwhere(wrong)[0].tolist()
-    where = f"image {image} of the batch" if image_ids is None else f"image id {image_ids[image]}"
-    raise ValueError(f"targets, {where}, row {row}: {message.format(value=values[image, row].tolist())}")
 
 
 def _on_host(tensor: Any) -> np.ndarray | None:

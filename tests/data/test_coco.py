@@ -58,7 +58,7 @@ def test_a_small_set_by_hand(write, caplog):
     assert names == ["cat", "dog"]
     assert caplog.text.count("leaving out") == 1  # the first of the kind
     assert dataset.tally.counts() == {EMPTY_BOX: 2}
-    assert "annotations[3] (image 30)" in dataset.tally.descriptions(EMPTY_BOX)[0]
+    assert "annotations[3] (image 30, " in dataset.tally.descriptions(EMPTY_BOX)[0]
     first, second, third = dataset.as_numpy_iterator()
     assert [int(record["image_id"]) for record in (first, second, third)] == [30, 10, 20]
     assert first["image"].shape == (20, 40, 3)
@@ -141,14 +141,24 @@ FILE_FAULTS = [
 # What can be left out: a change, a complaint, what it counts as, and how many objects are left of three.
 FAULTS = [
     (entry("images", 2, file_name="lost.png"), r"image 20, .*lost\.png, does not exist", MISSING, 3),
-    (without("annotations", 2, "bbox"), r"annotations\[2\] \(image 10\) has no bbox", FAULTY_ANNOTATIONS, 2),
+    (without("annotations", 2, "bbox"), r"annotations\[2\] \(image 10, .*\.png\) has no bbox", FAULTY_ANNOTATIONS, 2),
     (lambda content: content["annotations"].append(None), r"annotations\[5\] has no bbox", FAULTY_ANNOTATIONS, 3),
     (entry("annotations", 1, image_id=31), r"annotations\[1\] .*has image 31, which is not", UNKNOWN_IMAGES, 2),
     (entry("annotations", 1, image_id="30"), r"annotations\[1\] .*has image '30', which is not", UNKNOWN_IMAGES, 2),
     (entry("annotations", 1, image_id=None), r"annotations\[1\] .*has image None", UNKNOWN_IMAGES, 2),
     (entry("annotations", 1, image_id=[30]), r"annotations\[1\] .*has image \[30\]", UNKNOWN_IMAGES, 2),
-    (entry("annotations", 1, category_id=3), r"annotations\[1\] \(image 30\) has category 3", UNKNOWN_CATEGORIES, 2),
-    (entry("annotations", 1, category_id={}), r"annotations\[1\] \(image 30\) has category \{", UNKNOWN_CATEGORIES, 2),
+    (
+        entry("annotations", 1, category_id=3),
+        r"annotations\[1\] \(image 30, .*\.png\) has category 3",
+        UNKNOWN_CATEGORIES,
+        2,
+    ),
+    (
+        entry("annotations", 1, category_id={}),
+        r"annotations\[1\] \(image 30, .*\.png\) has category \{",
+        UNKNOWN_CATEGORIES,
+        2,
+    ),
     (entry("annotations", 1, bbox=[1, 2, 3]), r"annotations\[1\] .*has the bbox \[1, 2, 3\]", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, bbox=None), r"annotations\[1\] .*has the bbox None", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, bbox=[1, 2, "3", 4]), r"annotations\[1\] .*has the bbox", FAULTY_ANNOTATIONS, 2),
@@ -332,7 +342,7 @@ def test_masks_by_hand(write):
 )
 def test_a_bad_segmentation(write, segmentation, complaint):
     change = entry("annotations", 1, segmentation=segmentation)
-    with pytest.raises(ValueError, match=rf"annotations\[1\] \(image 30\) .*{complaint}"):
+    with pytest.raises(ValueError, match=rf"annotations\[1\] \(image 30, .*\.png\) .*{complaint}"):
         load_coco(*write(change), masks=True)
     dataset, _ = load_coco(*write(change), masks=True, on_error="skip")
     assert dataset.tally.counts() == {FAULTY_ANNOTATIONS: 1, EMPTY_BOX: 2, WITHOUT_MASK: 2}

@@ -261,9 +261,9 @@ IN_FRONT = [
         3,
     ),
     (annotation(1, image_id="30"), r"annotations\[1\] \(image '30'\) has image '30'", UNKNOWN_IMAGES, 1, 1),
-    (lambda content: content["annotations"].pop(), r"image 30 has no annotation", WITHOUT_ANNOTATION, 1, 1),
-    (without("segments_info"), r"annotations\[1\] \(image 30\) has no segments_info", FAULTY_ANNOTATIONS, 1, 1),
-    (without("file_name"), r"annotations\[1\] \(image 30\) has no file_name", FAULTY_ANNOTATIONS, 1, 1),
+    (lambda content: content["annotations"].pop(), r"image 30, .* has no annotation", WITHOUT_ANNOTATION, 1, 1),
+    (without("segments_info"), r"annotations\[1\] \(image 30, .*\) has no segments_info", FAULTY_ANNOTATIONS, 1, 1),
+    (without("file_name"), r"annotations\[1\] \(image 30, .*\) has no file_name", FAULTY_ANNOTATIONS, 1, 1),
     (annotation(1, file_name=None), "has the file_name None, not a text", FAULTY_ANNOTATIONS, 1, 1),
     (annotation(1, segments_info={}), r"has the segments_info {}, not a list", FAULTY_ANNOTATIONS, 1, 1),
     (lambda content: content["annotations"].append(7), r"annotations\[2\] has no file_name", FAULTY_ANNOTATIONS, 2, 4),
@@ -272,12 +272,12 @@ IN_FRONT = [
     (lambda content: content["images"][0].update(file_name="lost.jpg"), r"lost\.jpg", MISSING, 1, 1),
     (
         annotation(1, segments_info=[None]),
-        r"annotations\[1\]\.segments_info\[0\] \(image 30\) has no category_id, id",
+        r"annotations\[1\]\.segments_info\[0\] \(image 30, .*\) has no category_id, id",
         FAULTY_ANNOTATIONS,
         2,
         1,
     ),
-    (without("id", 0), r"segments_info\[0\] \(image 30\) has no id", FAULTY_ANNOTATIONS, 2, 3),
+    (without("id", 0), r"segments_info\[0\] \(image 30, .*\) has no id", FAULTY_ANNOTATIONS, 2, 3),
     (
         segment(0, id=0),
         r"segments_info\[0\] .*has the id 0, not a whole number from 1 to 16777215",
@@ -392,7 +392,7 @@ def test_an_image_that_cannot_be_read_is_one_fault(write):
 
 def test_nothing_is_left(write, caplog):
     arguments = write(lambda content: content.update(annotations=[]))
-    with pytest.raises(ValueError, match="image 30 has no annotation"):
+    with pytest.raises(ValueError, match=r"image 30, .* has no annotation"):
         load_coco_panoptic(*arguments)
     with pytest.raises(ValueError, match="the set is empty"), caplog.at_level(logging.ERROR):
         load_coco_panoptic(*arguments, on_error="skip")

@@ -123,7 +123,7 @@ def test_what_was_left_out_is_told(tmp_path):
     }
     text = str(summary)
     assert "1 annotations of unknown categories, e.g. " in text
-    assert "annotations[2] (image 1)" in text
+    assert f"annotations[2] (image 1, {tmp_path / 'b.png'})" in text
     assert str(tmp_path / "c.png") in text
 
     content["annotations"].pop()

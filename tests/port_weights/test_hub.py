@@ -77,9 +77,9 @@ def test_what_was_fetched_is_read_without_network(cached, hf_folder, revision):
 
 
 def test_what_was_not_fetched(offline, cached):
-    with pytest.raises(ValueError, match=r"^somebody/detr: .*the hub did not give it"):
+    with pytest.raises(ValueError, match=r"^somebody/detr: .*the hub's cache does not hold it"):
         load_model(ID, revision="other")
-    message = "^facebook/detr-none: no such file or folder here, and the hub did not give it as a model"
+    message = "^facebook/detr-none: there is no such file or folder here, the hub's cache does not hold it"
     with pytest.raises(ValueError, match=message):
         load_model("facebook/detr-none")
 

@@ -14,6 +14,7 @@ import sys
 
 from tfdetr_keras import __version__
 from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
+from tfdetr_keras.cli.grammar import Parser
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
@@ -37,9 +38,9 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Makes the command line's grammar."""
-    top = argparse.ArgumentParser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
+    top = Parser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions that count and exit")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (demo, inspect_data, train, resume, evaluate, predict, app, export):
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         standard_error.configure(whole_process=arguments is None)
         return options.run(options)
     except (OSError, ValueError) as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        message = options.parser.in_options(str(error))
+    except KeyboardInterrupt as stop:  # with how to go on, from a command that can
+        print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if not _is_tensorflow_error(error):

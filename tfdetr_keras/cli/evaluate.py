@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdetr_keras.atomic import write_text
+from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
@@ -168,15 +168,17 @@ def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, options: arg
     from tfdetr_keras import data
     from tfdetr_keras.evaluation import write_coco_results
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    written = ["metrics.json"]
-    if evaluator is not None:
-        is_coco = options.data in ("coco", "coco-panoptic") and options.category_ids != "original"
-        category_ids = data.coco_category_ids(options.annotations) if is_coco else None
-        write_coco_results(evaluator.detections, options.out / "detections.json", category_ids)
-        written.append("detections.json")
-        if evaluator.masks:
-            write_coco_results(evaluator.detections, options.out / "segmentations.json", category_ids, "segm")
-            written.append("segmentations.json")
-    return written
+    written: list[str] = []
+    with made_folder(options.out):
+        if evaluator is not None:
+            is_coco = options.data in ("coco", "coco-panoptic") and options.category_ids != "original"
+            category_ids = data.coco_category_ids(options.annotations) if is_coco else None
+            with whole_file(options.out / "detections.json") as partial:
+                write_coco_results(evaluator.detections, partial, category_ids)
+            written.append("detections.json")
+            if evaluator.masks:
+                with whole_file(options.out / "segmentations.json") as partial:
+                    write_coco_results(evaluator.detections, partial, category_ids, "segm")
+                written.append("segmentations.json")
+        write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return ["metrics.json", *written]

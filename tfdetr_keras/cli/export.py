@@ -16,6 +16,7 @@ EXAMPLES = """examples:
 """
 CARD = ("repository", "dataset", "license")  # options of the model card
 OF_ONE_FORMAT = {"precision": "litert"} | dict.fromkeys(CARD, "hub")
+OTHER_NAMES = {"tflite": "litert", "tf": "saved-model", "saved_model": "saved-model", "savedmodel": "saved-model"}
 FORMATS = ("saved-model", "onnx", "litert", "keras", "hub")
 
 
@@ -31,7 +32,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command, batches=False)
-    command.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    command.add_argument("--format", required=True, type=_format, choices=FORMATS, help="what to write")
     command.add_argument("--out", required=True, type=Path, metavar="PATH", help="the folder or file to write")
     command.add_argument(
         "--precision",
@@ -44,6 +45,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     card.add_argument("--dataset", metavar="NAME", help="what the data is called; owner/name is linked to")
     card.add_argument("--license", metavar="NAME", help="of the model, as the hub spells it: apache-2.0, mit, …")
     command.set_defaults(run=run)
+
+
+def _format(text: str) -> str:
+    """The format that a text names, also by another of its names."""
+    return OTHER_NAMES.get(text.lower(), text.lower())
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tfdetr_keras.atomic import made_folder, whole_file
 from tfdetr_keras.cli.data_options import (
     add_batch_options,
     add_source_options,
@@ -56,7 +57,6 @@ def run(options: argparse.Namespace) -> int:
     from tfdetr_keras import data, visualize
     from tfdetr_keras.data.record import reader_of
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     dataset, class_names = read_source(options)
     # Repeated, so that a set smaller than a batch can be looked at, too; evaluation keeps its last, smaller batch.
     batches = data.prepare(dataset, training=options.training, repeat=options.training, **batch_arguments(options))
@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if batch is None:
         raise ValueError("the set is empty: it has no record that could be read")
     # The picture first: counting a large set takes minutes.
-    visualize.show_batch(batch, class_names, options.out)
+    with made_folder(options.out.parent), whole_file(options.out) as partial:
+        visualize.show_batch(batch, class_names, partial)
     print(f"wrote {options.out}", flush=True)
     reader = reader_of(dataset)
     total = -1 if reader is None else int(reader.entries.cardinality())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfdetr_keras.atomic import write_text
+from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
+
+if TYPE_CHECKING:
+    from tfdetr_keras.models import DETR
 
 EXAMPLES = """examples:
   tfdetr predict photo.jpg --model run
@@ -44,33 +48,60 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be at least 0 and below 1, not {options.threshold}")
     check_model(options)
-    from tfdetr_keras import data, visualize
-    from tfdetr_keras.data.images import decode_image
-    from tfdetr_keras.data.segmentations import run_lengths
-    from tfdetr_keras.inference import detect
-    from tfdetr_keras.segments import lay_masks
+    from tfdetr_keras import data
+    from tfdetr_keras.data.images import read_pixels, upright_size
 
     records, paths = data.load_images(options.images)
+    for path in paths:
+        if upright_size(path) is None:
+            read_pixels(path)  # says what is wrong, before anything is written
     model = read_model(options)
-    names = model.id2label
-    options.out.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
-    with Counter("looked at", len(paths)) as counter:
-        for image in detect(model, records, threshold=options.threshold, **input_arguments(options)):
-            path = paths[image["image_id"]]
-            picture = options.out / f"{image['image_id']:0{len(str(len(paths)))}d}-{path.stem}.png"
-            pixels = decode_image(path.read_bytes())
-            rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
-            detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
-            if "masks" in image:
-                visualize.draw_segments([pixels], [lay_masks(image)], names, picture)
-                for detection, lengths in zip(detections, run_lengths(image["masks"]), strict=True):
-                    detection["segmentation"] = lengths | {"counts": lengths["counts"].decode()}
-            else:
-                visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=options.threshold)
-            found.append({"file": str(path), "picture": picture.name, "detections": detections})
-            counter.show(len(found))
-    write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
+    with made_folder(options.out):
+        found = _draw_all(model, records, paths, options)
+        write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
     total = sum(len(image["detections"]) for image in found)
     print(f"found {total} objects in {len(found)} images; wrote pictures and detections.json to {options.out}")
     return 0
+
+
+def _draw_all(model: DETR, records: Any, paths: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Draws what the model finds in each image; gives it as detections.json has it. An error leaves no new picture."""
+    from tfdetr_keras.inference import detect
+
+    found: list[dict[str, Any]] = []
+    new: list[Path] = []
+    try:
+        with Counter("looked at", len(paths)) as counter:
+            for image in detect(model, records, threshold=options.threshold, **input_arguments(options)):
+                path = paths[image["image_id"]]
+                picture = options.out / f"{image['image_id']:0{len(str(len(paths)))}d}-{path.stem}.png"
+                new += [] if picture.exists() else [picture]
+                with whole_file(picture) as partial:
+                    detections = _draw(model, image, path, partial, options.threshold)
+                found.append({"file": str(path), "picture": picture.name, "detections": detections})
+                counter.show(len(found))
+    except Exception:
+        for picture in new:
+            picture.unlink(missing_ok=True)
+        raise
+    return found
+
+
+def _draw(model: DETR, image: dict[str, Any], path: Path, picture: Path, threshold: float) -> list[dict[str, Any]]:
+    """Draws what was found in an image; gives it as detections.json has it."""
+    from tfdetr_keras import visualize
+    from tfdetr_keras.data.images import decode_image
+    from tfdetr_keras.data.segmentations import run_lengths
+    from tfdetr_keras.segments import lay_masks
+
+    names = model.id2label
+    pixels = decode_image(path.read_bytes())
+    rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
+    detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
+    if "masks" in image:
+        visualize.draw_segments([pixels], [lay_masks(image)], names, picture)
+        for detection, lengths in zip(detections, run_lengths(image["masks"]), strict=True):
+            detection["segmentation"] = lengths | {"counts": lengths["counts"].decode()}
+    else:
+        visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=threshold)
+    return detections

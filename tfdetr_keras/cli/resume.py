@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tfdetr_keras.cli.model_options import check_run
-from tfdetr_keras.cli.train import read_run_data, say_result
+from tfdetr_keras.cli.train import read_run_data, say_result, told_how_to_go_on
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +32,10 @@ def run(options: argparse.Namespace) -> int:
     check_run(options.folder)
     from tfdetr_keras.training import RunFolder, fit_detector
 
-    config = RunFolder(options.folder).config()
+    run_folder = RunFolder(options.folder)
+    config = run_folder.config()
+    if not run_folder.has_epochs():
+        raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
     if config["data"] is None:
         raise ValueError(
             f"{options.folder} was trained from Python, and only the program knows its data: call td.fit_detector "
@@ -40,8 +43,9 @@ def run(options: argparse.Namespace) -> int:
         )
     settings = config["settings"] | ({} if options.epochs is None else {"epochs": options.epochs})
     (records, names), validation = read_run_data(config["data"])
-    run_folder = fit_detector(
-        records, names, options.folder, validation, config["source"], resume=True, data=config["data"], **settings
-    )
+    with told_how_to_go_on(options.folder):
+        run_folder = fit_detector(
+            records, names, options.folder, validation, config["source"], resume=True, data=config["data"], **settings
+        )
     say_result(run_folder)
     return 0

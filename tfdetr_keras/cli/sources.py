@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,17 +116,21 @@ def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict
     if given.get("masks") and "masks" not in kind.takes:
         having = ", ".join(name for name, other in KINDS.items() if "masks" in other.takes)
         raise ValueError(f"data of the kind {data} has no masks; of the kinds here these have: {having}")
-    if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
+    if missing := [f"{_option(name)} ({what})" for name, what in kind.needs.items() if name not in given]:
         raise ValueError(f"data of the kind {data} needs {' and '.join(missing)}")
     if unused := [name for name in given if name not in kind.needs and name not in kind.takes]:
-        allowed = ", ".join((*kind.needs, *kind.takes))
-        raise ValueError(f"data of the kind {data} does not use {', '.join(unused)}, only {allowed}")
+        allowed = ", ".join(map(_option, (*kind.needs, *kind.takes)))
+        raise ValueError(f"data of the kind {data} does not use {', '.join(map(_option, unused))}, only {allowed}")
     for names, noun, is_there in ((kind.files, "file", Path.is_file), (kind.folders, "folder", Path.is_dir)):
         for name in names:
             if name in given and not is_there(path := Path(given[name])):
                 other = f"{path} is no {noun}" if path.exists() else f"there is no {noun} {path}"
-                raise ValueError(f"{name}: {other}")
+                raise ValueError(f"{_option(name)}: {other}")
     return given
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -200,7 +205,18 @@ def _read_shapes(
     from tfdetr_keras.data import load_shapes
 
     classes = {} if class_names is None else {"classes": class_names}
-    return load_shapes(count, drawn_seed, size=drawn_size, **classes)
+    try:
+        return load_shapes(count, drawn_seed, size=drawn_size, **classes)
+    except ValueError as error:
+        message = str(error)
+        for name, option in (
+            ("count", "--count"),
+            ("size", "--drawn-size"),
+            ("seed", "--drawn-seed"),
+            ("classes", "--class-names"),
+        ):
+            message = re.sub(rf"^{name}(?= must )", option, message)
+        raise ValueError(message) from error
 
 
 KINDS = {

@@ -27,8 +27,17 @@ _NOTE = re.compile(
     rb"|WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR"
     rb"|To enable the following instructions: "
 )
-# Logged as errors on machines with which nothing is wrong: one without a GPU, and one with several CUDA plugins.
-_FALSE_ALARM = re.compile(rb"failed call to cuInit: |Unable to register cu\w+ factory: ")
+# Logged as errors on machines with which nothing is wrong: one without a GPU, one with several CUDA plugins, and one
+# whose processor is older.
+_FALSE_ALARM = re.compile(
+    rb"failed call to cuInit: |Unable to register cu\w+ factory: "
+    rb"|oneDNN supports DT_INT64 only on platforms with AVX-512"
+)
+# What goes on with a note: where in a graph, or the traceback of a Python function that TensorFlow called. The error
+# itself is raised, and told, as a Python exception.
+_CONTINUED = re.compile(
+    rb"\s|$|Traceback \(most recent call last\):|(\w+\.)*\w*(Error|Exception|Iteration|Interrupt)\b|\[\[|\{\{"
+)
 _LAST_WORDS = 1.0  # seconds that the end of the program waits for the child
 
 
@@ -74,6 +83,18 @@ def is_note(line: bytes) -> bool:
     return bool(_NOTE.match(line) or _FALSE_ALARM.search(line))
 
 
+class Filter:
+    """Tells, line after line, which are no notes, nor the further lines of one."""
+
+    def __init__(self) -> None:
+        self._in_note = False
+
+    def __call__(self, line: bytes) -> bool:
+        """Returns whether to show the next line."""
+        self._in_note = is_note(line) or (self._in_note and bool(_CONTINUED.match(line)))
+        return not self._in_note
+
+
 def _filter_descriptor() -> None:
     """Lets a child process filter what is written to file descriptor 2, and `sys.stderr` pass it by."""
     if not hasattr(os, "fork"):  # Windows
@@ -103,13 +124,13 @@ def _pass_on(reading: int, terminal: int) -> None:
     # Descriptors of the parent's that are not its own, such as a pipe that its reader waits to see closed.
     os.dup2(terminal, 2)
     os.dup2(terminal, 1)
-    begun = b""
+    begun, wanted = b"", Filter()
     while chunk := os.read(reading, 1 << 16):
         *lines, begun = (begun + chunk).split(b"\n")
-        shown = b"".join(line + b"\n" for line in lines if not is_note(line))
+        shown = b"".join(line + b"\n" for line in lines if wanted(line))
         with contextlib.suppress(OSError):  # nobody reads it any more
             os.write(terminal, shown)
-    if begun and not is_note(begun):
+    if begun and wanted(begun):
         with contextlib.suppress(OSError):
             os.write(terminal, begun)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,16 @@ from tfdetr_keras.cli.sources import Loaded, check_source, load_source
 from tfdetr_keras.training.settings import Settings
 
 DEFAULTS = Settings()
+# The options of the validation images, by the argument that differs from the training images'.
+VALIDATION = {
+    "annotations": "--val-annotations",
+    "images": "--val-images",
+    "segments": "--val-segments",
+    "split": "--val-name",
+    "image_set": "--val-image-set",
+    "drawn_seed": "--val-drawn-seed",
+    "count": "--val-count",
+}
 
 EXAMPLES = """examples:
   tfdetr train --data shapes --from detr-tiny --size 96 128 --epochs 3 --val-split 0.2 --out run
@@ -140,35 +153,57 @@ def run(options: argparse.Namespace) -> int:
         "cache": options.cache,
     }
     recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
-    for described in filter(None, (description["training"], description["validation"])):
-        check_source(**described)
+    Settings.of(recipe | batch_arguments(options))
+    check_source(**description["training"])
+    if description["validation"] is not None:
+        with named_as_validation():
+            check_source(**description["validation"])
+    if options.val_split is not None:
+        _check_share(options.val_split)
     check_weights(options.source)
     from tfdetr_keras.training import fit_detector
 
     (records, names), validation = read_run_data(description)
-    run_folder = fit_detector(
-        records, names, options.out, validation, options.source, data=description, **recipe | batch_arguments(options)
-    )
+    with told_how_to_go_on(options.out):
+        run_folder = fit_detector(
+            records,
+            names,
+            options.out,
+            validation,
+            options.source,
+            data=description,
+            **recipe | batch_arguments(options),
+        )
     say_result(run_folder)
     return 0
 
 
+@contextlib.contextmanager
+def told_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, how to go on with a run.
+
+    Raises:
+        KeyboardInterrupt: the same, with a message.
+    """
+    from tfdetr_keras.training import RunFolder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if RunFolder(folder).state_path().exists():
+            raise KeyboardInterrupt(f"go on with: tfdetr resume {folder}") from None
+        raise KeyboardInterrupt("no epoch was finished, and nothing is left of it") from None
+
+
 def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
     """The training set's arguments with those that differ; None where there is no other set."""
-    changes = {
-        "annotations": options.val_annotations,
-        "images": options.val_images,
-        "segments": options.val_segments,
-        "split": options.val_name,
-        "image_set": options.val_image_set,
-        "drawn_seed": options.val_drawn_seed,
-        "count": options.val_count,
-    }
+    changes = {name: getattr(options, option[2:].replace("-", "_")) for name, option in VALIDATION.items()}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         return None
     if options.val_split is not None:
-        raise ValueError(f"--val-split takes its images from the training set: leave {', '.join(given)} away")
+        others = ", ".join(VALIDATION[name] for name in given)
+        raise ValueError(f"--val-split takes its images from the training set: leave {others} away")
     if set(given) <= {"images", "segments", "count"} and options.data != "voc":
         raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
     return source_arguments(options) | given
@@ -188,9 +223,11 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
     records, names = load_source(**description["training"])
     validation = None
     if description["val_split"] is not None:
+        _check_share(description["val_split"])
         records, validation = data.split(records, description["val_split"], description["split_seed"])
     elif description["validation"] is not None:
-        validation, validation_names = load_source(**description["validation"])
+        with named_as_validation():
+            validation, validation_names = load_source(**description["validation"])
         if validation_names != names:
             raise ValueError(
                 f"the validation set has other classes than the training set: {', '.join(validation_names)} and "
@@ -199,6 +236,29 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
     if description["cache"]:
         records, validation = records.cache(), validation and validation.cache()
     return (records, names), validation
+
+
+def _check_share(share: float) -> None:
+    """Refuses what is no share, e.g. 20 for 20 %."""
+    if not 0 < share < 1:
+        meant = f", so write {share / 100:g}" if 1 <= share < 100 else ""
+        raise ValueError(f"--val-split is a share between 0 and 1, not {share:g}: 20 % is 0.2{meant}")
+
+
+@contextlib.contextmanager
+def named_as_validation() -> Iterator[None]:
+    """Puts the options of the validation images into an error that names those of the training images.
+
+    Raises:
+        ValueError: the same, with other names.
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, option in VALIDATION.items():
+            message = re.sub(rf"--{name.replace('_', '-')}(?![\w-])|(?<![\w-]){name}(?= must )", option, message)
+        raise ValueError(message) from error
 
 
 def say_result(run_folder: Any) -> None:

@@ -13,7 +13,8 @@ import tensorflow as tf
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.canvas import canvas_painter
 from tfdetr_keras.data.checks import refuse_empty
-from tfdetr_keras.data.record import Record
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.sizes import smallest_bucket
 
 Batch = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]
@@ -65,7 +66,7 @@ def pad_batches(
     """
     canvases = _canvases(pad_to)
     if canvases or max_boxes is not None:
-        examples = examples.map(lambda inputs, targets: _check_fits(inputs, targets, canvases, max_boxes))
+        examples = _checked_to_fit(examples, canvases, max_boxes)
     if len(canvases) < 2:
         height, width = canvases[0] if canvases else (None, None)
         batches = _padded(examples, batch_size, height, width, max_boxes, drop_remainder)
@@ -105,8 +106,8 @@ def _no_batch(batch_size: int, canvases: Sequence[Canvas]) -> str:
     return (
         f"the epoch has no batch of {batch_size} images: there are not so many "
         f"{f'for any of the {len(canvases)} canvases of pad_to' if several else 'that can be read'}, and incomplete "
-        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or set "
-        "repeat=True, with which they are filled up in the next epoch"
+        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or let "
+        "td.data.prepare fill them up in the next epoch, with repeat=True"
     )
 
 
@@ -123,27 +124,39 @@ def _canvases(pad_to: Canvas | Sequence[Canvas] | None) -> list[Canvas]:
     return [(height, width) for height, width in sides]
 
 
-def _check_fits(
-    inputs: dict[str, tf.Tensor],
-    targets: dict[str, tf.Tensor],
-    canvases: Sequence[Canvas],
-    max_boxes: int | None,
-) -> Batch:
+def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_boxes: int | None) -> tf.data.Dataset:
     """Stops at an image that is larger than every canvas or has more objects than there are rows."""
-    text = tf.strings.as_string
-    size, objects, checks = inputs["size"], tf.size(targets["labels"]), []
-    if canvases:
-        allowed = ", ".join(f"{height} x {width}" for height, width in canvases)
-        message = [" is ", text(size[0]), " x ", text(size[1]), f" after the resize, larger than pad_to = {allowed}: "]
-        message.append("make pad_to larger or size smaller")
-        checks.append((tf.reduce_any(tf.reduce_all(size <= tf.constant(canvases), axis=1)), message))
-    if max_boxes is not None:
-        checks.append((objects <= max_boxes, [" has ", text(objects), f" objects, more than max_boxes = {max_boxes}"]))
-    name = ["image ", text(targets["image_id"])]
-    with tf.control_dependencies(
-        [tf.debugging.Assert(fits, [tf.strings.join(name + message)]) for fits, message in checks]
-    ):
-        return tf.nest.map_structure(tf.identity, (inputs, targets))
+
+    def refuse(image_id: np.int64, size: np.ndarray, objects: np.int32, fits_canvas: np.bool_) -> np.int32:
+        name = name_of(examples, int(image_id))
+        if not fits_canvas:
+            allowed = ", ".join(f"{height} x {width}" for height, width in canvases)
+            raise ValueError(
+                f"{name} is {size[0]} x {size[1]} after the resize, larger than pad_to = {allowed}: "
+                "make pad_to larger or size smaller"
+            )
+        raise ValueError(
+            f"{name} has {objects} objects, more than max_boxes = {max_boxes}: make it at least that of the "
+            "fullest image, which td.data.summarize and tfdetr inspect-data count, or leave it away"
+        )
+
+    @tf.autograph.experimental.do_not_convert
+    def check(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
+        size, objects = inputs["size"], tf.size(targets["labels"])
+        fits_canvas = fits_rows = tf.constant(True)
+        if canvases:
+            fits_canvas = tf.reduce_any(tf.reduce_all(size <= tf.constant(canvases), axis=1))
+        if max_boxes is not None:
+            fits_rows = objects <= max_boxes
+        checked = tf.cond(
+            fits_canvas & fits_rows,
+            lambda: tf.constant(0),
+            lambda: host_function(refuse, [targets["image_id"], size, objects, fits_canvas], tf.int32),
+        )
+        with tf.control_dependencies([checked]):
+            return tf.nest.map_structure(tf.identity, (inputs, targets))
+
+    return examples.map(check)
 
 
 def _padded(

@@ -7,13 +7,13 @@ before the model sees them, batch by batch.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import file_of
 from tfdetr_keras.targets import dense_targets, validate_targets
 
 # What TensorFlow makes of a ValueError raised in a `numpy_function`, and of a failed `tf.debugging.Assert`.
@@ -41,6 +41,11 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
         tf.errors.InvalidArgumentError: while iterating; inside `readable_errors` a `ValueError`.
     """
 
+    def check_targets(labels: np.ndarray, boxes: np.ndarray, image_ids: np.ndarray | None = None) -> np.int32:
+        ids = None if image_ids is None else image_ids.tolist()
+        validate_targets(labels, boxes, num_classes, ids, lambda image_id: file_of(dataset, image_id))
+        return np.int32(0)
+
     @tf.autograph.experimental.do_not_convert
     def check(*element: Any) -> Any:
         element = (element[0], *(dense_targets(part) for part in element[1:2]), *element[2:])
@@ -52,7 +57,7 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
         if isinstance(targets, dict) and {"labels", "boxes"} <= set(targets):
             tensors = [targets["labels"], targets["boxes"]]
             tensors += [targets["image_id"]] if "image_id" in targets else []
-            checks.append(host_function(partial(_check_targets, num_classes), tensors, tf.int32))
+            checks.append(host_function(check_targets, tensors, tf.int32))
         with tf.control_dependencies(checks):
             element = tf.nest.map_structure(tf.identity, element)
         return element if len(element) > 1 else element[0]
@@ -119,11 +124,4 @@ def _check_shapes(values: np.ndarray, mask: np.ndarray) -> np.int32:
             f"pixel_values is (batch, height, width, channels) = {tuple(values.tolist())} but pixel_mask "
             f"(batch, height, width) = {tuple(mask.tolist())}: the mask must have the images' batch, height and width"
         )
-    return np.int32(0)
-
-
-def _check_targets(
-    num_classes: int, labels: np.ndarray, boxes: np.ndarray, image_ids: np.ndarray | None = None
-) -> np.int32:
-    validate_targets(labels, boxes, num_classes, image_ids=None if image_ids is None else image_ids.tolist())
     return np.int32(0)

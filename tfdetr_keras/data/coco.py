@@ -16,6 +16,7 @@ from tfdetr_keras.data.coco_json import (
     image_files,
     label_table,
     missing_keys,
+    named_image,
     object_fault,
     read_coco_json,
 )
@@ -99,7 +100,9 @@ def _objects(
             complaint = segmentation_complaint(segmentation, *size)
             fault = (FAULTY_ANNOTATIONS, complaint) if complaint else None
         if fault:
-            owner = f" (image {entry['image_id']!r})" if isinstance(entry, dict) and "image_id" in entry else ""
+            owner = ""
+            if isinstance(entry, dict) and "image_id" in entry:
+                owner = f" ({named_image(entry['image_id'], place_of, files)})"
             border.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
             continue
         if entry.get("id") is not None:
@@ -112,7 +115,8 @@ def _objects(
     label = np.array([labels[entry["category_id"]] for _, entry in sound], np.int64)
 
     def describe(row: int) -> str:
-        return f"{source}: annotations[{sound[row][0]}] (image {sound[row][1]['image_id']})"
+        number, entry = sound[row]
+        return f"{source}: annotations[{number}] ({named_image(entry['image_id'], place_of, files)})"
 
     corners, kept = border.admit_boxes(to_xyxy(boxes, "xywh"), label, files.sizes[image], None, describe)
     areas = [

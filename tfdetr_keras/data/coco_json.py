@@ -109,6 +109,12 @@ def image_fault(entry: dict[str, Any], place_of: dict[int, int]) -> Fault | None
     return _reference_fault("image", entry["image_id"], place_of, UNKNOWN_IMAGES)
 
 
+def named_image(image_id: Any, place_of: dict[int, int], files: ImageFiles) -> str:
+    """What messages call the image of an annotation: by its id, and by its file where the id is one of the set's."""
+    known = is_number(image_id) and image_id in place_of
+    return f"image {image_id!r}" + (f", {files.paths[place_of[image_id]]}" if known else "")
+
+
 def object_fault(entry: dict[str, Any], labels: dict[int, int], seen: dict[Any, int], part: str) -> Fault | None:
     """What is wrong with an object's entry; None if nothing is, but for its box's sides.
 

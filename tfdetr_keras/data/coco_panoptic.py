@@ -1,5 +1,6 @@
 """Reads COCO's panoptic format: images, a PNG file of segments for each, and one JSON file of what the segments are."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,7 @@ from tfdetr_keras.data.coco_json import (
     image_files,
     label_table,
     missing_keys,
+    named_image,
     object_fault,
     read_coco_json,
 )
@@ -144,13 +146,13 @@ def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, bor
             continue
         owner = ""
         if isinstance(entry, dict) and "image_id" in entry:
-            owner = f" (image {entry['image_id']!r})"
+            owner = f" ({named_image(entry['image_id'], place_of, files)})"
             if image_fault(entry, place_of) is None:
                 refused.add(place_of[entry["image_id"]])
         border.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
     for place, image_id in enumerate(files.image_ids.tolist()):
         if place not in found and place not in refused:
-            border.refuse(WITHOUT_ANNOTATION, f"{source}: image {image_id} has no annotation")
+            border.refuse(WITHOUT_ANNOTATION, f"{source}: {named_image(image_id, place_of, files)} has no annotation")
     missing = [place for place, entry in sorted(found.items()) if not entry.path.is_file()]
     remedy = f"{len(missing)} of {len(found)} segment files are missing: is the folder right?"
     for place in missing:
@@ -186,7 +188,7 @@ def _objects(
 
     def name(place: int, number: int) -> str:
         row = f"annotations[{maps[place].row}].segments_info[{number}]"
-        return f"{source}: {row} (image {files.image_ids[place]})"
+        return f"{source}: {row} (image {files.image_ids[place]}, {files.paths[place]})"
 
     for place, found in enumerate(maps):
         seen: dict[Any, int] = {}
@@ -295,7 +297,7 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
         record |= {"masks": masks, "boxes": boxes, "area": area}
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
-    return Reader(reader.entries, read, reader.border, reader.entries_are_small)
+    return dataclasses.replace(reader, read=read)
 
 
 def _extent(mask: np.ndarray) -> list[int]:

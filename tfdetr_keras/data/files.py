@@ -158,7 +158,15 @@ def read_files(
             record["masks"] = host_function(masks, inputs, tf.bool)
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
-    return Reader(tf.data.Dataset.from_tensor_slices(entries), read, border, entries_are_small=True).dataset()
+    image_ids, stored = entries["image_id"], entries["path"]
+
+    def file_of(image_id: int) -> str | None:
+        places = np.flatnonzero(image_ids == image_id)
+        return _printable(stored.numpy()[places[0]]) if len(places) else None
+
+    return Reader(
+        tf.data.Dataset.from_tensor_slices(entries), read, border, entries_are_small=True, file_of=file_of
+    ).dataset()
 
 
 def ids_of_names(names: Sequence[str]) -> np.ndarray:

@@ -3,9 +3,13 @@
 `tf.data` runs ahead of the reader in threads of its own. A thread that asks for the interpreter while this shuts down
 never comes back, and an iterator that is alive by then (after Ctrl-C, say) waits for it forever. So at exit the
 functions refuse to work, which brings every pipeline to a halt, and the exit waits until the last call is over.
+
+They refuse with `StopIteration`: of any other exception TensorFlow logs the traceback, once for each call that was
+still to come, behind the one line that said why the program ends.
 """
 
 import atexit
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -34,7 +38,7 @@ def host_function(function: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) 
     def call(*arrays: Any) -> Any:
         _state.last_call = time.monotonic()
         if _state.ending:
-            raise RuntimeError("the process is ending")
+            raise StopIteration
         return function(*arrays)
 
     return tf.numpy_function(call, inputs, dtypes)
@@ -47,4 +51,5 @@ def _halt_pipelines() -> None:
     _state.ending = True
     _state.last_call = time.monotonic()
     while time.monotonic() - _state.last_call < QUIET_SECONDS:
-        time.sleep(QUIET_SECONDS / 10)
+        with contextlib.suppress(KeyboardInterrupt):  # of somebody who presses Ctrl-C twice
+            time.sleep(QUIET_SECONDS / 10)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import IMAGE_SUFFIXES, UNKNOWN_SIZE, ImageFiles, Objects, files_below, read_files
-from tfdetr_keras.data.record import RECORD_SPEC
+from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
+from tfdetr_keras.models.spelling import did_you_mean
+
+MOST_NAMED = 8  # suffixes of other files in a message
 
 
 def load_images(
@@ -31,29 +34,50 @@ def load_images(
     Raises:
         ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
     """
+    sources = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     paths: list[Path] = []
-    for source in map(Path, [sources] if isinstance(sources, (str, Path)) else sources):
+    others: list[Path] = []
+    for source in sources:
         if source.is_dir():
-            paths += sorted(path for path in files_below(source) if path.suffix.lower() in IMAGE_SUFFIXES)
+            files = list(files_below(source))
+            images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+            paths += sorted(images)
+            others += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
         elif source.is_file():
             paths.append(source)
         else:
-            raise ValueError(f"there is no image or folder {source}")
+            raise ValueError(f"there is no image or folder {source}{_remedy(source)}")
     if not paths:
-        raise ValueError(f"there is no image in {sources}; images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        suffixes = sorted({path.suffix or path.name for path in others})
+        held = f"other files ({', '.join(suffixes[:MOST_NAMED])})" if others else "nothing"
+        raise ValueError(
+            f"there is no image in {', '.join(map(str, sources)) or 'an empty list of files'}, which holds {held}; "
+            f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     files = ImageFiles(paths, np.arange(len(paths)), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
     nothing = np.zeros(0, np.int64)
     objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(np.float32))
     return read_files(files, objects, Border(on_error)), paths
 
 
+def _remedy(source: Path) -> str:
+    """What may have gone wrong with a name of which there is nothing."""
+    if any(character in str(source) for character in "*?["):
+        return ": nothing matches the pattern, or it stands in quotes, in which the shell leaves it as it is"
+    return did_you_mean(source.name, os.listdir(source.parent)) if source.parent.is_dir() else ""
+
+
 def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
     """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
-    return tf.data.Dataset.from_generator(lambda: map(_record, itertools.count(), images), output_signature=RECORD_SPEC)
+    nothing = {
+        key: tf.zeros([side or 0 for side in spec.shape], spec.dtype)
+        for key, spec in RECORD_SPEC.items()
+        if key in OBJECT_KEYS
+    }
 
+    @tf.autograph.experimental.do_not_convert
+    def record(place: tf.Tensor) -> Record:
+        image = host_function(lambda place: images[int(place)], [place], tf.uint8)
+        return with_static_shapes(nothing | {"image": image, "image_id": place, "orig_size": tf.shape(image)[:2]})
 
-def _record(place: int, image: np.ndarray) -> dict[str, Any]:
-    """A record without objects."""
-    shapes = {key: tuple(side or 0 for side in spec.shape) for key, spec in RECORD_SPEC.items()}
-    nothing = {key: np.zeros(shapes[key], RECORD_SPEC[key].dtype.as_numpy_dtype) for key in RECORD_SPEC}
-    return nothing | {"image": image, "image_id": np.int64(place), "orig_size": np.array(image.shape[:2], np.int32)}
+    return tf.data.Dataset.range(len(images)).map(record)

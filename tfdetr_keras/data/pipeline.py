@@ -153,8 +153,10 @@ def _check_arguments(
     size_rule: str,
     box_reference: str,
 ) -> None:
-    if batch_size < 1 or (max_boxes is not None and max_boxes < 1):
-        raise ValueError(f"batch_size and max_boxes must be at least 1, not {batch_size} and {max_boxes}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if max_boxes is not None and max_boxes < 1:
+        raise ValueError(f"max_boxes must be at least 1, not {max_boxes}")
     if shuffle_buffer is not None and shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer must be at least 1, not {shuffle_buffer}")
     if not _is_pair(size) or not 1 <= size[0] <= size[1]:

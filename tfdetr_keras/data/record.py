@@ -17,7 +17,8 @@ Boxes lie inside their image and have an area. Annotations are checked where the
 that nothing behind it has to.
 
 A reader knows its records before their images are read: as entries, which are cheap to shuffle and to shard. It leaves
-them with its dataset, for `prepare`.
+them with its dataset, for `prepare`. It also knows their files: `file_of` and `name_of` ask for them, of whatever was
+made of its dataset since.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ class Reader:
         read: entry -> record with the key "readable", run in parallel.
         border: what happens to faulty data.
         entries_are_small: whether all entries can be held in memory to shuffle from: names, not pixels.
+        file_of: image id -> the image's file, or None where it is not known; None if no image has one.
     """
 
     entries: tf.data.Dataset
     read: Callable[[Any], Record]
     border: Border
     entries_are_small: bool
+    file_of: Callable[[int], str | None] | None = None
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
         """Reads entries, in parallel; unreadable ones are an error or left out, as the border has it.
@@ -88,7 +91,9 @@ class Reader:
         records = entries.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
         if self.border.on_error == "skip":
             records = records.filter(lambda *tag_and_record: tag_and_record[-1][READABLE])
-        return records.map(without_flag)
+        records = records.map(without_flag)
+        records.origin = self
+        return records
 
     def dataset(self) -> tf.data.Dataset:
         """The dataset of records that a reader returns: carries the reader, and its tally as `tally`."""
@@ -106,3 +111,51 @@ def tally_of(dataset: tf.data.Dataset) -> Tally | None:
     """What the reader of a dataset has left out so far; None if it is not a reader's."""
     reader = reader_of(dataset)
     return None if reader is None else reader.border.tally
+
+
+def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:
+    """The file of an image, by the readers that a dataset's elements come from.
+
+    Args:
+        dataset: of records or batches, whatever was done to them since they were read: split, shuffled, mapped, cached,
+            sharded, batched. Where images of several sets were joined, those of one id may be any of them.
+        image_id: of one of its images.
+
+    Returns:
+        The path as the reader has it, "a.jpg or b.jpg" of an id that several sets have, or None where it is not known:
+        of drawn shapes and images in memory, behind generators, of files with pixels and annotations together that do
+        not name the image, and, of such files, for images that were read long ago.
+    """
+    found = [reader.file_of(int(image_id)) for reader in _origins(dataset) if reader.file_of is not None]
+    return " or ".join(dict.fromkeys(file for file in found if file)) or None
+
+
+def name_of(dataset: tf.data.Dataset, image_id: int) -> str:
+    """What messages call an image: its file, where `file_of` knows it, and its id."""
+    file = file_of(dataset, image_id)
+    return f"image {image_id}" if file is None else f"{file} (image {image_id})"
+
+
+def _origins(dataset: tf.data.Dataset) -> list[Reader]:
+    """The readers that know the files of a dataset's images."""
+    found: list[Reader] = []
+    pending, seen = [dataset], set()
+    while pending:
+        one = pending.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        origin = getattr(one, "origin", None)
+        if origin is not None and origin.file_of is not None:
+            found.append(origin)
+        elif origin is not None:
+            pending.append(origin.entries)
+        else:
+            pending += _inputs(one)
+    return found
+
+
+def _inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """What a dataset was made of. TensorFlow has no public name for it; without, images are called by their ids."""
+    inputs = getattr(dataset, "_inputs", None)
+    return list(inputs()) if callable(inputs) else []

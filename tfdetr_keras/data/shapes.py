@@ -161,8 +161,10 @@ def load_shapes(
     unknown = [name for name in classes if name not in SHAPES]
     if unknown or not classes or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be different names out of {SHAPES}, not {tuple(classes)}")
-    if count < 1 or seed < 0:
-        raise ValueError(f"count must be at least 1 and seed at least 0, not {count} and {seed}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
     if not 16 <= size[0] <= size[1]:
         raise ValueError(f"size must be (smallest, largest) side with 16 <= smallest <= largest, not {tuple(size)}")
     drawn = ("image", "boxes", "labels", "area")

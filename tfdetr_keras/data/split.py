@@ -25,7 +25,7 @@ def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.dat
         ValueError: a share that is not between 0 and 1, fewer than two records, or a dataset that no reader made.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share must be between 0 and 1, not {share}")
+        raise ValueError(f"share must be between 0 and 1, not {share}: 20 % is 0.2")
     reader = reader_of(dataset)
     if reader is None:
         raise ValueError("the dataset must come straight from a reader, e.g. td.data.load_coco or td.data.from_dataset")

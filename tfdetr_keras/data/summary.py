@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
-from tfdetr_keras.data.record import Record, tally_of
+from tfdetr_keras.data.record import Record, name_of, tally_of
 
 # COCO's size classes: areas below, in pixels² of the image as it is stored.
 SIZE_CLASSES = {"small": 32**2, "medium": 96**2, "large": np.inf}
@@ -141,7 +141,8 @@ def summarize(
             labels, areas = record["labels"][single], record["area"][single]
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(counts):
                 raise ValueError(
-                    f"image {record['image_id']} has a label outside 0..{len(counts) - 1}: class_names must name all"
+                    f"{name_of(dataset, record['image_id'])} has a label outside 0..{len(counts) - 1}: class_names "
+                    "must name all"
                 )
             counts += np.bincount(labels, minlength=len(counts))
             small_to_large += np.bincount(_size_class(areas), minlength=len(SIZE_CLASSES))

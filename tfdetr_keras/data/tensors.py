@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with
 
 FAULTY_RECORDS = "records whose fields do not fit together"
 REQUIRED_FIELDS = ("image", "boxes", "labels")
-OPTIONAL_FIELDS = ("image_id", "size", "iscrowd", "area")
+OPTIONAL_FIELDS = ("image_id", "file_name", "size", "iscrowd", "area")
+MOST_FILES = 4096  # names of files that are kept for messages: of the records that were read last
 
 Fields = Mapping[str, str | Callable[[Any], tf.Tensor]]
 
@@ -35,12 +37,13 @@ def from_dataset(
     Args:
         dataset: of single images, not batched, in the same order each time: a fault is counted by its place.
         fields: where a record's parts are found in an element: `{"image": …, "boxes": …, "labels": …}`, optionally also
-            `"image_id"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested dicts, or a
-            function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the bytes of an
-            image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole numbers. The
-            size is the (height, width) that an image file's annotations are for, which tells whether they belong to the
-            pixels as stored or as turned upright; (0, 0) where it is not known, and then to the upright ones. An area
-            below 0 or not finite is one that is not known.
+            `"image_id"`, `"file_name"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested
+            dicts, or a function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the
+            bytes of an image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole
+            numbers. Messages call an image by its file's name; "" where it is not known. The size is the (height,
+            width) that an image file's annotations are for, which tells whether they belong to the pixels as stored or
+            as turned upright; (0, 0) where it is not known, and then to the upright ones. An area below 0 or not finite
+            is one that is not known.
         class_names: name of each label.
         box_format: "xyxy", "xywh", "cxcywh" or "yxyx".
         relative: whether boxes are relative to the image (0 .. 1) rather than in pixels.
@@ -65,21 +68,31 @@ def from_dataset(
         raise ValueError(f"fields must name {REQUIRED_FIELDS} and may name {OPTIONAL_FIELDS}, not {sorted(fields)}")
     if dataset.cardinality() == 0:
         raise ValueError("the set is empty: the dataset has no elements")
-    border, names = Border(on_error), list(class_names)
+    border, names, files = Border(on_error), list(class_names), _LatestFiles()
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
         found = {key: _of_kind(_dense(part_of(entry["element"], field), key), key) for key, field in fields.items()}
         image_id = tf.cast(found.get("image_id", entry["place"]), tf.int64)
-        name = _name(entry["place"], found.get("image_id"))
+        name = _name(entry["place"], found.get("image_id"), found.get("file_name"))
         image, readable = _pixels(found["image"], found.get("size"), name, border)
         size = tf.shape(image)[:2]
         labels = found["labels"]
-        tensors = [name, size, readable, found["boxes"], labels]
+        tensors = [name, image_id, found.get("file_name", ""), size, readable, found["boxes"], labels]
         tensors += [tf.cast(found["iscrowd"], tf.bool)] if "iscrowd" in found else []
         tensors += [tf.cast(found["area"], tf.float32)] if "area" in found else []
 
-        def admit(name: bytes, size: np.ndarray, readable: Any, boxes: np.ndarray, labels: Any, *more: Any) -> Any:
+        def admit(
+            name: bytes,
+            image_id: np.int64,
+            file_name: bytes,
+            size: np.ndarray,
+            readable: Any,
+            boxes: np.ndarray,
+            labels: Any,
+            *more: Any,
+        ) -> Any:
+            files.note(int(image_id), file_name)
             rest = list(more)
             columns = {"labels": labels}
             columns |= {key: rest.pop(0) for key in ("iscrowd", "area") if key in found}
@@ -100,7 +113,29 @@ def from_dataset(
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
     entries = dataset.enumerate().map(lambda place, element: {"place": place, "element": element})
-    return Reader(entries, read, border, entries_are_small=False).dataset(), names
+    return Reader(entries, read, border, entries_are_small=False, file_of=files.file_of).dataset(), names
+
+
+class _LatestFiles:
+    """The files of the images that were read last, by image id: only their records tell them, which go by."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def note(self, image_id: int, file_name: bytes) -> None:
+        """Keeps a name, if there is one; the oldest is forgotten where there are too many."""
+        if not file_name:
+            return
+        with self._lock:
+            self._files[image_id] = file_name.decode("utf-8", "backslashreplace")
+            if len(self._files) > MOST_FILES:
+                del self._files[next(iter(self._files))]
+
+    def file_of(self, image_id: int) -> str | None:
+        """The file of an image; None if it is not known, or not any more."""
+        with self._lock:
+            return self._files.get(image_id)
 
 
 def part_of(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
@@ -135,6 +170,7 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
         "boxes": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
         "labels": (field.dtype.is_integer or field.dtype == tf.string, "whole numbers or names"),
         "image_id": (field.dtype.is_integer, "whole numbers"),
+        "file_name": (field.dtype == tf.string, "texts"),
         "size": (field.dtype.is_integer, "whole numbers"),
         "iscrowd": (field.dtype.is_bool or field.dtype.is_integer, "true or false"),
         "area": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
@@ -144,10 +180,15 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
     return field
 
 
-def _name(place: tf.Tensor, image_id: tf.Tensor | None) -> tf.Tensor:
-    """What messages call a record: by its place too, as image ids may repeat."""
+def _name(place: tf.Tensor, image_id: tf.Tensor | None, file_name: tf.Tensor | None) -> tf.Tensor:
+    """What messages call a record: by its place too, as image ids may repeat, and by its file where that is told."""
     image = tf.strings.join(["image ", tf.strings.as_string(place if image_id is None else image_id)])
-    return image if image_id is None else tf.strings.join(["record ", tf.strings.as_string(place), " (", image, ")"])
+    record = tf.strings.join(["record ", tf.strings.as_string(place)])
+    named = image if image_id is None else tf.strings.join([record, " (", image, ")"])
+    if file_name is None:
+        return named
+    within = image if image_id is None else tf.strings.join([record, ", ", image])
+    return tf.where(file_name == "", named, tf.strings.join([file_name, " (", within, ")"]))
 
 
 def _pixels(image: tf.Tensor, size: tf.Tensor | None, name: tf.Tensor, border: Border) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,6 +16,7 @@ from tfdetr_keras.data.tensors import Fields, from_dataset, part_of
 # TensorFlow Datasets' names for object detection.
 FIELDS = {"image": "image", "boxes": "objects/bbox", "labels": "objects/label"}
 OPTIONAL_FIELDS = {"image_id": "image/id", "iscrowd": "objects/is_crowd", "area": "objects/area"}
+FILE_NAME = "image/filename"
 
 
 def load_tfds(
@@ -29,9 +30,9 @@ def load_tfds(
     Args:
         source: a builder whose data is prepared, or a dataset (not batched) of
             `{"image": …, "objects": {"bbox": …, "label": …}}` with boxes (ymin, xmin, ymax, xmax) relative to the
-            image; `"image/id"`, if it is a number, and the objects' `"is_crowd"` and `"area"` are used where they are
-            there. A builder's images are decoded here, in parallel; photographs stay as they are stored, as they do
-            where TensorFlow Datasets decodes them.
+            image; `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and `"image/filename"`, for
+            messages, are used where they are there. A builder's images are decoded here, in parallel; photographs stay
+            as they are stored, as they do where TensorFlow Datasets decodes them.
         split: of the builder, also in parts ("train[:10%]").
         class_names: name of each label; by default the builder's. A dataset does not know them.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
@@ -62,7 +63,11 @@ def load_tfds(
         )
     if class_names is None:
         raise ValueError(f"the set does not state its class names: {remedy}")
-    fields: Fields = FIELDS | {key: place for key, place in OPTIONAL_FIELDS.items() if _has_number(spec, place)}
+    fields: Fields = FIELDS | {
+        key: place for key, place in OPTIONAL_FIELDS.items() if _dtype(spec, place) not in (None, tf.string)
+    }
+    if _dtype(spec, FILE_NAME) == tf.string:
+        fields = {**fields, "file_name": FILE_NAME}
     if getattr(spec.get("image"), "dtype", None) == tf.string:
         fields = {**fields, "size": _stored_size}
     return from_dataset(dataset, fields, class_names, "yxyx", relative=True, on_error=on_error)
@@ -87,11 +92,12 @@ def _names_of(builder: Any) -> Sequence[str] | None:
     return getattr(objects["label"], "names", None) if "label" in objects else None
 
 
-def _has_number(spec: Any, place: str) -> bool:
+def _dtype(spec: Any, place: str) -> tf.DType | None:
+    """The dtype of a part of the elements; None where they have no such part."""
     try:
-        return part_of(spec, place).dtype != tf.string
+        return part_of(spec, place).dtype
     except ValueError:
-        return False
+        return None
 
 
 def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:

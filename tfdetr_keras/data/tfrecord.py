@@ -16,7 +16,7 @@ from PIL import Image
 
 from tfdetr_keras.data.border import OnError
 from tfdetr_keras.data.files import read_text
-from tfdetr_keras.data.record import Record
+from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.tensors import from_dataset
 
 LABEL_MAP = "label_map.pbtxt"
@@ -75,6 +75,10 @@ def write_tfrecord(
     with ExitStack() as stack:
         writers = [stack.enter_context(tf.io.TFRecordWriter(str(part))) for part in parts]
         for record in dataset.as_numpy_iterator():
+            labels = record["labels"]
+            if len(labels) and labels.max() >= len(class_names):
+                name = name_of(dataset, record["image_id"])
+                raise ValueError(f"{name} has the label {labels.max()}, which class_names does not name")
             writers[count % shards].write(_example(record, class_names).SerializeToString())
             count += 1
     for part, file in zip(parts, files, strict=True):
@@ -96,7 +100,7 @@ def load_tfrecord(
     `image/source_id` is the image id where it is a number; elsewhere this is −1 − the place in the set, which no number
     from 0 on is. `image/height` and `image/width` tell whether the boxes of a photograph belong to its pixels as stored
     or as turned upright; where they are not stated, to the upright ones. Where `image/object/is_crowd` and
-    `image/object/area` have a value per object, they are used.
+    `image/object/area` have a value per object, they are used. Messages call an image by its `image/filename`.
 
     Args:
         pattern: the files, "*" and "?" allowed, or a list of them; they are read one record from each in turn, from up
@@ -155,6 +159,7 @@ def _features() -> dict[str, Any]:
         "image/height": tf.io.FixedLenFeature((), tf.int64, 0),
         "image/width": tf.io.FixedLenFeature((), tf.int64, 0),
         "image/source_id": tf.io.FixedLenFeature((), tf.string, ""),
+        "image/filename": tf.io.FixedLenFeature((), tf.string, ""),
         "image/object/class/label": whole,
         "image/object/class/text": tf.io.RaggedFeature(tf.string),
         "image/object/is_crowd": whole,
@@ -183,6 +188,7 @@ def _element(place: tf.Tensor, example: tf.Tensor, ids: tf.Tensor, texts: tf.Ten
         "boxes": boxes,
         "labels": labels,
         "image_id": _image_id(parsed["image/source_id"], place),
+        "file_name": parsed["image/filename"],
         "iscrowd": column("image/object/is_crowd", tf.zeros_like(labels)),
         # −1: not known, left to `from_dataset`, which knows the image's size.
         "area": column("image/object/area", -tf.ones_like(labels, tf.float32)),
@@ -252,8 +258,6 @@ def _example(record: Record, class_names: Sequence[str]) -> tf.train.Example:
     image = record["image"]
     height, width = image.shape[:2]
     labels = record["labels"]
-    if len(labels) and labels.max() >= len(class_names):
-        raise ValueError(f"image {record['image_id']} has the label {labels.max()}, which class_names does not name")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     relative = record["boxes"] / np.array([width, height, width, height], np.float32)

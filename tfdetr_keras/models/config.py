@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tfdetr_keras.matcher import Classification
+from tfdetr_keras.models.spelling import did_you_mean
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
 MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
@@ -127,7 +128,10 @@ class DETRConfig:
         frozen = tuple(re.sub(r"^layer(?=\d)", "stage", name.strip()) for name in frozen if name.strip())
         for name in frozen:
             if name not in self.parts:
-                raise ValueError(f"frozen: {name!r} is no part of this model; there are {', '.join(self.parts)}")
+                raise ValueError(
+                    f"frozen: {name!r} is no part of this model; there are {', '.join(self.parts)}"
+                    f"{did_you_mean(name, self.parts)}"
+                )
         object.__setattr__(self, "frozen", frozen)
 
     @property

@@ -19,6 +19,7 @@ from tfdetr_keras.models.mlp import MLP
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 from tfdetr_keras.models.presets import PRESET_CRITERIA, PRESETS
+from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.replicas import number_of_replicas
@@ -149,7 +150,7 @@ class DETR(keras.Model):
             ValueError: an unknown name, or a field that does not exist or does not fit.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
         preset = PRESETS[name]
         if type(preset) is not cls.config_class:
             raise ValueError(f"the preset {name!r} is no {cls.__name__}, but of the family: td.from_preset makes it")

@@ -26,6 +26,8 @@ def checked(x: Any, y: Any = None, *, num_classes: int) -> Iterator[Any]:
 
     Raises:
         ValueError: what `validate_batch` finds, also when it comes out of TensorFlow as another error.
+        Exception: what a generator or a `PyDataset` itself raises, as it was: TensorFlow, which runs them in a thread
+            of its own, makes other errors of them.
     """
     if is_tf_dataset(x):
         from tfdetr_keras.data.checks import checked_dataset, readable_errors  # TensorFlow is there already
@@ -34,12 +36,37 @@ def checked(x: Any, y: Any = None, *, num_classes: int) -> Iterator[Any]:
             yield checked_dataset(x, num_classes)
         return
     if isinstance(x, keras.utils.PyDataset):
-        yield _CheckedPyDataset(x, num_classes)
+        dataset = _CheckedPyDataset(x, num_classes)
+        with _raised_as_they_were(dataset.errors):
+            yield dataset
     elif hasattr(x, "__next__"):
-        yield (_validated(batch, num_classes) for batch in x)
+        errors: list[Exception] = []
+        with _raised_as_they_were(errors):
+            yield _checked_batches(x, num_classes, errors)
     else:
         _validated((x, y) if y is not None else x, num_classes)
         yield x
+
+
+@contextlib.contextmanager
+def _raised_as_they_were(errors: list[Exception]) -> Iterator[None]:
+    """Raises the first of some errors in place of the one that was made of it."""
+    try:
+        yield
+    except Exception as error:
+        if not errors or error is errors[0]:
+            raise
+        raise errors[0] from None
+
+
+def _checked_batches(batches: Iterator[Any], num_classes: int, errors: list[Exception]) -> Iterator[Any]:
+    """The batches of a generator; an error is noted in `errors` and raised."""
+    try:
+        for batch in batches:
+            yield _validated(batch, num_classes)
+    except Exception as error:
+        errors.append(error)
+        raise
 
 
 def is_tf_dataset(x: Any) -> bool:
@@ -57,13 +84,18 @@ class _CheckedPyDataset(keras.utils.PyDataset):
     def __init__(self, dataset: keras.utils.PyDataset, num_classes: int) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
         self.dataset, self.num_classes = dataset, num_classes
+        self.errors: list[Exception] = []
 
     @property
     def num_batches(self) -> int | None:
         return self.dataset.num_batches
 
     def __getitem__(self, index: int) -> Any:
-        return _validated(self.dataset[index], self.num_classes)
+        try:
+            return _validated(self.dataset[index], self.num_classes)
+        except Exception as error:
+            self.errors.append(error)  # where workers are processes, it is known in one of them only
+            raise
 
     def on_epoch_begin(self) -> None:
         self.dataset.on_epoch_begin()

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tfdetr_keras.models.spelling import did_you_mean
+
+WEIGHT_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth", ".safetensors")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 BEST_OF_RUN = "best.keras"
 
@@ -13,6 +16,35 @@ BEST_OF_RUN = "best.keras"
 def packaged_checkpoints() -> dict[str, Path]:
     """Name → folder in Hugging Face's format of each checkpoint that comes with the package."""
     return {config.parent.name: config.parent for config in sorted(CHECKPOINTS.glob("*/config.json"))}
+
+
+def refuse_unknown_name(source: Any) -> None:
+    """Refuses a name that is that of nothing: neither a file, nor a hub id, nor a checkpoint of the package.
+
+    Raises:
+        ValueError: such a name, with the nearest ones; or that of an architecture, whose published weights are named.
+    """
+    from tfdetr_keras.models.presets import PRESETS, PUBLISHED  # which loads Keras
+
+    if not isinstance(source, (str, os.PathLike)) or os.path.exists(source):
+        return
+    name = str(source)
+    if "/" in name or os.sep in name or Path(name).suffix in WEIGHT_FILES or name in packaged_checkpoints():
+        return
+    if name in PRESETS:
+        published = [hub_id for hub_id, preset in PUBLISHED.items() if preset == name]
+        weights = f"its published weights are {' or '.join(published)}, " if published else ""
+        raise ValueError(
+            f"{name} is an architecture, of which the package has no weights: {weights}td.from_preset makes it with "
+            "random ones"
+        )
+    names = [*packaged_checkpoints(), *PUBLISHED]
+    near = did_you_mean(name, [*names, *PRESETS])
+    raise ValueError(
+        f"{name}: no such file or folder, nor the name of a checkpoint: expected {', '.join(names)} or another hub id "
+        "of the form owner/name, a folder with config.json and model.safetensors, a .safetensors, a .pth or a .keras "
+        f"file{near}"
+    )
 
 
 def find_source(source: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ class AveragePrecision(keras.callbacks.Callback):
     Attributes:
         metrics: of the last measurement, see `tfdetr_keras.evaluation.evaluate_detections`; also the AP of each class.
         evaluator: which has the last detections, to be written or drawn.
+        progress: called with the number of images measured so far; None, if nobody wants to know.
 
     Raises:
         ValueError: records without masks, where these are to be measured; while training: the model's classes are not
@@ -58,6 +59,7 @@ class AveragePrecision(keras.callbacks.Callback):
         self.evaluator = Evaluator(records, class_names, size, batch_size, pad_to, masks=masks)
         self.every, self.averaged = every, averaged
         self.metrics: dict[str, Any] = {}
+        self.progress: Callable[[int], None] | None = None
         self._in_fit = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -84,7 +86,7 @@ class AveragePrecision(keras.callbacks.Callback):
             print(summary(self.metrics))
 
     def _measure(self) -> None:
-        self.metrics = self.evaluator(self.model)
+        self.metrics = self.evaluator(self.model, progress=self.progress)
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
+from tfdetr_keras.training.progress import Progress
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.schedules import learning_rate
 from tfdetr_keras.training.settings import Settings
@@ -65,6 +68,8 @@ def fit_detector(
         data: a note for the run's `config.json` on how the records can be read again.
         **settings: see `tfdetr_keras.training.Settings`.
 
+    The folder holds the run from the end of its first epoch on. Where that is not reached, nothing stays.
+
     Returns:
         The folder, with `metrics` and `load_model()`, the best model.
 
@@ -90,6 +95,8 @@ def fit_detector(
     _check_workers(chosen)
     _check_masks(model, training=records, validation=validation)
     count = _count(records)
+    if count < chosen.batch_size:
+        raise ValueError(f"{count} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
     steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation)
     masks = isinstance(model, DETRForSegmentation)
@@ -104,28 +111,72 @@ def fit_detector(
     if going_on and worker_index() == 0:
         run.change_settings(**{name: getattr(chosen, name) for name in CHANGEABLE})
         logger.info("going on after epoch %d of %d", done, chosen.epochs)
-    elif worker_index() == 0:
-        counts = {"training": f"{count} images"}
-        if validation is not None:
-            counts["validation"] = f"{_count(validation)} images"
-        run.create(source, class_names, chosen, model, counts, data)
+    images = 0 if validation is None else _count(validation)
     story = Story(run, checkpoint, validation, class_names, chosen, masks)
-    if done < chosen.epochs:
-        guard = StopAtNonFiniteLoss()
-        with readable_errors():
-            if not done:
-                _pretrain(model, records, chosen)
-            model.fit(
-                guard.watch(_epochs(records, chosen, done, count)),
-                epochs=chosen.epochs,
-                initial_epoch=done,
-                validation_data=_validation_batches(validation, chosen),
-                callbacks=[guard, *story.before(), checkpoint, story, *callbacks],
-                verbose=_verbose(),
+    progress = Progress(steps, images, bar=_verbose() == 1)
+    if story.precision is not None:
+        story.precision.progress = progress.measured
+    with run.start() if worker_index() == 0 and not going_on else contextlib.nullcontext():
+        if done < chosen.epochs:
+            _announce(model, chosen, steps, count, images)
+            counts = {"training": f"{count} images"} | (
+                {} if validation is None else {"validation": f"{images} images"}
             )
+            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data))
+            guard = StopAtNonFiniteLoss()
+            with readable_errors():
+                if not done:
+                    _pretrain(model, records, chosen)
+                model.fit(
+                    guard.watch(_epochs(records, chosen, done, count)),
+                    epochs=chosen.epochs,
+                    initial_epoch=done,
+                    validation_data=_validation_batches(validation, chosen),
+                    callbacks=[
+                        *(guard, *((progress,) if worker_index() == 0 else ()), *story.before()),
+                        *(() if going_on or worker_index() != 0 else (begin,)),
+                        *(checkpoint, story, *callbacks),
+                    ],
+                    verbose=_verbose(),
+                )
     story.tell()
     gather(None)  # until the files are written
     return run
+
+
+class _Begin(keras.callbacks.Callback):
+    """Writes what a run is at the end of its first epoch: a run that does not get there leaves nothing."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        super().__init__()
+        self._write = write
+        self._is_due = True
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Writes, once."""
+        if self._is_due:
+            self._write()
+        self._is_due = False
+
+
+def _announce(model: DETR, settings: Settings, steps: int, images: int, validation_images: int) -> None:
+    """Says what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
+    if worker_index() != 0:
+        return
+    logger.info(
+        "training a %s of %.1f million weights on %d images of up to %d x %d pixels: %d epochs of %d steps",
+        type(model).__name__,
+        model.count_params() / 1e6,
+        images,
+        *settings.size,
+        settings.epochs,
+        steps,
+    )
+    if not validation_images:
+        logger.warning(
+            "there is no validation set: AP is not measured, and the best model is the one of the lowest training "
+            "loss; --val-split 0.2 keeps a fifth of the images for it, in Python td.data.split and validation="
+        )
 
 
 def _refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:

@@ -11,15 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.record import file_of
 
-SHOWN = 16  # image ids in a message
+SHOWN = 16  # images in a message
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
 
-    The message names the epoch, the step and the ids of its images, if `fit` got the batches by way of `watch`. The
-    epoch's end is not reached, so no checkpoint is written over the last good one.
+    The message names the epoch, the step and its images, by their files where these are known, else by their ids, if
+    `fit` got the batches by way of `watch`. The epoch's end is not reached, so no checkpoint is written over the last
+    good one.
 
     Raises:
         ValueError: while training.
@@ -30,9 +32,12 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._epoch = 0
         self._next_step = 0
         self._image_ids: dict[int, list[int]] = {}
+        self._batches: tf.data.Dataset | None = None
 
     def watch(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         """The same batches, as `prepare` gives them; the image ids of each are noted as it passes."""
+
+        self._batches = batches
 
         def note(step: np.int64, image_ids: np.ndarray) -> np.int64:
             self._image_ids[int(step)] = image_ids.tolist()
@@ -55,9 +60,15 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         if math.isfinite(loss):
             return
         image_ids = [image_id for step in range(first, batch + 1) for image_id in self._image_ids.get(step, [])]
-        images = ", ".join(map(str, image_ids[:SHOWN])) + (" …" if len(image_ids) > SHOWN else "")
         raise ValueError(
             f"the loss is {loss} in epoch {self._epoch + 1}, step {batch + 1}"
-            + (f" (image ids {images})" if image_ids else "")
+            + (f" ({self._described(image_ids)})" if image_ids else "")
             + ": look at these images and boxes, or lower the learning rate; the last checkpoint is as it was"
         )
+
+    def _described(self, image_ids: list[int]) -> str:
+        shown, more = image_ids[:SHOWN], " …" if len(image_ids) > SHOWN else ""
+        files = [self._batches and file_of(self._batches, image_id) for image_id in shown]
+        if not all(files):
+            return f"image ids {', '.join(map(str, shown))}{more}"
+        return f"images {', '.join(f'{file} ({image_id})' for file, image_id in zip(files, shown, strict=True))}{more}"

@@ -14,19 +14,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from tfdetr_keras.atomic import whole_file, write_text
+from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.evaluation import MASK, class_table
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
@@ -38,6 +39,7 @@ CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metric
 BEST_METRICS, PREDICTIONS, SEGMENTS = "best.json", "predictions.png", "segments.png"
 REPORT, TENSORBOARD = "report.md", "tensorboard"
 FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, SEGMENTS, REPORT, BEST, LAST, STATE, CONFIG)
+OF_AN_EPOCH = (STATE, LAST, BEST, METRICS)  # which of these there is tells that one was finished
 FORMAT = 1  # of config.json
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
@@ -57,6 +59,36 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    @contextlib.contextmanager
+    def start(self) -> Iterator[None]:
+        """Makes the folder for a new run; where that fails before its first epoch is finished, nothing of it stays.
+
+        What a start that was killed has left there goes first.
+        """
+        if self.is_start_alone():
+            self.remove()
+        with made_folder(self.path):
+            before = {name for name in (*FILES, TENSORBOARD) if (self.path / name).exists()}
+            try:
+                yield
+            except BaseException:
+                if not self.state_path().exists():
+                    self._remove_all_but(before)
+                raise
+
+    def has_epochs(self) -> bool:
+        """Whether an epoch was finished: before, there is no run to speak of."""
+        return any((self.path / name).exists() for name in OF_AN_EPOCH)
+
+    def is_start_alone(self) -> bool:
+        """Whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
+        if self.has_epochs() or not (self.path / CONFIG).is_file():
+            return False
+        try:
+            return {"format", "settings", "class_names"} <= set(self.config())
+        except (TypeError, ValueError):
+            return False  # somebody else's
+
     def create(
         self,
         source: Any,
@@ -66,7 +98,7 @@ class RunFolder:
         counts: Mapping[str, str],
         data: Mapping[str, Any] | None,
     ) -> None:
-        """Begins a run.
+        """Writes what the run is, which is due with its first epoch.
 
         Args:
             source: what the model started from.
@@ -96,16 +128,28 @@ class RunFolder:
     def remove(self) -> None:
         """Deletes the files of a run, if the folder holds one; what else is in it stays."""
         if (self.path / CONFIG).is_file():
-            for name in FILES:
+            self._remove_all_but(())
+
+    def _remove_all_but(self, kept: Container[str]) -> None:
+        for name in FILES:
+            if name not in kept:
                 (self.path / name).unlink(missing_ok=True)
+        if TENSORBOARD not in kept:
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
 
     def refuse_other_run(self) -> None:
-        """Raises a `ValueError` if the folder holds a run already, or is no folder."""
-        if (self.path / CONFIG).exists():
-            raise ValueError(f"{self.path} holds a run already: resume it, or give another folder")
+        """Raises a `ValueError` if the folder holds a run already, or the configuration of something else.
+
+        A start that was killed before its first epoch was finished is no run.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file: give the name of a folder")
+        if self.has_epochs():
+            raise ValueError(
+                f"{self.path} holds a run already: resume it (tfdetr resume {self.path}), or give another folder"
+            )
+        if (self.path / CONFIG).exists() and not self.is_start_alone():
+            raise ValueError(f"{self.path} holds a {CONFIG} of something else: give another folder")
 
     def change_settings(self, **changes: Any) -> None:
         """Writes other settings into the configuration, e.g. more epochs."""
@@ -121,7 +165,10 @@ class RunFolder:
         """
         path = self.path / CONFIG
         if not path.is_file():
-            raise ValueError(f"{self.path} is not the folder of a training run: it has no {CONFIG}")
+            raise ValueError(
+                f"{self.path} is not the folder of a training run: it has no {CONFIG}, which comes with the end of the "
+                "first epoch"
+            )
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
 BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
+
+
+SEEDS = 2**32  # of NumPy's generator, which is one of those that are set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +94,12 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("pretraining_epochs", "warmup_steps", "weight_decay", "backbone_multiplier", "learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
+        if self.global_clipnorm is not None and not 0 < self.global_clipnorm < math.inf:
+            raise ValueError(f"global_clipnorm must be a number above 0, not {self.global_clipnorm}")
+        if not 0 <= self.seed < SEEDS:
+            raise ValueError(f"seed must be a whole number from 0 to {SEEDS - 1}, not {self.seed}")
         for name in ("max_boxes", "num_queries", "steps_per_epoch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -106,9 +115,15 @@ class Settings:
         for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        pair = isinstance(self.pad_to, tuple) and [type(side) for side in self.pad_to] == [int, int]
-        if not pair and self.pad_to not in (None, "buckets"):
-            raise ValueError(f'pad_to must be None, (height, width) or "buckets", not {self.pad_to!r}')
+        if not _is_pair(self.size) or not 1 <= self.size[0] <= self.size[1]:
+            raise ValueError(
+                "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not "
+                f"{_listed(self.size)}"
+            )
+        if self.pad_to not in (None, "buckets") and not (_is_pair(self.pad_to) and min(self.pad_to) >= 1):
+            raise ValueError(
+                f'pad_to must be None, (height, width) of at least 1 pixel, or "buckets", not {_listed(self.pad_to)}'
+            )
 
     @property
     def compilation(self) -> bool | Literal["auto"]:
@@ -131,3 +146,11 @@ class Settings:
         if unknown := sorted(set(values).difference(known)):
             raise ValueError(f"{', '.join(unknown)}: no setting of a training run; there are {', '.join(known)}")
         return cls(**values)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, Integral) for side in value)
+
+
+def _listed(value: Any) -> str:
+    return " ".join(map(str, value)) if _is_pair(value) else repr(value)
