@@ -35,6 +35,7 @@ from tfdetr_keras.training import AdamW
 if TYPE_CHECKING:
     from tfdetr_keras import data, evaluation, export, tables, visualize
     from tfdetr_keras.inference import detect
+    from tfdetr_keras.loading import load_model
     from tfdetr_keras.training import fit_detector
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "from_preset",
     "from_pretrained",
     "linear_sum_assignment",
+    "load_model",
     "post_process",
     "post_process_instance",
     "post_process_masks",
@@ -73,7 +75,7 @@ __all__ = [
 
 # These need TensorFlow or matplotlib, or are seldom wanted: imported when first asked for.
 _LAZY_MODULES = ("data", "evaluation", "export", "tables", "visualize")
-_LAZY_FUNCTIONS = {"detect": "inference", "fit_detector": "training"}
+_LAZY_FUNCTIONS = {"detect": "inference", "fit_detector": "training", "load_model": "loading"}
 
 
 def __getattr__(name: str) -> Any:
