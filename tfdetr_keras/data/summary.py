@@ -90,10 +90,7 @@ class Summary:
         for title, found in (("left out", self.left_out), ("noticed", self.noticed)):
             facts += [(title, f"{len(things)} {kind}, e.g. {things[0]}") for kind, things in (found or {}).items()]
         order = np.argsort(-np.array(self.class_counts), kind="stable").tolist()
-        classes = [
-            (self.class_names[label], self.class_counts[label], self._share(self.class_counts[label]))
-            for label in order
-        ]
+        counts = [(self.class_names[label], self.class_counts[label]) for label in order]
         return notebook.page(
             f"{self.images} images, {self.objects} objects of {len(self.class_names)} classes",
             notebook.table((), facts, most=len(facts)),

@@ -65,8 +65,8 @@ def check_trainable(model: keras.Model) -> None:
     mode = mode_of(model)
     if mode in ("int8", "int4"):
         raise ValueError(
-            f"this model is quantised ({mode}): its integer weights cannot be trained. Train the original, and quantise "
-            "it then"
+            f"this model is quantised ({mode}): its integer weights cannot be trained. Train the original, and "
+            "quantise it then"
         )
 
 
