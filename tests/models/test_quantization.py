@@ -194,7 +194,7 @@ def test_porting_wants_the_original(tmp_path):
     model.quantize("int8")
     for target in ("folder", "model.pth"):
         port = port_weights.export_pth if target.endswith(".pth") else port_weights.export
-        with pytest.raises(ValueError, match="quantised.*port the original"):
+        with pytest.raises(ValueError, match=r"quantised.*port the original"):
             port(model, tmp_path / target)
     assert not list(tmp_path.iterdir())
 
