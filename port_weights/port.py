@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from port_weights import conversions, hub
@@ -23,7 +21,9 @@ from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.family import model_class as class_of
 from tfdetr_keras.models.family import recast
+from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import find_source, refuse_unknown_name
+from tfdetr_keras.models.quantization import mode_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +71,21 @@ def load_model(
     if hub.is_hub_id(source):
         source = hub.fetch(str(source), revision)
 
-    def new_model(conversion: Conversion) -> DETR:
-        kind = model_class or class_of(conversion.config)
+    def wanted(config: DETRConfig) -> DETRConfig:
         try:
-            config = recast(conversion.config, kind)
+            config = recast(config, model_class or class_of(config))
         except ValueError as error:
             raise ValueError(f"{_title(source)}: {error}") from None
-        return kind(_with_changes(config, num_classes, num_queries, id2label), conversion.criterion)
+        return _with_changes(config, num_classes, num_queries, id2label)
+
+    def new_model(conversion: Conversion) -> DETR:
+        return (model_class or class_of(conversion.config))(wanted(conversion.config), conversion.criterion)
 
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
-        conversion = _of_keras(Path(source))
+        original = load_keras_file(Path(source), compile=False)
+        if mode_of(original):
+            return _quantized(original, wanted(original.config), source)
+        conversion = _of_keras(original)
         model = new_model(conversion)
     elif isinstance(source, hub.Commit):
         conversion, model = _of_hub(source, new_model, heads, dilation)
@@ -129,7 +134,12 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
 
     Returns:
         PyTorch name → array in PyTorch's layout.
+
+    Raises:
+        ValueError: the model is quantised, or has a weight that the scheme has no name for.
     """
+    if mode := mode_of(model):
+        raise ValueError(f"the model is quantised ({mode}), which no PyTorch DETR is: port the original")
     parts: dict[str, list[np.ndarray]] = {}
     for path, variable in _variables(model).items():
         named = scheme.torch_name(path)
@@ -146,22 +156,20 @@ def _variables(model: DETR) -> dict[str, Any]:
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
 
-def _of_keras(path: Path) -> Conversion:
-    original = _load_keras(path)
+def _quantized(original: DETR, wanted: DETRConfig, source: Any) -> DETR:
+    """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
+    if {**original.config.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
+        raise ValueError(
+            f"{source} is quantised ({mode_of(original)}), so that its classes, queries and parts cannot be changed: "
+            "start from the original, then quantise"
+        )
+    original.config = wanted
+    return original
+
+
+def _of_keras(original: DETR) -> Conversion:
     readers = {path: _reader(variable) for path, variable in _variables(original).items()}
     return Conversion(original.config, original.criterion, readers, [])
-
-
-def _load_keras(path: Path) -> DETR:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except (OSError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
-    if not isinstance(model, DETR):
-        raise ValueError(f"{path} holds a {type(model).__name__}, not a DETR")
-    return model
 
 
 def _reader(variable: Any) -> Callable[[], np.ndarray]:

@@ -8,6 +8,7 @@ from . import visualize as visualize
 from .assignment import linear_sum_assignment as linear_sum_assignment
 from .detections import Detections as Detections
 from .inference import detect as detect
+from .loading import load_model as load_model
 from .losses import SetCriterion as SetCriterion
 from .models.conditional import ConditionalDETR as ConditionalDETR
 from .models.config import ConditionalDETRConfig as ConditionalDETRConfig

@@ -8,7 +8,7 @@ Panoptic segmentations are measured by `tfdetr_keras.panoptic_evaluation`.
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -262,33 +262,62 @@ def _with_run_lengths(found: Mapping[str, np.ndarray], mask_of: Callable[[int], 
     return {key: value[rows] for key, value in found.items()} | {"masks": masks}
 
 
+def coco_results(
+    detections: Iterable[Mapping[str, Any]],
+    category_ids: Sequence[int] | Mapping[int, int] | None = None,
+    iou_type: IouType = "bbox",
+) -> Iterator[dict[str, Any]]:
+    """Give detections as the entries of COCO's results JSON.
+
+    Args:
+        detections: as for `coco_metrics`.
+        category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
+        iou_type: "bbox" for boxes, "segm" for masks. Entries have one of them: with both, pycocotools would take the
+            areas of the boxes for those of the masks.
+
+    Yields:
+        `{"image_id": int, "category_id": int, "score": float}` with `"bbox": [x, y, width, height]` or
+        `"segmentation"`, run lengths; plain values, as JSON has them.
+
+    Raises:
+        ValueError: another `iou_type`, a label without a category id, or no masks where they are wanted.
+    """
+    _check_iou_type(iou_type)
+    kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+    for image in detections:
+        labels = np.asarray(image["labels"])
+        if isinstance(category_ids, Mapping):
+            lacking = sorted(set(labels.tolist()) - set(category_ids))
+            if lacking:
+                raise ValueError(f"category_ids has no id for the label {lacking[0]}")
+        most = int(labels.max(initial=-1)) + 1
+        num_classes = len(category_ids) if isinstance(category_ids, Sequence) else most
+        for row in _rows(image, "detections", num_classes, iou_type):
+            category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
+            entry = {key: row[key] for key in kept} | {"category_id": category}
+            if iou_type == "segm":
+                entry["segmentation"] = row["segmentation"] | {"counts": row["segmentation"]["counts"].decode()}
+            yield entry
+
+
 def write_coco_results(
     detections: Iterable[Mapping[str, Any]],
     path: str | Path,
-    category_ids: Sequence[int] | None = None,
+    category_ids: Sequence[int] | Mapping[int, int] | None = None,
     iou_type: IouType = "bbox",
 ) -> None:
     """Writes detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
 
     Args:
-        detections: as for `coco_metrics`.
+        detections: as for `coco_metrics`, e.g. from `td.detect`.
         path: the file to write.
-        category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
-        iou_type: "bbox" to write boxes, "segm" to write masks. A file has one of them: with both, pycocotools would
-            take the areas of the boxes for those of the masks.
+        category_ids: see `coco_results`.
+        iou_type: see `coco_results`.
+
+    Raises:
+        ValueError: see `coco_results`.
     """
-    _check_iou_type(iou_type)
-    rows = []
-    kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
-    for image in detections:
-        labels = np.asarray(image["labels"])
-        most = int(labels.max(initial=-1)) + 1
-        for row in _rows(image, "detections", most if category_ids is None else len(category_ids), iou_type):
-            category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
-            rows.append({key: row[key] for key in kept} | {"category_id": category})
-            if iou_type == "segm":
-                rows[-1]["segmentation"] = row["segmentation"] | {"counts": row["segmentation"]["counts"].decode()}
-    Path(path).write_text(json.dumps(rows), encoding="utf-8")
+    Path(path).write_text(json.dumps(list(coco_results(detections, category_ids, iou_type))), encoding="utf-8")
 
 
 def _check_iou_type(iou_type: str) -> None:

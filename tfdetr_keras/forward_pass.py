@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfdetr_keras.models.detr import INFERENCE_GRAPHS
 from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident
 from tfdetr_keras.workers import number_of_workers
@@ -123,7 +124,7 @@ def _with_masks_apart(
 
 def _kept(model: keras.Model) -> dict[Any, Any]:
     """What was compiled of the model, by what it was compiled for."""
-    return model.__dict__.setdefault("_inference_graphs", {})
+    return model.__dict__.setdefault(INFERENCE_GRAPHS, {})
 
 
 def _key(inputs_spec: Mapping[str, tf.TensorSpec]) -> Any:

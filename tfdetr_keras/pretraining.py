@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import layers, ops
 
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
+from tfdetr_keras.models.own_loss import OwnLossModel
 
 
-class BackbonePretraining(keras.Model):
+class BackbonePretraining(OwnLossModel):
     """A detector's trunk with a 1×1 convolution that says which classes cover each cell.
 
     The trunk is shared, not copied: after `fit` the detector has the weights. Compile it with an optimizer of its own
@@ -29,6 +29,8 @@ class BackbonePretraining(keras.Model):
         detector: the model whose `backbone` is to be trained. Its `batch_norm` should be `"trainable"`: frozen
             statistics are meant for weights that are already there.
     """
+
+    loss_advice = "the loss, cross-entropy over cells and classes, is the model's own"
 
     def __init__(self, detector: DETR, **kwargs: Any) -> None:
         super().__init__(**kwargs)

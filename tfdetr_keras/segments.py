@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from tfdetr_keras import notebook
 from tfdetr_keras.mask_frames import frames_of
 from tfdetr_keras.postprocess import confident, post_process, sigmoid, softmax
 
@@ -298,11 +299,11 @@ def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {"segmentation": segmentation, "segments_info": segments_info}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Segments:
     """The segments of one image.
 
-    Printed, they are a table; iterated over, one dictionary a segment.
+    Printed, they are a table; in a notebook, a picture and a table; iterated over, one dictionary a segment.
 
     Attributes:
         segmentation: `(height, width)` int32, ids.
@@ -334,6 +335,24 @@ class Segments:
         for (number, label), score in scores.items():
             name = self.class_names[label]
             yield {"id": number, "label": label, "name": name, "score": score, "area": areas.get(number, 0)}
+
+    def __repr__(self) -> str:
+        """What the image consists of, in one line."""
+        height, width = self.segmentation.shape
+        names = [row["name"] for row in self]
+        return f"<Segments: {len(names)} in {height} × {width} pixels{': ' if names else ''}{notebook.counted(names)}>"
+
+    def _repr_html_(self) -> str:
+        """A picture with the segments and a table, for notebooks."""
+        from tfdetr_keras.visualize import image_of_segments  # draws `Segments`
+
+        height, width = self.segmentation.shape
+        rows = [(f"{row['score']:.2f}", row["name"], f"{100 * row['area'] / (height * width):.1f} %") for row in self]
+        return notebook.page(
+            f"{len(rows)} segments in {height} × {width} pixels",
+            notebook.picture(image_of_segments(self)),
+            notebook.table(("score", "class", "area"), rows) if rows else "",
+        )
 
     def __str__(self) -> str:
         """A line a segment."""

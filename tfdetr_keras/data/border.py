@@ -55,6 +55,11 @@ class Tally:
         with self._lock:
             return list(self._found.get(kind, ()))
 
+    def __repr__(self) -> str:
+        """How much was left out and noticed; `str` says what."""
+        left_out, noticed = (sum(map(len, found().values())) for found in (self.left_out, self.noticed))
+        return f"<Tally: {left_out} left out, {noticed} noticed>"
+
     def __str__(self) -> str:
         left_out, noticed = map(_lines, (self.left_out(), self.noticed()))
         return "\n".join([*(left_out or ["nothing left out"]), *(f"noticed {line}" for line in noticed)])

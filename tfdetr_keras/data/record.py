@@ -23,12 +23,14 @@ made of its dataset since.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from tfdetr_keras import notebook
 from tfdetr_keras.data.border import Border, Tally
 
 Record = dict[str, tf.Tensor]
@@ -53,7 +55,7 @@ def with_static_shapes(record: Record) -> Record:
     return {key: tf.ensure_shape(tf.cast(record[key], spec.dtype), spec.shape) for key, spec in specs.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reader:
     """Where a dataset of records comes from.
 
@@ -96,10 +98,31 @@ class Reader:
         return records
 
     def dataset(self) -> tf.data.Dataset:
-        """The dataset of records that a reader returns: carries the reader, and its tally as `tally`."""
+        """The dataset of records that a reader returns: carries the reader, and its tally as `tally`.
+
+        Notebooks show it as `_repr_html_` has it. Its `repr` is TensorFlow's, which no attribute changes.
+        """
         records = self.records(self.entries)
         records.reader, records.tally = self, self.border.tally
+        records._repr_html_ = functools.partial(self._html, records.element_spec)
         return records
+
+    def __repr__(self) -> str:
+        """What is read, in one line."""
+        return f"<Reader of {self._count()}, on_error={self.border.on_error!r}, {self.border.tally!r}>"
+
+    def _count(self) -> str:
+        count = int(self.entries.cardinality())
+        return f"{count} images" if count >= 0 else "images"
+
+    def _html(self, spec: Mapping[str, tf.TensorSpec]) -> str:
+        """How many records there are, what was left out of them so far, and what each holds."""
+        rows = [(key, value.dtype.name, str(value.shape.as_list()).replace("None", "·")) for key, value in spec.items()]
+        return notebook.page(
+            f"Records of {self._count()}",
+            notebook.table((), [(line,) for line in str(self.border.tally).splitlines()]),
+            notebook.table(("key", "dtype", "shape"), rows),
+        )
 
 
 def reader_of(dataset: tf.data.Dataset) -> Reader | None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdetr_keras import notebook
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.record import Record, name_of, tally_of
 
@@ -28,7 +29,7 @@ class Spread(NamedTuple):
     largest: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What is in a data set; `str` of it fits on a screen.
 
@@ -66,6 +67,35 @@ class Summary:
     def mean_objects(self) -> float:
         """Objects per image."""
         return self.objects / self.images
+
+    def __repr__(self) -> str:
+        """What is in the set, in one line; `str` says more."""
+        left_out = sum(map(len, (self.left_out or {}).values()))
+        rest = f", {left_out} left out" if left_out else ""
+        return f"<Summary: {self.images} images, {self.objects} objects of {len(self.class_names)} classes{rest}>"
+
+    def _repr_html_(self) -> str:
+        """Tables of the set and of its classes, for notebooks."""
+        facts = [
+            ("images", f"{self.images}, {self.empty_images} of them without objects"),
+            ("height", _spread(self.heights)),
+            ("width", _spread(self.widths)),
+            ("objects", f"{self.objects}, {self.mean_objects:.1f} per image, at most {self.most_objects}"),
+            *((f"{name} objects", f"{count} ({self._share(count)})") for name, count in self.size_counts.items()),
+        ]
+        if self.with_masks is not None:
+            facts.append(("masks", f"{self.with_masks}, {self.objects - self.with_masks} objects without one"))
+        if self.crowds:
+            facts.append(("crowds", f"{self.crowds}, which are no targets"))
+        for title, found in (("left out", self.left_out), ("noticed", self.noticed)):
+            facts += [(title, f"{len(things)} {kind}, e.g. {things[0]}") for kind, things in (found or {}).items()]
+        order = np.argsort(-np.array(self.class_counts), kind="stable").tolist()
+        counts = [(self.class_names[label], self.class_counts[label]) for label in order]
+        return notebook.page(
+            f"{self.images} images, {self.objects} objects of {len(self.class_names)} classes",
+            notebook.table((), facts, most=len(facts)),
+            notebook.table(("class", "objects", "share"), [(*row, self._share(row[1])) for row in counts]),
+        )
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{count} {name} ({self._share(count)})" for name, count in self.size_counts.items())

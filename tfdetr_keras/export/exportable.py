@@ -15,6 +15,7 @@ from tfdetr_keras.atomic import check_new_file
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
+from tfdetr_keras.models.quantization import describe_quantization, quantize_as
 from tfdetr_keras.preprocessing import SizeRule
 
 PIXELS = "serving_default"
@@ -38,6 +39,7 @@ def exportable(model: DETR) -> DETR:
         logger.info("exporting in float32 what computes in %s", model.dtype_policy.compute_dtype)
     config = dataclasses.replace(model.config, auxiliary_outputs=False)
     twin = type(model)(config, model.criterion, name=model.name, dtype="float32")
+    quantize_as(twin, describe_quantization(model))
     twin.set_weights(model.get_weights())
     return twin if config.backbone.batch_norm == "folded" else twin.fold()
 

@@ -17,8 +17,17 @@ from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.folding import folded_values
 from tfdetr_keras.models.mlp import MLP
 from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.own_loss import OwnLossModel
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 from tfdetr_keras.models.presets import PRESET_CRITERIA, PRESETS
+from tfdetr_keras.models.quantization import (
+    Filters,
+    check_mode,
+    check_trainable,
+    describe_quantization,
+    quantize_as,
+    selects,
+)
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.preprocessing import SizeRule
@@ -26,6 +35,8 @@ from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
     from typing import Self
+
+INFERENCE_GRAPHS = "_inference_graphs"  # the attribute in which `tfdetr_keras.forward_pass` keeps what it compiled
 
 
 class BoxHead(MLP):
@@ -46,7 +57,7 @@ class BoxHead(MLP):
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
-class DETR(keras.Model):
+class DETR(OwnLossModel):
     """End-to-end object detection with transformers.
 
     Inputs: `{"pixel_values": (batch, height, width, 3) float, ImageNet-normalised RGB, "pixel_mask": (batch, height,
@@ -74,6 +85,7 @@ class DETR(keras.Model):
     config_class: type[DETRConfig] = DETRConfig
     decoder_class: type[Decoder] = Decoder
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+    loss_advice = "the loss is the model's own: model.criterion = td.SetCriterion(…) changes it"
 
     def __init__(self, config: DETRConfig, criterion: SetCriterion | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("name", "detr")
@@ -248,10 +260,34 @@ class DETR(keras.Model):
         folded = type(self)(
             dataclasses.replace(self.config, backbone=backbone), self.criterion, name=self.name, dtype=self.dtype_policy
         )
+        quantize_as(folded, describe_quantization(self))
         values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
         for variable in folded.weights:
             variable.assign(values[variable.path])
         return folded
+
+    def quantize(self, mode: Any = None, config: Any = None, filters: Filters = None, **kwargs: Any) -> None:
+        """Quantise the transformer, the embeddings and the heads in place, as Keras' `quantize` does.
+
+        Convolutions, normalisations and position encodings stay in float. A quantised model detects, and can be saved,
+        loaded and folded; one of integers cannot be trained any more, nor be ported to PyTorch: keep the original.
+
+        Args:
+            mode: `"int8"`, `"int4"`, or `"float8"`, with which the model can be trained.
+            config: a `keras.quantizers.QuantizationConfig` in place of the mode's own.
+            filters: which layers are quantised: regular expressions searched for in their names, or a function of a
+                layer, e.g. `lambda layer: "head" not in layer.path`; all that can be by default.
+            **kwargs: see `keras.Model.quantize`.
+
+        Raises:
+            ValueError: another mode, no layer that the filters let through, or one that is quantised already.
+        """
+        check_mode(mode)
+        is_selected = selects(filters, mode)
+        if not any(is_selected(layer) for layer in self._flatten_layers()):
+            raise ValueError(f"filters={filters!r} selects none of the layers that can be quantised")
+        super().quantize(mode, config=config, filters=is_selected, **kwargs)
+        self.__dict__.pop(INFERENCE_GRAPHS, None)  # they have the old variables
 
     def detect(
         self,
@@ -396,7 +432,11 @@ class DETR(keras.Model):
         """Keras' own, called by `fit`; the optimizer has its variables by then.
 
         On TensorFlow Keras would make them inside the step, which is then traced twice.
+
+        Raises:
+            ValueError: the model is quantised to integers, which cannot be trained.
         """
+        check_trainable(self)
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
@@ -405,23 +445,27 @@ class DETR(keras.Model):
         return checked(x, y, num_classes=self.config.num_classes)
 
     def get_config(self) -> dict[str, Any]:
-        """Architecture, criterion and dtype policy, from which `from_config` makes the same model."""
+        """Architecture, criterion, dtype policy and quantisation, from which `from_config` makes the same model."""
+        quantization = describe_quantization(self)
         return {
             "config": self.config.to_dict(),
             "criterion": keras.saving.serialize_keras_object(self.criterion),
             "name": self.name,
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
+            **({"quantization": quantization} if quantization else {}),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         """The model that `get_config` described, with fresh weights."""
-        return cls(
+        model = cls(
             cls.config_class(**config["config"]),
             keras.saving.deserialize_keras_object(config["criterion"]),
             name=config["name"],
             dtype=keras.saving.deserialize_keras_object(config["dtype"]),
         )
+        quantize_as(model, config.get("quantization", ()))
+        return model
 
 
 def _unpack(inputs: Any) -> tuple[Any, Any]:

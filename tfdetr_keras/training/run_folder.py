@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from PIL import Image
 
+from tfdetr_keras import notebook
 from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.evaluation import MASK, class_table
 from tfdetr_keras.models import DETR, from_pretrained
@@ -88,6 +90,44 @@ class RunFolder:
             return {"format", "settings", "class_names"} <= set(self.config())
         except (TypeError, ValueError):
             return False  # somebody else's
+
+    def __repr__(self) -> str:
+        """Where the run is and how far it came, in one line; never raises."""
+        return f"<RunFolder {str(self.path)!r}: {self._state()}>"
+
+    def _state(self) -> str:
+        try:
+            epochs = self.config()["settings"]["epochs"]
+            history, metrics = self._history(), self.metrics
+        except (OSError, ValueError, KeyError, TypeError):
+            return "no training run, or none that can be read"
+        best = f", best AP {metrics['AP']:.3f} in epoch {metrics['epoch']}" if metrics else ""
+        return f"{len(history)} of {epochs} epochs{best}"
+
+    def _history(self) -> list[dict[str, str]]:
+        """The rows of `metrics.csv`, as text."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _repr_html_(self) -> str:
+        """The best model's metrics, the last epoch's log and the curves, as far as there are any, for notebooks."""
+        parts = []
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a run that is damaged, what is left
+            metrics, history = self.metrics, self._history()
+            if metrics:
+                kinds = ("", MASK) if f"{MASK}AP" in metrics else ("",)
+                names = [kind + name for kind in kinds for name in SHOWN]
+                parts.append(notebook.table(("metric", "value"), [(name, f"{metrics[name]:.3f}") for name in names]))
+                parts.append(notebook.table(("class", "AP", "AP50"), _class_rows(metrics)))
+            elif history:
+                parts.append(notebook.table(("last epoch", "value"), [pair for pair in history[-1].items() if pair[1]]))
+            if (self.path / CURVES).is_file():
+                with Image.open(self.path / CURVES) as curves:
+                    parts.append(notebook.picture(curves))
+        return notebook.page(f"Run {self.path}: {self._state()}", *parts)
 
     def create(
         self,
@@ -287,6 +327,10 @@ class RunFolder:
     def state_path(self) -> Path:
         """The file that `resume` goes on from."""
         return self.path / STATE
+
+
+def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, f"{ap:.3f}", f"{at_half:.3f}") for name, ap, at_half in class_table(metrics)]
 
 
 def _is_canvas(pad_to: Any) -> bool:

@@ -1,0 +1,119 @@
+"""Quantised models: which layers `quantize` has changed, as it is saved with a model and done again when one is loaded.
+
+Keras quantises layer by layer, and each layer then has other variables than it was built with. A model that is made of
+its configuration alone therefore has to be quantised in the same way before its weights fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import layers
+
+MODES = ("int8", "int4", "float8")
+# Convolutions stay in float, also where Keras could quantise them: the trunk and the mask head use their kernels
+# directly, scaled by the normalisation or cut in two.
+QUANTIZABLE = (layers.Dense, layers.EinsumDense, layers.Embedding)
+
+Filters = str | Sequence[str] | Callable[[keras.layers.Layer], bool] | None
+
+
+def check_mode(mode: Any) -> None:
+    """Raise a `ValueError` for a mode of quantisation that these models do not have.
+
+    Args:
+        mode: as Keras resolved it from `mode` or `config`.
+    """
+    if mode not in MODES:
+        raise ValueError(
+            f"mode {mode!r}: these models can be quantised as {', '.join(map(repr, MODES))}. GPTQ and AWQ take a stack "
+            "of blocks of which each feeds the next; a DETR is none"
+        )
+
+
+def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]:
+    """Return which layers are quantised: those that can be, and that the caller's filters let through.
+
+    Args:
+        mode: of quantisation; Keras has no float8 for embeddings.
+        filters: as for Keras' `quantize`: a regular expression or several, searched for in the layer's name, or a
+            function of the layer.
+    """
+
+    def is_selected(layer: keras.layers.Layer) -> bool:
+        if type(layer) not in QUANTIZABLE or (mode == "float8" and type(layer) is layers.Embedding):
+            return False
+        if filters is None:
+            return True
+        if callable(filters):
+            return bool(filters(layer))
+        return any(re.search(pattern, layer.name) for pattern in ([filters] if isinstance(filters, str) else filters))
+
+    return is_selected
+
+
+def mode_of(model: keras.Model) -> str | None:
+    """The mode in which a model is quantised, `"int8"`, `"int4"` or `"float8"`; None if it is not."""
+    return next((layer.quantization_mode for layer in _quantized(model).values()), None)
+
+
+def check_trainable(model: keras.Model) -> None:
+    """Raise a `ValueError` for a model whose weights are integers, which no gradient changes."""
+    mode = mode_of(model)
+    if mode in ("int8", "int4"):
+        raise ValueError(
+            f"this model is quantised ({mode}): its integer weights cannot be trained. Train the original, and "
+            "quantise it then"
+        )
+
+
+def describe_quantization(model: keras.Model) -> list[dict[str, Any]]:
+    """Describe as plain values how a model is quantised; `quantize_as` does it again.
+
+    Returns:
+        `[{"config": a serialised `keras.quantizers.QuantizationConfig`, "layers": [path, …]}, …]`; empty for a model
+        that is not quantised. Paths are without the model's own name.
+    """
+    described: list[dict[str, Any]] = []
+    for path, layer in _quantized(model).items():
+        config = keras.saving.serialize_keras_object(layer.quantization_config)
+        group = next((group for group in described if group["config"] == config), None)
+        if group is None:
+            described.append(group := {"config": config, "layers": []})
+        group["layers"].append(path)
+    return described
+
+
+def quantize_as(model: keras.Model, described: Sequence[Mapping[str, Any]]) -> None:
+    """Quantise a fresh model in the way that `describe_quantization` described.
+
+    Args:
+        model: of the same architecture; its weights are to be replaced afterwards.
+        described: what `describe_quantization` returned.
+
+    Raises:
+        ValueError: a layer that the model does not have.
+    """
+    known = {_path(layer): layer for layer in _leaves(model)}
+    for group in described:
+        config = keras.saving.deserialize_keras_object(group["config"])
+        for path in group["layers"]:
+            if path not in known:
+                raise ValueError(f"the file says that the layer {path!r} is quantised, but this model has none like it")
+            known[path].quantize(config.mode, config=config)
+
+
+def _quantized(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    return {_path(layer): layer for layer in _leaves(model) if layer.quantization_mode is not None}
+
+
+def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model._flatten_layers() if type(layer) in QUANTIZABLE]
+
+
+def _path(layer: keras.layers.Layer) -> str:
+    """Where a layer stands in the model, as in the paths of its variables: `decoder/layer0/self_attention/query`."""
+    return layer.path.split("/", 1)[1]
