@@ -8,6 +8,7 @@ from pathlib import Path
 from tfdetr_keras import data, visualize
 from tfdetr_keras.cli.data_options import add_batch_options, add_source_options, batch_arguments, read_source
 from tfdetr_keras.cli.progress import Counter
+from tfdetr_keras.data.image_titles import image_titles
 from tfdetr_keras.data.record import reader_of
 
 EXAMPLES = """examples:
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     if batch is None:
         raise ValueError("the set is empty: it has no record that could be read")
     # The picture first: counting a large set takes minutes.
-    visualize.show_batch(batch, class_names, options.out)
+    titles = image_titles(dataset, batch[1]["image_id"].numpy().tolist())
+    visualize.show_batch(batch, class_names, options.out, titles=titles)
     print(f"wrote {options.out}", flush=True)
     reader = reader_of(dataset)
     total = -1 if reader is None else int(reader.entries.cardinality())

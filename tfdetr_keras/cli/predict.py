@@ -61,11 +61,13 @@ def run(options: argparse.Namespace) -> int:
             rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
             detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
             if "masks" in image:
-                visualize.draw_segments([pixels], [lay_masks(image)], names, picture)
+                visualize.draw_segments([pixels], [lay_masks(image)], names, picture, titles=[path.name])
                 for detection, lengths in zip(detections, run_lengths(image["masks"]), strict=True):
                     detection["segmentation"] = lengths | {"counts": lengths["counts"].decode()}
             else:
-                visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=options.threshold)
+                visualize.draw_detections(
+                    [pixels], [image], names, picture, threshold=options.threshold, titles=[path.name]
+                )
             found.append({"file": str(path), "picture": picture.name, "detections": detections})
             counter.show(len(found))
     write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
