@@ -1,5 +1,8 @@
 """That pictures can be understood by themselves: names, legends, what is not there, axes; and that lines are seen."""
 
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -8,6 +11,8 @@ from PIL import Image
 from tfdetr_keras.data import load_coco, load_shapes, split
 from tfdetr_keras.data.image_titles import image_titles
 from tfdetr_keras.detections import Detections
+from tfdetr_keras.training import story
+from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import (
     batch,
     detections,
@@ -152,6 +157,29 @@ def test_titles_are_the_names_of_files(coco128):
     assert image_titles(records, [-5]) == {-5: "image -5"}
     assert image_titles(load_shapes(4)[0], [2, 3]) == {2: "image 2", 3: "image 3"}
     assert image_titles(records.take(2), [1]) == {1: "image 1"}
+
+
+def test_the_pictures_of_a_run_name_their_files(coco128, monkeypatch, tmp_path):
+    records, names = load_coco(
+        coco128 / "images", coco128 / "annotations" / "instances_train2017.json", on_error="skip"
+    )
+    given = {}
+    monkeypatch.setattr(story, "draw_detections", lambda *_, titles, **options: given.update(detections=titles))
+    monkeypatch.setattr(story, "draw_segments", lambda *_, titles: given.update(segments=titles))
+    monkeypatch.setattr(story, "_segments", lambda found, size: None)
+    run = SimpleNamespace(path=tmp_path, write_best=lambda metrics, epoch: None)
+    teller = story.Story(run, SimpleNamespace(), None, names, Settings(tensorboard=False), masks=True)
+    ids = [int(record["image_id"]) for record in records.take(20).as_numpy_iterator()]
+    found = [NOTHING | {"image_id": image_id} for image_id in ids]
+    teller.validation, teller.precision = (
+        records,
+        SimpleNamespace(metrics={}, evaluator=SimpleNamespace(detections=found)),
+    )
+    monkeypatch.setattr(story, "whole_file", contextlib.nullcontext)
+    teller.keep_best(0)
+    assert len(given["detections"]) == story.PICTURES
+    assert given["segments"] == given["detections"]
+    assert set(given["detections"]) <= {f"{image_id:012d}.jpg" for image_id in ids}
 
 
 def detected(count, size=(120, 160)):
