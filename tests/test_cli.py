@@ -167,10 +167,10 @@ def test_shapes_need_no_data(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "images    256," in printed
     assert all(name in printed for name in ("circle", "square", "triangle"))
-    # Canvases of 128 x 144, the longer side drawn as 480 pixels, below a title.
+    # Canvases of 128 x 144, the longer side drawn as 480 pixels, below a legend and a title.
     height, width = pixels(tmp_path / "a.png").shape[:2]
     assert width == 4 * 480 + 5 * 8
-    assert 427 + 2 * 8 < height < 427 + 2 * 8 + 60
+    assert 427 + 2 * 8 < height < 427 + 2 * 8 + 110
 
 
 def test_faulty_images_stop_it_or_are_counted(coco, capsys):

@@ -1,9 +1,13 @@
 """Tags of a picture: readable, inside the image, clear of each other, and few enough to see the image."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw
 
-from tfdetr_keras.visualize.lettering import plate_of, shortened, text_width, wrapped
+from tfdetr_keras.visualize.lettering import USUAL_FONT, font_file, plate_of, shortened, text_width, wrapped, write
 from tfdetr_keras.visualize.tags import HIDDEN, SHARE, Wording, placed_tags
 
 SIZES = [(480, 360), (960, 144), (144, 960), (480, 72), (64, 64), (600, 1)]
@@ -81,6 +85,22 @@ def test_long_names_are_shortened_in_the_middle(text, width):
         assert whole.endswith(end)
         assert 0 <= len(start) - len(end) <= 1
         assert text_width(whole) > width
+
+
+def test_letters_that_the_usual_font_lacks_are_of_another():
+    """Of one that matplotlib has, as any machine has it; Chinese is in fonts of the machine, where it has such."""
+    stix = str(Path(USUAL_FONT).with_name("STIXGeneral.ttf"))
+    lacking = sorted(set(FT2Font(stix).get_charmap()) - set(FT2Font(USUAL_FONT).get_charmap()))
+    letter, of_no_font = next(chr(code) for code in lacking if chr(code).isprintable()), "\U0010fffe"
+    assert font_file("Ä") == font_file("ж") == font_file(of_no_font) == USUAL_FONT
+    assert font_file(letter) != USUAL_FONT
+    pictures = []
+    for text in (letter, of_no_font):
+        image = Image.new("L", (40, 30))
+        write(ImageDraw.Draw(image), (5, 5), text, 255)
+        pictures.append(np.asarray(image))
+    assert pictures[0].any()
+    assert (pictures[0] != pictures[1]).any()  # no empty box
 
 
 def test_lines_are_broken_between_words():

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageColor
 
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.visualize.drawing import CELL, fitted, frames_with_tags
-from tfdetr_keras.visualize.lettering import shortened
+from tfdetr_keras.visualize.lettering import font_file, shortened
 from tfdetr_keras.visualize.tags import Wording
 from tfdetr_keras.visualize.tiles import tile
 
@@ -50,7 +51,8 @@ def draw_attention(found: Detections, path: str | Path) -> None:
         axis.imshow(_heated(pixels, attention))
         # The width of a panel holds some 30 letters. A name is no formula, whatever it has between dollar signs.
         name = shortened(row["name"], TITLE)
-        axis.set_title(f"{place}: {name} {row['score']:.2f}", fontsize=10, parse_math=False)
+        letters = FontProperties(fname=font_file(name), size=10)
+        axis.set_title(f"{place}: {name} {row['score']:.2f}", fontproperties=letters, parse_math=False)
         x1, y1, x2, y2 = row["box"]
         for panel in (axes[0], axis):
             frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=FRAME_COLOUR, linewidth=1.5)

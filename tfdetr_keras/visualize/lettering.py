@@ -6,21 +6,67 @@ import functools
 from pathlib import Path
 
 import matplotlib
+from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
 FONT_SIZE, SMALL_FONT_SIZE = 14, 11
 MARGIN = 3  # pixels between a text and the border of its plate
 
 
+# Unlike Pillow's own font, the one that matplotlib brings along has accents, Greek and Cyrillic.
+USUAL_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
 @functools.cache
-def font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
-    """Gives the font that matplotlib brings along: unlike Pillow's, it has accents, Greek and Cyrillic."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def font(size: int = FONT_SIZE, file: str = USUAL_FONT) -> ImageFont.FreeTypeFont:
+    """Opens a font, by default the usual one."""
+    return ImageFont.truetype(file, size)
+
+
+@functools.cache
+def font_file(text: str) -> str:
+    """Finds the font for a text: the usual one, or an installed one that has letters which it lacks, e.g. Chinese ones.
+
+    Args:
+        text: what is to be written.
+
+    Returns:
+        The file; the usual one where none has all the letters.
+    """
+    letters = {ord(letter) for letter in text if not letter.isspace()}
+    if letters <= _letters_of(USUAL_FONT):
+        return USUAL_FONT
+    from matplotlib import font_manager  # which looks through the machine's fonts: seconds, the first time
+
+    files = (entry.fname for entry in font_manager.fontManager.ttflist)
+    return next((file for file in files if letters <= _letters_of(file)), USUAL_FONT)
+
+
+@functools.cache
+def _letters_of(file: str) -> frozenset[int]:
+    """The code points that a font has; none if it cannot be drawn with, as bitmaps of one size cannot."""
+    try:
+        font(FONT_SIZE, file), font(SMALL_FONT_SIZE, file)
+        return frozenset(FT2Font(file).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
 
 
 def text_width(text: str, size: int = FONT_SIZE) -> float:
     """Measures a line of text, in pixels."""
-    return font(size).getlength(text)
+    return font(size, font_file(text)).getlength(text)
+
+
+def write(
+    draw: ImageDraw.ImageDraw,
+    corner: tuple[float, float],
+    text: str,
+    colour: tuple[int, ...] | int = (0, 0, 0),
+    size: int = FONT_SIZE,
+) -> None:
+    """Writes a line of text; `corner` is that of the line at the top left."""
+    place = (corner[0], corner[1] + font(size).getmetrics()[0])  # of all fonts on the line of the usual one
+    draw.text(place, text, fill=colour, font=font(size, font_file(text)), anchor="ls")
 
 
 def line_height(size: int = FONT_SIZE) -> int:
@@ -66,7 +112,7 @@ def tag_on_plate(
     """Writes a text on a plate of the colour of what it names; `corner` is the plate's, at the top left."""
     (x, y), (width, height) = corner, plate_of(text, size)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + MARGIN, y + MARGIN // 2), text, fill=ink_on(colour), font=font(size))
+    write(draw, (x + MARGIN, y + MARGIN // 2), text, ink_on(colour), size)
 
 
 def ink_on(colour: tuple[int, ...]) -> tuple[int, int, int]:

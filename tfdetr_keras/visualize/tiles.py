@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from tfdetr_keras.visualize.drawing import Crowding, dashed_frame, solid_frame
-from tfdetr_keras.visualize.lettering import FONT_SIZE, font, line_height, shortened, text_width, wrapped
+from tfdetr_keras.visualize.lettering import line_height, shortened, text_width, wrapped, write
 
 GAP = 8
 NARROWEST = 240  # pixels, of the texts above an image
@@ -78,7 +78,7 @@ def tile(image: Image.Image, lines: Sequence[str], name: str | None = None, key:
     whole = Image.new("RGB", (right, band + image.height), "white")
     draw = ImageDraw.Draw(whole)
     for row, text in enumerate(texts):
-        draw.text((0, row * line_height()), text, fill="black", font=font())
+        write(draw, (0, row * line_height()), text)
     if legend is not None:
         whole.paste(legend, (0, len(texts) * line_height()))
     whole.paste(image, (0, band))
@@ -106,9 +106,7 @@ def legend_of(entries: Sequence[Entry], width: int) -> Image.Image:
         middle = row * height + height // 2
         if across:
             paint(strip, [x, middle - down // 2, x + across - 1, middle - down // 2 + down - 1])
-        draw.text(
-            (x + across + (GAP // 2 if across else 0), middle), text, fill="black", font=font(FONT_SIZE), anchor="lm"
-        )
+        write(draw, (x + across + (GAP // 2 if across else 0), middle - line_height() // 2), text)
     return strip
 
 
