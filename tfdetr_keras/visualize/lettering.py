@@ -38,7 +38,8 @@ def font_file(text: str) -> str:
         return USUAL_FONT
     from matplotlib import font_manager  # which looks through the machine's fonts: seconds, the first time
 
-    files = (entry.fname for entry in font_manager.fontManager.ttflist)
+    # "Last Resort" has all letters, each as a box that tells where in Unicode it is.
+    files = (entry.fname for entry in font_manager.fontManager.ttflist if not entry.name.startswith("Last Resort"))
     return next((file for file in files if letters <= _letters_of(file)), USUAL_FONT)
 
 
