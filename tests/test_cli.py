@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tfdetr_keras import visualize
 from tfdetr_keras.cli import inspect_data, main
 from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.visualize.drawing import class_colour
@@ -53,6 +54,15 @@ def test_a_set_in_numbers_and_its_first_batch(coco, capsys):
     assert "without objects: cat" in printed
     assert "left out  nothing" in printed
     assert pixels(out).shape[1] == 3 * 480 + 4 * 8  # a set smaller than a batch is shown whole
+
+
+@pytest.mark.parametrize("more", [[], ["--training"]])
+def test_images_are_called_by_the_names_of_their_files(coco, monkeypatch, more):
+    folder, arguments = coco
+    given = {}
+    monkeypatch.setattr(visualize, "show_batch", lambda *batch, titles: given.update(titles))
+    assert main([*arguments, *more, "--batch-size", "3", "--out", str(folder / "look.png")]) == 0
+    assert given == {0: "a.png", 1: "b.png", 2: "c.png"}
 
 
 OBJECT, GROUND = (0, 90, 200), (40, 40, 40)
@@ -157,10 +167,10 @@ def test_shapes_need_no_data(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "images    256," in printed
     assert all(name in printed for name in ("circle", "square", "triangle"))
-    # Canvases of 128 x 144, the longer side drawn as 480 pixels, below a title.
+    # Canvases of 128 x 144, the longer side drawn as 480 pixels, below a legend and a title.
     height, width = pixels(tmp_path / "a.png").shape[:2]
     assert width == 4 * 480 + 5 * 8
-    assert 427 + 2 * 8 < height < 427 + 2 * 8 + 60
+    assert 427 + 2 * 8 < height < 427 + 2 * 8 + 110
 
 
 def test_faulty_images_stop_it_or_are_counted(coco, capsys):

@@ -240,7 +240,8 @@ def test_predict_writes_masks(coco, models, tmp_path, capsys):
             np.testing.assert_allclose(row["box"], box, rtol=1e-5)
             np.testing.assert_array_equal(coco_mask.decode(row["segmentation"]), mask)
         pixels = np.asarray(Image.open(paths[found["image_id"]]))
-        draw_segments([pixels], [lay_masks(found)], NAMES, tmp_path / "expected.png")
+        file = paths[found["image_id"]].name
+        draw_segments([pixels], [lay_masks(found)], NAMES, tmp_path / "expected.png", titles=[file])
         assert (tmp_path / "out" / image["picture"]).read_bytes() == (tmp_path / "expected.png").read_bytes()
     assert sum(len(found["scores"]) for found in expected) > 3
     assert "wrote pictures and detections.json" in capsys.readouterr().out

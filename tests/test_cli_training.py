@@ -68,7 +68,9 @@ def test_evaluate(folder, tmp_path, capsys):
     assert main([*arguments, "--last", "--size", "24", "32"]) == 0
 
 
-def test_predict(folder, tmp_path, capsys):
+def test_predict(folder, tmp_path, capsys, monkeypatch):
+    titles, draw = [], td.visualize.draw_detections
+    monkeypatch.setattr(td.visualize, "draw_detections", lambda *a, **kw: titles.append(kw["titles"]) or draw(*a, **kw))
     pictures = tmp_path / "photos"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -89,6 +91,7 @@ def test_predict(folder, tmp_path, capsys):
             model.id2label[label] for label in detections["labels"].tolist()
         ]
         np.testing.assert_allclose([row["box"] for row in image["detections"]], detections["boxes"], rtol=1e-5)
+    assert titles == [["a.png"], ["b.png"]]
     assert "found 12 objects in 2 images" in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import tfdetr_keras as td
 from tfdetr_keras.boxes import iou
+from tfdetr_keras.data.image_files import records_of
 
 SIZE = (64, 128)
 HEIGHT, WIDTH = 87, 74  # of the image
@@ -169,3 +170,27 @@ def test_supervisions_detections(detector, image, monkeypatch):
     assert handed["mask"] is None
     np.testing.assert_array_equal(handed["xyxy"], found.boxes)
     assert handed["data"]["class_name"].tolist() == found.names
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_boxes_are_clipped_to_the_image_and_post_process_leaves_them(detector, image, attention):
+    pixels = np.ascontiguousarray(image["image"][8:40, 20:60])  # which cuts through objects
+    found = detector.detect(pixels, SIZE, threshold=0.0, attention=attention)
+    [(inputs, _)] = td.data.prepare(records_of([pixels]), 1, size=SIZE)
+    outputs = detector({key: value.numpy() for key, value in inputs.items()})
+    [whole] = td.post_process(outputs, [pixels.shape[:2]], threshold=0.0)
+    whole = whole["boxes"][np.argsort(-whole["scores"], kind="stable")]
+    clipped = np.clip(whole, 0, [40, 32, 40, 32])
+    assert (clipped != whole).any()
+    np.testing.assert_allclose(found.boxes, clipped, rtol=0, atol=1e-3)
+    assert found.boxes.min() == 0
+    assert found.boxes.dtype == np.float32
+
+
+def test_the_ap_is_of_boxes_as_the_model_gives_them(detector, image):
+    """So that it is that of other evaluations of DETR, which do not clip."""
+    records = records_of([np.ascontiguousarray(image["image"][8:40, 20:60])])
+    names = list(detector.id2label.values())
+    evaluator = td.evaluation.Evaluator(records, names, size=SIZE)
+    evaluator(detector)
+    assert evaluator.detections[0]["boxes"].min() < 0

@@ -61,11 +61,11 @@ def test_the_image_is_seen_through():
 def test_segments_side_by_side_have_different_colours(labels):
     """Those of one class are shades; those of classes whose colours are alike, as 0's and 55's, are changed."""
     picture = painted(found_in(stripes(len(labels)), labels))
-    colours = [picture[120, 480 * place // (len(labels) + 1) + 10] for place in range(len(labels))]
+    colours = [picture[80, 480 * place // (len(labels) + 1) + 10] for place in range(len(labels))]
     for place, colour in enumerate(colours):
         for other in colours[:place]:
             assert np.abs(colour - other).max() >= 20
-    assert (picture[120, -10] == 128).all()
+    assert (picture[80, -10] == 128).all()
 
 
 def test_names_lie_on_large_segments_and_beside_small_ones():
@@ -107,7 +107,9 @@ def test_a_fused_segment_has_one_name():
 
 @pytest.mark.parametrize("fill", [-1, 0])
 def test_an_image_of_no_segment_is_untouched(fill):
-    np.testing.assert_array_equal(painted(found_in(np.full((240, 480), fill), [])), GREY)
+    picture = painted(found_in(np.full((240, 480), fill), []))
+    np.testing.assert_array_equal(picture[-240:], GREY)
+    assert (picture[:-240] < 100).any()  # which says so
 
 
 def test_a_segment_without_a_pixel_has_no_name():
@@ -131,7 +133,8 @@ def test_a_grid_of_photographs(tmp_path, coco128):
         assert grid.format == "PNG"
         first = np.asarray(grid.convert("RGB"))[GAP:, GAP:]
     cell = np.asarray(image_of_segments(Segments(**segments[0], class_names=names, image=images[0])))
-    np.testing.assert_array_equal(first[: cell.shape[0], : cell.shape[1]], cell)
+    height, width = cell.shape[:2]
+    assert any(np.array_equal(first[top : top + height, :width], cell) for top in range(60))  # what is said is above
 
 
 @pytest.mark.parametrize(("images", "count"), [([], 0), ([GREY], 0), ([GREY], 2)])

@@ -15,6 +15,7 @@ from tfdetr_keras.visualize.drawing import class_colour
 
 NAMES = ["circle", "square", "triangle"]
 GREY = np.full((60, 120, 3), 128, np.uint8)
+GAP = 8  # around the images
 NOTHING = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "scores": np.zeros(0)}
 ONE = {"boxes": np.array([[30.0, 15.0, 90.0, 45.0]]), "labels": np.array([1]), "scores": np.array([0.8])}
 
@@ -26,24 +27,30 @@ def drawn(path, *arguments, **options):
         return np.asarray(image.convert("RGB")).astype(int)
 
 
+def in_the_image(picture):
+    """The one image of a picture, without what is said above it."""
+    return picture[-240 - GAP : -GAP, GAP : GAP + 480]
+
+
 def test_a_detection_is_a_frame_where_its_box_is(tmp_path):
-    plain = drawn(tmp_path / "a.png", [GREY], [NOTHING], NAMES)
-    framed = drawn(tmp_path / "b.png", [GREY], [ONE], NAMES)
+    plain = in_the_image(drawn(tmp_path / "a.png", [GREY], [NOTHING], NAMES))
+    framed = in_the_image(drawn(tmp_path / "b.png", [GREY], [ONE], NAMES))
+    assert (plain == 128).all()
     changed = np.argwhere((plain != framed).any(axis=-1))
     scale = 480 / 120
-    assert abs(changed[:, 1].min() - (30 * scale + 8)) <= 1
-    assert abs(changed[:, 1].max() - (90 * scale + 8)) <= 1
-    assert abs(changed[:, 0].max() - (45 * scale + 8)) <= 1
-    centre = tuple(np.array([30, 60]) * int(scale) + 8)
+    assert abs(changed[:, 1].min() - 30 * scale) <= 1
+    assert abs(changed[:, 1].max() - 90 * scale) <= 1
+    assert abs(changed[:, 0].max() - 45 * scale) <= 1
+    centre = tuple(np.array([30, 60]) * int(scale))
     assert (framed[centre] == 128).all()
 
 
 def test_the_threshold_hides_and_the_truth_is_drawn(tmp_path):
-    plain = drawn(tmp_path / "a.png", [GREY], [NOTHING], NAMES)
-    np.testing.assert_array_equal(drawn(tmp_path / "b.png", [GREY], [ONE], NAMES, threshold=0.81), plain)
-    truth = drawn(tmp_path / "c.png", [GREY], [NOTHING], NAMES, ground_truth=[ONE])
-    both = drawn(tmp_path / "d.png", [GREY], [ONE], NAMES, ground_truth=[ONE])
-    assert (truth != plain).any()
+    hidden = in_the_image(drawn(tmp_path / "b.png", [GREY], [ONE], NAMES, threshold=0.81))
+    assert (hidden == 128).all()
+    truth = in_the_image(drawn(tmp_path / "c.png", [GREY], [NOTHING], NAMES, ground_truth=[ONE]))
+    both = in_the_image(drawn(tmp_path / "d.png", [GREY], [ONE], NAMES, ground_truth=[ONE]))
+    assert (truth != hidden).any()
     assert (both != truth).any()
 
 
@@ -52,7 +59,7 @@ def test_a_grid_of_images_of_different_sizes(tmp_path):
     found = [{**record, "scores": np.ones(len(record["labels"]))} for record in records]
     grid = drawn(tmp_path / "grid.png", [r["image"] for r in records], found, NAMES, ground_truth=records, columns=3)
     assert 2 * 400 < grid.shape[1] < 3 * 500
-    assert 3 * 300 < grid.shape[0] < 3 * 500
+    assert 3 * 300 < grid.shape[0] < 3 * 550
 
 
 @pytest.mark.parametrize("box", [[-500, -500, 500, 500], [110, 50, 300, 90], [200, 200, 300, 300], [20, 20, 20, 20]])
@@ -82,7 +89,6 @@ def test_curves(tmp_path):
 # Canvases of 320 x 480 are drawn pixel by pixel. The first image is smaller, the second fills its canvas.
 CANVAS, SMALLER = (320, 480), (200, 300)
 BOX = [0.5, 0.5, 0.4, 0.5]  # of the smaller image: columns 90 to 210, rows 50 to 150
-GAP = 8  # around the images
 HATCHES = {112, 144}
 
 
@@ -427,6 +433,6 @@ def test_the_worst_image_comes_first(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         upper, lower = np.array_split(np.asarray(image.convert("RGB")).astype(int), 2)
     for half, colour in ((upper, (230, 40, 40)), (lower, (40, 200, 80))):
-        assert (np.abs(half - colour).max(-1) == 0).sum() > 1000
+        assert (np.abs(half - colour).max(-1) == 0).sum() > 800
     with pytest.raises(ValueError, match="as many, at least one"):
         draw_mistakes([GREY], [], [], NAMES, tmp_path / "a.png")

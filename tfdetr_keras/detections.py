@@ -22,7 +22,7 @@ class Detections:
     Attributes:
         scores: `(n,)` float32.
         labels: `(n,)` int64.
-        boxes: `(n, 4)` float32 xyxy, pixels of the image.
+        boxes: `(n, 4)` float32 xyxy, pixels of the image; `detect` clips them to it.
         names: of the classes, `n` of them.
         image: `(height, width, 3)` uint8, RGB, as the model saw it: upright.
         attention: `(n, h, w)` float32, how much each object's query attends to each cell of the feature map in the last

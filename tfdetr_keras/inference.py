@@ -50,7 +50,8 @@ def detect(
 
     Yields:
         Per record, in order, `{"image_id": int, "scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32
-        xyxy in pixels of the image}`, with `"masks": (n, height, width) bool` of the image by a model that has them.
+        xyxy in pixels of the image, clipped to it}`, with `"masks": (n, height, width) bool` of the image by a model
+        that has them.
 
     Raises:
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
@@ -233,11 +234,17 @@ def _found(
     threshold: float,
     masks: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """The detections of each image of a batch."""
+    """The detections of each image of a batch, their boxes clipped to it."""
     sizes = targets["orig_size"].numpy()
     if masks and "pred_masks" in outputs:
-        return post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())
-    return post_process(outputs, sizes, threshold, classification_of(model))
+        results = post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())
+    else:
+        results = post_process(outputs, sizes, threshold, classification_of(model))
+    # Here, not in `post_process`, which gives the boxes that the reference gives and that COCO's AP is measured on.
+    return [
+        found | {"boxes": np.clip(found["boxes"], 0, np.array([width, height] * 2, np.float32))}
+        for found, (height, width) in zip(results, sizes.tolist(), strict=True)
+    ]
 
 
 def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str, Any]) -> Detections:

@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 
 import tfdetr_keras as td
 from tfdetr_keras.segments import lay_masks
-from tfdetr_keras.visualize.drawing import GAP, font
+from tfdetr_keras.visualize.lettering import font
+from tfdetr_keras.visualize.tiles import GAP
 
 CANVAS = (192, 192)
 LICENCES = (4, 7)

@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--color-jitter changes training batches only: add --training")
     check_source_options(options)
     from tfdetr_keras import data, visualize
-    from tfdetr_keras.data.record import reader_of
+    from tfdetr_keras.data.record import reader_of, title_of
 
     dataset, class_names = read_source(options)
     # Repeated, so that a set smaller than a batch can be looked at, too; evaluation keeps its last, smaller batch.
@@ -65,8 +65,9 @@ def run(options: argparse.Namespace) -> int:
     if batch is None:
         raise ValueError("the set is empty: it has no record that could be read")
     # The picture first: counting a large set takes minutes.
+    titles = [title_of(dataset, image_id) for image_id in batch[1]["image_id"].numpy().tolist()]
     with made_folder(options.out.parent), whole_file(options.out) as partial:
-        visualize.show_batch(batch, class_names, partial)
+        visualize.show_batch(batch, class_names, partial, titles=titles)
     print(f"wrote {options.out}", flush=True)
     reader = reader_of(dataset)
     total = -1 if reader is None else int(reader.entries.cardinality())

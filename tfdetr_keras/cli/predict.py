@@ -99,9 +99,9 @@ def _draw(model: DETR, image: dict[str, Any], path: Path, picture: Path, thresho
     rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
     detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
     if "masks" in image:
-        visualize.draw_segments([pixels], [lay_masks(image)], names, picture)
+        visualize.draw_segments([pixels], [lay_masks(image)], names, picture, titles=[path.name])
         for detection, lengths in zip(detections, run_lengths(image["masks"]), strict=True):
             detection["segmentation"] = lengths | {"counts": lengths["counts"].decode()}
     else:
-        visualize.draw_detections([pixels], [image], list(names.values()), picture, threshold=threshold)
+        visualize.draw_detections([pixels], [image], names, picture, threshold=threshold, titles=[path.name])
     return detections

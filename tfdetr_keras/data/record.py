@@ -24,6 +24,7 @@ made of its dataset since.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,12 @@ def name_of(dataset: tf.data.Dataset, image_id: int) -> str:
     """What messages call an image: its file, where `file_of` knows it, and its id."""
     file = file_of(dataset, image_id)
     return f"image {image_id}" if file is None else f"{file} (image {image_id})"
+
+
+def title_of(dataset: tf.data.Dataset, image_id: int) -> str:
+    """Returns what pictures call an image: the name of its file, or "image 7" where `file_of` does not know it."""
+    file = file_of(dataset, image_id)
+    return f"image {image_id}" if file is None else os.path.basename(file)
 
 
 def _origins(dataset: tf.data.Dataset) -> list[Reader]:

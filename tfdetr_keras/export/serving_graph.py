@@ -189,7 +189,7 @@ def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
 def detections(
     outputs: dict[str, tf.Tensor], sizes: tf.Tensor, extents: tf.Tensor, classification: Classification = "softmax"
 ) -> dict[str, tf.Tensor]:
-    """`tfdetr_keras.post_process` in the graph, without a threshold, the highest score first.
+    """`tfdetr_keras.post_process` in the graph, clipped to the image, without a threshold, the highest score first.
 
     Args:
         outputs: of the model.
@@ -215,6 +215,7 @@ def detections(
     centers, sides = outputs["pred_boxes"][..., :2], outputs["pred_boxes"][..., 2:]
     scale = tf.cast(tf.stack([sizes[:, 1], sizes[:, 0]] * 2, axis=-1), tf.float32)
     boxes = tf.concat([centers - sides / 2, centers + sides / 2], axis=-1) * scale[:, None]
+    boxes = tf.minimum(tf.maximum(boxes, 0.0), scale[:, None])
     found = {"scores": scores, "labels": labels, "boxes": tf.gather(boxes, order, batch_dims=1)}
     if "pred_masks" in outputs:
         masks = tf.sigmoid(tf.gather(outputs["pred_masks"], order, batch_dims=1))

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.data.record import title_of
 from tfdetr_keras.segments import lay_masks
 from tfdetr_keras.training.average_precision import AveragePrecision
 from tfdetr_keras.training.checkpoint import Checkpoint
@@ -66,6 +67,7 @@ class Story(keras.callbacks.Callback):
             checkpoint.when_best = self.keep_best
         self._next_report = 0.0
         self._shown: list[dict[str, np.ndarray]] | None = None
+        self._titles: list[str] = []
 
     def before(self) -> list[keras.callbacks.Callback]:
         """The callbacks whose figures the checkpoint keeps."""
@@ -85,17 +87,18 @@ class Story(keras.callbacks.Callback):
             with_objects = self.validation.filter(lambda record: tf.size(record["labels"]) > 0)
             with_objects = with_objects.map(lambda record: {key: record[key] for key in record if key != "masks"})
             self._shown = list(with_objects.take(PICTURES).as_numpy_iterator())
+            self._titles = [title_of(self.validation, int(record["image_id"])) for record in self._shown]
         if not self._shown:
             return
         of_image = {image["image_id"]: image for image in self.precision.evaluator.detections}
         images = [record["image"] for record in self._shown]
         found = [of_image[int(record["image_id"])] for record in self._shown]
         with whole_file(self.run.path / PREDICTIONS) as partial:
-            draw_detections(images, found, self.class_names, partial, ground_truth=self._shown)
+            draw_detections(images, found, self.class_names, partial, ground_truth=self._shown, titles=self._titles)
         if self.masks:
             with whole_file(self.run.path / SEGMENTS) as partial:
                 segments = [_segments(one, image.shape[:2]) for one, image in zip(found, images, strict=True)]
-                draw_segments(images, segments, self.class_names, partial)
+                draw_segments(images, segments, self.class_names, partial, titles=self._titles)
         if self.settings.tensorboard:
             with tf.summary.create_file_writer(str(self.run.path / TENSORBOARD / "validation")).as_default():
                 for name in (PREDICTIONS, SEGMENTS) if self.masks else (PREDICTIONS,):

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
-from tfdetr_keras.visualize.drawing import cell_scale, class_colour, frames_with_captions, tint, titled, write_grid
+from tfdetr_keras.visualize.drawing import Crowding, cell_scale, class_colour, frames_with_tags, tint
+from tfdetr_keras.visualize.tags import Wording
+from tfdetr_keras.visualize.tiles import SAMPLE, Entry, key_of_classes, solid, tile, told_crowding, write_grid
 
 # The padding's hatching: no photograph has it.
 HATCH = 8  # pixels, of one diagonal stripe
@@ -24,11 +26,12 @@ def show_batch(
     path: str | Path,
     columns: int = 4,
     box_reference: str = "image",
+    titles: Mapping[int, str] | None = None,
 ) -> None:
     """Writes the images of a batch as the model will see them, with their boxes and masks, as a PNG.
 
-    Each image stands on its canvas, the padding hatched; above it are its id, the number of its objects, and its size
-    before and after the augmentation and the resize (height × width). Masks, where the targets have them, are
+    Each image stands on its canvas, the padding hatched; above it are its title or id, the number of its objects, and
+    its size before and after the augmentation and the resize (height × width). Masks, where the targets have them, are
     translucent, in the colour of their box.
 
     Args:
@@ -40,6 +43,7 @@ def show_batch(
         path: the PNG to write.
         columns: images in a row of the grid.
         box_reference: "image" or "padded", what the boxes are relative to; as it was given to `prepare`.
+        titles: of images, by their ids, as their file names.
 
     Raises:
         ValueError: something else than such a batch, shapes that do not fit, a mask that is not the top left corner of
@@ -66,13 +70,25 @@ def show_batch(
         across = (width, height) if box_reference == "image" else mask.shape[:0:-1]
         corners = _corners(boxes) * (across * 2)
         masks = targets["masks"][place][real] if "masks" in targets else ()
-        image = _draw(_levels(pixels[place], ids[place]), mask[place], corners, masks, labels, class_names)
-        objects = f"{len(labels)} object{'' if len(labels) == 1 else 's'}"
+        image, crowding = _draw(_levels(pixels[place], ids[place]), mask[place], corners, masks, labels, class_names)
+        objects = f"{len(labels) or 'no'} object{'' if len(labels) == 1 else 's'}"
         before = (
             f"{targets['orig_size'][place][0]} × {targets['orig_size'][place][1]} → " if "orig_size" in targets else ""
         )
-        cells.append(titled(image, f"image {ids[place]}: {objects}\n{before}{height} × {width}"))
-    write_grid(cells, path, columns)
+        key = (
+            key_of_classes([class_names[label] for label in labels], [class_colour(label) for label in labels])
+            if crowding.nameless
+            else ()
+        )
+        lines = [objects, f"{before}{height} × {width}", *told_crowding(crowding, len(labels))]
+        name = (titles or {}).get(int(ids[place]), f"image {ids[place]}")
+        cells.append(tile(image, lines, name, key))
+    legend: list[Entry] = (
+        [solid("annotated, in its class's colour")] if (targets["labels"] != PADDING_LABEL).any() else []
+    )
+    if not mask.all():
+        legend.append((_paint_hatching, SAMPLE, "padding"))
+    write_grid(cells, path, columns, legend)
 
 
 def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -124,7 +140,7 @@ def _draw(
     masks: Sequence[np.ndarray],
     labels: np.ndarray,
     class_names: Sequence[str],
-) -> Image.Image:
+) -> tuple[Image.Image, Crowding]:
     """The canvas with its padding hatched, its boxes `(n, 4)` xyxy in pixels of it, and the objects' masks, if any."""
     scale = cell_scale((mask.shape[1], mask.shape[0]))
     size = (max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1))
@@ -132,13 +148,12 @@ def _draw(
     padding = ~np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     shrunk[padding] = _hatching(padding.shape)[padding]
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")  # small objects on large ones
-    captions = [class_names[label] for label in labels[order]]
+    wordings = [Wording(class_names[label]) for label in labels[order]]
     colours = [class_colour(label) for label in labels[order]]
     if len(masks):
         shrunk = _tinted(shrunk, [masks[row] for row in order], colours)
     image = Image.fromarray(shrunk)
-    frames_with_captions(ImageDraw.Draw(image), boxes[order] * scale, colours, captions, image.size)
-    return image
+    return image, frames_with_tags(image, boxes[order] * scale, colours, wordings)
 
 
 def _tinted(pixels: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -157,3 +172,8 @@ def _hatching(shape: tuple[int, ...]) -> np.ndarray:
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     stripes = np.array(HATCH_LEVELS, np.uint8)[(rows + columns) // HATCH % 2]
     return np.repeat(stripes[..., None], 3, axis=-1)
+
+
+def _paint_hatching(image: Image.Image, box: Sequence[int]) -> None:
+    x1, y1, x2, y2 = box
+    image.paste(Image.fromarray(_hatching((y2 - y1 + 1, x2 - x1 + 1))), (x1, y1))

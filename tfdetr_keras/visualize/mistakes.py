@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from pycocotools import mask
 
-from tfdetr_keras.visualize.drawing import fitted, frames_with_captions, titled, write_grid
+from tfdetr_keras.visualize.detections import titles_of, told_annotated
+from tfdetr_keras.visualize.drawing import fitted, frames_with_tags, longest_side
+from tfdetr_keras.visualize.tags import Wording
+from tfdetr_keras.visualize.tiles import dashed, solid, tile, told_crowding, write_grid
 
 HIT, MISS, FALSE_ALARM = (40, 200, 80), (230, 40, 40), (255, 170, 0)
 
@@ -71,8 +74,11 @@ def draw_mistakes(
     min_iou: float = 0.5,
     columns: int = 4,
     most: int = 16,
+    titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a gallery as a PNG: hits are green, misses red, false alarms orange; the worst images come first.
+    """Writes a gallery as a PNG: hits are green, misses red and dashed, false alarms orange; the worst come first.
+
+    Above each image are its title and how many there are of each.
 
     Args:
         images: each `(height, width, 3)` uint8, RGB.
@@ -84,6 +90,7 @@ def draw_mistakes(
         min_iou: intersection over union from which on a true box is found.
         columns: images in a row.
         most: images at most.
+        titles: of each image, as its file name.
 
     Raises:
         ValueError: no images, or not one entry of each for every image; fewer than one column.
@@ -96,10 +103,26 @@ def draw_mistakes(
     ]
     mistakes = [len(seen.misses) + len(seen.false_alarms) for seen in verdicts]
     worst = sorted(range(len(images)), key=lambda place: -mistakes[place])[:most]
+    names, longest = titles_of(images, titles), longest_side(images[:most])
     cells = [
-        _cell(images[place], detections[place], ground_truth[place], verdicts[place], class_names) for place in worst
+        _cell(
+            images[place],
+            detections[place],
+            ground_truth[place],
+            verdicts[place],
+            class_names,
+            longest,
+            f"nothing above {threshold:.2f}",
+            names[place],
+        )
+        for place in worst
     ]
-    write_grid(cells, path, columns)
+    legend = [
+        solid("hit: found as annotated", HIT),
+        dashed("missed: annotated, not found", MISS),
+        solid("false alarm: found, not annotated", FALSE_ALARM),
+    ]
+    write_grid(cells, path, columns, legend)
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
@@ -117,15 +140,28 @@ def _cell(
     truth: Mapping[str, Any],
     seen: Verdict,
     class_names: Sequence[str],
+    longest: int,
+    nothing: str,
+    title: str | None,
 ) -> Image.Image:
-    image, scale = fitted(pixels)
-    scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
+    image, scale = fitted(pixels, longest)
+    scores, labels, true_labels = (np.asarray(one) for one in (found["scores"], found["labels"], truth["labels"]))
     boxes, true_boxes = np.asarray(found["boxes"]).reshape(-1, 4), np.asarray(truth["boxes"]).reshape(-1, 4)
-    drawn = [(boxes[row], HIT, f"{class_names[labels[row]]} {scores[row]:.2f}") for row in seen.hits]
-    drawn += [(true_boxes[row], MISS, class_names[np.asarray(truth["labels"])[row]]) for row in seen.misses]
-    drawn += [(boxes[row], FALSE_ALARM, f"{class_names[labels[row]]} {scores[row]:.2f}") for row in seen.false_alarms]
-    if drawn:
-        corners, colours, captions = zip(*drawn, strict=True)
-        frames_with_captions(ImageDraw.Draw(image), np.array(corners) * scale, colours, captions, image.size)
-    counts = f"{len(seen.hits)} found, {len(seen.misses)} missed, {len(seen.false_alarms)} false"
-    return titled(image, counts)
+
+    def detected(rows: np.ndarray) -> list[Wording]:
+        return [Wording(class_names[labels[row]], f"{scores[row]:.2f}") for row in rows]
+
+    # What is wrong lies above what is right, and is the first to get its tags.
+    corners = np.concatenate([boxes[seen.hits], true_boxes[seen.misses], boxes[seen.false_alarms]])
+    missed = [Wording(class_names[true_labels[row]]) for row in seen.misses]
+    wordings = detected(seen.hits) + missed + detected(seen.false_alarms)
+    parts = [(HIT, len(seen.hits)), (MISS, len(missed)), (FALSE_ALARM, len(seen.false_alarms))]
+    colours = [colour for colour, count in parts for _ in range(count)]
+    dashes = [colour == MISS for colour in colours]
+    crowding = frames_with_tags(image, corners * scale, colours, wordings, dashes, colours_are_classes=False)
+    said = f"{len(seen.hits)} hit, {len(missed)} missed, {len(seen.false_alarms)} false"
+    if not len(seen.hits) + len(seen.false_alarms):
+        said = f"{nothing}, {told_annotated(len(true_labels))}"
+    elif not len(true_labels):
+        said += f", {told_annotated(0)}"
+    return tile(image, [said, *told_crowding(crowding, len(colours))], title)

@@ -9,16 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tfdetr_keras.segments import Segments
-from tfdetr_keras.visualize.drawing import (
-    CELL,
-    caption_on_plate,
-    class_colour,
-    fitted,
-    free_place,
-    plate_of,
-    tint,
-    write_grid,
-)
+from tfdetr_keras.visualize.detections import titles_of
+from tfdetr_keras.visualize.drawing import CELL, Crowding, class_colour, fitted, longest_side, tint
+from tfdetr_keras.visualize.lettering import tag_on_plate
+from tfdetr_keras.visualize.tags import Variant, Wording, free_place, plate_at, starting_variant, variants
+from tfdetr_keras.visualize.tiles import key_of_classes, tile, told_crowding, write_grid
 
 # Segments of one class are told apart by how far its colour is mixed with white (> 0) or black (< 0).
 SHADES = (0.0, 0.45, -0.4, 0.7, -0.65)
@@ -33,11 +28,14 @@ def draw_segments(
     class_names: Sequence[str] | Mapping[int, str],
     path: str | Path,
     columns: int = 4,
+    titles: Sequence[str] | None = None,
 ) -> None:
     """Writes a grid of images with their segments as a PNG.
 
     A segment is a translucent area in its class's colour, in another shade for each of the class, with a thin white
-    outline, name and score. Pixels of no segment are left as they are.
+    outline, name and score. Pixels of no segment are left as they are. Above each image are its title and how many
+    segments there are, and in a crowd, where tags are shortened or left out, what the colours mean. One image alone is
+    drawn larger than those of a grid.
 
     Args:
         images: each `(height, width, 3)` uint8, RGB.
@@ -46,18 +44,21 @@ def draw_segments(
         class_names: name of each label, in a list or by label.
         path: the PNG to write.
         columns: images in a row of the grid.
+        titles: of each image, as its file name.
 
     Raises:
-        ValueError: no images, or not one entry of `segments` for each; a map of another size than its image; fewer than
-            one column.
+        ValueError: no images, or not one entry of `segments` and `titles` for each; a map of another size than its
+            image; fewer than one column.
     """
     lengths = [len(images), len(segments)]
     if not lengths[0] or len(set(lengths)) > 1:
         raise ValueError(f"images and segments must be as many, at least one, not {lengths}")
-    cells = [
-        image_of_segments(Segments(found["segmentation"], found["segments_info"], class_names, image))
-        for image, found in zip(images, segments, strict=True)
-    ]
+    longest, cells = longest_side(images), []
+    for image, found, title in zip(images, segments, titles_of(images, titles), strict=True):
+        shown = Segments(found["segmentation"], found["segments_info"], class_names, image)
+        count = len(list(shown))
+        lines = [f"{count} segment{'s' * (count > 1)}"] if count else []
+        cells.append(_draw_image(shown, longest, lines, title))
     write_grid(cells, path, columns)
 
 
@@ -66,14 +67,19 @@ def image_of_segments(found: Segments, longest: int = CELL) -> Image.Image:
 
     Args:
         found: of the image.
-        longest: the picture's longer side, pixels.
+        longest: the image's longer side in the picture, pixels.
 
     Returns:
-        The picture, RGB.
+        The picture, RGB: the image, and above it a line where there is no segment, or where tags had no room.
 
     Raises:
         ValueError: the map has another size than the image.
     """
+    return _draw_image(found, longest, [], None)
+
+
+def _draw_image(found: Segments, longest: int, lines: Sequence[str], title: str | None) -> Image.Image:
+    """One cell of the grid."""
     if found.segmentation.shape != found.image.shape[:2]:
         raise ValueError(
             f"the map of segments is (height, width) = {found.segmentation.shape}, the image {found.image.shape[:2]}: "
@@ -82,42 +88,59 @@ def image_of_segments(found: Segments, longest: int = CELL) -> Image.Image:
     image, _ = fitted(found.image, longest)
     ids = np.asarray(Image.fromarray(found.segmentation).resize(image.size, Image.Resampling.NEAREST))
     rows = list(found)
-    colours = _colours([row["label"] for row in rows])
+    of_classes = _class_colours([row["label"] for row in rows])
+    colours = _shades([row["label"] for row in rows], of_classes)
     image = Image.fromarray(_tinted(np.asarray(image), ids, [row["id"] for row in rows], colours))
-    _write_names(image, ids, rows, colours)
-    return image
+    crowding = _write_names(image, ids, rows, colours)
+    names = [row["name"] for row in rows]
+    key = key_of_classes(names, [of_classes[row["label"]] for row in rows]) if crowding.nameless else []
+    nothing = [] if rows else ["no segments"]
+    return tile(image, [*lines, *nothing, *told_crowding(crowding, len(rows))], title, key)
 
 
 def _write_names(
     image: Image.Image, ids: np.ndarray, rows: Sequence[Mapping[str, Any]], colours: Sequence[tuple[int, ...]]
-) -> None:
-    """Captions in the middle of the segments that hold them, and beside the others."""
+) -> Crowding:
+    """Tags in the middle of the segments that hold them, and beside the others, as far as there is room."""
     draw = ImageDraw.Draw(image)
-    captions = [f"{row['name']} {row['score']:.2f}" for row in rows]
-    plates = [plate_of(draw, caption) for caption in captions]
-    taken: list[list[float]] = []
+    choices = [variants(Wording(row["name"], f"{row['score']:.2f}"), image.width) for row in rows]
+    start = starting_variant(choices, image.width * image.height)
+    choices = [of_tag[min(start, len(of_tag) - 1) :] for of_tag in choices]
+    taken, left_out, nameless = np.zeros((0, 4)), 0, 0
 
-    def write(place: int, corner: tuple[float, float]) -> None:
-        taken.append([*corner, corner[0] + plates[place][0], corner[1] + plates[place][1]])
-        caption_on_plate(draw, corner, plates[place], captions[place], colours[place])
+    def write(place: int, corner: tuple[float, float], variant: Variant) -> None:
+        nonlocal taken, nameless
+        taken = np.vstack([taken, plate_at(corner, variant.plate)])
+        nameless += not variant.is_named
+        tag_on_plate(draw, corner, variant.text, colours[place], variant.size)
 
     small = {}
     for place, row in enumerate(rows):
         own = ids == row["id"]
-        if (corner := _roomiest(own, plates[place], taken)) is not None:
-            write(place, corner)
-        elif own.any():
-            (y1, x1), (y2, x2) = (end(np.nonzero(own), axis=1).tolist() for end in (np.min, np.max))
-            small[place] = [x1 - 1, y1 - 1, x2 + 1, y2 + 1]  # plates are drawn on their border too
+        for variant in (variant for variant in choices[place] if variant.is_named):
+            if (corner := _roomiest(own, variant.plate, taken)) is not None:
+                write(place, corner, variant)
+                break
+        else:
+            if own.any():
+                (y1, x1), (y2, x2) = (end(np.nonzero(own), axis=1).tolist() for end in (np.min, np.max))
+                small[place] = [x1 - 1, y1 - 1, x2 + 1, y2 + 1]  # plates are drawn on their border too
+    boxes = np.array(list(small.values()), float).reshape(-1, 4)
     for place, box in sorted(small.items(), key=lambda item: rows[item[0]]["area"]):
-        write(place, free_place(box, plates[place], image.size, [*taken, *small.values()]))
+        for variant in choices[place]:
+            # A score alone is no wider than most segments; a name is rather read beside its segment than left out.
+            corner = None if variant.is_named else _roomiest(ids == rows[place]["id"], variant.plate, taken)
+            corner = corner or free_place(box, variant.plate, image.size, taken, boxes)
+            if corner is not None:
+                write(place, corner, variant)
+                break
+        else:
+            left_out += 1
+    return Crowding(left_out, left_out + nameless)
 
 
-def _colours(labels: Sequence[int]) -> list[tuple[int, ...]]:
-    """A colour for each segment: its class's, in the next shade for each further segment of the class.
-
-    Where two classes' colours are alike, the one that comes later gets that of another class.
-    """
+def _class_colours(labels: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """A colour for each class; where two are alike, the one that comes later gets that of another class."""
     of_classes: dict[int, tuple[int, ...]] = {}
     for label in dict.fromkeys(labels):
         candidates = [class_colour(label + shift) for shift in range(CANDIDATES)]
@@ -125,6 +148,11 @@ def _colours(labels: Sequence[int]) -> list[tuple[int, ...]]:
             min((math.dist(colour, other) for other in of_classes.values()), default=ALIKE) for colour in candidates
         ]
         of_classes[label] = candidates[next((i for i, far in enumerate(apart) if far >= ALIKE), np.argmax(apart))]
+    return of_classes
+
+
+def _shades(labels: Sequence[int], of_classes: Mapping[int, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """A colour for each segment: its class's, in the next shade for each further segment of the class."""
     colours = []
     for place, label in enumerate(labels):
         share = SHADES[labels[:place].count(label) % len(SHADES)]
@@ -149,15 +177,13 @@ def _tinted(
     return tinted.round().astype(np.uint8)
 
 
-def _roomiest(
-    own: np.ndarray, plate: tuple[float, float], taken: Sequence[Sequence[float]]
-) -> tuple[float, float] | None:
+def _roomiest(own: np.ndarray, plate: tuple[float, float], taken: np.ndarray) -> tuple[float, float] | None:
     """The top left corner of a caption's plate around the pixel of a segment that has most of it around it.
 
     Args:
         own: `(height, width)` bool, the segment.
         plate: width and height, pixels.
-        taken: plates that are there already, xyxy; they are kept clear of.
+        taken: `(m, 4)` xyxy, plates that are there already; they are kept clear of.
 
     Returns:
         (x, y); None where the segment is too small.
