@@ -1,6 +1,7 @@
 """The documentation's site is built without a warning, names all of the public face, and its pictures are as drawn."""
 
 import re
+import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,15 +9,13 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
-from code_blocks import DOCS
+from code_blocks import DOCS, REPOSITORY
+from mkdocs.exceptions import PluginError
 from PIL import Image
 
 import tfdetr_keras as td
 
-sys.path.insert(0, str(DOCS))
-
-from links import ADDRESSES, OUTSIDE, on_page_markdown  # noqa: E402
-
+LINKS = SimpleNamespace(**runpy.run_path(str(DOCS / "links.py")))
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 PACKAGES = (td.data, td.export, td.training, td.visualize)
 
@@ -51,16 +50,16 @@ def test_readmes_links_and_pictures_name_files_and_lead_to_pages(site):
     links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", readme, flags=re.DOTALL))
     assert len(links) > 20
     assert all(link.startswith("https://") for link in links)
-    files = [link.removeprefix(address) for link in links for address in ADDRESSES if link.startswith(address)]
+    files = [link.removeprefix(address) for link in links for address in LINKS.ADDRESSES if link.startswith(address)]
     assert len(files) >= len(links) - 3  # the repository itself, PyTorch's builds, the paper
     for file in files:
         assert (REPOSITORY / file.split("#")[0]).is_file(), file
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", readme)
     assert pictures
-    assert all(picture.startswith(ADDRESSES[1]) for picture in pictures)
+    assert all(picture.startswith(LINKS.ADDRESSES[1]) for picture in pictures)
     home = (folder / "index.html").read_text(encoding="utf-8")
-    assert not any(address in home for address in ADDRESSES)
-    assert config_of_site()["repo_url"] + "/blob/main/" == ADDRESSES[0]
+    assert not any(address in home for address in LINKS.ADDRESSES)
+    assert config_of_site()["repo_url"] + "/blob/main/" == LINKS.ADDRESSES[0]
 
 
 def config_of_site():
@@ -69,16 +68,16 @@ def config_of_site():
     return dict(re.findall(r"^(\w+): (\S+)$", text, re.MULTILINE))
 
 
-@pytest.mark.parametrize("address", ADDRESSES)
-def test_a_link_by_address_to_a_file_that_is_not_there_ends_the_build(address, tmp_path):
+@pytest.mark.parametrize("address", LINKS.ADDRESSES)
+def test_a_link_by_address_to_a_file_that_is_not_there_ends_the_build(address):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
-    with pytest.raises(PluginError, match="README.md links to .*there is no docs/nowhere.md"):
-        on_page_markdown(f"[words]({address}docs/nowhere.md)", page, {}, None)
+    with pytest.raises(PluginError, match=r"README.md links to .*there is no docs/nowhere.md"):
+        LINKS.on_page_markdown(f"[words]({address}docs/nowhere.md)", page, {}, None)
 
 
 def test_links_are_words():
     """Not the names of files, which say nothing to a reader of the site."""
-    pages = [*DOCS.rglob("*.md"), *(REPOSITORY / path for path in OUTSIDE)]
+    pages = [*DOCS.rglob("*.md"), *(REPOSITORY / path for path in LINKS.OUTSIDE)]
     for page in pages:
         for words in re.findall(r"\[([^\]]+)\]\([^)]+\)", page.read_text(encoding="utf-8")):
             assert not re.search(r"\.(md|ipynb)\b", words), f"{page.relative_to(REPOSITORY)}: [{words}]"
