@@ -1,5 +1,7 @@
 """Trains a small model with a mask head on twelve photographs, and draws the figure of the page on segmentation.
 
+What it found alone is the picture of the home page, `found.jpg` beside it.
+
     python docs/figures/segmentation.py COCO128 RUNS [docs/images/segmentation.jpg]
 
 COCO128 is a folder with COCO's `images/` and `annotations/instances_train2017.json`. In RUNS the two stages keep their
@@ -102,6 +104,7 @@ def main(coco128, runs, path):
         for place, cell in enumerate(cells):
             figure.paste(cell, (GAP + sum(widths[:place]) + GAP * place, top + band))
     figure.save(path, quality=85)
+    figure.crop((0, CELL + 2 * band - GAP, *figure.size)).save(Path(path).with_name("found.jpg"), quality=85)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """What the pages' code finds in the folder that it runs in: small stand-ins under the names that the pages use."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+from code_blocks import REPOSITORY
 from PIL import Image
 from stand_ins import CANVAS, SIZE, SMALL, shapes, write_coco
 
@@ -55,3 +59,14 @@ def workplace(tmp_path, monkeypatch, checkpoint_folder, finished_run):
     furnish(tmp_path, checkpoint_folder, finished_run)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The built site, and what was said meanwhile."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder, run.stdout + run.stderr

@@ -1,31 +1,23 @@
 """The documentation's site is built without a warning, names all of the public face, and its pictures are as drawn."""
 
-import os
 import re
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pytest
 from code_blocks import DOCS, REPOSITORY
+from mkdocs.exceptions import PluginError
 from PIL import Image
 
 import tfdetr_keras as td
 
+LINKS = SimpleNamespace(**runpy.run_path(str(DOCS / "links.py")))
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 PACKAGES = (td.data, td.export, td.training, td.visualize)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The built site, and what was said meanwhile."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    run = subprocess.run(command, check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return folder, run.stdout + run.stderr
 
 
 def test_it_is_built_without_a_warning(site):
@@ -49,6 +41,56 @@ def test_links_to_the_repository_became_links_of_the_site(site):
         text = re.sub(r"<(code|pre)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for link in re.findall(r'href="([^"#:]+\.md)[#"]', text):
             raise AssertionError(f"{page.relative_to(folder)} links to {link}")
+
+
+def test_readmes_links_and_pictures_name_files_and_lead_to_pages(site):
+    """An index page shows README beside no file of the repository, so that none of its links may be relative."""
+    folder, _ = site
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", readme, flags=re.DOTALL))
+    assert len(links) > 20
+    assert all(link.startswith("https://") for link in links)
+    files = [link.removeprefix(address) for link in links for address in LINKS.ADDRESSES if link.startswith(address)]
+    assert len(files) >= len(links) - 3  # the repository itself, PyTorch's builds, the paper
+    for file in files:
+        assert (REPOSITORY / file.split("#")[0]).is_file(), file
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", readme)
+    assert pictures
+    assert all(picture.startswith(LINKS.ADDRESSES[1]) for picture in pictures)
+    home = (folder / "index.html").read_text(encoding="utf-8")
+    assert not any(address in home for address in LINKS.ADDRESSES)
+    assert config_of_site()["repo_url"] + "/blob/main/" == LINKS.ADDRESSES[0]
+
+
+def config_of_site():
+    """The plain part of mkdocs.yml."""
+    text = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^(\w+): (\S+)$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("address", LINKS.ADDRESSES)
+def test_a_link_by_address_to_a_file_that_is_not_there_ends_the_build(address):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    with pytest.raises(PluginError, match=r"README.md links to .*there is no docs/nowhere.md"):
+        LINKS.on_page_markdown(f"[words]({address}docs/nowhere.md)", page, {}, None)
+
+
+def test_links_are_words():
+    """Not the names of files, which say nothing to a reader of the site."""
+    pages = [*DOCS.rglob("*.md"), *(REPOSITORY / path for path in LINKS.OUTSIDE)]
+    for page in pages:
+        for words in re.findall(r"\[([^\]]+)\]\([^)]+\)", page.read_text(encoding="utf-8")):
+            assert not re.search(r"\.(md|ipynb)\b", words), f"{page.relative_to(REPOSITORY)}: [{words}]"
+
+
+def test_formulas_are_mathml(site):
+    folder, _ = site
+    for page, formulas in (("matcher", 3), ("evaluate", 1), ("fine-tuning", 1)):
+        html = (folder / page / "index.html").read_text(encoding="utf-8")
+        assert html.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') == formulas
+    for page in folder.rglob("index.html"):
+        text = re.sub(r"<(code|pre|script|style)\b.*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not re.search(r"\$\$|\\(frac|text|lambda)", text), page  # nothing is left in LaTeX
 
 
 @pytest.mark.parametrize("package", [td, *PACKAGES], ids=lambda package: package.__name__)

@@ -9,14 +9,20 @@ from typing import Any
 from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, read_class_names
 
 
-def add_source_options(command: argparse.ArgumentParser) -> None:
-    """Adds the options from which `read_source` reads a data set."""
+def add_source_options(command: argparse.ArgumentParser, otherwise: str | None = None) -> None:
+    """Adds the options from which `read_source` reads a data set.
+
+    Args:
+        command: that reads one.
+        otherwise: what it does without `--data`, for the help; by default there is no such thing.
+    """
     source = command.add_argument_group("the data")
     source.add_argument(
         "--data",
-        required=True,
+        required=otherwise is None,
         choices=KINDS,
-        help="its kind: coco (images and one JSON file), coco-panoptic (and a PNG file of segments for each), voc "
+        help=("" if otherwise is None else f"(default: {otherwise}) ")
+        + "its kind: coco (images and one JSON file), coco-panoptic (and a PNG file of segments for each), voc "
         "(images and an XML file for each), yolo (images and a text file for each), tfds (TensorFlow Datasets), "
         "tfrecord (of the Object Detection API), or shapes: coloured shapes drawn on the fly, to try things without "
         "any data",

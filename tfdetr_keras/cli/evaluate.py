@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdetr_keras.atomic import made_folder, whole_file, write_text
-from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source
-from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
+from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source, source_arguments
+from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, is_run, read_model
 from tfdetr_keras.cli.progress import Counter
+from tfdetr_keras.cli.train import read_run_data
 
 if TYPE_CHECKING:
     from tfdetr_keras.evaluation import Evaluator
     from tfdetr_keras.models import DETR
 
 EXAMPLES = """examples:
+  tfdetr evaluate --model run
   tfdetr evaluate --data shapes --model detr-tiny --size 128 128
   tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --model run --out results
   tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --category-ids original \\
@@ -28,6 +30,7 @@ EXAMPLES = """examples:
 """
 # The names of classes whose checkpoint has none.
 _NAMELESS = re.compile(r"(class|LABEL)_\d+")
+PARTS = ("validation", "training")  # of a run's own images
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -38,12 +41,18 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         description="Runs a model over a data set and prints COCO's metrics, computed by pycocotools on boxes in "
         "pixels of the original images. A segmentation model is measured on masks, too, of data of the kind coco, and "
         "by panoptic quality alone on data of the kind coco-panoptic. The classes of the set must be those of the "
-        "model, in the same order.",
+        "model, in the same order. Without --data a run of `tfdetr train` is measured on its own validation images, "
+        "with --val-split those that it held back.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command)
-    add_source_options(command)
+    add_source_options(command, otherwise="the validation images of the run that --model names")
+    command.add_argument(
+        "--part",
+        choices=PARTS,
+        help=f"without --data: which of the run's own images (default: {PARTS[0]})",
+    )
     command.add_argument(
         "--category-ids",
         choices=("contiguous", "original"),
@@ -71,23 +80,37 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file: give the name of a folder")
     check_model(options)
-    check_source_options(options)
+    own = options.data is None
+    if own:
+        description = _description_of_own(options)  # before the model is read: most mistakes are seen here
+    elif options.part is not None:
+        raise ValueError("--part is a part of the run's own images, which are measured without --data")
+    else:
+        check_source_options(options)
     from tfdetr_keras import data
     from tfdetr_keras.data.record import reader_of, tally_of
     from tfdetr_keras.evaluation import Evaluator
     from tfdetr_keras.models import DETRForSegmentation
     from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
+    from tfdetr_keras.training import RunFolder
 
     model = read_model(options)
     has_masks = isinstance(model, DETRForSegmentation)
-    options.masks = has_masks and options.data == "coco"
-    records, names = read_source(options)
-    names = _class_names(model, names, options.category_ids == "original")
+    if own:
+        records, names, source = _read_own(options, description)
+    else:
+        options.masks = has_masks and options.data == "coco"
+        records, names = read_source(options)
+        source = source_arguments(options)
+    names = _class_names(model, names, source.get("category_ids") == "original")
+    arguments = input_arguments(options)
+    if own and options.batch_size is None and options.size is None and options.pad_to is None:
+        arguments |= RunFolder(options.model).evaluation  # to the last digit as the run measured it
     reader = reader_of(records)
     total = -1 if reader is None else int(reader.entries.cardinality())
     with Counter("measured", total) as counter:
-        if has_masks and options.data == "coco-panoptic":
-            things = data.coco_things(options.annotations, options.category_ids or "contiguous")
+        if has_masks and source["data"] == "coco-panoptic":
+            things = data.coco_things(source["annotations"], source.get("category_ids", "contiguous"))
             metrics = evaluate_panoptic(
                 model,
                 records,
@@ -95,20 +118,63 @@ def run(options: argparse.Namespace) -> int:
                 things + [False] * (len(names) - len(things)),
                 progress=counter.show,
                 **({} if options.threshold is None else {"threshold": options.threshold}),
-                **input_arguments(options),
+                **arguments,
             )
             evaluator = None
         else:
-            evaluator = Evaluator(records, names, masks=options.masks, **input_arguments(options))
+            masks = has_masks and source["data"] == "coco"
+            evaluator = Evaluator(records, names, masks=masks, **arguments)
             metrics = evaluator(model, progress=counter.show)
     tally = tally_of(records)
     if tally is not None and tally.counts():
         print(tally)
     _print(metrics)
     if options.out is not None:
-        written = _write(metrics, evaluator, options)
+        written = _write(metrics, evaluator, source, options.out)
         print(f"wrote {', '.join(written[:-1])}{' and ' if written[1:] else ''}{written[-1]} to {options.out}")
     return 0
+
+
+def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
+    """How the run that `--model` names reads its data.
+
+    Raises:
+        ValueError: there is no such run, it was trained from Python, it has no such part, or options name a data set.
+    """
+    if not is_run(options.model):
+        raise ValueError(
+            f"say with --data what to measure {options.model} on: only the folder of a run knows images of its own"
+        )
+    given = [name for name, value in source_arguments(options).items() if (name, value) != ("on_error", "raise")]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(
+            f"{flags}: say with --data of which kind the set is, or leave this away to measure the run's own images"
+        )
+    from tfdetr_keras.training import RunFolder
+
+    description = RunFolder(options.model).config()["data"]
+    if description is None:
+        raise ValueError(
+            f"{options.model} was trained from Python, and only the program knows its data: name with --data the set "
+            "to measure it on"
+        )
+    if options.part != "training" and description["val_split"] is None and description["validation"] is None:
+        raise ValueError(
+            f"{options.model} was trained without validation images: name a set with --data, or measure the images "
+            "that it was trained on with --part training"
+        )
+    return description
+
+
+def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:
+    """A part of the images that a run was trained with: records, class names, and how their set is read."""
+    (training, names), validation = read_run_data(description | {"cache": False})  # a single pass
+    part = options.part or PARTS[0]
+    print(f"the {part} images of {options.model}")
+    if part == "training":
+        return training, names, description["training"]
+    return validation, names, description["validation"] or description["training"]
 
 
 def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]:
@@ -163,22 +229,29 @@ def _print(metrics: Mapping[str, Any]) -> None:
         print(f"{of_class[0][0]:{width}s}", *(f"{value:.4f}" for row in of_class for value in row[1:]))
 
 
-def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, options: argparse.Namespace) -> list[str]:
-    """Writes the files of `--out`; gives their names."""
+def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, source: Mapping[str, Any], out: Path) -> list[str]:
+    """Writes the files of `--out`; gives their names.
+
+    Args:
+        metrics: of the model.
+        evaluator: which computed them, unless they are panoptic.
+        source: how the data set is read, as `load_source` takes it.
+        out: the folder.
+    """
     from tfdetr_keras import data
     from tfdetr_keras.evaluation import write_coco_results
 
     written: list[str] = []
-    with made_folder(options.out):
+    with made_folder(out):
         if evaluator is not None:
-            is_coco = options.data in ("coco", "coco-panoptic") and options.category_ids != "original"
-            category_ids = data.coco_category_ids(options.annotations) if is_coco else None
-            with whole_file(options.out / "detections.json") as partial:
+            is_coco = source["data"] in ("coco", "coco-panoptic") and source.get("category_ids") != "original"
+            category_ids = data.coco_category_ids(source["annotations"]) if is_coco else None
+            with whole_file(out / "detections.json") as partial:
                 write_coco_results(evaluator.detections, partial, category_ids)
             written.append("detections.json")
             if evaluator.masks:
-                with whole_file(options.out / "segmentations.json") as partial:
+                with whole_file(out / "segmentations.json") as partial:
                     write_coco_results(evaluator.detections, partial, category_ids, "segm")
                 written.append("segmentations.json")
-        write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return ["metrics.json", *written]

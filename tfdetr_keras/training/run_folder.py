@@ -247,6 +247,12 @@ class RunFolder:
         return {"size": tuple(settings["size"]), "pad_to": tuple(canvas) if _is_canvas(canvas) else None}
 
     @property
+    def evaluation(self) -> dict[str, Any]:
+        """How the run measures its validation images: arguments of `tfdetr_keras.evaluation.evaluate_detections`."""
+        settings = self.config()["settings"]
+        return Settings.of({name: settings[name] for name in ("size", "pad_to", "batch_size")}).evaluation
+
+    @property
     def metrics(self) -> dict[str, Any]:
         """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `evaluate_detections`.
 

@@ -135,6 +135,19 @@ class Settings:
         static = isinstance(self.pad_to, tuple) and self.max_boxes is not None
         return "auto" if static or keras.backend.backend() == "jax" else False
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """How a run measures: `size`, `batch_size` and `pad_to` of `tfdetr_keras.evaluation.evaluate_detections`.
+
+        As the model will be used: each image by itself, unless training has one canvas for all.
+        """
+        import keras  # here, since the command line reads the defaults before it knows that it will train
+
+        canvas = self.pad_to if isinstance(self.pad_to, tuple) else None
+        if canvas is None and keras.backend.backend() == "jax":  # which would compile again for each size of images
+            canvas = (self.size[1], self.size[1])
+        return {"size": self.size, "batch_size": 1 if canvas is None else self.batch_size, "pad_to": canvas}
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
         """Settings by name.

@@ -62,8 +62,16 @@ class Story(keras.callbacks.Callback):
         super().__init__()
         self.run, self.checkpoint = run, checkpoint
         self.validation, self.class_names, self.settings, self.masks = validation, class_names, settings, masks
-        self.precision = None if validation is None else _average_precision(validation, class_names, settings, masks)
-        if self.precision is not None:
+        self.precision: AveragePrecision | None = None
+        if validation is not None:
+            self.precision = AveragePrecision(
+                validation,
+                class_names,
+                **settings.evaluation,
+                every=settings.evaluate_every,
+                averaged=settings.ema_momentum is not None,
+                masks=masks,
+            )
             checkpoint.when_best = self.keep_best
         self._next_report = 0.0
         self._shown: list[dict[str, np.ndarray]] | None = None
@@ -131,22 +139,3 @@ def _segments(found: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]
     masks = [coco_mask.decode(found["masks"][row]) for row in rows]
     sure = {"scores": found["scores"][rows], "labels": found["labels"][rows]}
     return lay_masks({**sure, "masks": np.array(masks, bool).reshape(-1, *size)})
-
-
-def _average_precision(
-    validation: tf.data.Dataset, class_names: Sequence[str], settings: Settings, masks: bool
-) -> AveragePrecision:
-    """Measures as the model will be used: each image by itself, unless training has one canvas for all."""
-    canvas = settings.pad_to if isinstance(settings.pad_to, tuple) else None
-    if canvas is None and keras.backend.backend() == "jax":  # which would compile anew for each size of images
-        canvas = (settings.size[1], settings.size[1])
-    return AveragePrecision(
-        validation,
-        class_names,
-        settings.size,
-        batch_size=1 if canvas is None else settings.batch_size,
-        pad_to=canvas,
-        every=settings.evaluate_every,
-        averaged=settings.ema_momentum is not None,
-        masks=masks,
-    )
