@@ -34,7 +34,8 @@ def pytorch():
 def _no_triton_beside_tensorflow():
     """transformers imports triton, and triton 3.7 after TensorFlow ends the process by a segmentation fault."""
     yield
-    assert not {"transformers", "triton"} & sys.modules.keys()
+    beside = {"transformers", "triton"} & set(sys.modules)
+    assert not beside, f"a test imported {beside} into the process of TensorFlow; see tests/reference"
 
 
 @pytest.fixture(scope="session")

@@ -67,18 +67,19 @@ def save_base(description, folder):
     build(description).model.save_pretrained(folder)
 
 
-def save_classifier(description, folder):
-    """Writes the folder of an image classifier that has the model's backbone."""
-    model = build(description)
-    classifier = transformers.ResNetForImageClassification(model.config.backbone_config)
-    prefix = "model.backbone.conv_encoder.model."
-    tensors = {name: x for name, x in model.state_dict().items() if name.startswith(prefix)}
-    missing, unexpected = classifier.load_state_dict(
-        {f"resnet.{name.removeprefix(prefix)}": x for name, x in tensors.items()}, strict=False
-    )
-    assert unexpected == []
-    assert all("classifier" in name or "num_batches" in name for name in missing)
+def save_classifier(description, arrays, folder):
+    """Writes the folder of an image classifier whose backbone is the model's; returns which names did not match.
+
+    Args:
+        description: of the model.
+        arrays: weights by the classifier's names.
+        folder: where to.
+    """
+    classifier = transformers.ResNetForImageClassification(build(description).config.backbone_config)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    missing, unexpected = classifier.load_state_dict(tensors, strict=False)
     classifier.save_pretrained(folder)
+    return missing, unexpected
 
 
 def save_random(config, folder, seed=0):
@@ -112,16 +113,15 @@ def read_folder(folder, batch=None):
     """What `AutoModelForObjectDetection` makes of a folder.
 
     Returns:
-        `"class"`, its name; `"loading"`, which tensors were missing, left over, or of another shape; of its
-        configuration `"id2label"` and the coefficients of the loss; and with a batch the outputs of that.
+        `"class"`, its name; `"loading"`, which tensors were missing, left over, or of another shape; `"config"`, its
+        configuration, and `"id2label"` of that; and with a batch the outputs of that by name.
     """
     model, loading = transformers.AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
-    config = model.config
     return {
         "class": type(model).__name__,
         "loading": loading,
-        "id2label": config.id2label,
-        **{name: getattr(config, name) for name in vars(config) if name.endswith("_coefficient")},
+        "config": model.config.to_dict(),
+        "id2label": model.config.id2label,
         **({} if batch is None else _run(model, batch)),
     }
 

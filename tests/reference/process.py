@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -115,3 +116,8 @@ def _plain(value):
 def loaded_modules():
     """The names of all modules in this process that belong to no package, such as `torch`."""
     return {name for name in sys.modules if "." not in name}
+
+
+def identity():
+    """The number of this process."""
+    return os.getpid()

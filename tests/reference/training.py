@@ -85,11 +85,12 @@ def averaged_steps(config, arrays, batches, held_out, rates, max_norm, momentum,
         **options: of `torch.optim.AdamW`.
 
     Returns:
-        A dict: the loss of each batch before its step, the norm of each step's gradients before they are clipped;
+        A dict: "trained", the names of all parameters; the loss of each batch before its step, the norm of each step's gradients before they are clipped;
         "weights" and "averages" by name, "detections" and "detections_of_averages".
     """
     model = configured(config, arrays).train()
-    optimizer = _adamw(model, {name for name, _ in model.named_parameters()}, rates, **options)
+    trained = [name for name, _ in model.named_parameters()]
+    optimizer = _adamw(model, trained, rates, **options)
     averaged = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(momentum))
     told, norms = [], []
     for step, (inputs, targets) in enumerate(batches, start=1):
@@ -103,6 +104,7 @@ def averaged_steps(config, arrays, batches, held_out, rates, max_norm, momentum,
         if step >= accumulate:
             averaged.update_parameters(model)
     return {
+        "trained": trained,
         "losses": told,
         "norms": norms,
         "weights": model.state_dict(),
