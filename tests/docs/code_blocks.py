@@ -42,8 +42,8 @@ class Block(NamedTuple):
 
     @property
     def is_of_transformers(self):
-        """Whether it is a program of its own: transformers does not share a process with TensorFlow."""
-        return self.language == "python" and "import transformers\n" in self.code
+        """Whether it is a program of its own: one that imports transformers, and not beside TensorFlow."""
+        return self.language == "python" and "import transformers\n" in self.code and "tensorflow" not in self.code
 
 
 def blocks_of(page):

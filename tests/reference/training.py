@@ -85,8 +85,9 @@ def averaged_steps(config, arrays, batches, held_out, rates, max_norm, momentum,
         **options: of `torch.optim.AdamW`.
 
     Returns:
-        A dict: "trained", the names of all parameters; the loss of each batch before its step, the norm of each step's gradients before they are clipped;
-        "weights" and "averages" by name, "detections" and "detections_of_averages".
+        A dict: "trained", the names of all parameters; "losses" of the batches before their steps; "norms" of the
+        steps' gradients before they are clipped; "weights" and "averages" by name; "detections" and
+        "detections_of_averages".
     """
     model = configured(config, arrays).train()
     trained = [name for name, _ in model.named_parameters()]
