@@ -139,7 +139,7 @@ def outputs_of_folder(architecture, folder, batch):
 def outputs_of_pickle(path, fields, batch):
     """The outputs of a `FacebookDetr` with a file's weights, all of them and nothing else."""
     model = facebook.FacebookDetr(**fields)
-    model.load_state_dict({name: torch.from_numpy(x) for name, x in read(path)["model"].items()}, strict=True)
+    model.load_state_dict(read(path)["model"], strict=True)
     return _run(model, batch)
 
 
