@@ -1,7 +1,9 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from reference.process import PyTorch
 
 
 def _shared(name: str) -> Path:
@@ -18,6 +20,22 @@ def _cache_of_its_own(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDETR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def pytorch():
+    """The process in which PyTorch and transformers run: `pytorch.call("module:function", …)` of `tests/reference`."""
+    process = PyTorch()
+    yield process
+    process.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_triton_beside_tensorflow():
+    """transformers imports triton, and triton 3.7 after TensorFlow ends the process by a segmentation fault."""
+    yield
+    beside = {"transformers", "triton"} & set(sys.modules)
+    assert not beside, f"a test imported {beside} into the process of TensorFlow; see tests/reference"
 
 
 @pytest.fixture(scope="session")

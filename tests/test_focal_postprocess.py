@@ -1,12 +1,8 @@
 """Detections of models with a sigmoid per class, against transformers' Conditional DETR on the same outputs."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
-import torch
-from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 
 from tfdetr_keras.postprocess import post_process
 
@@ -26,14 +22,6 @@ def random_outputs(seed, batch=3, queries=25, classes=7, levels=None):
     return {"logits": logits.astype(np.float32), "pred_boxes": boxes.astype(np.float32)}
 
 
-def reference(outputs, threshold, top_k):
-    tensors = types.SimpleNamespace(**{name: torch.from_numpy(value) for name, value in outputs.items()})
-    found = ConditionalDetrImageProcessorPil().post_process_object_detection(
-        tensors, threshold, torch.from_numpy(SIZES), top_k
-    )
-    return [{name: value.numpy() for name, value in image.items()} for image in found]
-
-
 def rows_of(found, rows):
     """Label and box of some detections, in an order of their own; boxes to a thousandth of a pixel."""
     return sorted(
@@ -44,11 +32,12 @@ def rows_of(found, rows):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("top_k", [1, 20, 100, 1000])
-def test_transformers_finds_the_same(threshold, top_k):
+def test_transformers_finds_the_same(threshold, top_k, pytorch):
     for seed in range(10):
         outputs = random_outputs(seed)
         detections = post_process(outputs, SIZES, threshold, classification="focal", top_k=top_k)
-        for got, expected in zip(detections, reference(outputs, threshold, top_k), strict=True):
+        reference = pytorch.call("processors:conditional_detections", outputs, SIZES, threshold, top_k)
+        for got, expected in zip(detections, reference, strict=True):
             np.testing.assert_array_equal(got["labels"], expected["labels"])
             np.testing.assert_allclose(got["scores"], expected["scores"], rtol=0, atol=CLOSE)
             np.testing.assert_allclose(got["boxes"], expected["boxes"], rtol=1e-6, atol=1e-4)
@@ -56,13 +45,14 @@ def test_transformers_finds_the_same(threshold, top_k):
 
 @pytest.mark.parametrize("levels", [[-1.0, 1.0], [0.25, 0.5, 2.0], [20.0, 30.0], [-200.0, 200.0]])
 @pytest.mark.parametrize("top_k", [10, 60])
-def test_ties_hold_the_same_detections_in_any_order(levels, top_k):
+def test_ties_hold_the_same_detections_in_any_order(levels, top_k, pytorch):
     everything = 25 * 7
     for seed in range(10):
         outputs = random_outputs(seed, levels=levels)
         detections = post_process(outputs, SIZES, 0.1, classification="focal", top_k=top_k)
         candidates = post_process(outputs, SIZES, -1.0, classification="focal", top_k=everything)
-        for got, expected, all_ in zip(detections, reference(outputs, 0.1, top_k), candidates, strict=True):
+        reference = pytorch.call("processors:conditional_detections", outputs, SIZES, 0.1, top_k)
+        for got, expected, all_ in zip(detections, reference, candidates, strict=True):
             np.testing.assert_allclose(got["scores"], expected["scores"], rtol=0, atol=CLOSE)
             assert (np.diff(got["scores"]) <= 0).all()
             for score in np.unique(got["scores"]):

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import scipy.optimize
 import tensorflow as tf
-import torch
-from transformers.loss import loss_for_object_detection as reference
 
 from tfdetr_keras.matcher import match, matching_cost
 
@@ -65,31 +63,18 @@ def test_cost_is_the_papers():
             np.testing.assert_allclose(cost[image, layer, row], expected, rtol=0, atol=5e-6)
 
 
-def test_transformers_matcher_has_the_same_costs_and_finds_the_same_pairs(monkeypatch):
+def test_transformers_matcher_has_the_same_costs_and_finds_the_same_pairs(pytorch):
     example = problem(seed=1)
-    seen = []
-
-    def recording(matrix):
-        seen.append(np.asarray(matrix).T)  # (objects, queries)
-        return scipy.optimize.linear_sum_assignment(matrix)
-
-    monkeypatch.setattr(reference, "linear_sum_assignment", recording)
-    targets = [
-        {"class_labels": torch.from_numpy(labels[labels >= 0]).long(), "boxes": torch.from_numpy(boxes[labels >= 0])}
-        for labels, boxes in zip(example["labels"], example["boxes"], strict=True)
-    ]
-    matcher = reference.HungarianMatcher(class_cost=1.5, bbox_cost=4.0, giou_cost=2.5)
     cost = matching_cost(**example, **WEIGHTS).numpy()
     matched = np.asarray(match(**example, **WEIGHTS))
     for layer in range(LAYERS):
-        seen.clear()
-        outputs = {name: torch.from_numpy(example[name][:, layer]) for name in ("logits", "pred_boxes")}
-        pairs = matcher(outputs, targets)
-        for image, (queries, rows) in enumerate(pairs):
+        outputs = [example[name][:, layer] for name in ("logits", "pred_boxes")]
+        found = pytorch.call("losses:matching", *outputs, example, class_cost=1.5, bbox_cost=4.0, giou_cost=2.5)
+        for image, (seen, (queries, rows)) in enumerate(found):
             is_object = example["labels"][image] >= 0
-            np.testing.assert_allclose(cost[image, layer, is_object], seen[image], rtol=0, atol=5e-6)
+            np.testing.assert_allclose(cost[image, layer, is_object], seen, rtol=0, atol=5e-6)
             expected = np.full(is_object.sum(), -1)
-            expected[rows.numpy()] = queries.numpy()
+            expected[rows] = queries
             np.testing.assert_array_equal(matched[image, layer, is_object], expected)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import transformers
 
 import tfdetr_keras as td
 from port_weights.compare import compare
@@ -24,11 +23,13 @@ def test_size_and_architecture():
     assert list(config.id2label.values()) == ["circle", "square", "triangle"]
 
 
-def test_pytorch_reads_the_same_model_from_it():
+def test_pytorch_reads_the_same_model_from_it(pytorch):
     rows, origin = compare("detr-tiny")
     assert "transformers" in origin
     assert all(row.agrees for row in rows)
-    _, loading = transformers.DetrForObjectDetection.from_pretrained(FOLDER, output_loading_info=True)
+    read = pytorch.call("models:read_folder", FOLDER)
+    assert read["class"] == "DetrForObjectDetection"
+    loading = read["loading"]
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 

@@ -1,12 +1,8 @@
 """Detections in pixels, against transformers' own post-processing of the same outputs."""
 
-import types
-
 import keras
 import numpy as np
 import pytest
-import torch
-from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from tfdetr_keras.postprocess import post_process
 
@@ -21,13 +17,9 @@ def random_outputs(seed, batch=3, queries=25, classes=7):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9])
-def test_transformers_finds_the_same(threshold):
+def test_transformers_finds_the_same(threshold, pytorch):
     outputs = random_outputs(seed=int(threshold * 10))
-    reference = DetrImageProcessorPil().post_process_object_detection(
-        types.SimpleNamespace(**{name: torch.from_numpy(value) for name, value in outputs.items()}),
-        threshold=threshold,
-        target_sizes=torch.from_numpy(SIZES),
-    )
+    reference = pytorch.call("processors:detections", outputs, SIZES, threshold)
     detections = post_process(outputs, SIZES, threshold)
     assert len(detections) == len(reference)
     for got, expected in zip(detections, reference, strict=True):

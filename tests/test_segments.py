@@ -5,15 +5,12 @@ last bit, so a pixel counts where the highest value leads by more than that; the
 skip an image only if such pixels could decide whether it has a segment. Exact ties count: both take the first query.
 """
 
+import functools
 import tracemalloc
-import types
 
 import keras
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional as F
-from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.segments import (
@@ -27,36 +24,32 @@ from tfdetr_keras.segments import (
 CLASSES = 5
 MARGIN = 1e-5  # of values relative to each other
 STRIDE = 4
-TRANSFORMERS = DetrImageProcessorPil()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """PyTorch's threads spend more time on maps this small than the maps do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def random_outputs(pytorch):
+    """Makes outputs of two images."""
 
+    def outputs_of(seed, grid=None, queries=12, copied=False):
+        """Smooth masks of a few spots each, so that most queries win a part of the image and some overlap.
 
-def random_outputs(seed, grid=None, queries=12, copied=False):
-    """Smooth masks of a few spots each, so that most queries win a part of the image and some overlap.
+        Copied: some queries are copies of others, and most probabilities of masks are 0 or 1 exactly.
+        """
+        rng = np.random.default_rng(seed)
+        grid = tuple(rng.integers(8, 30, 2)) if grid is None else grid
+        coarse = rng.normal(-1, 200 if copied else 6, (2, queries, 4, 5))
+        masks = pytorch.call("layers:resize", coarse, [int(side) for side in grid], "bicubic")
+        logits = rng.normal(scale=2.5, size=(2, queries, CLASSES + 1))
+        if copied:
+            copies = rng.integers(0, queries, queries)
+            masks, logits = masks[:, copies], logits[:, copies]
+        if seed % 5 == 0:
+            logits[seed // 5 % 2, :, -1] = 50  # an image of nothing
+        boxes = rng.uniform(size=(2, queries, 4))
+        outputs = {"logits": logits, "pred_masks": masks, "pred_boxes": boxes}
+        return {name: value.astype(np.float32) for name, value in outputs.items()}
 
-    Copied: some queries are copies of others, and most probabilities of masks are 0 or 1 exactly.
-    """
-    rng = np.random.default_rng(seed)
-    grid = tuple(rng.integers(8, 30, 2)) if grid is None else grid
-    coarse = rng.normal(-1, 200 if copied else 6, (2, queries, 4, 5))
-    masks = F.interpolate(torch.from_numpy(coarse), size=[int(side) for side in grid], mode="bicubic").numpy()
-    logits = rng.normal(scale=2.5, size=(2, queries, CLASSES + 1))
-    if copied:
-        copies = rng.integers(0, queries, queries)
-        masks, logits = masks[:, copies], logits[:, copies]
-    if seed % 5 == 0:
-        logits[seed // 5 % 2, :, -1] = 50  # an image of nothing
-    boxes = rng.uniform(size=(2, queries, 4))
-    outputs = {"logits": logits, "pred_masks": masks, "pred_boxes": boxes}
-    return {name: value.astype(np.float32) for name, value in outputs.items()}
+    return outputs_of
 
 
 def random_settings(seed):
@@ -68,39 +61,9 @@ def random_settings(seed):
     return {"target_sizes": sizes} | dict(zip(names, map(float, thresholds), strict=True))
 
 
-def tensors(outputs):
-    return types.SimpleNamespace(**{name: torch.tensor(value) for name, value in outputs.items()})
-
-
-def secure(outputs, place, target_sizes, threshold, mask_threshold, overlap_mask_area_threshold):
-    """Where an image's map hangs on no rounding, `(height, width)` bool; None if its segments may hang on one."""
-    scores, labels = torch.tensor(outputs["logits"][place]).softmax(-1).max(-1)
-    if (scores - threshold).abs().min() < MARGIN:
-        return None
-    kept = (labels != CLASSES) & (scores > threshold)
-    masks = torch.tensor(outputs["pred_masks"][place])[kept].sigmoid()
-    size = masks.shape[1:] if target_sizes is None else tuple(target_sizes[place])
-    if not kept.any():
-        return np.ones(size, bool)
-    products = F.interpolate(masks[None], size=size, mode="bilinear")[0] * scores[kept][:, None, None]
-    # Copies of a query are ties that no rounding can break, so only the first of them is a rival; and zero is exact.
-    _, rivals = np.unique(
-        torch.cat([masks.flatten(1), scores[kept][:, None]], dim=1).numpy(), axis=0, return_index=True
-    )
-    first, second = torch.cat([products[rivals], torch.zeros_like(products[:1])]).topk(2, dim=0).values
-    is_secure = (first - second > MARGIN * first) | (first == 0)
-    owners = products.argmax(0)
-    for row, product in enumerate(products):
-        own, unsure = (product >= mask_threshold).sum(), (product - mask_threshold).abs() < MARGIN
-        won, slack = (owners == row).sum(), unsure.sum() + (~is_secure).sum()
-        if slack and abs(float(won) - overlap_mask_area_threshold * float(own)) <= 2 * slack:
-            return None
-    return is_secure.numpy()
-
-
 def assert_same(got, expected, is_secure):
     assert got["segmentation"].dtype == np.int32
-    wanted = expected["segmentation"].numpy()
+    wanted = expected["segmentation"]
     assert got["segmentation"].shape == wanted.shape
     np.testing.assert_array_equal(got["segmentation"][is_secure], wanted[is_secure])
     assert is_secure.mean() > 0.98
@@ -111,22 +74,25 @@ def assert_same(got, expected, is_secure):
         assert abs(one["score"] - other["score"]) < 2e-6  # a rounding to 6 digits apart
 
 
-def compare(seeds, fuse=(), copied=False):
+@pytest.fixture
+def compare(pytorch, random_outputs):
     """Compares an image after the other; returns how many were skipped, and how many segments of what kind came out."""
+    return functools.partial(compare_images, pytorch, random_outputs)
+
+
+def compare_images(pytorch, random_outputs, seeds, fuse=(), copied=False):
     counts = dict.fromkeys(("images", "skipped", "empty", "unsegmented", "segments", "fused", "rejected"), 0)
     for seed in seeds:
         outputs = random_outputs(seed, copied=copied)
         settings = random_settings(seed) | ({"target_sizes": None} if copied else {})
         if fuse:
             got = post_process_panoptic(outputs, label_ids_to_fuse=fuse, **settings)
-            reference = TRANSFORMERS.post_process_panoptic_segmentation
-            expected = reference(tensors(outputs), label_ids_to_fuse=set(fuse), **settings)
+            expected = pytorch.call("segments:panoptic", outputs, fuse, **settings)
         else:
             got = post_process_instance(outputs, **settings)
-            expected = TRANSFORMERS.post_process_instance_segmentation(tensors(outputs), **settings)
-        for place in range(2):
+            expected = pytorch.call("segments:instances", outputs, **settings)
+        for place, is_secure in enumerate(pytorch.call("segments:secure", outputs, **settings, margin=MARGIN)):
             counts["images"] += 1
-            is_secure = secure(outputs, place, **settings)
             if is_secure is None:
                 counts["skipped"] += 1
                 continue
@@ -140,14 +106,14 @@ def compare(seeds, fuse=(), copied=False):
     return counts
 
 
-def test_instances_are_those_of_transformers():
+def test_instances_are_those_of_transformers(compare):
     counts = compare(range(100))
     assert counts["skipped"] <= 6, counts
     assert min(counts["empty"], counts["unsegmented"], counts["rejected"]) >= 5, counts
     assert counts["segments"] > 400, counts
 
 
-def test_panoptic_segments_are_those_of_transformers():
+def test_panoptic_segments_are_those_of_transformers(compare):
     counts = compare(range(100, 200), fuse=(0, 2, 3))
     assert counts["skipped"] <= 6, counts
     assert min(counts["empty"], counts["fused"], counts["rejected"]) >= 10, counts
@@ -155,14 +121,14 @@ def test_panoptic_segments_are_those_of_transformers():
 
 
 @pytest.mark.parametrize("fuse", [(), (0, 1, 4)])
-def test_copies_of_a_query_lose_to_the_first(fuse):
+def test_copies_of_a_query_lose_to_the_first(fuse, compare):
     """At the masks' own resolution; PyTorch's interpolation of the last few queries differs from that of the others."""
     counts = compare(range(200, 260), fuse, copied=True)
     assert counts["skipped"] <= 12, counts
     assert counts["segments"] > 100, counts
 
 
-def test_copies_of_a_query_lose_to_the_first_at_any_size():
+def test_copies_of_a_query_lose_to_the_first_at_any_size(random_outputs):
     for seed in range(1, 10):
         outputs = random_outputs(seed, copied=seed % 2 == 0)
         twice = {name: np.concatenate([value, value], axis=1) for name, value in outputs.items()}
@@ -173,7 +139,7 @@ def test_copies_of_a_query_lose_to_the_first_at_any_size():
 
 
 @pytest.mark.parametrize("levels", [[-8.0, 8.0], [-2.0, 0.5, 3.0], [-200.0, -120.0, 200.0]])
-def test_ties_of_masks_go_to_the_first_query(levels):
+def test_ties_of_masks_go_to_the_first_query(levels, pytorch):
     """Of equally sure queries, at the masks' own resolution: no pixel hangs on a rounding, so none is left out."""
     rng = np.random.default_rng(0)
     segments = 0
@@ -183,14 +149,13 @@ def test_ties_of_masks_go_to_the_first_query(levels):
         masks = rng.choice(levels, (1, 4, 6, 7)).astype(np.float32)
         outputs = {"logits": logits, "pred_masks": masks}
         [got] = post_process_instance(outputs, overlap_mask_area_threshold=0.3)
-        reference = TRANSFORMERS.post_process_instance_segmentation
-        [expected] = reference(tensors(outputs), overlap_mask_area_threshold=0.3)
+        [expected] = pytorch.call("segments:instances", outputs, overlap_mask_area_threshold=0.3)
         assert_same(got, expected, np.ones((6, 7), bool))
         segments += len(got["segments_info"])
     assert segments >= 30
 
 
-def test_four_of_five_pixels_are_enough_and_four_of_six_are_not():
+def test_four_of_five_pixels_are_enough_and_four_of_six_are_not(pytorch):
     """0.8 in float32 is a little more than 0.8; PyTorch's ratio is float32."""
     for own, is_segment in ((5, True), (6, False)):
         masks = np.full((1, 2, 1, 40), -20, np.float32)
@@ -200,12 +165,12 @@ def test_four_of_five_pixels_are_enough_and_four_of_six_are_not():
         logits[0, 0, 1] = logits[0, 1, 2] = 20
         outputs = {"logits": logits, "pred_masks": masks}
         [got] = post_process_instance(outputs)
-        [expected] = TRANSFORMERS.post_process_instance_segmentation(tensors(outputs))
+        [expected] = pytorch.call("segments:instances", outputs)
         assert_same(got, expected, np.ones((1, 40), bool))
         assert [entry["label_id"] for entry in got["segments_info"]] == ([1, 2] if is_segment else [2])
 
 
-def test_ids_count_on_from_a_fused_segment_as_in_transformers():
+def test_ids_count_on_from_a_fused_segment_as_in_transformers(pytorch):
     """So the cat gets the dog's id; the docstring warns."""
     sky, dog, cat = range(3)
     logits = np.full((1, 4, CLASSES + 1), -20, np.float32)
@@ -213,26 +178,22 @@ def test_ids_count_on_from_a_fused_segment_as_in_transformers():
     masks = np.where(np.arange(4)[:, None] == np.arange(4), 9.0, -9.0).astype(np.float32)[None, :, None]
     outputs = {"logits": logits, "pred_masks": masks}
     [got] = post_process_panoptic(outputs, label_ids_to_fuse=[sky])
-    reference = TRANSFORMERS.post_process_panoptic_segmentation
-    [expected] = reference(tensors(outputs), label_ids_to_fuse={sky})
+    [expected] = pytorch.call("segments:panoptic", outputs, [sky])
     assert_same(got, expected, np.ones((1, 4), bool))
     np.testing.assert_array_equal(got["segmentation"], [[1, 2, 1, 2]])
     [apart] = post_process_instance(outputs)
     np.testing.assert_array_equal(apart["segmentation"], [[1, 2, 3, 4]])
 
 
-def test_semantic_maps_are_those_of_transformers():
+def test_semantic_maps_are_those_of_transformers(pytorch, random_outputs):
     shares = []
     for seed in range(100):
         outputs, sizes = random_outputs(seed), random_settings(seed)["target_sizes"]
-        reference = TRANSFORMERS.post_process_semantic_segmentation
-        expected = reference(tensors(outputs), target_sizes=sizes, return_segmentation_scores=True)
-        for got, one in zip(post_process_semantic(outputs, sizes), expected, strict=True):
-            first, second = one.segmentation_scores.topk(2, dim=0).values
-            is_secure = (first - second > MARGIN * first).numpy()
+        expected = pytorch.call("segments:semantic", outputs, sizes, MARGIN)
+        for got, (wanted, is_secure) in zip(post_process_semantic(outputs, sizes), expected, strict=True):
             assert got.dtype == np.int32
-            assert got.shape == tuple(one.segmentation.shape)
-            np.testing.assert_array_equal(got[is_secure], one.segmentation.numpy()[is_secure])
+            assert got.shape == wanted.shape
+            np.testing.assert_array_equal(got[is_secure], wanted[is_secure])
             shares.append(is_secure.mean())
     assert min(shares) > 0.95
     assert np.mean(shares) > 0.999
@@ -261,23 +222,22 @@ GRID = tuple(side // STRIDE for side in IMAGE)
 
 
 @pytest.mark.parametrize("sizes", [None, [IMAGE, IMAGE]])
-def test_a_padded_image_has_the_segments_that_transformers_finds_in_it_alone(sizes):
+def test_a_padded_image_has_the_segments_that_transformers_finds_in_it_alone(sizes, pytorch, random_outputs):
     skipped = 0
     for seed in range(30):
         outputs = random_outputs(seed, GRID)
         settings = random_settings(seed) | {"target_sizes": [IMAGE, IMAGE]}
         mask = mask_of(IMAGE, CANVAS)
         got = post_process_instance(padded(outputs, CANVAS), pixel_mask=mask, **settings | {"target_sizes": sizes})
-        expected = TRANSFORMERS.post_process_instance_segmentation(tensors(outputs), **settings)
-        for place in range(2):
-            is_secure = secure(outputs, place, **settings)
+        expected = pytorch.call("segments:instances", outputs, **settings)
+        for place, is_secure in enumerate(pytorch.call("segments:secure", outputs, **settings, margin=MARGIN)):
             skipped += is_secure is None
             if is_secure is not None:
                 assert_same(got[place], expected[place], is_secure)
     assert skipped <= 2
 
 
-def test_padding_says_nothing_about_the_image():
+def test_padding_says_nothing_about_the_image(random_outputs):
     """Apart from its last half cell, between whose centre and the padding's first one the masks are interpolated."""
     for seed in range(10):
         outputs = random_outputs(seed, GRID)
@@ -290,13 +250,7 @@ def test_padding_says_nothing_about_the_image():
             np.testing.assert_array_equal(maps[0][inside], other[inside])
 
 
-def enlarged(values, canvas, image, size):
-    """facebookresearch's order, in PyTorch: to the canvas, cropped to the image, to its size."""
-    values = F.interpolate(values, size=canvas, mode="bilinear")[..., : image[0], : image[1]]
-    return F.interpolate(values, size=size, mode="bilinear")
-
-
-def test_masks_reach_their_size_by_way_of_the_canvas():
+def test_masks_reach_their_size_by_way_of_the_canvas(pytorch, random_outputs):
     """Transformers is given what the masks are on the canvas, cropped, as logits; it enlarges them from there."""
     canvas, image, sizes = (101, 118), (71, 118), [(150, 230), (33, 47)]
     skipped = 0
@@ -304,13 +258,10 @@ def test_masks_reach_their_size_by_way_of_the_canvas():
         outputs = random_outputs(seed, (26, 30))
         settings = random_settings(seed) | {"target_sizes": sizes}
         got = post_process_panoptic(outputs, pixel_mask=mask_of(image, canvas), label_ids_to_fuse=(1, 2), **settings)
-        probabilities = torch.from_numpy(outputs["pred_masks"]).double().sigmoid()
-        cropped = F.interpolate(probabilities, size=canvas, mode="bilinear")[..., : image[0], : image[1]].logit()
-        alone = outputs | {"pred_masks": cropped.numpy().astype(np.float32)}
-        reference = TRANSFORMERS.post_process_panoptic_segmentation
-        expected = reference(tensors(alone), label_ids_to_fuse={1, 2}, **settings)
-        for place in range(2):
-            is_secure = secure(alone, place, **settings)
+        cropped = pytorch.call("segments:crop_on_canvas", outputs["pred_masks"], canvas, image)
+        alone = outputs | {"pred_masks": cropped}
+        expected = pytorch.call("segments:panoptic", alone, (1, 2), **settings)
+        for place, is_secure in enumerate(pytorch.call("segments:secure", alone, **settings, margin=MARGIN)):
             skipped += is_secure is None
             if is_secure is not None:
                 assert_same(got[place], expected[place], is_secure)
@@ -319,7 +270,7 @@ def test_masks_reach_their_size_by_way_of_the_canvas():
 
 @pytest.mark.parametrize("mask_threshold", [0.5, 0.3])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.999])
-def test_masks_of_objects_are_those_of_pytorch(threshold, mask_threshold):
+def test_masks_of_objects_are_those_of_pytorch(threshold, mask_threshold, pytorch, random_outputs):
     canvas, image, sizes = (101, 118), (71, 118), [(150, 230), (33, 47)]
     for seed in range(10):
         outputs = random_outputs(seed, (26, 30))
@@ -329,39 +280,32 @@ def test_masks_of_objects_are_those_of_pytorch(threshold, mask_threshold):
             for place, (got, detections) in enumerate(zip(found, plain, strict=True)):
                 for name, value in detections.items():
                     np.testing.assert_array_equal(got[name], value)
-                scores = torch.tensor(outputs["logits"][place]).softmax(-1)[:, :-1].max(-1).values
-                logits = torch.tensor(outputs["pred_masks"][[place]])[:, scores > threshold]
                 if not len(got["scores"]):
                     continue
-                if pixel_mask is None:
-                    logits = F.interpolate(logits, size=sizes[place], mode="bilinear")[0]
-                else:
-                    logits = enlarged(logits, canvas, image, sizes[place])[0]
-                is_secure = ((logits.sigmoid() - mask_threshold).abs() > MARGIN).numpy()
+                settings = sizes[place], threshold, mask_threshold, MARGIN
+                padding = {} if pixel_mask is None else {"canvas": canvas, "image": image}
+                wanted, is_secure = pytorch.call("segments:masks_of_objects", outputs, place, *settings, **padding)
                 assert got["masks"].shape == (len(got["scores"]), *sizes[place])
                 assert got["masks"].dtype == bool
-                wanted = (logits.sigmoid() > mask_threshold).numpy()
                 np.testing.assert_array_equal(got["masks"][is_secure], wanted[is_secure])
                 assert is_secure.mean() > 0.999
 
 
-def test_masks_of_objects_are_those_of_facebookresearch():
+def test_masks_of_objects_are_those_of_facebookresearch(pytorch, random_outputs):
     """Exactly at the size that the model saw; elsewhere it enlarges pixels, where we enlarge logits."""
     canvas, image = (101, 118), (71, 118)
     for seed in range(1, 5):
         outputs = random_outputs(seed, (26, 30))
-        logits = F.interpolate(torch.from_numpy(outputs["pred_masks"]), size=canvas, mode="bilinear")
-        logits = logits[..., : image[0], : image[1]]
         for size, share in ((image, 1.0), ((150, 230), 0.98)):
-            masks = F.interpolate((logits.sigmoid() > 0.5).float(), size=size, mode="nearest").bool().numpy()
-            counts = (logits.sigmoid() - 0.5).abs().numpy() > MARGIN if size == image else np.ones_like(masks)
+            masks, lead = pytorch.call("segments:masks_of_facebookresearch", outputs["pred_masks"], canvas, image, size)
+            counts = lead > MARGIN if size == image else np.ones_like(masks)
             found = post_process_masks(outputs, [size, size], 0.0, pixel_mask=mask_of(image, canvas))
             same = np.stack([one["masks"] for one in found]) == masks
             assert same[counts].mean() >= share
             assert counts.mean() > 0.999
 
 
-def test_masks_at_the_extremes():
+def test_masks_at_the_extremes(random_outputs):
     outputs = random_outputs(1)
     for mask_threshold, filled in ((0.0, True), (1.0, False)):
         for found in post_process_masks(outputs, [[9, 9], [9, 9]], mask_threshold=mask_threshold):
@@ -370,7 +314,7 @@ def test_masks_at_the_extremes():
     assert [found["masks"].shape for found in nothing] == [(0, 9, 8), (0, 7, 6)]
 
 
-def test_tensors_of_the_backend():
+def test_tensors_of_the_backend(random_outputs):
     outputs = random_outputs(1)
     converted = {name: keras.ops.convert_to_tensor(value) for name, value in outputs.items()}
     sizes, mask = [[50, 60], [20, 30]], mask_of((70, 70), (80, 90))
@@ -387,7 +331,7 @@ def test_tensors_of_the_backend():
 
 
 @pytest.mark.parametrize("function", [post_process_panoptic, post_process_semantic])
-def test_one_enlarged_mask_is_held_at_a_time(function):
+def test_one_enlarged_mask_is_held_at_a_time(function, random_outputs):
     outputs = random_outputs(1, (50, 50), queries=60)
     outputs["logits"][..., 0] = 9
     size = (600, 800)
@@ -415,7 +359,7 @@ def test_one_enlarged_mask_is_held_at_a_time(function):
 @pytest.mark.parametrize(
     "function", [post_process_instance, post_process_panoptic, post_process_semantic, post_process_masks]
 )
-def test_what_does_not_fit_is_an_error(function, change, options, message):
+def test_what_does_not_fit_is_an_error(function, change, options, message, random_outputs):
     outputs = {name: value for name, value in (random_outputs(1) | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
         function(outputs, **{"target_sizes": [[9, 9], [9, 9]]} | options)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
-from transformers.models.detr.image_processing_pil_detr import prepare_coco_panoptic_annotation
 
 from tfdetr_keras.data import (
     coco_category_ids,
@@ -135,7 +134,7 @@ def panoptic128(coco128, tmp_path_factory):
     return coco128 / "images", folder / "panoptic.json", folder, content, maps
 
 
-def test_records_are_what_transformers_reads(panoptic128):
+def test_records_are_what_transformers_reads(panoptic128, pytorch):
     """But for its boxes, which end at the last pixel's left and upper edge."""
     *arguments, folder, content, _ = panoptic128
     dataset, names = load_coco_panoptic(*arguments, folder, category_ids="original")
@@ -144,9 +143,8 @@ def test_records_are_what_transformers_reads(panoptic128):
     records = list(dataset.as_numpy_iterator())
     assert [int(record["image_id"]) for record in records] == [entry["id"] for entry in content["images"]]
     for record in records:
-        theirs = prepare_coco_panoptic_annotation(
-            record["image"], own[int(record["image_id"])], folder, input_data_format="channels_last"
-        )
+        annotation = own[int(record["image_id"])]
+        theirs = pytorch.call("processors:panoptic_annotation", record["image"], annotation, folder)
         np.testing.assert_array_equal(record["masks"], theirs["masks"].astype(bool))
         np.testing.assert_array_equal(record["labels"], theirs["class_labels"])
         np.testing.assert_array_equal(record["iscrowd"], theirs["iscrowd"].astype(bool))

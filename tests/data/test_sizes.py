@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from transformers import DetrImageProcessor
-from transformers.image_transforms import get_size_with_aspect_ratio
+from reference.process import ReferenceFailure
 
 from tfdetr_keras.data import from_dataset, prepare
 from tfdetr_keras.data.recipes import RECIPES, SCALES
@@ -24,7 +23,7 @@ def python_size(height: int, width: int, shortest: int, longest: int, rule: str)
 
 
 @pytest.mark.parametrize("rule", ["huggingface", "facebook", "table"])
-def test_target_size_is_exact(rule):
+def test_target_size_is_exact(rule, pytorch):
     rng = np.random.default_rng(0)
     for shortest, longest in [(800, 1333), (480, 640), (96, 128), (600, 600)]:
         sides = np.concatenate([rng.integers(8, 3000, (8000, 2)), np.repeat(rng.integers(8, 3000, (500, 1)), 2, 1)])
@@ -34,7 +33,7 @@ def test_target_size_is_exact(rule):
         expected = np.array([python_size(h, w, shortest, longest, rule) for h, w in sides.tolist()])
         np.testing.assert_array_equal(found, np.maximum(expected, 1))
         if rule == "huggingface":
-            reference = [get_size_with_aspect_ratio((h, w), shortest, longest) for h, w in sides.tolist()]
+            reference = pytorch.call("processors:sizes", sides.tolist(), shortest, longest)
             np.testing.assert_array_equal(found, np.maximum(reference, 1))
 
 
@@ -115,18 +114,17 @@ def test_table_transformers_rule_beside_hugging_faces():
     assert (apart.max(axis=1) < table.max(axis=1))[ratios < 1.24].all()
 
 
-def test_what_hugging_faces_processor_makes_of_the_hubs_settings():
+def test_what_hugging_faces_processor_makes_of_the_hubs_settings(pytorch):
     """As docs/tables.md says: both edges, only the one, and the older `max_size`."""
-    image = np.zeros((200, 200, 3), np.uint8)
 
     def side(**settings):
-        return DetrImageProcessor(**settings)(image, return_tensors="np")["pixel_values"].shape[-1]
+        return pytorch.call("processors:side_of_square", 200, settings)
 
     assert int(target_size(200, 200, Resize(1000, 1000, "table"))[0]) == 1000
     assert side(size={"shortest_edge": 1000, "longest_edge": 1000}) == 1000
     assert side(size=800, max_size=1000) == 800
-    assert DetrImageProcessor(max_size=1000).size["longest_edge"] == 1333
-    with pytest.raises(ValueError, match="Size must contain"):
+    assert pytorch.call("processors:size_of", {"max_size": 1000})["longest_edge"] == 1333
+    with pytest.raises(ReferenceFailure, match="ValueError: Size must contain"):
         side(size={"longest_edge": 1000})
 
 

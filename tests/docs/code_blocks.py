@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ class Block(NamedTuple):
         """Whether the page says that the code before it prints this."""
         return self.title == "Output"
 
+    @property
+    def is_of_transformers(self):
+        """Whether it is a program of its own: one that imports transformers, and not beside TensorFlow."""
+        return self.language == "python" and "import transformers\n" in self.code and "tensorflow" not in self.code
+
 
 def blocks_of(page):
     """The fenced blocks of a page, in order."""
@@ -57,6 +63,8 @@ def blocks_of(page):
 
 def run_page(page, namespace=None, before=None, left_out=()):
     """Runs a page's blocks in the current folder; the programs share their names, as in a notebook.
+
+    All but those that import transformers, each of which is run in a process of its own.
 
     What the page shows as output is compared with what the block before it printed, and what it shows under a file's
     name with the file.
@@ -83,7 +91,9 @@ def run_page(page, namespace=None, before=None, left_out=()):
             before(block)
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            if block.language == "python":
+            if block.is_of_transformers:
+                run_program([sys.executable, "-c", block.code], f"{page}, line {block.line}")
+            elif block.language == "python":
                 exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
             else:
                 run_commands(block.code)
@@ -120,6 +130,11 @@ def run_commands(code):
         if ours:
             assert COMMANDS[ours[0]](words[len(ours[0].split()) :]) == 0, line
         elif words:
-            done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True)
-            assert done.returncode == 0, f"{line}\n{done.stderr}"
-            print(done.stdout, end="")
+            run_program(["bash", "-c", line], line)
+
+
+def run_program(command, title):
+    """Runs a command in a process of its own, and prints what that prints."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{title}\n{done.stderr}"
+    print(done.stdout, end="")

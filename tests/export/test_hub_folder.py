@@ -9,8 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-import torch
-import transformers
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -48,8 +46,7 @@ def folder(run, tmp_path_factory):
     return td.export.hub(run, tmp_path_factory.mktemp("hub") / "shapes", **CARD)
 
 
-def test_both_sides_read_it(folder, run, records):
-    transformers.logging.set_verbosity_error()
+def test_both_sides_read_it(folder, run, records, pytorch):
     image = next(records[0].as_numpy_iterator())["image"]
     expected = run.load_model().detect(image, SIZE, threshold=0.1, pad_to=CANVAS)
     ported = td.DETR.from_pretrained(folder)
@@ -58,15 +55,10 @@ def test_both_sides_read_it(folder, run, records):
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert found.names == expected.names
 
-    detector = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
-    assert detector.config.id2label == dict(ported.id2label)
-    inputs = transformers.AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+    inputs, theirs, id2label = pytorch.call("processors:run_folder", folder, image)
+    assert id2label == dict(ported.id2label)
     assert inputs["pixel_values"].shape[2:] == CANVAS
-    with torch.no_grad():
-        theirs = detector(**inputs)
-    ours = ported(
-        {"pixel_values": inputs["pixel_values"].permute(0, 2, 3, 1).numpy(), "pixel_mask": inputs["pixel_mask"].numpy()}
-    )
+    ours = ported({**inputs, "pixel_values": inputs["pixel_values"].transpose(0, 2, 3, 1)})
     np.testing.assert_allclose(theirs["logits"], ours["logits"], atol=1e-4)
     np.testing.assert_allclose(theirs["pred_boxes"], ours["pred_boxes"], atol=1e-5)
 
@@ -100,20 +92,18 @@ def test_what_people_read_of_it(folder, run):
     )
 
 
-def test_the_cards_code_runs(folder, records, tmp_path, monkeypatch):
-    """With the folder in place of the repository."""
+def test_the_cards_code_runs(folder, records, pytorch, tmp_path, monkeypatch):
+    """With the folder in place of the repository; each program in a process that has its own libraries alone."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "me" / "shapes")
     Image.fromarray(next(records[0].as_numpy_iterator())["image"]).save("photo.jpg", quality=95)
     programs = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    printed = []
-    for program in programs:
-        with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(compile(program, "README.md", "exec"), {})
-        printed.append(output.getvalue())
-    ours, theirs = printed
-    assert " objects in " in ours
-    assert theirs.startswith("[")
+    ours, theirs = programs
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(ours, "README.md", "exec"), {})
+    assert " objects in " in output.getvalue()
+    assert "tfdetr_keras" not in theirs
+    assert pytorch.call("programs:run", theirs, "README.md", tmp_path).startswith("[")
 
 
 def test_a_run_without_validation_or_names(records, tmp_path):

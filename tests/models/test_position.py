@@ -4,31 +4,27 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 
 
-def test_masks_shrink_as_in_pytorch():
+def test_masks_shrink_as_in_pytorch(pytorch):
     """A mask whose cells all differ shows which source cell each output cell takes."""
     rng = np.random.default_rng(0)
-    for _ in range(100):
-        height, width = rng.integers(1, 400, 2)
-        smaller = [int(rng.integers(1, side + 1)) for side in (height, width)]
+    sizes = [(int(height), int(width)) for height, width in rng.integers(1, 400, (100, 2))]
+    sizes = [(*size, *(int(rng.integers(1, side + 1)) for side in size)) for size in sizes]
+    for (height, width, *smaller), expected in zip(sizes, pytorch.call("layers:nearest", sizes), strict=True):
         mask = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
-        expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None], size=smaller)[0]
         np.testing.assert_array_equal(resize_nearest(mask, *smaller), expected)
 
 
-def test_the_stride_of_the_trunk():
+def test_the_stride_of_the_trunk(pytorch):
     """Every size up to 1333 at the strides 16 and 32, where rounding of the ratio decides."""
-    for stride in (16, 32):
-        for size in range(stride, 1334, 7):
-            cells = -(-size // stride)
-            row = np.arange(size, dtype=np.float32).reshape(1, 1, size)
-            expected = torch.nn.functional.interpolate(torch.from_numpy(row), size=cells)
-            np.testing.assert_array_equal(resize_nearest(row, 1, cells), expected)
+    sizes = [(1, size, 1, -(-size // stride)) for stride in (16, 32) for size in range(stride, 1334, 7)]
+    for (_, size, _, cells), expected in zip(sizes, pytorch.call("layers:nearest", sizes), strict=True):
+        row = np.arange(size, dtype=np.float32).reshape(1, 1, size)
+        np.testing.assert_array_equal(resize_nearest(row, 1, cells), expected)
 
 
 @pytest.mark.parametrize("d_model", [8, 12])

@@ -15,13 +15,12 @@ import functools
 import keras
 import numpy as np
 import pytest
-import torch
-import transformers
-from references import Pair, hugging_face_losses, hugging_face_stages, torch_inputs
+from pairs import has_effect
 
 import tfdetr_keras as td
-from port_weights.port import to_torch
-from port_weights.reference import load_weights, reference_model, reference_scheme
+from port_weights import to_torch
+from port_weights.architecture import hugging_face_config
+from port_weights.schemes import scheme
 from tfdetr_keras.evaluation import coco_metrics, evaluate_detections
 from tfdetr_keras.models import DETR
 
@@ -75,11 +74,14 @@ def keras_model(tiny):
     return model
 
 
-def torch_pair(tiny):
-    model = keras_model(tiny)
-    reference = reference_model(model.config)
-    load_weights(reference, to_torch(model, reference_scheme(model.config)))
-    return Pair(reference, model)
+IN_MEMORY = scheme("hugging-face", "hugging-face-in-memory", "model.", "model.backbone.model.")
+
+
+def torch_names(model):
+    """For each trainable variable `(path, shape, PyTorch name, layout between the two)`."""
+    for variable in model.trainable_variables:
+        path = variable.path.split("/", 1)[1]
+        yield path, tuple(variable.shape), *IN_MEMORY.torch_name(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,88 +129,72 @@ def ours(tiny, training, held_out):
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny, training, held_out):
+def theirs(tiny, training, held_out, pytorch):
+    model = keras_model(tiny)
+    start = torch_model(model)
+    names = list(torch_names(model))
+
     @functools.cache
     def run(accumulate):
-        pair = torch_pair(tiny)
-        model = pair.torch.train()
-        optimizer = torch_optimizer(pair)
-        averaged = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_MOMENTUM)
+        found = pytorch.call(
+            "training:averaged_steps",
+            *start,
+            batches=list(training.take(STEPS).as_numpy_iterator()),
+            held_out=held_out_batches(held_out),
+            rates=(BACKBONE_RATE, RATE),
+            max_norm=MAX_NORM,
+            momentum=EMA_MOMENTUM,
+            accumulate=accumulate,
+            weight_decay=DECAY,
         )
-        losses, norms = [], []
-        for step, (inputs, targets) in enumerate(training.take(STEPS).as_numpy_iterator(), start=1):
-            loss = hugging_face_losses(hugging_face_stages(model, *torch_inputs(inputs)), targets)["loss"]
-            (loss / accumulate).backward()
-            losses.append(loss.item())
-            if step % accumulate == 0:
-                norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM).item())
-                optimizer.step()
-                optimizer.zero_grad()
-            if step >= accumulate:
-                averaged.update_parameters(model)
-        assert min(norms) < MAX_NORM < max(norms)
-        scores = [torch_ap(one.eval(), held_out) for one in (model, averaged.module)]
-        return Run(losses, torch_weights(pair, model), torch_weights(pair, averaged.module), *scores)
+        assert set(found["trained"]) == {name for *_, name, _ in names}
+        assert min(found["norms"]) < MAX_NORM < max(found["norms"])
+        weights, averages = (
+            {path: layout.read(found[key][name], shape) for path, shape, name, layout in names}
+            for key in ("weights", "averages")
+        )
+        scores = [average_precision(held_out, found[key]) for key in ("detections", "detections_of_averages")]
+        return Run(found["losses"], weights, averages, *scores)
 
     return run
 
 
-def torch_optimizer(pair):
-    """AdamW over all that Keras trains, a tenth of the learning rate in the backbone."""
-    trained = {name for *_, name, _ in pair.torch_names()}
-    groups = {BACKBONE_RATE: [], RATE: []}
-    for name, parameter in pair.torch.named_parameters():
-        assert name in trained
-        parameter.requires_grad_(True)  # transformers 5 freezes the whole backbone, by an error in a name
-        groups[BACKBONE_RATE if "backbone" in name else RATE].append(parameter)
-    return torch.optim.AdamW(
-        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()], weight_decay=DECAY
-    )
+def torch_model(model):
+    """Content of `config.json` and weights of the same model in PyTorch."""
+    return hugging_face_config(model.config), to_torch(model, IN_MEMORY)
 
 
-def torch_weights(pair, model):
-    """PyTorch's weights by Keras path and in Keras' layout."""
-    weights = model.state_dict()
-    return {
-        path: layout.read(weights[name].numpy().copy(), tuple(variable.shape))
-        for path, variable, name, layout in pair.torch_names()
-    }
+def held_out_batches(records):
+    return list(td.data.prepare(records, 32, **INPUT).as_numpy_iterator())
 
 
-@torch.no_grad()
-def torch_ap(model, records):
-    """COCO's AP of a Hugging Face model, by its own post-processing."""
-    processor, detections = transformers.DetrImageProcessorPil(), []
-    for inputs, targets in td.data.prepare(records, 32, **INPUT).as_numpy_iterator():
-        sizes = torch.from_numpy(targets["orig_size"])
-        found = processor.post_process_object_detection(model(*torch_inputs(inputs)), 0.0, sizes)
-        detections += [{"image_id": key} | one for key, one in zip(targets["image_id"], found, strict=True)]
+def average_precision(records, detections):
+    """COCO's AP."""
     return coco_metrics(records.as_numpy_iterator(), detections, CLASSES)["AP"]
 
 
-def ways(got, expected, start, pair):
+def ways(got, expected, start):
     found = {}
     for path, after in expected.items():
-        if pair.has_effect(path):
+        if has_effect(path, pre_norm=False):
             found[path] = np.linalg.norm(got[path] - after) / np.linalg.norm(after - start[path])
     return found
 
 
 @pytest.mark.parametrize("averaging", [False, True], ids=["plain", "ema"])
 @pytest.mark.parametrize("accumulate", [1, 2], ids=["each-batch", "accumulated"])
-def test_losses_weights_and_ap_stay_together(ours, theirs, tiny, held_out, accumulate, averaging):
+def test_losses_weights_and_ap_stay_together(ours, theirs, tiny, held_out, pytorch, accumulate, averaging):
     keras_side, torch_side = ours(accumulate, averaging), theirs(accumulate)
     assert len(keras_side.losses) == STEPS
     np.testing.assert_allclose(keras_side.losses, torch_side.losses, rtol=LOSS)
-    pair = torch_pair(tiny)
-    assert max(ways(keras_side.weights, torch_side.weights, tiny[0], pair).values()) < WAY
-    before = torch_ap(pair.torch, held_out)
+    assert max(ways(keras_side.weights, torch_side.weights, tiny[0]).values()) < WAY
+    detections = pytorch.call("training:detections", *torch_model(keras_model(tiny)), held_out_batches(held_out))
+    before = average_precision(held_out, detections)
     assert torch_side.ap > 0.5
     assert abs(torch_side.ap - before) > 0.003  # the weights have gone somewhere
     assert abs(keras_side.ap - torch_side.ap) <= AP
     if averaging:
-        assert max(ways(keras_side.averages, torch_side.averages, tiny[0], pair).values()) < WAY
+        assert max(ways(keras_side.averages, torch_side.averages, tiny[0]).values()) < WAY
         assert abs(keras_side.averages_ap - torch_side.averages_ap) <= AP
         assert torch_side.averages_ap != torch_side.ap
         np.testing.assert_allclose(keras_side.losses, ours(accumulate, False).losses, rtol=LOSS)

@@ -3,12 +3,13 @@
 Measured on a CPU: logits differ by at most 3e-5, boxes by 4e-6, a stage by 9e-6 of its largest value.
 """
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import torch
-from references import (
+from pairs import (
     CONDITIONAL,
     FACEBOOK_BASIC,
     FACEBOOK_BOTTLENECK,
@@ -22,7 +23,6 @@ from references import (
     hugging_face_pair,
     padded_batch,
 )
-from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
 
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import SinePositionEmbedding
@@ -75,16 +75,11 @@ CASES = [
 ]
 
 
-def make_pair(make, options, folder):
-    return make(folder, **options) if make is hugging_face_pair else make(**options)
-
-
-@torch.no_grad()
 def assert_same_stages(pair: Pair, batch):
     expected = pair.torch_stages(batch)
     # A model that says the same for each query and image would hide a wrong attention.
-    assert expected["logits"].std(dim=1).mean() > 100 * LOGITS
-    assert expected["pred_boxes"].std(dim=1).mean() > 100 * BOXES
+    assert expected["logits"].std(axis=1, ddof=1).mean() > 100 * LOGITS
+    assert expected["pred_boxes"].std(axis=1, ddof=1).mean() > 100 * BOXES
     found = differences(pair.keras.stages(batch), expected)
     limits = {
         "mask": 0.0,
@@ -99,14 +94,14 @@ def assert_same_stages(pair: Pair, batch):
 
 
 @pytest.mark.parametrize(("make", "options"), CASES)
-def test_every_stage_of_a_padded_batch(make, options, tmp_path):
-    pair = make_pair(make, options, tmp_path)
+def test_every_stage_of_a_padded_batch(make, options, pytorch, tmp_path):
+    pair = make(pytorch, tmp_path, **options)
     assert_same_stages(pair, padded_batch((128, 160), (97, 110)))
 
 
 @pytest.fixture(scope="module")
-def small_pair(tmp_path_factory):
-    return hugging_face_pair(tmp_path_factory.mktemp("small"), "thin", **SMALL)
+def small_pair(pytorch, tmp_path_factory):
+    return hugging_face_pair(pytorch, tmp_path_factory.mktemp("small"), "thin", **SMALL)
 
 
 @pytest.mark.parametrize("sizes", [[(97, 131)], [(33, 64)], [(97, 131), (130, 65), (64, 64)]], ids=str)
@@ -130,42 +125,43 @@ def test_compiled_by_xla(small_pair):
         np.testing.assert_allclose(compiled[name], value, rtol=0, atol=BOXES if name.endswith("boxes") else LOGITS)
 
 
-@torch.no_grad()
 def test_the_auxiliary_outputs_of_transformers_are_not_those_of_detr(small_pair):
     """With `auxiliary_loss=True` transformers 5 feeds each decoder layer the normalised output of the one before.
 
-    Should this fail because the two agree, transformers has been repaired and the detour of `references` can go.
+    Should this fail because the two agree, transformers has been repaired and the detour of `reference.stages` can go.
     """
-    wrong = hugging_face_model("thin", **SMALL, auxiliary_loss=True)
-    wrong.load_state_dict(small_pair.torch.state_dict())
+    wrong = dataclasses.replace(small_pair, reference=hugging_face_model("thin", **SMALL, auxiliary_loss=True))
+    weights, same = (small_pair.pytorch.call("models:state", pair.reference) for pair in (small_pair, wrong))
+    assert weights.keys() == same.keys()
+    assert all((weights[name] == same[name]).all() for name in weights)
     batch = padded_batch((128, 160), (97, 110))
     last = f"decoder.layer{SMALL['decoder_layers'] - 1}"
     ours, right = small_pair.keras.stages(batch)[last], small_pair.torch_stages(batch)[last]
-    with_auxiliary = Pair(wrong, small_pair.keras).torch_stages(batch)[last]
-    assert (with_auxiliary - right).abs().max() > 0.1
+    assert np.abs(wrong.torch_stages(batch)[last] - right).max() > 0.1
     np.testing.assert_allclose(ours, right, rtol=0, atol=LOGITS)
 
 
-def test_masks_shrink_as_torch_does_it():
+def test_masks_shrink_as_torch_does_it(pytorch):
     generator = np.random.default_rng(0)
+    sizes = []
     for _ in range(400):
         height, width = generator.integers(1, 1400, 2)
         stride = generator.choice([4, 8, 16, 32])
         rows, columns = -(-height // stride), -(-width // stride)
         if generator.random() < 0.5:  # and sizes that no stride gives
             rows, columns = generator.integers(1, 60, 2)
+        sizes.append([int(side) for side in (height, width, rows, columns)])
+    for (height, width, *smaller), expected in zip(sizes, pytorch.call("layers:nearest", sizes), strict=True):
         # Each mask entry its own number (exact in float32), so that the result names the entry that was taken.
         mask = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
-        expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None], size=(int(rows), int(columns)))[0]
-        np.testing.assert_array_equal(resize_nearest(mask, int(rows), int(columns)), expected)
+        np.testing.assert_array_equal(resize_nearest(mask, *smaller), expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
-def test_sine_positions_under_irregular_masks(share):
+def test_sine_positions_under_irregular_masks(share, pytorch):
     """Masks with holes and with lines that are all padding, which no resized image gives but any caller may."""
     mask = np.random.default_rng(1).random((3, 11, 17)) < share
     mask[0, 4] = mask[1, :, 5] = False
     got = keras.ops.convert_to_numpy(SinePositionEmbedding(64)(mask))
-    reference = DetrSinePositionEmbedding(32, normalize=True)
-    expected = reference(torch.Size((3, 64, 11, 17)), "cpu", torch.float32, torch.from_numpy(mask)).permute(0, 2, 3, 1)
+    expected = pytorch.call("layers:sine_position", mask, 64)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)

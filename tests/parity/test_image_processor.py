@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from tfdetr_keras.data import load_coco, prepare
 from tfdetr_keras.imagenet import IMAGENET_STD
@@ -32,17 +31,18 @@ def ours(annotated, **arguments):
 
 
 @pytest.mark.parametrize("size", [(800, 1333), (320, 400)])  # enlarged and shrunk, the limit reached
-def test_one_image(annotated, size):
+def test_one_image(annotated, size, pytorch):
     folder, _, images, annotations = annotated
-    processor = DetrImageProcessorPil(size={"shortest_edge": size[0], "longest_edge": size[1]})
+    settings = {"size": {"shortest_edge": size[0], "longest_edge": size[1]}}
     found = ours(annotated, size=size)
     for image in images:
         own = [row for row in annotations if row["image_id"] == image["id"] and not row["iscrowd"]]
-        expected = processor(
+        expected = pytorch.call(
+            "processors:prepare",
             Image.open(folder / image["file_name"]).convert("RGB"),
+            settings,
             annotations={"image_id": image["id"], "annotations": own},
             return_segmentation_masks=True,
-            return_tensors="np",
         )
         inputs, targets = found[image["id"]]
         pixels = expected["pixel_values"][0].transpose(1, 2, 0)
@@ -58,14 +58,14 @@ def test_one_image(annotated, size):
 
 
 @pytest.mark.parametrize("reference", ["image", "padded"])
-def test_a_padded_batch(annotated, reference):
+def test_a_padded_batch(annotated, reference, pytorch):
     """Hugging Face's training boxes are relative to the canvas: ours with `box_reference="padded"`, and only then."""
     folder, file, images, annotations = annotated
-    processor = DetrImageProcessorPil(size={"shortest_edge": 320, "longest_edge": 533})
+    settings = {"size": {"shortest_edge": 320, "longest_edge": 533}}
     pictures = [Image.open(folder / image["file_name"]).convert("RGB") for image in images]
     rows = [[row for row in annotations if row["image_id"] == image["id"] and not row["iscrowd"]] for image in images]
     targets = [{"image_id": image["id"], "annotations": own} for image, own in zip(images, rows, strict=True)]
-    expected = processor(pictures, annotations=targets, return_tensors="np")
+    expected = pytorch.call("processors:prepare", pictures, settings, annotations=targets)
     records, _ = load_coco(folder, file, category_ids="original")
     wanted = tf.constant([image["id"] for image in images], tf.int64)
     records = records.filter(lambda record: tf.reduce_any(record["image_id"] == wanted))

@@ -12,16 +12,13 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-import torch
-from references import (
+from pairs import (
     CONDITIONAL,
     FACEBOOK_BOTTLENECK,
     SEGMENTATION,
     SMALL,
     TABLE_TRANSFORMER,
-    Pair,
     facebook_pair,
-    hugging_face_losses,
     hugging_face_pair,
     padded_batch,
     random_targets,
@@ -52,18 +49,16 @@ PAIRS = [
 
 
 def unfreeze(pair):
-    """Lets both sides train all convolutions. transformers 5 freezes the whole backbone, by an error in a name."""
+    """Lets Keras train all convolutions, as PyTorch's side does."""
     for part in (pair.keras.backbone.stem, *pair.keras.backbone.stages):
         part.trainable = True
-    for parameter in pair.torch.parameters():
-        parameter.requires_grad_(True)
 
 
 def in_double(pair, batch):
     """The pair and the batch in float64."""
     keras = type(pair.keras)(pair.keras.config, pair.keras.criterion, name=pair.keras.name, dtype="float64")
     keras.set_weights(pair.keras.get_weights())
-    return Pair(pair.torch.double(), keras), batch | {"pixel_values": batch["pixel_values"].astype(np.float64)}
+    return dataclasses.replace(pair, keras=keras), batch | {"pixel_values": batch["pixel_values"].astype(np.float64)}
 
 
 def is_focal(pair):
@@ -72,20 +67,12 @@ def is_focal(pair):
 
 def torch_step(pair, batch, targets):
     """PyTorch's losses, and its gradients by Keras path and in Keras' layout."""
-    torch.set_default_dtype(torch.from_numpy(batch["pixel_values"]).dtype)  # of the masks made on the way
-    try:
-        stages = pair.torch_stages(batch)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    outputs = {name: stages[name].float() for name in (*RAW, "pred_masks") if name in stages}
-    losses = hugging_face_losses(outputs, targets, is_focal(pair))
-    losses["loss"].backward()
-    parameters = dict(pair.torch.named_parameters())
+    losses, by_name = pair.pytorch.call("training:gradients", pair.reference, batch, targets, is_focal(pair))
     gradients, used = {}, set()
     for path, variable, name, layout in pair.torch_names():
-        gradients[path] = layout.read(parameters[name].grad.numpy(), tuple(variable.shape))
+        gradients[path] = layout.read(by_name[name], tuple(variable.shape))
         used.add(name)
-    assert used == set(parameters)
+    assert used == set(by_name)
     return losses, gradients
 
 
@@ -106,13 +93,13 @@ def assert_same_losses(got, expected, tolerance):
     assert {"loss", "loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_giou_0"} <= set(got)
     assert {"loss_mask", "loss_dice"} & set(expected) <= set(got)
     for name, value in got.items():
-        np.testing.assert_allclose(float(value), expected[name].detach(), rtol=tolerance, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(float(value), expected[name], rtol=tolerance, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.parametrize(("make", "options"), PAIRS)
-def test_losses_and_all_gradients(make, options, tmp_path):
+def test_losses_and_all_gradients(make, options, pytorch, tmp_path):
     """Three images: one with a few objects, one with none, one with more than there are queries."""
-    pair = make(tmp_path, **options) if make is hugging_face_pair else make(**options)
+    pair = make(pytorch, tmp_path, **options)
     config, batch = pair.keras.config, padded_batch((128, 160), (97, 110), (64, 64))
     canvas = batch["pixel_mask"].shape[1:] if isinstance(pair.keras, DETRForSegmentation) else None
     in_float64 = sum(config.backbone.depths) > 8 or canvas is not None
@@ -138,9 +125,9 @@ def test_losses_and_all_gradients(make, options, tmp_path):
     assert not wrong
 
 
-def test_a_port_trains_what_facebookresearch_trains(tmp_path):
+def test_a_port_trains_what_facebookresearch_trains(pytorch, tmp_path):
     """All but the statistics and affine parameters of batch norm, the stem and the first stage."""
-    model = hugging_face_pair(tmp_path, "thin", **SMALL).keras
+    model = hugging_face_pair(pytorch, tmp_path, "thin", **SMALL).keras
     frozen = {variable.path.split("/", 1)[1] for variable in model.non_trainable_weights}
     every = {variable.path.split("/", 1)[1] for variable in model.weights}
     expected = re.compile(r"backbone/.*/normalization/.*|backbone/(stem|stage1)/.*")
@@ -168,11 +155,9 @@ def raw_batch(seed):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_the_criterion_on_raw_outputs(seed):
+def test_the_criterion_on_raw_outputs(seed, pytorch):
     arrays, targets = raw_batch(seed)
-    theirs = {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
-    expected = hugging_face_losses(theirs, targets)
-    expected["loss"].backward()
+    expected, expected_gradients = pytorch.call("losses:of_arrays", arrays, targets)
 
     ours = {name: tf.Variable(array) for name, array in arrays.items()}
     with tf.GradientTape() as tape:
@@ -180,7 +165,6 @@ def test_the_criterion_on_raw_outputs(seed):
     gradients = tape.gradient(losses["loss"], ours)
 
     assert_same_losses(losses, expected, LOSS)
-    for name, tensor in theirs.items():
-        want = np.zeros(tensor.shape, np.float32) if tensor.grad is None else tensor.grad.numpy()
-        got = np.zeros(tensor.shape, np.float32) if gradients[name] is None else gradients[name].numpy()
+    for name, want in expected_gradients.items():
+        got = np.zeros(want.shape, np.float32) if gradients[name] is None else gradients[name].numpy()
         assert np.linalg.norm(got - want) <= LOSS * np.linalg.norm(want), name

@@ -9,7 +9,6 @@ import os
 
 import numpy as np
 import pytest
-import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
@@ -83,8 +82,8 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def inputs(image):
-    prepared = transformers.DetrImageProcessorPil()(images=image, return_tensors="np")
+def inputs(image, pytorch):
+    prepared = pytorch.call("processors:prepare", image)
     return {"pixel_values": prepared["pixel_values"].transpose(0, 2, 3, 1), "pixel_mask": prepared["pixel_mask"]}
 
 

@@ -9,13 +9,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
-from references import (
+from pairs import (
     CONDITIONAL,
     SEGMENTATION,
     SMALL,
     TABLE_TRANSFORMER,
-    hugging_face_losses,
     hugging_face_pair,
     padded_batch,
     random_targets,
@@ -38,30 +36,20 @@ def batches():
 
 
 def torch_losses(pair):
-    """The loss before each step, and the weights after the last by Keras path."""
-    # transformers 5 freezes the whole backbone, by an error in a name; DETR freezes its stem and first stage.
-    trained = {name for *_, name, _ in pair.torch_names()}
-    groups = {BACKBONE_RATE: [], RATE: []}
-    for name, parameter in pair.torch.named_parameters():
-        parameter.requires_grad_(name in trained)
-        if name in trained:
-            groups[BACKBONE_RATE if "backbone" in name else RATE].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
+    """The loss before each step, and the weights after the last by PyTorch's names."""
+    return pair.pytorch.call(
+        "training:steps",
+        pair.reference,
+        list(batches()),
+        # transformers 5 freezes the whole backbone, by an error in a name; DETR freezes its stem and first stage.
+        trained=[name for *_, name, _ in pair.torch_names()],
+        rates=(BACKBONE_RATE, RATE),
+        max_norm=MAX_NORM,
+        focal=pair.keras.config.classification == "focal",
         betas=(BETA_1, BETA_2),
         eps=EPSILON,
         weight_decay=DECAY,
     )
-    losses = []
-    for inputs, targets in batches():
-        is_focal = pair.keras.config.classification == "focal"
-        loss = hugging_face_losses(pair.torch_stages(inputs), targets, is_focal)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([x for group in groups.values() for x in group], MAX_NORM)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def keras_losses(model):
@@ -74,11 +62,10 @@ def keras_losses(model):
     return losses
 
 
-def torch_weights(pair):
+def by_path(pair, weights):
     """PyTorch's weights by Keras path and in Keras' layout, those alone that can change the outputs."""
-    weights = pair.torch.state_dict()
     return {
-        path: layout.read(weights[name].numpy().copy(), tuple(variable.shape))
+        path: layout.read(weights[name], tuple(variable.shape))
         for path, variable, name, layout in pair.torch_names()
         if pair.has_effect(path)
     }
@@ -95,14 +82,15 @@ def torch_weights(pair):
     ],
     ids=["detr", "table-transformer", "segmentation", "conditional"],
 )
-def test_ten_steps(tmp_path, relative):
-    pair = hugging_face_pair(tmp_path, "thin", **SMALL | relative)
+def test_ten_steps(tmp_path, relative, pytorch):
+    pair = hugging_face_pair(pytorch, tmp_path, "thin", **SMALL | relative)
     # transformers reads Conditional DETR's weight of the class loss, 2, and does not use it.
     pair.keras.criterion = dataclasses.replace(pair.keras.criterion, class_loss_coefficient=1.0)
-    before = torch_weights(pair)
-    ours, theirs = keras_losses(pair.keras), torch_losses(pair)
+    before = by_path(pair, pytorch.call("models:state", pair.reference))
+    theirs, weights = torch_losses(pair)
+    ours = keras_losses(pair.keras)
     np.testing.assert_allclose(ours, theirs, rtol=LOSS)
     trained = {path: np.asarray(variable) for path, variable, *_ in pair.torch_names()}
-    for path, after in torch_weights(pair).items():
+    for path, after in by_path(pair, weights).items():
         way = np.linalg.norm(after - before[path])
         assert np.linalg.norm(trained[path] - after) <= WAY * way, path

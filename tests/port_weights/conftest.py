@@ -1,64 +1,36 @@
 """A small Hugging Face DETR with random weights, and the same weights under every name they are published by."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from reference.descriptions import HuggingFace
 from safetensors.numpy import load_file, save_file
 
 from port_weights import load_model
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
 
 SHAPE = {"num_queries": 5, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2}
 FEED_FORWARD = {"encoder_ffn_dim": 24, "decoder_ffn_dim": 20}  # unlike, so that the two cannot be mixed up unnoticed
 
 
-def randomise(model, seed=0):
-    """Gives every tensor random values, batch-norm statistics included, and returns the model for inference."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name.endswith("num_batches_tracked"):
-                tensor.fill_(7)
-            elif name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            else:
-                tensor.normal_(std=0.2, generator=generator)
-    return model.eval()
-
-
-def hugging_face_model(family="Detr", **changes):
-    """A DETR or Table Transformer of Hugging Face, tiny and random."""
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[16, 32],
-        depths=[1, 2],
-        layer_type="bottleneck" if family == "Detr" else "basic",
-        out_features=["stage1", "stage2"],
-    )
-    config = getattr(transformers, f"{family}Config")(
-        use_timm_backbone=False,
-        backbone_config=backbone,
-        id2label={0: "cat", 1: "dog", 2: "N/A"},
-        label2id={"cat": 0, "dog": 1, "N/A": 2},
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        eos_coefficient=0.3,
+def hugging_face_model(family="Detr", values="normal", **changes):
+    """A DETR or Table Transformer of Hugging Face, tiny and random, for `pytorch`."""
+    backbone = {
+        "embedding_size": 8,
+        "hidden_sizes": [16, 32],
+        "depths": [1, 2],
+        "layer_type": "bottleneck" if family == "Detr" else "basic",
+    }
+    fields = {
+        "id2label": {0: "cat", 1: "dog", 2: "N/A"},
+        "label2id": {"cat": 0, "dog": 1, "N/A": 2},
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "eos_coefficient": 0.3,
         **{**SHAPE, **FEED_FORWARD, **changes},
-    )
-    return randomise(getattr(transformers, f"{family}ForObjectDetection")(config))
-
-
-@pytest.fixture(scope="session", name="randomise")
-def randomise_fixture():
-    return randomise
+    }
+    return HuggingFace(f"{family}ForObjectDetection", backbone, fields, values)
 
 
 @pytest.fixture(scope="session", name="timm_name")
@@ -77,10 +49,10 @@ def hf_model():
 
 
 @pytest.fixture(scope="session")
-def hf_folder(hf_model, tmp_path_factory):
+def hf_folder(hf_model, pytorch, tmp_path_factory):
     """What `save_pretrained` writes: `config.json` and `model.safetensors`."""
     folder = tmp_path_factory.mktemp("hugging-face") / "detr"
-    hf_model.save_pretrained(folder)
+    pytorch.call("models:save", hf_model, folder)
     return folder
 
 
@@ -177,13 +149,3 @@ def facebook_state(state):
         parts = [renamed.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
         renamed[name.replace(f".q_proj.{kind}", f".in_proj_{kind}")] = np.concatenate(parts)
     return renamed
-
-
-@pytest.fixture(scope="session")
-def facebook_reference():
-    """The module of the parity tests' plain PyTorch DETR: an independent reading of the names."""
-    path = Path(__file__).parents[1] / "parity" / "facebook.py"
-    spec = importlib.util.spec_from_file_location("facebook_reference", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

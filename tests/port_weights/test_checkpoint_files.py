@@ -2,27 +2,23 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
-from safetensors.torch import save_file as save_torch_file
 
 from port_weights import load_model
 from port_weights.checkpoints import open_checkpoint
 
 
-def assert_reads(checkpoint, state, dtype="float32"):
+def assert_reads(checkpoint, state):
     assert dict(checkpoint.shapes) == {name: tensor.shape for name, tensor in state.items()}
     for name, tensor in state.items():
         got = checkpoint.read(name)
         assert got.dtype == np.float32
-        expected = torch.from_numpy(np.array(tensor)).to(getattr(torch, dtype)).float().numpy()
-        np.testing.assert_array_equal(got, expected, err_msg=name)
+        np.testing.assert_array_equal(got, tensor, err_msg=name)
 
 
 def test_a_folder(hf_folder, state):
@@ -39,12 +35,12 @@ def test_a_file_of_another_name_does_not_take_its_neighbours_configuration(state
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_read_as_float32(state, tmp_path, dtype):
-    half = {name: torch.from_numpy(np.array(tensor)).to(getattr(torch, dtype)) for name, tensor in state.items()}
-    save_torch_file(half, tmp_path / "half.safetensors")
-    torch.save(half, tmp_path / "half.pth")
-    for source in (tmp_path / "half.safetensors", tmp_path / "half.pth", half):
-        assert_reads(open_checkpoint(source), state, dtype)
+def test_half_precision_is_read_as_float32(state, pytorch, tmp_path, dtype):
+    files = [tmp_path / "half.safetensors", tmp_path / "half.pth"]
+    rounded = pytorch.call("pickles:write_half", state, dtype, *files)
+    assert any((rounded[name] != state[name]).any() for name in state)
+    for file in files:
+        assert_reads(open_checkpoint(file), rounded)
 
 
 @pytest.fixture
@@ -89,8 +85,8 @@ def test_shards_that_lack_something(sharded, state):
         open_checkpoint(sharded)
 
 
-def test_a_folder_with_a_pickle(state, tmp_path, hf_folder):
-    torch.save({name: torch.from_numpy(np.array(t)) for name, t in state.items()}, tmp_path / "pytorch_model.bin")
+def test_a_folder_with_a_pickle(state, pytorch, tmp_path, hf_folder):
+    pytorch.call("pickles:write", tmp_path / "pytorch_model.bin", state)
     (tmp_path / "config.json").write_bytes((hf_folder / "config.json").read_bytes())
     checkpoint = open_checkpoint(tmp_path)
     assert_reads(checkpoint, state)
@@ -144,38 +140,24 @@ def test_tensors_that_are_not_finite(state):
         load_model(broken, heads=2)
 
 
-class Intruder:
-    """A pickle that would create a file when opened."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("container", [lambda harm: harm, lambda harm: {"model": {"a": torch.ones(1)}, "x": harm}])
+@pytest.mark.parametrize("among_weights", [False, True], ids=["alone", "among-weights"])
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "plain-pickle"])
-def test_a_pickle_that_runs_code_is_refused(tmp_path, container, legacy):
+def test_a_pickle_that_runs_code_is_refused(pytorch, tmp_path, among_weights, legacy):
     trace, path = tmp_path / "harm-was-done", tmp_path / "detr.pth"
-    content = container(Intruder(trace))
-    if legacy:
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    else:
-        torch.save(content, path)
+    pytorch.call("pickles:write_intruder", path, trace, among_weights, legacy)
     with pytest.raises(ValueError, match=r"detr\.pth is damaged, or holds more than weights and is refused") as refused:
         open_checkpoint(path)
     assert not trace.exists()
     assert "safe_globals" not in str(refused.value)  # torch says how to let it run
     if not legacy:  # the trap works: opened without care, the harm is done
-        torch.load(path, weights_only=False)
+        pytorch.call("pickles:open_without_care", path)
         assert trace.exists()
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty"])
-def test_a_damaged_pickle(state, tmp_path, kind):
+def test_a_damaged_pickle(state, pytorch, tmp_path, kind):
     path = tmp_path / "detr.pth"
-    torch.save({name: torch.from_numpy(np.array(tensor)) for name, tensor in state.items()}, path)
+    pytorch.call("pickles:write", path, state)
     whole = path.read_bytes()
     path.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"weights", "empty": b""}[kind])
     with pytest.raises(ValueError, match=r"detr\.pth is (damaged|not a PyTorch checkpoint)"):
@@ -190,8 +172,8 @@ def test_a_damaged_pickle(state, tmp_path, kind):
         ({"epoch": 3, "lr": 0.1}, "is not a state dict of named tensors: epoch, lr"),
     ],
 )
-def test_a_pickle_of_something_else(tmp_path, content, message):
-    torch.save(content, tmp_path / "detr.pth")
+def test_a_pickle_of_something_else(pytorch, tmp_path, content, message):
+    pytorch.call("pickles:write", tmp_path / "detr.pth", content)
     with pytest.raises(ValueError, match=message):
         open_checkpoint(tmp_path / "detr.pth")
 
@@ -209,8 +191,8 @@ except ValueError as error:
 """
 
 
-def test_safetensors_need_no_torch(hf_folder, ported, tmp_path, request):
-    torch.save({"a": torch.ones(1)}, tmp_path / "detr.pth")
+def test_safetensors_need_no_torch(hf_folder, ported, pytorch, tmp_path, request):
+    pytorch.call("pickles:write", tmp_path / "detr.pth", {"a": np.ones(1, np.float32)})
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(hf_folder), str(tmp_path / "detr.pth")],
         env={**os.environ, "PYTHONPATH": str(request.config.rootpath)},

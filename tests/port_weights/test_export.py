@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 import subprocess
@@ -13,11 +12,8 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
-import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from transformers.activations import ACT2FN
 
 import port_weights.__main__ as command_line
 from port_weights import compare as comparing
@@ -102,22 +98,27 @@ def tiny():
     return random_model(TINY, CRITERION)
 
 
-def read_by_transformers(folder):
-    """The detector that transformers makes of a folder, which must have left no tensor over and lacked none."""
-    detector, info = transformers.AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
-    assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= info.keys()
-    assert not any(info.values()), info
-    return detector.eval()
+@pytest.fixture
+def read_by_transformers(pytorch):
+    """Reads a folder as a detector, which must leave no tensor over and lack none, and runs it on `BATCH`."""
+
+    def read(folder):
+        found = pytorch.call("models:read_folder", folder, BATCH)
+        loading = found["loading"]
+        assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= loading.keys()
+        assert not any(loading.values()), loading
+        return found
+
+    return read
 
 
-def assert_same_outputs(detector, model, names=("logits", "pred_boxes")):
+BATCH = comparing.padded_batch(64, 96)
+
+
+def assert_same_outputs(theirs, model):
     """PyTorch and Keras agree on a padded batch, on which a model of other weights would not."""
-    batch = comparing.padded_batch(64, 96)
-    pixels = torch.from_numpy(batch["pixel_values"]).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        theirs = detector(pixels, torch.from_numpy(batch["pixel_mask"]))
-    ours = model(batch)
-    for name, tolerance in zip(names, (1e-4, 1e-5), strict=True):
+    ours = model(BATCH)
+    for name, tolerance in (("logits", 1e-4), ("pred_boxes", 1e-5)):
         expected = np.asarray(ours[name])
         assert np.ptp(expected, axis=0).max() > 100 * tolerance, "the images should be told apart"
         np.testing.assert_allclose(theirs[name], expected, rtol=0, atol=tolerance)
@@ -135,12 +136,12 @@ def as_ported(config):
     return changed(config, {"batch_norm": "frozen"}, frozen=("stem", "stage1"), auxiliary_outputs=True)
 
 
-def test_transformers_reads_a_folder(exported):
+def test_transformers_reads_a_folder(exported, read_by_transformers):
     model, folder = exported
     detector = read_by_transformers(folder)
     family = "TableTransformer" if model.config.pre_norm else "Detr"
-    assert type(detector).__name__ == f"{family}ForObjectDetection"
-    assert detector.config.id2label == model.id2label
+    assert detector["class"] == f"{family}ForObjectDetection"
+    assert detector["id2label"] == model.id2label
     assert_same_outputs(detector, model)
 
 
@@ -156,16 +157,14 @@ def test_a_folder_comes_back_bit_for_bit(exported, weights_of, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_ported_folder_goes_back_as_it_was(hf_folder, state, tmp_path):
+def test_a_ported_folder_goes_back_as_it_was(hf_folder, state, pytorch, tmp_path):
     """Both files as transformers itself wrote them, but for keys of the configuration that say nothing here."""
     export(hf_folder, tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
-    theirs, ours = (
-        transformers.AutoConfig.from_pretrained(folder).to_dict() for folder in (hf_folder, tmp_path / "back")
-    )
+    theirs, ours = (pytorch.call("models:config_of_folder", folder) for folder in (hf_folder, tmp_path / "back"))
     silent = {"_name_or_path", "dtype", "transformers_version", "use_timm_backbone", "use_pretrained_backbone"}
     for name in (theirs.keys() | ours.keys()) - silent - {"backbone", "backbone_config"}:
         assert ours.get(name) == theirs.get(name), name
@@ -180,33 +179,34 @@ def random_targets(batch, num_classes):
 
 
 @pytest.mark.parametrize("start", ["ported", pytest.param("from-scratch", marks=pytest.mark.slow)])
-def test_a_trained_model(start, make_hugging_face_model, facebook_reference, weights_of, tmp_path):
+def test_a_trained_model(start, make_hugging_face_model, pytorch, read_by_transformers, weights_of, tmp_path):
     keras.utils.set_random_seed(0)
     if start == "ported":  # with a new head, and everything in it trained
-        facebook_reference.randomise(make_hugging_face_model(), 0).save_pretrained(tmp_path / "theirs")
+        pytorch.call("models:save", make_hugging_face_model(values="telling"), tmp_path / "theirs")
         model = load_model(tmp_path / "theirs", id2label={0: "nut", 1: "bolt"})
         model.freeze()
     else:
         model = random_model(changed(backbone={"batch_norm": "trainable"}))
     before = weights_of(model)
-    batch = comparing.padded_batch(64, 96)
     model.compile(optimizer=keras.optimizers.Adam(1e-3))
-    model.fit(batch, random_targets(2, model.config.num_classes), batch_size=2, epochs=3, verbose=0)
+    model.fit(BATCH, random_targets(2, model.config.num_classes), batch_size=2, epochs=3, verbose=0)
     moved = {path for path, array in weights_of(model).items() if (array != before[path]).any()}
     statistics = {path for path in before if path.endswith(("moving_mean", "moving_variance"))}
     assert {"detr/class_head/kernel", "detr/backbone/stem/convolution/kernel"} <= moved
     assert statistics <= moved if start == "from-scratch" else not statistics & moved
     export(model, tmp_path / "trained")
     detector = read_by_transformers(tmp_path / "trained")
-    assert detector.config.id2label == model.id2label
+    assert detector["id2label"] == model.id2label
     assert_same_outputs(detector, model)
     assert_same_weights(weights_of, load_model(tmp_path / "trained"), model)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_means_the_same_on_both_sides(name):
+def test_an_activation_means_the_same_on_both_sides(name, pytorch):
     x = np.linspace(-8, 8, 1001, dtype=np.float32)
-    np.testing.assert_allclose(keras.activations.get(name)(x), ACT2FN[name](torch.from_numpy(x)), rtol=0, atol=3e-6)
+    np.testing.assert_allclose(
+        keras.activations.get(name)(x), pytorch.call("layers:activation", name, x), rtol=0, atol=3e-6
+    )
 
 
 def test_half_precision_becomes_float32(weights_of, tmp_path):
@@ -218,42 +218,24 @@ def test_half_precision_becomes_float32(weights_of, tmp_path):
     assert_same_weights(weights_of, load_model(tmp_path / "half"), model)
 
 
-@pytest.fixture
-def said_by_transformers():
-    """What transformers warns of, as a list that fills."""
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("transformers")
-    logger.addHandler(handler)
-    transformers.logging.set_verbosity_warning()
-    yield messages
-    transformers.logging.set_verbosity_error()
-    logger.removeHandler(handler)
-
-
-def test_the_image_processor(tiny, tmp_path, said_by_transformers):
-    from transformers import DetrImageProcessorPil  # by its own name; as DetrImageProcessor it asks for torchvision
-
+def test_the_image_processor(tiny, pytorch, tmp_path):
     export(tiny, tmp_path / "usual")
     export(tiny, tmp_path / "small", size=(480, 800))
     for folder, size in (("usual", (800, 1333)), ("small", (480, 800))):
-        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / folder)
-        read_by_transformers(tmp_path / folder)
-        assert said_by_transformers == []
-        expected = DetrImageProcessorPil(size={"shortest_edge": size[0], "longest_edge": size[1]})
-        assert type(processor) is type(expected)
-        assert processor.to_dict() == expected.to_dict()
+        assert pytorch.call("processors:warnings_about_folder", tmp_path / folder) == []
+        expected = pytorch.call("processors:settings", size)
+        assert expected["class"].startswith("DetrImageProcessor")
+        assert pytorch.call("processors:of_folder", tmp_path / folder) == expected
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    inputs = processor(image, return_tensors="np")
+    inputs, outputs, _ = pytorch.call("processors:run_folder", tmp_path / "small", image)
     assert inputs["pixel_values"].shape == (1, 3, 480, 720)
-    assert read_by_transformers(tmp_path / "small")(**processor(image, return_tensors="pt")).logits.shape == (1, 5, 4)
+    assert outputs["logits"].shape == (1, 5, 4)
 
 
-def test_the_canvas_of_the_training(tiny, tmp_path):
+def test_the_canvas_of_the_training(tiny, pytorch, tmp_path):
     export(tiny, tmp_path / "canvas", size=(48, 64), pad_to=(64, 80))
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "canvas")
-    inputs = processor(np.zeros((60, 75, 3), np.uint8), return_tensors="np")
+    image = np.zeros((60, 75, 3), np.uint8)
+    inputs = pytorch.call("processors:prepare_by_folder", tmp_path / "canvas", image)
     assert inputs["pixel_values"].shape == (1, 3, 64, 80)
     assert inputs["pixel_mask"].sum() == 48 * 60
     options = argparse.Namespace(model=str(tmp_path / "canvas"), size=None, pad_to=None, size_rule=None)
@@ -287,37 +269,35 @@ def timm_exported(request, tmp_path_factory):
     return request.param, model, folder
 
 
-def test_timm_names(timm_exported, facebook_reference):
+def test_timm_names(timm_exported, pytorch):
     """Those of the same ResNet in plain PyTorch, which computes the same from them."""
     _, model, folder = timm_exported
     trunk = model.config.backbone
-    body = facebook_reference.ResNet(trunk.depths, trunk.channels, trunk.stem_channels, trunk.block, trunk.dilation)
+    fields = trunk.depths, trunk.channels, trunk.stem_channels, trunk.block, trunk.dilation
     tensors = load_file(folder / "model.safetensors")
     named = {name.removeprefix(TIMM_PREFIX): t for name, t in tensors.items() if name.startswith("model.backbone")}
-    body.load_state_dict({name: torch.from_numpy(array) for name, array in named.items()}, strict=True)
-    pixels = comparing.padded_batch(64, 96)["pixel_values"]
-    with torch.no_grad():
-        expected = body(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    pixels = BATCH["pixel_values"]
+    expected = pytorch.call("models:stages_of_backbone", fields, named, pixels)
     for ours, theirs in zip(model.backbone(pixels), expected, strict=True):
-        difference = np.abs(np.asarray(ours) - theirs.permute(0, 2, 3, 1).numpy()).max()
+        difference = np.abs(np.asarray(ours) - theirs).max()
         # After fifty layers either side's rounding reaches 8e-5 of the largest value, as float64 shows.
-        assert difference <= 5e-4 * float(theirs.abs().max())
+        assert difference <= 5e-4 * np.abs(theirs).max()
 
 
-def test_what_transformers_asks_timm_for(timm_exported):
+def test_what_transformers_asks_timm_for(timm_exported, pytorch):
     """Versions 4 and 5 read the same keys, each in its way; this is version 5's."""
     name, model, folder = timm_exported
-    config = transformers.AutoConfig.from_pretrained(folder)
-    assert (config.backbone_config.model_type, config.backbone_config.backbone) == ("timm_backbone", name)
-    assert config.backbone_config.out_indices == [1, 2, 3, 4]
-    assert config.backbone_config.output_stride == (16 if model.config.backbone.dilation else None)
+    backbone = pytorch.call("models:config_of_folder", folder)["backbone_config"]
+    assert (backbone["model_type"], backbone["backbone"]) == ("timm_backbone", name)
+    assert list(backbone["out_indices"]) == [1, 2, 3, 4]
+    assert backbone["output_stride"] == (16 if model.config.backbone.dilation else None)
     written = json.loads((folder / "config.json").read_text())
     assert (written["use_timm_backbone"], written["backbone"]) == (True, name)
     assert (written["backbone_config"], written["use_pretrained_backbone"]) == (None, False)
     assert written["dilation"] == model.config.backbone.dilation
 
 
-def test_timm_folders_come_back_bit_for_bit(timm_exported, weights_of, tmp_path):
+def test_timm_folders_come_back_bit_for_bit(timm_exported, read_by_transformers, weights_of, tmp_path):
     name, model, folder = timm_exported
     again = load_model(folder)
     assert_same_weights(weights_of, again, model)
@@ -345,31 +325,28 @@ FACEBOOK_CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", FACEBOOK_CONFIGS)
-def test_a_pth_file(kind, facebook_reference, weights_of, tmp_path):
+def test_a_pth_file(kind, pytorch, weights_of, tmp_path):
     """Read by a plain PyTorch DETR with facebookresearch's names, and by `load_model` that is told nothing."""
     config = FACEBOOK_CONFIGS[kind]
     model, path = random_model(config, CRITERION), tmp_path / "detr.pth"
     assert export_pth(model, path) is model
     assert [entry.name for entry in tmp_path.iterdir()] == ["detr.pth"]
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, weights_only=True)
-    detector = facebook_reference.FacebookDetr(
-        depths=config.backbone.depths,
-        widths=config.backbone.channels,
-        stem_width=config.backbone.stem_channels,
-        layer_type=config.backbone.block,
-        dilated=config.backbone.dilation,
-        d_model=16,
-        heads=4,
-        ffn_dim=24,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_queries=5,
-        num_labels=3,
-        pre_norm=config.pre_norm,
-    )
-    detector.load_state_dict(content["model"], strict=True)
-    assert_same_outputs(detector.eval(), model)
+    fields = {
+        "depths": config.backbone.depths,
+        "widths": config.backbone.channels,
+        "stem_width": config.backbone.stem_channels,
+        "layer_type": config.backbone.block,
+        "dilated": config.backbone.dilation,
+        "d_model": 16,
+        "heads": 4,
+        "ffn_dim": 24,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "num_queries": 5,
+        "num_labels": 3,
+        "pre_norm": config.pre_norm,
+    }
+    assert_same_outputs(pytorch.call("models:outputs_of_pickle", path, fields, BATCH), model)
 
     again = load_model(path)
     assert_same_weights(weights_of, again, model)
@@ -378,12 +355,11 @@ def test_a_pth_file(kind, facebook_reference, weights_of, tmp_path):
     assert again.config == changed(as_ported(config), **kept)
 
 
-def test_the_arguments_of_a_pth_file(tmp_path, caplog):
+def test_the_arguments_of_a_pth_file(pytorch, tmp_path, caplog):
     trunk = changed(FACEBOOK, dataclasses.asdict(RESNETS["resnet-18"]), position_embedding="learned")
     export_pth(random_model(trunk, CRITERION), tmp_path / "detr.pth")
     assert caplog.text == ""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        arguments = vars(torch.load(tmp_path / "detr.pth", weights_only=True)["args"])
+    arguments = vars(pytorch.call("pickles:read", tmp_path / "detr.pth")["args"])
     assert arguments == {
         **{"backbone": "resnet18", "dilation": False, "position_embedding": "learned", "masks": False},
         **{"enc_layers": 1, "dec_layers": 2, "dim_feedforward": 24, "hidden_dim": 16, "nheads": 4, "num_queries": 5},
@@ -410,7 +386,7 @@ def test_learned_positions_before_the_norm_agree_through_the_tables(tmp_path):
 # What is said, and what is refused
 
 
-def test_a_loss_that_transformers_cannot_be_told_of(tmp_path, caplog):
+def test_a_loss_that_transformers_cannot_be_told_of(read_by_transformers, tmp_path, caplog):
     criterion = SetCriterion(bbox_loss_coefficient=2.5, class_weights=(1.0, 2.0, 3.0), eos_coefficient=0.4)
     model = random_model(TINY, criterion)
     export(model, tmp_path / "odd")
@@ -418,8 +394,9 @@ def test_a_loss_that_transformers_cannot_be_told_of(tmp_path, caplog):
         "the model 'detr': transformers cannot be told of, and would train without, bbox_loss_coefficient=2.5, "
         "class_weights=(1.0, 2.0, 3.0)"
     ]
-    config = read_by_transformers(tmp_path / "odd").config  # version 5 refuses 2.5
-    assert (config.bbox_loss_coefficient, config.giou_loss_coefficient, config.eos_coefficient) == (5, 2, 0.4)
+    config = read_by_transformers(tmp_path / "odd")["config"]  # version 5 refuses 2.5
+    told = [config[f"{name}_coefficient"] for name in ("bbox_loss", "giou_loss", "eos")]
+    assert told == [5, 2, 0.4]
 
 
 @pytest.mark.parametrize("kind", ["post-norm", "learned", "pre-norm-learned"])
@@ -494,10 +471,10 @@ def test_options_that_cannot_be(options, error, message, tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_are_those_of_load_model(state, tmp_path):
+def test_options_are_those_of_load_model(state, pytorch, tmp_path):
     export(state, tmp_path / "detr", heads=2, num_classes=7)
-    config = transformers.AutoConfig.from_pretrained(tmp_path / "detr")
-    assert (config.encoder_attention_heads, config.num_labels) == (2, 7)
+    config = pytorch.call("models:config_of_folder", tmp_path / "detr")
+    assert (config["encoder_attention_heads"], len(config["id2label"])) == (2, 7)
     with pytest.raises(ValueError, match=r"absent\.pth: no such file or folder"):
         export("absent.pth", tmp_path / "none")
     assert [entry.name for entry in tmp_path.iterdir()] == ["detr"]
@@ -666,7 +643,7 @@ def keras_file(tmp_path_factory):
     return path
 
 
-def test_the_command_exports_a_folder(keras_file, tmp_path, capsys):
+def test_the_command_exports_a_folder(keras_file, read_by_transformers, tmp_path, capsys):
     folder, model = tmp_path / "detr", keras.saving.load_model(keras_file)
     assert command_line.main(["export", str(keras_file), str(folder), "--size", "480", "800"]) == 0
     assert capsys.readouterr().out == f"{folder}: {model.count_params():,} weights, 3 classes\n"

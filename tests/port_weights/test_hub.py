@@ -151,9 +151,9 @@ def test_the_first_start_may_ask_for_other_classes(cached, hf_folder, no_porting
     assert_same(load_model(ID), expected)
 
 
-def test_each_commit_has_its_conversion(offline, cached, make_hugging_face_model, tmp_path):
+def test_each_commit_has_its_conversion(offline, cached, make_hugging_face_model, pytorch, tmp_path):
     first = load_model(ID)
-    make_hugging_face_model(d_model=8).save_pretrained(tmp_path / "other")
+    pytorch.call("models:save", make_hugging_face_model(d_model=8), tmp_path / "other")
     write_commit(offline, OTHER, tmp_path / "other", ["main", "next"])
     assert load_model(ID, revision="next").config.d_model == load_model(ID).config.d_model == 8
     assert_same(load_model(ID, revision=COMMIT), first)

@@ -6,8 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from reference.descriptions import Facebook
 from safetensors.numpy import load_file, save_file
 
 from port_weights import load_model, to_torch
@@ -23,17 +22,16 @@ def assert_same(weights_of, model, expected, without=()):
             np.testing.assert_array_equal(got[path], array, err_msg=path)
 
 
-def test_the_ported_model_computes_what_pytorch_does(hf_model, ported):
+def test_the_ported_model_computes_what_pytorch_does(hf_model, ported, pytorch):
     """Anchors all that follows: these weights are in their right places."""
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(2, 64, 96, 3)).astype(np.float32)
     mask = np.ones((2, 64, 96), np.int64)
     mask[1, 40:] = mask[1, :, 70:] = 0
-    with torch.no_grad():
-        expected = hf_model(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(mask))
-    got = ported({"pixel_values": pixels, "pixel_mask": mask})
-    np.testing.assert_allclose(got["logits"], expected.logits, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(got["pred_boxes"], expected.pred_boxes, rtol=0, atol=1e-5)
+    batch = {"pixel_values": pixels, "pixel_mask": mask}
+    expected, got = pytorch.call("models:outputs", hf_model, batch), ported(batch)
+    np.testing.assert_allclose(got["logits"], expected["logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got["pred_boxes"], expected["pred_boxes"], rtol=0, atol=1e-5)
 
 
 def test_configuration_and_criterion_come_from_config_json(ported):
@@ -60,17 +58,24 @@ def test_timm_names(timm_state, write_folder, ported, weights_of):
     assert_same(weights_of, load_model(write_folder({**timm_state, **counters})), ported)
 
 
-def test_names_in_the_memory_of_transformers(hf_model, ported, weights_of):
-    names = hf_model.state_dict()
+@pytest.fixture(scope="module")
+def in_memory(hf_model, pytorch):
+    """The `state_dict()` of `hf_model`, which transformers renames when it writes it."""
+    return pytorch.call("models:state", hf_model)
+
+
+def test_names_in_the_memory_of_transformers(in_memory, ported, weights_of):
+    """As arrays; `test_state_dicts.py` has them as tensors."""
+    names = in_memory
     assert any(".mlp.fc1." in name for name in names)
     assert any(".o_proj." in name for name in names)
     assert_same(weights_of, load_model(names, heads=2), ported)
 
 
-def test_facebook_names_are_those_of_the_plain_reference(facebook_state, facebook_reference):
+def test_facebook_names_are_those_of_the_plain_reference(facebook_state, pytorch):
     shapes = dict(depths=(1, 2), widths=(16, 32), stem_width=8, d_model=16, heads=2, ffn_dim=24, num_queries=5)
-    reference = facebook_reference.FacebookDetr(**shapes, num_labels=3, encoder_layers=1, decoder_layers=2)
-    expected = {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    reference = Facebook({**shapes, "num_labels": 3, "encoder_layers": 1, "decoder_layers": 2})
+    expected = {name: tensor.shape for name, tensor in pytorch.call("models:state", reference).items()}
     got = {name: tensor.shape for name, tensor in facebook_state.items()}
     assert got.keys() == expected.keys()
     for name, shape in expected.items():
@@ -78,19 +83,18 @@ def test_facebook_names_are_those_of_the_plain_reference(facebook_state, faceboo
             assert got[name] == shape, name
 
 
-def as_tensors(arrays):
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-
-
 @pytest.fixture(params=["published", "training", "lightning", "bare"])
-def facebook_file(request, facebook_state, tmp_path):
+def facebook_file(request, facebook_state, pytorch, tmp_path):
     """The ways in which facebookresearch's tensors stand in a `.pth`."""
-    tensors = as_tensors(facebook_state)
+    tensors = facebook_state
     content = {
         "published": {"model": tensors},
         "training": {
             "model": tensors,
-            "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+            "optimizer": {
+                "state": {0: {"exp_avg": np.zeros(2, np.float32)}},
+                "param_groups": [{"lr": 1e-4, "params": [0]}],
+            },
             "epoch": 299,
             "args": argparse.Namespace(nheads=2, dilation=False, lr_backbone=1e-5, output_dir=""),
         },
@@ -98,7 +102,7 @@ def facebook_file(request, facebook_state, tmp_path):
         "bare": tensors,
     }[request.param]
     path = tmp_path / "detr.pth"
-    torch.save(content, path)
+    pytorch.call("pickles:write", path, content)
     return path, request.param
 
 
@@ -109,16 +113,16 @@ def test_facebook_checkpoints(facebook_file, ported, weights_of):
     assert model.config.encoder_attention_heads == model.config.decoder_attention_heads == 2
 
 
-def test_training_arguments_tell_of_dilation(facebook_state, tmp_path):
+def test_training_arguments_tell_of_dilation(facebook_state, pytorch, tmp_path):
     arguments = argparse.Namespace(nheads=4, dilation=True)
-    torch.save({"model": as_tensors(facebook_state), "args": arguments}, tmp_path / "detr.pth")
+    pytorch.call("pickles:write", tmp_path / "detr.pth", {"model": facebook_state, "args": arguments})
     config = load_model(tmp_path / "detr.pth").config
     assert (config.encoder_attention_heads, config.backbone.dilation) == (4, True)
 
 
-def test_a_file_named_dc5_is_taken_for_dilated(facebook_state, tmp_path, caplog):
+def test_a_file_named_dc5_is_taken_for_dilated(facebook_state, pytorch, tmp_path, caplog):
     path = tmp_path / "detr-r50-dc5-abcdef.pth"
-    torch.save({"model": as_tensors(facebook_state)}, path)
+    pytorch.call("pickles:write", path, {"model": facebook_state})
     assert load_model(path, heads=2).config.backbone.dilation
     assert "taken for a dilated (DC5) model because of its name" in caplog.text
     assert not load_model(path, heads=2, dilation=False).config.backbone.dilation
@@ -130,8 +134,8 @@ def test_a_detector_with_the_prefix_of_panoptic_checkpoints(names, request, port
     assert_same(weights_of, load_model(state, heads=2), ported)
 
 
-def test_the_base_model_alone_has_fresh_heads(hf_model, tmp_path, ported, weights_of, caplog):
-    hf_model.model.save_pretrained(tmp_path / "base")
+def test_the_base_model_alone_has_fresh_heads(hf_model, pytorch, tmp_path, ported, weights_of, caplog):
+    pytorch.call("models:save_base", hf_model, tmp_path / "base")
     names = load_file(tmp_path / "base" / "model.safetensors")
     assert not any(name.startswith(("model.", "class_labels")) for name in names)
     model = load_model(tmp_path / "base")
@@ -151,22 +155,20 @@ def assert_same_backbone(weights_of, model, ported):
         np.testing.assert_array_equal(got[path], array, err_msg=path)
 
 
-def test_a_torchvision_classifier_gives_its_backbone(torchvision_state, tmp_path, ported, weights_of, caplog):
-    torch.save(as_tensors(torchvision_state), tmp_path / "resnet.pth")
+def test_a_torchvision_classifier_gives_its_backbone(torchvision_state, pytorch, tmp_path, ported, weights_of, caplog):
+    pytorch.call("pickles:write", tmp_path / "resnet.pth", torchvision_state)
     model = load_model(tmp_path / "resnet.pth", num_classes=2, num_queries=3)
     assert_same_backbone(weights_of, model, ported)
     assert (model.config.num_classes, model.config.num_queries, model.config.d_model) == (2, 3, 256)
     assert f"started from random weights: {', '.join(sorted(FRESH))}" in caplog.text
 
 
-def test_a_hugging_face_classifier_gives_its_backbone(hf_model, state, tmp_path, ported, weights_of):
-    classifier = transformers.ResNetForImageClassification(hf_model.config.backbone_config)
+def test_a_hugging_face_classifier_gives_its_backbone(hf_model, state, pytorch, tmp_path, ported, weights_of):
     prefix = "model.backbone.conv_encoder.model."
-    tensors = {"resnet." + n.removeprefix(prefix): t for n, t in as_tensors(state).items() if n.startswith(prefix)}
-    missing, unexpected = classifier.load_state_dict(tensors, strict=False)
+    arrays = {"resnet." + n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    missing, unexpected = pytorch.call("models:save_classifier", hf_model, arrays, tmp_path / "resnet")
     assert unexpected == []
     assert all("classifier" in name or "num_batches" in name for name in missing)
-    classifier.save_pretrained(tmp_path / "resnet")
     assert_same_backbone(weights_of, load_model(tmp_path / "resnet"), ported)
 
 
@@ -175,24 +177,29 @@ def learned(make_hugging_face_model):
     return make_hugging_face_model(position_embedding_type="learned")
 
 
-def test_learned_positions(learned, tmp_path, facebook_state):
-    learned.save_pretrained(tmp_path / "learned")
+@pytest.fixture(scope="module")
+def table(learned, pytorch):
+    """The positions of `learned` by the last two parts of their names."""
+    prefix, state = "model.position_embedding.", pytorch.call("models:state", learned)
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+
+
+def test_learned_positions(learned, table, pytorch, tmp_path, facebook_state):
+    pytorch.call("models:save", learned, tmp_path / "learned")
     model = load_model(tmp_path / "learned")
-    table = learned.model.position_embedding
-    np.testing.assert_array_equal(model.position_embedding.row, table.row_embeddings.weight.detach())
-    np.testing.assert_array_equal(model.position_embedding.column, table.column_embeddings.weight.detach())
+    np.testing.assert_array_equal(model.position_embedding.row, table["row_embeddings.weight"])
+    np.testing.assert_array_equal(model.position_embedding.column, table["column_embeddings.weight"])
 
     names = {"backbone.1.row_embed.weight": "row_embeddings", "backbone.1.col_embed.weight": "column_embeddings"}
-    tensors = {name: table.get_submodule(part).weight.detach() for name, part in names.items()}
-    again = load_model({**facebook_state, **tensors}, heads=2)
+    again = load_model({**facebook_state, **{name: table[f"{part}.weight"] for name, part in names.items()}}, heads=2)
     assert again.config.position_embedding == "learned"
     np.testing.assert_array_equal(again.position_embedding.row, model.position_embedding.row)
     np.testing.assert_array_equal(again.position_embedding.column, model.position_embedding.column)
 
 
-def test_learned_positions_of_transformers_4(learned, tmp_path):
+def test_learned_positions_of_transformers_4(learned, table, pytorch, tmp_path):
     """Version 4 kept the embedding inside the backbone; version 5 moved it without a rule for older files."""
-    learned.save_pretrained(tmp_path / "learned")
+    pytorch.call("models:save", learned, tmp_path / "learned")
     path = tmp_path / "learned" / "model.safetensors"
     older = {
         name.replace("model.position_embedding.", "model.backbone.position_embedding."): tensor
@@ -200,52 +207,43 @@ def test_learned_positions_of_transformers_4(learned, tmp_path):
     }
     save_file(older, path)
     model = load_model(tmp_path / "learned")
-    table = learned.model.position_embedding
-    np.testing.assert_array_equal(model.position_embedding.row, table.row_embeddings.weight.detach())
-    np.testing.assert_array_equal(model.position_embedding.column, table.column_embeddings.weight.detach())
+    np.testing.assert_array_equal(model.position_embedding.row, table["row_embeddings.weight"])
+    np.testing.assert_array_equal(model.position_embedding.column, table["column_embeddings.weight"])
 
 
-def test_table_transformer(make_hugging_face_model, tmp_path, weights_of):
+def test_table_transformer(make_hugging_face_model, pytorch, tmp_path, weights_of):
     table = make_hugging_face_model("TableTransformer")
-    table.save_pretrained(tmp_path / "table")
+    pytorch.call("models:save", table, tmp_path / "table")
     model = load_model(tmp_path / "table")
     assert model.config.pre_norm
     assert model.config.backbone.block == "basic"
-    assert_same(weights_of, load_model(table.state_dict(), heads=2), model)
+    assert_same(weights_of, load_model(pytorch.call("models:state", table), heads=2), model)
     pixels = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = table(torch.from_numpy(pixels).permute(0, 3, 1, 2)).logits
+    expected = pytorch.call("models:outputs", table, {"pixel_values": pixels})["logits"]
     np.testing.assert_allclose(model(pixels)["logits"], expected, rtol=0, atol=2e-5)
 
 
-def test_packed_attention_is_query_key_value():
+def test_packed_attention_is_query_key_value(pytorch):
     """Against PyTorch's own attention: thirds in another order give another output."""
     import keras
 
-    torch.manual_seed(0)
-    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
-    with torch.no_grad():
-        theirs.in_proj_bias.normal_()
-        theirs.out_proj.bias.normal_()
+    theirs, (query, key, value), expected = pytorch.call("layers:attention", d_model=16, heads=4, length=6)
     ours = keras.layers.MultiHeadAttention(num_heads=4, key_dim=4)
     ours.build((None, None, 16), (None, None, 16), (None, None, 16))
     table = scheme("torchvision", "facebookresearch")
     for variable in ours.weights:
         path = "encoder/layer0/self_attention/" + variable.path.split("/", 1)[1]
         name, layout = table.torch_name(path)
-        tensor = theirs.state_dict()[name.removeprefix("transformer.encoder.layers.0.self_attn.")].numpy()
+        tensor = theirs[name.removeprefix("transformer.encoder.layers.0.self_attn.")]
         variable.assign(layout.read(tensor, tuple(variable.shape)))
-    query, key, value = torch.randn(3, 2, 6, 16)
-    expected = theirs(query, key, value)[0].detach()
-    got = ours(query.numpy(), value.numpy(), key=key.numpy())
+    got = ours(query, value, key=key)
     np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("names", ["state", "timm_state", "facebook_state", "in-memory"])
-def test_weights_go_back_bit_for_bit(names, request, ported, hf_model):
+def test_weights_go_back_bit_for_bit(names, request, ported, in_memory):
     if names == "in-memory":
-        state = {name: tensor.numpy() for name, tensor in hf_model.state_dict().items()}
-        state = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+        state = {name: array for name, array in in_memory.items() if not name.endswith("num_batches_tracked")}
     else:
         state = request.getfixturevalue(names)
     back = to_torch(ported, detect_scheme(state))

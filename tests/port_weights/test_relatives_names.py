@@ -9,14 +9,13 @@ import re
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from reference.descriptions import HuggingFace
 from safetensors.numpy import load_file, save_file
 
 import tfdetr_keras as td
 from port_weights import export, export_pth, load_model, to_torch
+from port_weights.architecture import hugging_face_config
 from port_weights.compare import compare
-from port_weights.reference import write_random_checkpoint
 from port_weights.schemes import detect_scheme
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
 
@@ -31,47 +30,38 @@ LOSSES = {
 }
 CLASSES = {"table-transformer": DETR, "segmentation": DETRForSegmentation, "conditional": ConditionalDETR}
 THEIRS = {
-    "table-transformer": ("TableTransformer", "ObjectDetection"),
-    "segmentation": ("Detr", "Segmentation"),
-    "conditional": ("ConditionalDetr", "ObjectDetection"),
+    "table-transformer": "TableTransformerForObjectDetection",
+    "segmentation": "DetrForSegmentation",
+    "conditional": "ConditionalDetrForObjectDetection",
 }
 KINDS = list(CLASSES)
 
 
-def relative(kind, randomise, **changes):
+def relative(kind, **changes):
     """A relative of DETR of Hugging Face, tiny and random; four stages, for the mask head."""
-    backbone = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16, 16, 24],
-        depths=[1, 1, 2, 1],
-        layer_type="basic",
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    family, task = THEIRS[kind]
-    config = getattr(transformers, f"{family}Config")(
-        use_timm_backbone=False,
-        backbone_config=backbone,
-        id2label=NAMES,
-        label2id={name: index for index, name in NAMES.items()},
-        encoder_attention_heads=HEADS,
-        decoder_attention_heads=HEADS,
+    backbone = {
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16, 16, 24],
+        "depths": [1, 1, 2, 1],
+        "layer_type": "basic",
+    }
+    fields = {
+        "id2label": NAMES,
+        "label2id": {name: index for index, name in NAMES.items()},
+        "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS,
         **SHAPE,
         **FEED_FORWARD | changes,
         **LOSSES[kind],
-    )
-    return randomise(getattr(transformers, f"{family}For{task}")(config))
+    }
+    return HuggingFace(THEIRS[kind], backbone, fields, values="normal")
 
 
 @pytest.fixture(scope="module")
-def models(randomise):
-    return {kind: relative(kind, randomise) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def folders(models, tmp_path_factory):
+def folders(pytorch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("relatives")
-    for kind, model in models.items():
-        model.save_pretrained(folder / kind)
+    for kind in KINDS:
+        pytorch.call("models:save", relative(kind), folder / kind)
     return {kind: folder / kind for kind in KINDS}
 
 
@@ -92,8 +82,9 @@ def assert_same(got, expected):
         np.testing.assert_array_equal(got[path], array, err_msg=path)
 
 
-def in_memory(model):
-    return {name: tensor for name, tensor in model.state_dict().items() if "num_batches_tracked" not in name}
+def in_memory(kind, pytorch):
+    state = pytorch.call("models:state", relative(kind))
+    return {name: array for name, array in state.items() if "num_batches_tracked" not in name}
 
 
 def timm_names(state, timm_name):
@@ -156,10 +147,10 @@ def test_the_class_and_all_settings_come_from_the_folder(kind, folders, ported):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_naming_gives_the_same_weights_and_goes_back_bit_for_bit(kind, models, on_disk, ported, timm_name):
+def test_every_naming_gives_the_same_weights_and_goes_back_bit_for_bit(kind, pytorch, on_disk, ported, timm_name):
     states = {
         "on disk": on_disk[kind],
-        "in memory": {name: tensor.numpy() for name, tensor in in_memory(models[kind]).items()},
+        "in memory": in_memory(kind, pytorch),
         "with timm": timm_names(on_disk[kind], timm_name),
         "the authors'": authors_names(kind, on_disk[kind], timm_name),
     }
@@ -195,12 +186,11 @@ def test_export_writes_what_save_pretrained_wrote(kind, folders, on_disk, ported
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_computes_the_same_from_an_export(kind, models, ported, tmp_path):
+def test_transformers_computes_the_same_from_an_export(kind, pytorch, ported, tmp_path):
     export(ported[kind], tmp_path / "again")
-    model = type(models[kind]).from_pretrained(tmp_path / "again").eval()
     pixels = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
-    with torch.no_grad():
-        expected = model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    batch = {"pixel_values": pixels}
+    expected = pytorch.call("models:outputs_of_folder", THEIRS[kind], tmp_path / "again", batch)
     for name, value in ported[kind](pixels).items():
         if not name.startswith("aux"):
             np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-3 if "masks" in name else 1e-5)
@@ -215,8 +205,8 @@ def test_a_keras_file(kind, ported, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pth_file(kind, randomise, tmp_path):
-    relative(kind, randomise, encoder_ffn_dim=20).save_pretrained(tmp_path / "folder")
+def test_a_pth_file(kind, pytorch, tmp_path):
+    pytorch.call("models:save", relative(kind, encoder_ffn_dim=20), tmp_path / "folder")
     model = export_pth(tmp_path / "folder", tmp_path / "model.pth")
     again = load_model(tmp_path / "model.pth")
     assert type(again) is CLASSES[kind]
@@ -293,10 +283,10 @@ DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation
 
 @pytest.mark.parametrize("trunk", [THIN, DC5], ids=["plain", "dc5"])
 @pytest.mark.parametrize("config_class", [td.SegmentationConfig, td.ConditionalDETRConfig])
-def test_the_comparison_knows_the_relatives(config_class, trunk, tmp_path):
+def test_the_comparison_knows_the_relatives(config_class, trunk, pytorch, tmp_path):
     """Also of dilated trunks, which transformers has with timm alone: there its own are dilated by hand."""
     config = config_class(backbone=trunk, **SMALL)
-    write_random_checkpoint(tmp_path / "random", config)
+    pytorch.call("models:save_random", hugging_face_config(config), tmp_path / "random")
     source = load_file(tmp_path / "random" / "model.safetensors") if trunk.dilation else tmp_path / "random"
     options = {"heads": 8, "dilation": True} if trunk.dilation else {}
     rows, _ = compare(source, height=96, width=128, **options)

@@ -3,13 +3,11 @@
 The files begin and end as PyTorch's; between them lies a `.keras` file, written and read again.
 """
 
-import argparse
 import dataclasses
 
 import numpy as np
 import pytest
-import torch
-import transformers
+from reference.descriptions import Facebook, HuggingFace
 from safetensors.numpy import load_file
 
 from port_weights import convert, export, export_pth, load_model
@@ -17,16 +15,6 @@ from tfdetr_keras.models import PRESETS
 from tfdetr_keras.models.packaged import packaged_checkpoints
 
 NAMES = ("detr-resnet-18", "detr-resnet-34", "detr-resnet-50", "detr-resnet-101")
-
-
-def randomised(module, seed=0):
-    """Each tensor with values of its own, statistics included; their sizes do not matter here."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if not name.endswith("num_batches_tracked"):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-    return module
 
 
 def through_keras(source, folder):
@@ -42,20 +30,15 @@ def assert_same_tensors(found, expected):
 
 
 def hugging_face(preset, model):
+    """The description of a model, each tensor of which has values of its own; their sizes do not matter here."""
     trunk = PRESETS[preset].backbone
-    backbone = transformers.ResNetConfig(
-        embedding_size=trunk.stem_channels,
-        hidden_sizes=list(trunk.channels),
-        depths=list(trunk.depths),
-        layer_type=trunk.block,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    kind = getattr(transformers, model)
-    return randomised(
-        kind(
-            kind.config_class(use_timm_backbone=False, backbone_config=backbone, num_labels=PRESETS[preset].num_classes)
-        )
-    )
+    backbone = {
+        "embedding_size": trunk.stem_channels,
+        "hidden_sizes": list(trunk.channels),
+        "depths": list(trunk.depths),
+        "layer_type": trunk.block,
+    }
+    return HuggingFace(model, backbone, {"num_labels": PRESETS[preset].num_classes}, values="uniform")
 
 
 @pytest.mark.slow
@@ -69,8 +52,8 @@ def hugging_face(preset, model):
         ("conditional-detr-resnet-50", "ConditionalDetrForObjectDetection"),
     ],
 )
-def test_hugging_face_folders(preset, model, tmp_path):
-    hugging_face(preset, model).save_pretrained(tmp_path / "before")
+def test_hugging_face_folders(preset, model, pytorch, tmp_path):
+    pytorch.call("models:save", hugging_face(preset, model), tmp_path / "before")
     export(through_keras(tmp_path / "before", tmp_path), tmp_path / "after")
     assert_same_tensors(
         load_file(tmp_path / "after" / "model.safetensors"), load_file(tmp_path / "before" / "model.safetensors")
@@ -86,18 +69,17 @@ def test_hugging_face_folders(preset, model, tmp_path):
         ("detr-resnet-50-dc5", True),
     ],
 )
-def test_facebookresearchs_files(preset, pre_norm, facebook_reference, tmp_path):
+def test_facebookresearchs_files(preset, pre_norm, pytorch, tmp_path):
     trunk = PRESETS[preset].backbone
-    detector = facebook_reference.FacebookDetr(
-        depths=trunk.depths,
-        widths=trunk.channels,
-        stem_width=trunk.stem_channels,
-        layer_type=trunk.block,
-        dilated=trunk.dilation,
-        pre_norm=pre_norm,
-    )
-    before = randomised(detector).state_dict()
-    torch.save({"model": before}, tmp_path / "before.pth")
+    fields = {
+        "depths": trunk.depths,
+        "widths": trunk.channels,
+        "stem_width": trunk.stem_channels,
+        "layer_type": trunk.block,
+        "dilated": trunk.dilation,
+        "pre_norm": pre_norm,
+    }
+    pytorch.call("models:save_pickle", Facebook(fields, values="uniform"), tmp_path / "before.pth")
     ported = load_model(tmp_path / "before.pth", dilation=trunk.dilation)
     assert dataclasses.replace(ported.config.backbone, batch_norm="frozen") == dataclasses.replace(
         trunk, batch_norm="frozen"
@@ -105,8 +87,7 @@ def test_facebookresearchs_files(preset, pre_norm, facebook_reference, tmp_path)
     assert ported.config.pre_norm == pre_norm
     ported.save(tmp_path / "ported.keras")
     export_pth(tmp_path / "ported.keras", tmp_path / "after.pth")
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        after = torch.load(tmp_path / "after.pth", weights_only=True)["model"]
+    after, before = (pytorch.call("pickles:read", tmp_path / f"{name}.pth")["model"] for name in ("after", "before"))
     assert_same_tensors(after, before)
 
 

@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import torch
 
 import tfdetr_keras as td
 
@@ -35,18 +34,15 @@ def ours(optimizer, steps=STEPS):
     return [np.asarray(variable) for variable in found]
 
 
-def theirs(rates, clip=0.1, decay=1e-4, steps=STEPS, accumulate=1, **options):
-    found = [torch.nn.Parameter(torch.from_numpy(value)) for value in start()]
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(found, rates, strict=True)]
-    optimizer = torch.optim.AdamW(groups, weight_decay=decay, **options)
-    for step in range(0, steps, accumulate):
-        taken = [gradients(step + more) for more in range(accumulate)]
-        for place, parameter in enumerate(found):
-            parameter.grad = torch.from_numpy(np.mean([one[place] for one in taken], axis=0))
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(found, clip)
-        optimizer.step()
-    return [parameter.detach().numpy() for parameter in found]
+@pytest.fixture
+def theirs(pytorch):
+    """The variables after PyTorch's steps with the learning rates of the three."""
+
+    def step(rates, clip=0.1, decay=1e-4, steps=STEPS, **options):
+        taken = [gradients(step) for step in range(steps)]
+        return pytorch.call("optimizers:adamw", start(), taken, rates, clip, weight_decay=decay, **options)
+
+    return step
 
 
 def assert_same(found, expected, way=1e-4):
@@ -56,7 +52,7 @@ def assert_same(found, expected, way=1e-4):
         assert np.linalg.norm(one - other) <= way * np.linalg.norm(other - before)
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_the_papers(theirs):
     assert_same(ours(td.AdamW()), theirs([1e-5, 1e-5, 1e-4]))
 
 
@@ -76,11 +72,11 @@ def test_the_defaults_are_the_papers():
         ({"gradient_accumulation_steps": 3}, {"rates": [1e-5, 1e-5, 1e-4], "accumulate": 3}),
     ],
 )
-def test_arguments(arguments, reference):
+def test_arguments(arguments, reference, theirs):
     assert_same(ours(td.AdamW(**arguments)), theirs(**reference))
 
 
-def test_a_schedule_moves_all_groups():
+def test_a_schedule_moves_all_groups(theirs):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5], [1e-3, 1e-4])
     found = ours(td.AdamW(schedule))
     early = theirs([1e-4, 1e-4, 1e-3], steps=6)

@@ -245,34 +245,3 @@ class FacebookDetr(nn.Module):
         logits, boxes = self.class_embed(hidden), self.boxes(hidden)
         taps.update(logits=logits[:, -1], pred_boxes=boxes[:, -1], aux_logits=logits[:, :-1], aux_boxes=boxes[:, :-1])
         return taps
-
-
-@torch.no_grad()
-def randomise(module, seed):
-    """Fill every weight and statistic with seeded values that leave no term of the model at 0 or 1; returns `module`.
-
-    Matrices and kernels are Xavier-uniform, queries and learned positions N(0, 1), norm scales and variances uniform in
-    [0.5, 1.5], biases and means N(0, 0.1). Deep random networks map everything to one point, where a wrong attention
-    would go unnoticed; so kernels that read rectified values are centred and attention is sharpened. Knows the names of
-    this file and of Hugging Face.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in module.state_dict().items():
-        if name.endswith(("query_embed.weight", "embeddings.weight")):
-            tensor.normal_(generator=generator)
-        elif tensor.ndim > 1:
-            nn.init.xavier_uniform_(tensor, generator=generator)
-        elif name.endswith(("weight", "running_var")):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        else:
-            tensor.normal_(0.0, 0.1, generator=generator)
-        if tensor.ndim == 4 or name.endswith(("linear2.weight", "fc2.weight")):
-            tensor.sub_(tensor.mean(tuple(range(1, tensor.ndim)), keepdim=True))
-        if name.endswith("in_proj_weight"):
-            query_and_key = tensor[: 2 * tensor.shape[1]]
-            query_and_key.mul_(3)
-        elif name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor.mul_(3 / 2**0.5)  # as in_proj_weight, whose three parts share a smaller Xavier limit
-        elif name.endswith(("content_proj.weight", "pos_proj.weight", "pos_sine_proj.weight")):
-            tensor.mul_(5)  # Conditional DETR's, in which the layers without position carry less of a query's place
-    return module

@@ -1,0 +1,161 @@
+"""Detectors of the reference: built from a description or read from files, their weights and their outputs."""
+
+import collections
+
+import torch
+import transformers
+
+from reference import facebook, weights
+from reference.descriptions import Facebook
+from reference.pickles import read
+
+KEPT = 3  # models: tests ask several things of one, and the largest has 250 MB
+_built = collections.OrderedDict()
+
+
+def build(description):
+    """The described model, in evaluation mode: one object for all callers, which none of them may change."""
+    key = repr(description)
+    if key not in _built:
+        while len(_built) >= KEPT:
+            _built.popitem(last=False)
+        model = _facebook(description) if isinstance(description, Facebook) else _hugging_face(description)
+        getattr(weights, description.values)(model, description.seed)
+        _built[key] = model.eval()
+    _built.move_to_end(key)
+    return _built[key]
+
+
+def _facebook(description):
+    return facebook.FacebookDetr(**description.fields)
+
+
+def _hugging_face(description):
+    stages = [f"stage{number}" for number, _ in enumerate(description.backbone["depths"], start=1)]
+    kind = getattr(transformers, description.architecture)
+    backbone = transformers.ResNetConfig(**description.backbone, out_features=stages)
+    return kind(kind.config_class(use_timm_backbone=False, backbone_config=backbone, **description.fields))
+
+
+def configured(config, arrays):
+    """The model of a `config.json`'s content with the given weights, all of them and nothing else."""
+    model = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    return model.eval()
+
+
+def inputs(batch):
+    """`pixel_values` `(batch, 3, height, width)` and `pixel_mask`, None where there is none, of a batch for Keras."""
+    mask = batch.get("pixel_mask")
+    return torch.from_numpy(batch["pixel_values"]).permute(0, 3, 1, 2), None if mask is None else torch.from_numpy(mask)
+
+
+def state(description):
+    """The model's `state_dict()`."""
+    return build(description).state_dict()
+
+
+def save(description, folder):
+    """Writes the folder of `save_pretrained`; returns the names of `state_dict()`, which may be others."""
+    model = build(description)
+    model.save_pretrained(folder)
+    return list(model.state_dict())
+
+
+def save_base(description, folder):
+    """Writes the folder of the base model, which has no heads."""
+    build(description).model.save_pretrained(folder)
+
+
+def save_classifier(description, arrays, folder):
+    """Writes the folder of an image classifier whose backbone is the model's; returns which names did not match.
+
+    Args:
+        description: of the model.
+        arrays: weights by the classifier's names.
+        folder: where to.
+    """
+    classifier = transformers.ResNetForImageClassification(build(description).config.backbone_config)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    missing, unexpected = classifier.load_state_dict(tensors, strict=False)
+    classifier.save_pretrained(folder)
+    return missing, unexpected
+
+
+def save_random(config, folder, seed=0):
+    """Writes the folder of a model of a `config.json`'s content with random weights."""
+    model = getattr(transformers, config["architectures"][0])(transformers.AutoConfig.for_model(**config))
+    weights.telling(model, seed)
+    model.save_pretrained(folder)
+
+
+def save_pickle(description, path):
+    """Writes `{"model": state_dict()}` to a file."""
+    torch.save({"model": build(description).state_dict()}, path)
+
+
+def save_state(description, path):
+    """Writes `state_dict()` itself to a file."""
+    torch.save(build(description).state_dict(), path)
+
+
+@torch.no_grad()
+def outputs(description, batch):
+    """The outputs of a batch by name."""
+    return _arrays(build(description)(*inputs(batch)))
+
+
+def _arrays(outputs):
+    return {name: outputs[name] for name in ("logits", "pred_boxes", "pred_masks") if name in outputs}
+
+
+def read_folder(folder, batch=None):
+    """What `AutoModelForObjectDetection` makes of a folder.
+
+    Returns:
+        `"class"`, its name; `"loading"`, which tensors were missing, left over, or of another shape; `"config"`, its
+        configuration, and `"id2label"` of that; and with a batch the outputs of that by name.
+    """
+    model, loading = transformers.AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
+    return {
+        "class": type(model).__name__,
+        "loading": loading,
+        "config": model.config.to_dict(),
+        "id2label": model.config.id2label,
+        **({} if batch is None else _run(model, batch)),
+    }
+
+
+@torch.no_grad()
+def _run(model, batch):
+    return _arrays(model.eval()(*inputs(batch)))
+
+
+def outputs_of_folder(architecture, folder, batch):
+    """The outputs of the given class's `from_pretrained`."""
+    return _run(getattr(transformers, architecture).from_pretrained(folder), batch)
+
+
+def outputs_of_pickle(path, fields, batch):
+    """The outputs of a `FacebookDetr` with a file's weights, all of them and nothing else."""
+    model = facebook.FacebookDetr(**fields)
+    model.load_state_dict(read(path)["model"], strict=True)
+    return _run(model, batch)
+
+
+@torch.no_grad()
+def stages_of_backbone(fields, arrays, pixel_values):
+    """The maps of a `facebook.ResNet` with the given weights, in Keras' layout."""
+    body = facebook.ResNet(*fields)
+    body.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    return [x.permute(0, 2, 3, 1) for x in body(torch.from_numpy(pixel_values).permute(0, 3, 1, 2))]
+
+
+def config_of_folder(folder):
+    """The content of `AutoConfig.from_pretrained`."""
+    return transformers.AutoConfig.from_pretrained(folder).to_dict()
+
+
+def fields_of(kind):
+    """The fields that a configuration class adds to those of all."""
+    return set(getattr(transformers, kind)().to_dict()) - set(transformers.PretrainedConfig().to_dict())

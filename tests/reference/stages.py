@@ -1,0 +1,93 @@
+"""The stages of a detector under the names and in the layouts of `tfdetr_keras.models.DETR.stages`.
+
+Feature maps are `(batch, h, w, channels)`, sequences `(batch, positions, d_model)`. They are taken out of PyTorch's own
+forward pass and keep their gradients.
+"""
+
+import torch
+
+from reference.facebook import FacebookDetr
+from reference.models import build, inputs
+
+
+@torch.no_grad()
+def of_batch(description, batch):
+    """The stages of a batch for Keras."""
+    return of_model(build(description), batch)
+
+
+def of_model(model, batch):
+    """The stages of a batch for Keras, as tensors."""
+    run = _facebook if isinstance(model, FacebookDetr) else _hugging_face
+    return run(model, *inputs(batch))
+
+
+def _sequence(x):
+    return x.flatten(2).mT
+
+
+def _channels_last(x):
+    return x.permute(0, 2, 3, 1)
+
+
+def _hugging_face(model, pixels, mask):
+    """The stages of a Hugging Face model, which must have been made with `auxiliary_loss=False`.
+
+    The decoder's hidden states are its input and what each layer gave; the last alone is normalised already.
+    """
+    caught = {}
+
+    def catch(module, inputs, output):
+        caught[type(module).__name__] = output
+
+    detector = getattr(model, "detr", model)
+    wanted = ("DetrConvEncoder", "TableTransformerConvEncoder", "PositionEmbedding", "MHAttentionMap")
+    modules = [module for module in model.modules() if type(module).__name__.endswith(wanted)]
+    hooks = [module.register_forward_hook(catch) for module in [*modules, detector.model.input_projection]]
+    try:
+        outputs = model(pixels, mask, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    position, maps = (next(caught[name] for name in caught if name.endswith(end)) for end in ("Embedding", "Encoder"))
+    *earlier, last = outputs.decoder_hidden_states[1:]
+    hidden = torch.stack([*(detector.model.decoder.layernorm(state) for state in earlier), last], dim=1)
+    logits, boxes = detector.class_labels_classifier(hidden), detector.bbox_predictor(hidden)
+    if hasattr(detector.model.decoder, "ref_point_head"):
+        points = detector.model.decoder.ref_point_head(detector.model.query_position_embeddings.weight).sigmoid()
+        boxes = boxes + torch.nn.functional.pad(torch.special.logit(points, eps=1e-5), (0, 2))
+    boxes = boxes.sigmoid()
+    masks = {}
+    if model is not detector:
+        maps_of_heads = next(caught[name] for name in caught if name.endswith("MHAttentionMap"))
+        masks = {"mask_attention": maps_of_heads.permute(0, 1, 3, 4, 2), "pred_masks": outputs.pred_masks}
+    encoded = [*outputs.encoder_hidden_states[1:-1], outputs.encoder_last_hidden_state]
+    return {
+        **{f"backbone.stage{i}": _channels_last(feature) for i, (feature, _) in enumerate(maps, start=1)},
+        "mask": maps[-1][1],
+        "position": _sequence(position),
+        "projection": _sequence(caught["Conv2d"]),
+        **{f"encoder.layer{i}": x for i, x in enumerate(encoded)},
+        **{f"decoder.layer{i}": x for i, x in enumerate(hidden.unbind(1))},
+        "logits": outputs.logits,
+        "pred_boxes": outputs.pred_boxes,
+        "aux_logits": logits[:, :-1],
+        "aux_boxes": boxes[:, :-1],
+        **masks,
+    }
+
+
+def _facebook(model, pixels, mask):
+    """The stages of a `FacebookDetr`."""
+    taps = model(pixels, mask)
+    depth = sum(name.startswith("encoder_") for name in taps)
+    encoded = [*(taps[f"encoder_{i}"] for i in range(depth - 1)), taps["memory"]]
+    return {
+        **{f"backbone.stage{int(name[1:]) - 1}": _channels_last(x) for name, x in taps.items() if name[0] == "C"},
+        "mask": taps["mask"],
+        "position": _sequence(taps["pos"]),
+        "projection": _sequence(taps["projected"]),
+        **{f"encoder.layer{i}": x for i, x in enumerate(encoded)},
+        **{name.replace("_norm_", ".layer"): x for name, x in taps.items() if name.startswith("decoder_norm_")},
+        **{name: taps[name] for name in ("logits", "pred_boxes", "aux_logits", "aux_boxes")},
+    }

@@ -1,0 +1,139 @@
+"""Training of PyTorch's detectors by PyTorch's own optimizer: gradients of a step, and whole loops of them."""
+
+import copy
+
+import torch
+from torch.optim import swa_utils
+
+from reference import losses, stages
+from reference.models import build, configured
+from reference.models import inputs as model_inputs
+from reference.processors import DetrImageProcessorPil
+
+OUTPUTS = ("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks")
+
+
+def gradients(description, batch, targets, focal=False):
+    """Losses of a batch by name, and the gradient of the total in every parameter by name.
+
+    A batch in float64 is computed in that, but for positions, heads and losses. transformers 5 freezes the whole
+    backbone, by an error in a name; here all is trained.
+    """
+    dtype = torch.from_numpy(batch["pixel_values"]).dtype
+    model = copy.deepcopy(build(description)).to(dtype).requires_grad_(True)
+    torch.set_default_dtype(dtype)  # of the masks made on the way
+    try:
+        found = stages.of_model(model, batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    told = losses.of_layers({name: found[name].float() for name in OUTPUTS if name in found}, targets, focal)
+    told["loss"].backward()
+    return told, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def steps(description, batches, trained, rates, max_norm, focal=False, **options):
+    """The loss before each step of AdamW, and the weights after the last by name.
+
+    Args:
+        description: of the model, which stays in evaluation mode.
+        batches: (inputs, targets) as for Keras.
+        trained: names of the parameters that are trained.
+        rates: learning rate of the backbone and of all else.
+        max_norm: to which the norm of all gradients together is clipped.
+        focal: as for `losses.of_layers`.
+        **options: of `torch.optim.AdamW`.
+    """
+    model = copy.deepcopy(build(description))
+    optimizer = _adamw(model, set(trained), rates, **options)
+    told = []
+    for inputs, targets in batches:
+        loss = losses.of_layers(stages.of_model(model, inputs), targets, focal)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([x for group in optimizer.param_groups for x in group["params"]], max_norm)
+        optimizer.step()
+        told.append(loss.item())
+    return told, model.state_dict()
+
+
+def _adamw(model, trained, rates, **options):
+    """AdamW over the trained parameters, the others being frozen."""
+    backbone, rest = [], []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+        if name in trained:
+            (backbone if "backbone" in name else rest).append(parameter)
+    groups = [{"params": group, "lr": rate} for group, rate in zip((backbone, rest), rates, strict=True)]
+    return torch.optim.AdamW(groups, **options)
+
+
+def averaged_steps(config, arrays, batches, held_out, rates, max_norm, momentum, accumulate=1, **options):
+    """A loop of AdamW over all parameters beside averages of the weights, and what both detect.
+
+    Gradients of `accumulate` batches are averaged, then clipped; averages start with a copy after the first update and
+    take a step after each batch from there on.
+
+    Args:
+        config: content of `config.json`.
+        arrays: the weights at the start.
+        batches: (inputs, targets) as for Keras.
+        held_out: (inputs, targets) in which `detections` are made.
+        rates: learning rate of the backbone and of all else.
+        max_norm: to which the norm of all gradients together is clipped.
+        momentum: of the averages.
+        accumulate: so many batches make a step.
+        **options: of `torch.optim.AdamW`.
+
+    Returns:
+        A dict: "trained", the names of all parameters; "losses" of the batches before their steps; "norms" of the
+        steps' gradients before they are clipped; "weights" and "averages" by name; "detections" and
+        "detections_of_averages".
+    """
+    model = configured(config, arrays).train()
+    trained = [name for name, _ in model.named_parameters()]
+    optimizer = _adamw(model, trained, rates, **options)
+    averaged = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(momentum))
+    told, norms = [], []
+    for step, (inputs, targets) in enumerate(batches, start=1):
+        loss = losses.of_layers(stages.of_model(model, inputs), targets)["loss"]
+        (loss / accumulate).backward()
+        told.append(loss.item())
+        if step % accumulate == 0:
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
+            optimizer.step()
+            optimizer.zero_grad()
+        if step >= accumulate:
+            averaged.update_parameters(model)
+    return {
+        "trained": trained,
+        "losses": told,
+        "norms": norms,
+        "weights": model.state_dict(),
+        "averages": averaged.module.state_dict(),
+        "detections": _detections(model, held_out),
+        "detections_of_averages": _detections(averaged.module, held_out),
+    }
+
+
+def detections(config, arrays, batches):
+    """What a model with the given weights detects, image by image, by its own post-processing.
+
+    Args:
+        config: content of `config.json`.
+        arrays: its weights.
+        batches: (inputs, targets) as for Keras, of which `orig_size` and `image_id` are read.
+    """
+    return _detections(configured(config, arrays), batches)
+
+
+@torch.no_grad()
+def _detections(model, batches):
+    processor, found = DetrImageProcessorPil(), []
+    for inputs, targets in batches:
+        outputs = model.eval()(*model_inputs(inputs))
+        sizes = torch.from_numpy(targets["orig_size"])
+        for key, one in zip(
+            targets["image_id"], processor.post_process_object_detection(outputs, 0.0, sizes), strict=True
+        ):
+            found.append({"image_id": key, **one})
+    return found

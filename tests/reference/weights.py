@@ -1,0 +1,59 @@
+"""Drawing a model's weights and statistics by chance, in ways that leave no error of a port unnoticed.
+
+Each function fills all tensors of a module's `state_dict()` in place.
+"""
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def telling(module, seed):
+    """Values that leave no term of the model at 0 or 1, for models that compute something.
+
+    Matrices and kernels are Xavier-uniform, queries and learned positions N(0, 1), norm scales and variances uniform in
+    [0.5, 1.5], biases and means N(0, 0.1). Deep random networks map everything to one point, where a wrong attention
+    would go unnoticed; so kernels that read rectified values are centred and attention is sharpened. Knows the names of
+    `facebook` and of Hugging Face.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith(("query_embed.weight", "embeddings.weight")):
+            tensor.normal_(generator=generator)
+        elif tensor.ndim > 1:
+            nn.init.xavier_uniform_(tensor, generator=generator)
+        elif name.endswith(("weight", "running_var")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        else:
+            tensor.normal_(0.0, 0.1, generator=generator)
+        if tensor.ndim == 4 or name.endswith(("linear2.weight", "fc2.weight")):
+            tensor.sub_(tensor.mean(tuple(range(1, tensor.ndim)), keepdim=True))
+        if name.endswith("in_proj_weight"):
+            query_and_key = tensor[: 2 * tensor.shape[1]]
+            query_and_key.mul_(3)
+        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor.mul_(3 / 2**0.5)  # as in_proj_weight, whose three parts share a smaller Xavier limit
+        elif name.endswith(("content_proj.weight", "pos_proj.weight", "pos_sine_proj.weight")):
+            tensor.mul_(5)  # Conditional DETR's, in which the layers without position carry less of a query's place
+
+
+@torch.no_grad()
+def normal(module, seed):
+    """Normal values, variances in [0.5, 1.5], and counters of 7."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(7)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        else:
+            tensor.normal_(std=0.2, generator=generator)
+
+
+@torch.no_grad()
+def uniform(module, seed):
+    """Values of each tensor's own in [0.5, 1.5], for models that compute nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
