@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     if batch is None:
         raise ValueError("the set is empty: it has no record that could be read")
     # The picture first: counting a large set takes minutes.
-    titles = [title_of(dataset, image_id) for image_id in batch[1]["image_id"].numpy().tolist()]
+    titles = {image_id: title_of(dataset, image_id) for image_id in batch[1]["image_id"].numpy().tolist()}
     with made_folder(options.out.parent), whole_file(options.out) as partial:
         visualize.show_batch(batch, class_names, partial, titles=titles)
     print(f"wrote {options.out}", flush=True)
