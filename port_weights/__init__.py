@@ -1,6 +1,9 @@
-"""Weights between PyTorch checkpoints and Keras models: read once, without torch unless the file is a pickle."""
+"""Weights between PyTorch checkpoints and Keras models: read once, without torch unless the file is a pickle.
 
-from port_weights.export import export, export_pth
-from port_weights.port import convert, load_model, to_torch
+Nothing is imported until a name is touched: PyTorch's process comes by here, and must not load Keras on its way. The
+names are listed in `__init__.pyi`.
+"""
 
-__all__ = ["convert", "export", "export_pth", "load_model", "to_torch"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from port_weights.compare import compare, table
-from port_weights.export import SIZE, export, export_pth
-from port_weights.port import convert
+from tfdetr_keras.cli import INTERRUPTED, standard_error
+from tfdetr_keras.cli.model_options import check_weights
+from tfdetr_keras.preprocessing import SIZE
 
 EXPORT = """\
 Write a model trained in Keras for PyTorch.
@@ -112,30 +111,47 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 1 out of tolerance, 2 bad input."""
+    """Runs a command.
+
+    Args:
+        arguments: of the command line; the process's own by default, whose stderr is then filtered.
+
+    Returns:
+        The exit status: 0 done, 1 out of tolerance, 2 bad input, 130 stopped by Ctrl-C.
+    """
     options = vars(parser().parse_args(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     commands: dict[str, Callable[..., int]] = {"convert": _convert, "compare": _compare, "export": _export}
     try:
+        standard_error.configure(whole_process=arguments is None)
+        check_weights(options["source"])
         return commands[options.pop("command")](**options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def _convert(source: str, target: str, **options: Any) -> int:
+    from port_weights.port import convert
+
     model = convert(source, target, **options)
     print(f"{target}: {model.count_params():,} weights, {model.config.num_classes} classes")
     return 0
 
 
 def _compare(source: str, **options: Any) -> int:
+    from port_weights.compare import compare, table
+
     rows, origin = compare(source, **options)
     print(f"PyTorch side: {origin}\n{table(rows)}")
     return 0 if all(row.agrees for row in rows) else 1
 
 
 def _export(source: str, target: str, format: str | None, **options: Any) -> int:
+    from port_weights.exports import export, export_pth
+
     folder_options = ("backbone", "pad_to", "size")
     for name in folder_options:
         if options[name] is None:

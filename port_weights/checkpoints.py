@@ -1,21 +1,25 @@
 """Checkpoint files: opening and reading them; no knowledge of any model.
 
-Safetensors are read lazily by name and need neither torch nor transformers. A pickle is opened by torch with nothing
-allowed but tensors, plain containers and the argparse Namespace that training scripts leave beside the weights.
+Safetensors are read lazily by name and need neither torch nor transformers. A pickle is opened by torch, in a process
+of its own that leaves safetensors in a temporary folder; they are deleted with the checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
-import pickle
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from port_weights.pytorch import TENSORS
+from port_weights.pytorch.process import PyTorchMissingError, require, run
 
 PICKLES = (".pth", ".pt", ".bin")
 
@@ -97,21 +101,23 @@ def _open_folder(folder: Path) -> Checkpoint:
     raise ValueError(f"{folder} has no model.safetensors (nor pytorch_model.bin); it holds {found}")
 
 
-def _open_safetensors(path: Path, config: Path | None) -> Checkpoint:
+def _open_safetensors(path: Path, config: Path | None, title: str | None = None) -> Checkpoint:
+    """Opens a file, which messages call by its path unless they have another title for it."""
+    title = title or os.fspath(path)
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or it is truncated or damaged ({error})") from error
+        raise ValueError(f"{title} is not a safetensors file, or it is truncated or damaged ({error})") from error
 
     def read(name: str) -> np.ndarray:
         # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
         with safe_open(os.fspath(path), framework="numpy") as file:
-            return _as_float32(file.get_tensor(name), f"{path}: {name}")
+            return _as_float32(file.get_tensor(name), f"{title}: {name}")
 
-    return Checkpoint(os.fspath(path), shapes, read, None if config is None else read_json(config))
+    return Checkpoint(title, shapes, read, None if config is None else read_json(config))
 
 
 def _open_shards(index: Path, config: Path | None) -> Checkpoint:
@@ -136,35 +142,21 @@ def _open_shards(index: Path, config: Path | None) -> Checkpoint:
 
 
 def _open_pickle(path: Path) -> Checkpoint:
+    folder = Path(tempfile.mkdtemp(prefix="port_weights-"))
     try:
-        import torch
-    except ModuleNotFoundError as error:
+        require("torch")
+        arguments = run("port_weights.pytorch.pickles:read", folder, path=os.fspath(path.absolute()))
+        opened = _open_safetensors(folder / TENSORS, None, title=os.fspath(path))
+    except PyTorchMissingError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(
-            f"{path} is a pickle, which only torch can open: pip install torch, or use safetensors"
+            f"{path} is a pickle, which only torch can open: pip install torch, or use safetensors ({error})"
         ) from error
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Without torch's advice on how to let it run all the same.
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].split(" Please use")[0]
-        raise ValueError(
-            f"{path} is damaged, or holds more than weights and is refused, because opening it could run code: {reason}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a PyTorch checkpoint, or it is truncated: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    arguments = content.get("args")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    return dataclasses.replace(
-        _from_state_dict(os.fspath(path), content),
-        arguments=vars(arguments) if isinstance(arguments, argparse.Namespace) else {},
-    )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(opened.read, shutil.rmtree, folder, ignore_errors=True)
+    return dataclasses.replace(opened, arguments=arguments)
 
 
 def _from_state_dict(name: str, tensors: Mapping[str, Any]) -> Checkpoint:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from port_weights import hub
 from port_weights.port import load_model
+from port_weights.pytorch.process import PyTorchMissingError, require
+from port_weights.reference import reference_stages
 from tfdetr_keras.models.packaged import find_source
 
 LOGITS_TOLERANCE = 1e-4
@@ -54,18 +57,21 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
         One row per stage, from the backbone to the boxes, and how the PyTorch side got its weights.
 
     Raises:
-        ValueError: as `load_model`; or torch and transformers, which the other side needs, are not installed.
+        PyTorchMissingError: a ValueError; torch and transformers, which the other side needs, are not installed, or
+            cannot be imported.
+        ValueError: as `load_model`; or the process of the other side failed.
     """
-    source = find_source(source)
+    source, batch = find_source(source), padded_batch(height, width)
     try:
-        from port_weights.reference import reference_of, reference_stages
-    except ModuleNotFoundError as error:
-        raise ValueError(f"comparing needs the PyTorch side: pip install 'tfdetr-keras[port]' ({error})") from error
-
-    model = load_model(source, **options)
-    reference, origin = reference_of(source, model)
-    batch = padded_batch(height, width)
-    expected = reference_stages(reference, batch["pixel_values"], batch["pixel_mask"])
+        require("torch", "transformers")
+        if hub.is_hub_id(source):
+            source = hub.fetch(str(source), options.pop("revision", None))
+        model = load_model(source, **options)
+        expected, origin = reference_stages(source, model, batch)
+    except PyTorchMissingError as error:
+        raise PyTorchMissingError(
+            f"comparing needs the PyTorch side: pip install 'tfdetr-keras[port]' ({error})"
+        ) from error
     got = model.stages(batch)
     rows = []
     for stage, value in expected.items():

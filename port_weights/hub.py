@@ -40,6 +40,9 @@ class Commit:
         """The commit's hash."""
         return self.folder.name
 
+    def __str__(self) -> str:
+        return self.hub_id
+
 
 def is_hub_id(source: Any) -> bool:
     """Whether a source has the form owner/name, and nothing of that name is at hand, nor is it that of a file."""

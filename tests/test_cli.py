@@ -179,7 +179,7 @@ def test_faulty_images_stop_it_or_are_counted(coco, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--annotations", "nowhere.json"], "there is no annotation file nowhere.json"),
+        (["--annotations", "nowhere.json"], "annotations: there is no file nowhere.json"),
         (["--split", "val"], "does not use split, only images, annotations"),
         (["--class-names", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--color-jitter"], "add --training"),
@@ -240,7 +240,7 @@ def test_a_long_pass_says_how_far_it_is(tmp_path, capsys, monkeypatch):
 
 def test_the_demo_gets_its_options(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("tfdetr_keras.cli.demo.run_demo", lambda *arguments: asked.append(arguments) or len(asked) == 1)
+    monkeypatch.setattr("tfdetr_keras.demo.run_demo", lambda *arguments: asked.append(arguments) or len(asked) == 1)
     arguments = ["demo", "--out", str(tmp_path), "--steps", "3", "--source", "somewhere"]
     assert [main(arguments), main(arguments)] == [0, 1]  # the second comparison fails
     assert asked == [(tmp_path, 3, "somewhere")] * 2

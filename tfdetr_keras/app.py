@@ -18,9 +18,9 @@ from PIL import Image
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import LARGEST_FILE, decode_image
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.models import DETR
+from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
 
 THRESHOLD = 0.5  # at the start

@@ -23,12 +23,12 @@ from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.evaluation_batches import evaluation_batches
 from tfdetr_keras.forward_pass import forward_function
 from tfdetr_keras.inference import check_classes, classification_of
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.segments import objects_with_masks
 from tfdetr_keras.workers import gather
 

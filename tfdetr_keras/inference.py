@@ -13,12 +13,12 @@ from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.forward_pass import forward_function, with_sure_masks
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident, post_process
+from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 
 PANOPTIC_THRESHOLD = 0.85  # facebookresearch/detr, `PostProcessPanoptic`

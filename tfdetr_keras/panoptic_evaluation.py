@@ -12,12 +12,12 @@ import tensorflow as tf
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.evaluation_batches import evaluation_batches
 from tfdetr_keras.forward_pass import forward_function
 from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
 from tfdetr_keras.panoptic_quality import PanopticQuality
 from tfdetr_keras.panoptic_results import panoptic_truth
+from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.workers import gather
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -20,8 +21,8 @@ from transformers.activations import ACT2FN
 
 import port_weights.__main__ as command_line
 from port_weights import compare as comparing
-from port_weights import export, export_pth, load_model
-from port_weights.export import ACTIVATIONS, FILES
+from port_weights import export, export_pth, exports, load_model
+from port_weights.exports import ACTIVATIONS, FILES
 from tfdetr_keras import DETR, DETRConfig, ResNetConfig, SetCriterion
 from tfdetr_keras.cli.model_options import size_arguments
 from tfdetr_keras.models.presets import RESNETS
@@ -615,11 +616,11 @@ def test_what_appears_while_a_model_is_written_stays(tiny, tmp_path, monkeypatch
 
 
 def test_a_pth_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkeypatch):
-    def stop_halfway(content, path):
-        path.write_bytes(b"half a model")
+    def stop_halfway(task, folder, path, **arguments):
+        pathlib.Path(path).write_bytes(b"half a model")
         raise OSError("disk full")
 
-    monkeypatch.setattr(torch, "save", stop_halfway)
+    monkeypatch.setattr(exports, "run", stop_halfway)
     for before in (None, b"an older model"):
         if before:
             (tmp_path / "detr.pth").write_bytes(before)

@@ -1,23 +1,46 @@
-"""The command line, `tfdetr`: one file a command, and one with the options that commands share."""
+"""The command line, `tfdetr`: one file a command, and one with the options that commands share.
+
+The grammar is read, and what can be checked without them is checked, before Keras and TensorFlow are loaded: that takes
+seconds, for which nobody should wait who asks for help or has mistyped a name. So a command's file imports at its top
+what its options need, and in its functions what runs it.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import platform
 import re
 import sys
 
-import tensorflow as tf
-
-from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, train
+from tfdetr_keras import __version__
+from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
+INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
+
+
+class _Version(argparse.Action):
+    """Prints the versions that a report of a fault should name: looked up only when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        def of(package: str) -> str:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                return "not installed"
+
+        python = platform.python_version()
+        print(f"tfdetr {__version__} (Keras {of('keras')}, TensorFlow {of('tensorflow')}, Python {python})")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """Makes the command line's grammar."""
     top = argparse.ArgumentParser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
+    top.add_argument("--version", action=_Version, nargs=0, help="print the versions that count and exit")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (demo, inspect_data, train, resume, evaluate, predict, app, export):
         command.add_to(commands)
@@ -25,15 +48,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 1 a check failed, 2 bad input."""
+    """Runs a command.
+
+    Args:
+        arguments: of the command line; the process's own by default, whose stderr is then filtered.
+
+    Returns:
+        The exit status: 0 done, 1 a check failed, 2 bad input, 130 stopped by Ctrl-C.
+    """
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("tfdetr_keras").setLevel(logging.INFO)
     try:
+        standard_error.configure(whole_process=arguments is None)
         return options.run(options)
     except (OSError, ValueError) as error:
         message = str(error)
-    except tf.errors.OpError as error:  # such as a damaged TFRecord file
-        message = " ".join(_GRAPH_PLACES.sub("", error.message).split())
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not _is_tensorflow_error(error):
+            raise
+        message = " ".join(_GRAPH_PLACES.sub("", str(getattr(error, "message", error))).split())
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _is_tensorflow_error(error: Exception) -> bool:
+    """Returns whether TensorFlow refused data, such as a damaged TFRecord file."""
+    tensorflow = sys.modules.get("tensorflow")
+    return tensorflow is not None and isinstance(error, tensorflow.errors.OpError)

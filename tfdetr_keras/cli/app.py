@@ -7,8 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from tfdetr_keras import app
-from tfdetr_keras.cli.model_options import add_model_options, read_model, size_arguments
+from tfdetr_keras.cli.model_options import add_model_options, check_model, read_model, size_arguments
 
 EXAMPLES = """examples:
   tfdetr app --model run
@@ -43,6 +42,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command, until Ctrl-C; returns the exit status."""
+    check_model(options)
+    from tfdetr_keras import app
+
     app.require_gradio()
     port = _free_port(options.host, options.port)
     path = Path(options.model)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras.data.sources import KINDS, Loaded, load_source, read_class_names
+from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, read_class_names
 
 
 def add_source_options(command: argparse.ArgumentParser) -> None:
@@ -136,11 +136,20 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value not in (None, False)}
 
 
+def check_source_options(options: argparse.Namespace) -> None:
+    """Checks the options of a data set as far as that needs no TensorFlow.
+
+    Raises:
+        ValueError: as `tfdetr_keras.cli.sources.check_source`.
+    """
+    check_source(**source_arguments(options))
+
+
 def read_source(options: argparse.Namespace) -> Loaded:
     """Reads the data set that the options name: the records and the class names.
 
     Raises:
-        ValueError: as `tfdetr_keras.data.sources.load_source`.
+        ValueError: as `tfdetr_keras.cli.sources.load_source`.
     """
     return load_source(**source_arguments(options))
 

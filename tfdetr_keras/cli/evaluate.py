@@ -7,19 +7,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tfdetr_keras import data
 from tfdetr_keras.atomic import write_text
-from tfdetr_keras.cli.data_options import add_source_options, read_source
-from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
+from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source
+from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
-from tfdetr_keras.data.coco_json import UNUSED_NAME
-from tfdetr_keras.data.record import reader_of, tally_of
-from tfdetr_keras.evaluation import MASK, METRIC_NAMES, Evaluator, class_table, write_coco_results
-from tfdetr_keras.inference import PANOPTIC_THRESHOLD
-from tfdetr_keras.models import DETR, DETRForSegmentation
-from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
+
+if TYPE_CHECKING:
+    from tfdetr_keras.evaluation import Evaluator
+    from tfdetr_keras.models import DETR
 
 EXAMPLES = """examples:
   tfdetr evaluate --data shapes --model detr-tiny --size 128 128
@@ -56,9 +53,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--threshold",
         type=float,
-        default=PANOPTIC_THRESHOLD,
         metavar="SCORE",
-        help=f"of panoptic segments; lower scores are left out (default: {PANOPTIC_THRESHOLD})",
+        help="of panoptic segments; lower scores are left out (default: that of the paper's own evaluation)",
     )
     command.add_argument(
         "--out",
@@ -74,6 +70,14 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file: give the name of a folder")
+    check_model(options)
+    check_source_options(options)
+    from tfdetr_keras import data
+    from tfdetr_keras.data.record import reader_of, tally_of
+    from tfdetr_keras.evaluation import Evaluator
+    from tfdetr_keras.models import DETRForSegmentation
+    from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
+
     model = read_model(options)
     has_masks = isinstance(model, DETRForSegmentation)
     options.masks = has_masks and options.data == "coco"
@@ -89,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
                 records,
                 names,
                 things + [False] * (len(names) - len(things)),
-                threshold=options.threshold,
                 progress=counter.show,
+                **({} if options.threshold is None else {"threshold": options.threshold}),
                 **input_arguments(options),
             )
             evaluator = None
@@ -118,6 +122,8 @@ def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]
     Raises:
         ValueError: the model's are others.
     """
+    from tfdetr_keras.data.coco_json import UNUSED_NAME
+
     known, names = list(model.id2label.values()), list(names)
     if original:
         names += [UNUSED_NAME] * (len(known) - len(names))
@@ -135,6 +141,8 @@ def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]
 
 
 def _print(metrics: Mapping[str, Any]) -> None:
+    from tfdetr_keras.evaluation import MASK, METRIC_NAMES, class_table
+
     if "PQ" in metrics:
         rows = [(ending.strip("_") or "all", metrics, ending) for ending in ("", "_things", "_stuff")]
         rows += [(name, values, "") for name, values in metrics["per_class"].items()]
@@ -157,6 +165,9 @@ def _print(metrics: Mapping[str, Any]) -> None:
 
 def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, options: argparse.Namespace) -> list[str]:
     """Writes the files of `--out`; gives their names."""
+    from tfdetr_keras import data
+    from tfdetr_keras.evaluation import write_coco_results
+
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     written = ["metrics.json"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from tfdetr_keras import export
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.cli.model_options import add_model_options, is_run, read_model, size_arguments
-from tfdetr_keras.export.exportable import file_to_write
+from tfdetr_keras.cli.model_options import add_model_options, check_model, is_run, read_model, size_arguments
 
 EXAMPLES = """examples:
   tfdetr export --model run --format saved-model --out served
@@ -19,11 +16,7 @@ EXAMPLES = """examples:
 """
 CARD = ("repository", "dataset", "license")  # options of the model card
 OF_ONE_FORMAT = {"precision": "litert"} | dict.fromkeys(CARD, "hub")
-WRITERS: dict[str, Callable[..., Path]] = {
-    "saved-model": export.saved_model,
-    "onnx": export.onnx,
-    "litert": export.litert,
-}
+FORMATS = ("saved-model", "onnx", "litert", "keras", "hub")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -38,7 +31,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command, batches=False)
-    command.add_argument("--format", required=True, choices=[*WRITERS, "keras", "hub"], help="what to write")
+    command.add_argument("--format", required=True, choices=FORMATS, help="what to write")
     command.add_argument("--out", required=True, type=Path, metavar="PATH", help="the folder or file to write")
     command.add_argument(
         "--precision",
@@ -59,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and options.format != its_format:
             raise ValueError(f"--{name} {value} is for --format {its_format}")
+    check_model(options)
     path = _write(options)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     print(f"{path}: {options.format}, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB")
@@ -66,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> Path:
+    from tfdetr_keras import export
+    from tfdetr_keras.export.exportable import file_to_write
+
     if options.format == "hub":
         _refuse_for_hub(options)
         card = {name: getattr(options, name) for name in CARD}
@@ -77,7 +74,8 @@ def _write(options: argparse.Namespace) -> Path:
             (model if model.config.backbone.batch_norm == "folded" else model.fold()).save(partial)
         return path
     extra = {"precision": options.precision} if options.precision else {}
-    return WRITERS[options.format](model, options.out, **size_arguments(options), overwrite=options.overwrite, **extra)
+    write = getattr(export, options.format.replace("-", "_"))
+    return write(model, options.out, **size_arguments(options), overwrite=options.overwrite, **extra)
 
 
 def _refuse_for_hub(options: argparse.Namespace) -> None:

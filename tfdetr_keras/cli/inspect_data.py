@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tfdetr_keras import data, visualize
-from tfdetr_keras.cli.data_options import add_batch_options, add_source_options, batch_arguments, read_source
+from tfdetr_keras.cli.data_options import (
+    add_batch_options,
+    add_source_options,
+    batch_arguments,
+    check_source_options,
+    read_source,
+)
 from tfdetr_keras.cli.progress import Counter
-from tfdetr_keras.data.record import reader_of
 
 EXAMPLES = """examples:
   tfdetr inspect-data --data shapes --out look.png
@@ -48,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {options.out} is a folder: name the picture to write, e.g. {options.out / 'look.png'}")
     if options.color_jitter and not options.training:
         raise ValueError("--color-jitter changes training batches only: add --training")
+    check_source_options(options)
+    from tfdetr_keras import data, visualize
+    from tfdetr_keras.data.record import reader_of
+
     options.out.parent.mkdir(parents=True, exist_ok=True)
     dataset, class_names = read_source(options)
     # Repeated, so that a set smaller than a batch can be looked at, too; evaluation keeps its last, smaller batch.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from port_weights.hub import Commit, fetch, is_hub_id
-from tfdetr_keras.data.sizes import SizeRule
-from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.packaged import find_source
-from tfdetr_keras.training import RunFolder
+from tfdetr_keras.preprocessing import SizeRule
+
+if TYPE_CHECKING:
+    from tfdetr_keras.models import DETR
+
+# A source of weights that ends like this, or begins like a path, is a file or folder; other names may be a hub's.
+_WEIGHT_FILES = (".keras", ".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
+_PATHS = ("/", "./", "../", "~")
 
 
 def add_model_options(command: argparse.ArgumentParser, batches: bool = True) -> None:
@@ -60,16 +64,52 @@ def is_run(model: str) -> bool:
     return (Path(model) / "config.json").is_file() and not (Path(model) / "model.safetensors").is_file()
 
 
+def check_model(options: argparse.Namespace) -> None:
+    """Checks the option --model as far as that needs neither TensorFlow nor a network.
+
+    Raises:
+        ValueError: a file or folder that is not there, or --last of what is no run.
+    """
+    if options.last and not is_run(options.model):
+        raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
+    check_weights(options.model)
+
+
+def check_weights(source: str) -> None:
+    """Checks that a source of weights is there, where its name is that of a file or folder.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if Path(source).exists():
+        return
+    if source.endswith(_WEIGHT_FILES) or source.startswith(_PATHS) or source.count("/") > 1:
+        raise ValueError(f"{source}: no such file or folder")
+
+
+def check_run(folder: Path) -> None:
+    """Checks that a folder is that of a training run.
+
+    Raises:
+        ValueError: it is not there, or holds no run.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
+    if not is_run(str(folder)):
+        raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
+
+
 def read_model(options: argparse.Namespace) -> DETR:
-    """The model that the options name.
+    """The model that the options name, which `check_model` has looked at.
 
     Raises:
         ValueError: as `DETR.from_pretrained`.
     """
+    from tfdetr_keras.models import from_pretrained
+    from tfdetr_keras.training import RunFolder
+
     if is_run(options.model):
         return RunFolder(options.model).load_model("last" if options.last else "best")
-    if options.last:
-        raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
     return from_pretrained(_source(options))
 
 
@@ -92,6 +132,8 @@ def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _source(options: argparse.Namespace) -> Any:
     """The file or folder of a model that is no run; or the hub's commit, kept with the options to ask for it once."""
+    from port_weights.hub import fetch, is_hub_id
+
     if not is_hub_id(options.model):
         return find_source(options.model)
     if not hasattr(options, "commit"):
@@ -101,6 +143,9 @@ def _source(options: argparse.Namespace) -> Any:
 
 def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
     """The size, and the canvas if there was one, that a model's own files tell."""
+    from port_weights.hub import Commit
+    from tfdetr_keras.training import RunFolder
+
     if is_run(options.model):
         return RunFolder(options.model).sizes
     source = _source(options)

@@ -7,14 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras import data, visualize
 from tfdetr_keras.atomic import write_text
-from tfdetr_keras.cli.model_options import add_model_options, input_arguments, read_model
+from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
 from tfdetr_keras.cli.progress import Counter
-from tfdetr_keras.data.images import decode_image
-from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.inference import detect
-from tfdetr_keras.segments import lay_masks
 
 EXAMPLES = """examples:
   tfdetr predict photo.jpg --model run
@@ -48,6 +43,13 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be at least 0 and below 1, not {options.threshold}")
+    check_model(options)
+    from tfdetr_keras import data, visualize
+    from tfdetr_keras.data.images import decode_image
+    from tfdetr_keras.data.segmentations import run_lengths
+    from tfdetr_keras.inference import detect
+    from tfdetr_keras.segments import lay_masks
+
     records, paths = data.load_images(options.images)
     model = read_model(options)
     names = model.id2label

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tfdetr_keras.cli.model_options import check_run
 from tfdetr_keras.cli.train import read_run_data, say_result
-from tfdetr_keras.training import RunFolder, fit_detector
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -29,6 +29,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
+    check_run(options.folder)
+    from tfdetr_keras.training import RunFolder, fit_detector
+
     config = RunFolder(options.folder).config()
     if config["data"] is None:
         raise ValueError(

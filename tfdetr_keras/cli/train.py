@@ -6,16 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras import data
 from tfdetr_keras.cli.data_options import (
     add_batch_options,
     add_source_options,
     batch_arguments,
     source_arguments,
 )
-from tfdetr_keras.data.sources import Loaded, load_source
-from tfdetr_keras.training import Settings, fit_detector
-from tfdetr_keras.training.average_precision import summary
+from tfdetr_keras.cli.model_options import check_weights
+from tfdetr_keras.cli.sources import Loaded, check_source, load_source
+from tfdetr_keras.training.settings import Settings
 
 DEFAULTS = Settings()
 
@@ -141,6 +140,11 @@ def run(options: argparse.Namespace) -> int:
         "cache": options.cache,
     }
     recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
+    for described in filter(None, (description["training"], description["validation"])):
+        check_source(**described)
+    check_weights(options.source)
+    from tfdetr_keras.training import fit_detector
+
     (records, names), validation = read_run_data(description)
     run_folder = fit_detector(
         records, names, options.out, validation, options.source, data=description, **recipe | batch_arguments(options)
@@ -177,8 +181,10 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
         The training records with the class names, and the validation records or None.
 
     Raises:
-        ValueError: as `tfdetr_keras.data.sources.load_source`, or the two sets have other classes.
+        ValueError: as `load_source`, or the two sets have other classes.
     """
+    from tfdetr_keras import data
+
     records, names = load_source(**description["training"])
     validation = None
     if description["val_split"] is not None:
@@ -197,6 +203,8 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
 
 def say_result(run_folder: Any) -> None:
     """Prints where the run is and how good its best model."""
+    from tfdetr_keras.training.average_precision import summary
+
     if metrics := run_folder.metrics:
         print(f"best model: epoch {metrics['epoch']}, {summary(metrics)}")
     print(f"the run is in {run_folder.path}: read {run_folder.path / 'report.md'}")

@@ -1,5 +1,7 @@
 """Data: one record format, readers that yield it, and the batches that a model takes."""
 
+import keras  # noqa: F401 - before TensorFlow: with PyTorch as its backend it imports triton, which must come first
+
 from tfdetr_keras.data.checks import checked_dataset, readable_errors
 from tfdetr_keras.data.coco import coco_category_ids, load_coco
 from tfdetr_keras.data.coco_panoptic import coco_things, load_coco_panoptic

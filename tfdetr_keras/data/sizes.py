@@ -1,11 +1,12 @@
 """To which size an image is resized, and onto which canvas it is padded."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-SizeRule = Literal["huggingface", "facebook", "table"]
+from tfdetr_keras.preprocessing import SizeRule
+
 NO_LIMIT = 2**31 - 1  # as longest_edge
 BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
 BUCKET_MULTIPLE = 32  # of pixels: the stride of the trunk

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_file
-from tfdetr_keras.data.sizes import Resize, SizeRule
+from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
+from tfdetr_keras.preprocessing import SizeRule
 
 PIXELS = "serving_default"
 IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")

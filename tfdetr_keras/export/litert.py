@@ -9,9 +9,9 @@ from typing import Literal
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
+from tfdetr_keras.preprocessing import SizeRule
 
 Precision = Literal["float32", "float16", "int8"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
+from tfdetr_keras.preprocessing import SizeRule
 
 OPSET = 18
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_folder, whole_folder
-from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
+from tfdetr_keras.preprocessing import SizeRule
 
 FILES = "files"
 NAMES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")  # of what such a folder holds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import initializers, layers, ops
@@ -20,6 +20,7 @@ from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
 from tfdetr_keras.models.presets import PRESET_CRITERIA, PRESETS
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
+from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class DETR(keras.Model):
         urls: bool = False,
         attention: bool = False,
         pad_to: tuple[int, int] | None = None,
-        size_rule: Literal["huggingface", "facebook", "table"] = "huggingface",
+        size_rule: SizeRule = "huggingface",
         masks: bool = True,
     ) -> Any:
         """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.

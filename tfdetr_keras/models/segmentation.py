@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras import initializers, layers, ops
@@ -24,6 +24,7 @@ from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConf
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.transformer import NORM_EPSILON
+from tfdetr_keras.preprocessing import SizeRule
 
 MASKED = -1e9  # added to what is not to be attended to; e to that power is 0
 
@@ -245,7 +246,7 @@ class DETRForSegmentation(DETR):
         things: Sequence[bool] | None = None,
         urls: bool = False,
         pad_to: tuple[int, int] | None = None,
-        size_rule: Literal["huggingface", "facebook", "table"] = "huggingface",
+        size_rule: SizeRule = "huggingface",
     ) -> Any:
         """Divides images as people have them into segments: things and stuff, each pixel in one of them at most.
 

@@ -14,10 +14,9 @@ import keras
 from keras import ops
 
 from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
+from tfdetr_keras.training.settings import BACKBONE_MULTIPLIER
 
 logger = logging.getLogger(__name__)
-
-BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")

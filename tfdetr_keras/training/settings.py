@@ -6,13 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import keras
-
-from tfdetr_keras.training.optimizer import BACKBONE_MULTIPLIER
-
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
+BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +113,8 @@ class Settings:
     @property
     def compilation(self) -> bool | Literal["auto"]:
         """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices."""
+        import keras  # here, since the command line reads the defaults before it knows that it will train
+
         if self.jit_compile is not None:
             return self.jit_compile
         static = isinstance(self.pad_to, tuple) and self.max_boxes is not None

@@ -12,6 +12,7 @@ import json
 import logging
 import operator
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +30,8 @@ from port_weights.architecture import (
 )
 from port_weights.checkpoints import PICKLES
 from port_weights.port import load_model, to_torch
+from port_weights.pytorch import TENSORS
+from port_weights.pytorch.process import PyTorchMissingError, require, run
 from port_weights.schemes import Scheme
 from tfdetr_keras.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -36,11 +39,11 @@ from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.presets import RESNETS
+from tfdetr_keras.preprocessing import SIZE
 
 logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-SIZE = (800, 1333)
 # The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
 ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
 _BILINEAR = 2  # PIL.Image.Resampling
@@ -132,24 +135,33 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     Raises:
         ValueError: as `load_model`; or the path's folder does not exist, the file does and `overwrite` is false, or its
             name ends otherwise; the encoder and the decoder have other heads or feed-forward widths, or the activation
-            is not ReLU, which that code has no settings for; weights that are not finite; torch is not installed.
+            is not ReLU, which that code has no settings for; weights that are not finite; torch is not installed, or
+            its process failed.
+        OSError: the file cannot be written.
     """
     target = Path(path).resolve()
     if target.suffix not in PICKLES:
         raise ValueError(f"{path}: the file to write must end in {', '.join(PICKLES)}")
     check_new_file(target, overwrite)
+    missing = f"only torch can write {path}: pip install 'tfdetr-keras[port]'"
     try:
-        from port_weights.reference import write_pickle
-    except ModuleNotFoundError as error:
-        raise ValueError(f"only torch can write {path}: pip install 'tfdetr-keras[port]' ({error})") from error
+        require("torch")
+    except PyTorchMissingError as error:
+        raise ValueError(f"{missing} ({error})") from error
     model, name = _model(source, options)
     _check_facebook(model.config, name)
     arrays = _arrays(model, facebook_scheme(model.config), name)
     arguments = _facebook_arguments(model.config, model.criterion)
     if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
         logger.warning("%s: load_model reads this trunk from the .pth, but torchvision has none like it", name)
-    with whole_file(target) as written:
-        write_pickle(written, arrays, arguments)
+    from safetensors.numpy import save_file
+
+    with tempfile.TemporaryDirectory() as temporary, whole_file(target) as written:
+        save_file(arrays, Path(temporary, TENSORS))
+        try:
+            run("port_weights.pytorch.pickles:write", Path(temporary), path=os.fspath(written), arguments=arguments)
+        except PyTorchMissingError as error:
+            raise ValueError(f"{missing} ({error})") from error
         check_new_file(target, overwrite)
     return model
 

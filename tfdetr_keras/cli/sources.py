@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import tensorflow as tf
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-from tfdetr_keras.data.border import OnError
-from tfdetr_keras.data.coco import load_coco
-from tfdetr_keras.data.coco_panoptic import load_coco_panoptic
-from tfdetr_keras.data.files import read_text
-from tfdetr_keras.data.shapes import load_shapes
-from tfdetr_keras.data.tfds import load_tfds
-from tfdetr_keras.data.tfrecord import load_tfrecord
-from tfdetr_keras.data.voc import load_voc
-from tfdetr_keras.data.yolo import load_yolo
+    from tfdetr_keras.data.border import OnError
 
 DRAWN_IMAGES, DRAWN_SIZE = 256, (96, 128)  # of the kind "shapes"
 
-Loaded = tuple[tf.data.Dataset, list[str]]
+Loaded = tuple["tf.data.Dataset", list[str]]
 
 
 class _Kind(NamedTuple):
-    """How one kind of data is read: the reader, the options that it must have (with what they are) and may have."""
+    """How one kind of data is read.
+
+    Attributes:
+        read: the reader, which loads TensorFlow.
+        needs: the options that it must have, and what they are.
+        takes: the options that it may have.
+        files: those of them that name a file.
+        folders: those of them that name a folder.
+    """
 
     read: Callable[..., Loaded]
     needs: Mapping[str, str]
     takes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
 
 def load_source(
@@ -72,33 +75,57 @@ def load_source(
     Raises:
         ValueError: an unknown kind, an option that it needs and has not or has and does not use; as the readers do.
     """
+    given = check_source(
+        data,
+        images=images,
+        annotations=annotations,
+        split=split,
+        image_set=image_set,
+        class_names=class_names,
+        zero_based=zero_based or None,
+        count=count,
+        drawn_size=drawn_size,
+        drawn_seed=drawn_seed,
+        masks=masks or None,
+        segments=segments,
+        category_ids=category_ids,
+    )
+    return KINDS[data].read(**given, on_error=on_error)
+
+
+def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict[str, Any]:
+    """Checks what can be known of a set before anything is read, and without loading TensorFlow.
+
+    Args:
+        data: its kind, see `load_source`.
+        on_error: of data that is read later.
+        **options: the other arguments of `load_source`, None where one is not given.
+
+    Returns:
+        The options that are given.
+
+    Raises:
+        ValueError: an unknown kind, an option that it needs and has not or has and does not use, a file or folder that
+            is not there.
+    """
     if data not in KINDS:
         raise ValueError(f"data must be one of {', '.join(KINDS)}, not {data!r}")
     kind = KINDS[data]
-    if masks and "masks" not in kind.takes:
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.get("masks") and "masks" not in kind.takes:
         having = ", ".join(name for name, other in KINDS.items() if "masks" in other.takes)
         raise ValueError(f"data of the kind {data} has no masks; of the kinds here these have: {having}")
-    options = {
-        "images": images,
-        "annotations": annotations,
-        "split": split,
-        "image_set": image_set,
-        "class_names": class_names,
-        "zero_based": zero_based or None,
-        "count": count,
-        "drawn_size": drawn_size,
-        "drawn_seed": drawn_seed,
-        "masks": masks or None,
-        "segments": segments,
-        "category_ids": category_ids,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
     if missing := [f"{name} ({what})" for name, what in kind.needs.items() if name not in given]:
         raise ValueError(f"data of the kind {data} needs {' and '.join(missing)}")
     if unused := [name for name in given if name not in kind.needs and name not in kind.takes]:
         allowed = ", ".join((*kind.needs, *kind.takes))
         raise ValueError(f"data of the kind {data} does not use {', '.join(unused)}, only {allowed}")
-    return kind.read(**given, on_error=on_error)
+    for names, noun, is_there in ((kind.files, "file", Path.is_file), (kind.folders, "folder", Path.is_dir)):
+        for name in names:
+            if name in given and not is_there(path := Path(given[name])):
+                other = f"{path} is no {noun}" if path.exists() else f"there is no {noun} {path}"
+                raise ValueError(f"{name}: {other}")
+    return given
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -110,21 +137,35 @@ def read_class_names(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path} of class names")
+    from tfdetr_keras.data.files import read_text
+
     names = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if not names or not all(names) or len(set(names)) < len(names):
         raise ValueError(f"{path} must hold one class name a line, all different, in the order of the labels")
     return names
 
 
+def _read_coco(**options: Any) -> Loaded:
+    from tfdetr_keras.data import load_coco
+
+    return load_coco(**options)
+
+
 def _read_coco_panoptic(masks: bool = True, **options: Any) -> Loaded:
+    from tfdetr_keras.data import load_coco_panoptic
+
     return load_coco_panoptic(**options)  # which gives masks, whether they were asked for or not
 
 
 def _read_voc(zero_based: bool = False, **options: Any) -> Loaded:
+    from tfdetr_keras.data import load_voc
+
     return load_voc(one_based=not zero_based, **options)
 
 
 def _read_yolo(images: str | Path, **options: Any) -> Loaded:
+    from tfdetr_keras.data import load_yolo
+
     return load_yolo(images, **options)
 
 
@@ -138,10 +179,14 @@ def _read_tfds(annotations: str | Path, **options: Any) -> Loaded:
         import tensorflow_datasets as tfds
     except ImportError:
         raise ValueError("to read tfds, install TensorFlow Datasets: pip install tensorflow-datasets") from None
+    from tfdetr_keras.data import load_tfds
+
     return load_tfds(tfds.builder_from_directory(annotations), **options)
 
 
 def _read_tfrecord(annotations: str | Path, **options: Any) -> Loaded:
+    from tfdetr_keras.data import load_tfrecord
+
     return load_tfrecord(annotations, **options)
 
 
@@ -152,15 +197,19 @@ def _read_shapes(
     drawn_size: tuple[int, int] = DRAWN_SIZE,
     drawn_seed: int = 0,
 ) -> Loaded:
+    from tfdetr_keras.data import load_shapes
+
     classes = {} if class_names is None else {"classes": class_names}
     return load_shapes(count, drawn_seed, size=drawn_size, **classes)
 
 
 KINDS = {
     "coco": _Kind(
-        load_coco,
+        _read_coco,
         {"images": "the folder of the images", "annotations": "the JSON file of the instances"},
         ("masks", "category_ids"),
+        files=("annotations",),
+        folders=("images",),
     ),
     "coco-panoptic": _Kind(
         _read_coco_panoptic,
@@ -170,14 +219,23 @@ KINDS = {
             "segments": "the folder of the PNG files",
         },
         ("masks", "category_ids"),
+        files=("annotations",),
+        folders=("images", "segments"),
     ),
     "voc": _Kind(
         _read_voc,
         {"images": "the folder of the images", "annotations": "the folder of the XML files"},
         ("image_set", "class_names", "zero_based"),
+        files=("image_set",),
+        folders=("images", "annotations"),
     ),
-    "yolo": _Kind(_read_yolo, {"images": "the folder of the set"}, ("split", "class_names")),
-    "tfds": _Kind(_read_tfds, {"annotations": "the folder of a prepared builder"}, ("split", "class_names")),
+    "yolo": _Kind(_read_yolo, {"images": "the folder of the set"}, ("split", "class_names"), folders=("images",)),
+    "tfds": _Kind(
+        _read_tfds,
+        {"annotations": "the folder of a prepared builder"},
+        ("split", "class_names"),
+        folders=("annotations",),
+    ),
     "tfrecord": _Kind(_read_tfrecord, {"annotations": "the files, with * and ? as wildcards"}, ("class_names",)),
     "shapes": _Kind(_read_shapes, {}, ("class_names", "count", "drawn_size", "drawn_seed")),
 }

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tfdetr_keras.cli.sources import KINDS, load_source, read_class_names
 from tfdetr_keras.data import load_shapes, write_tfrecord
-from tfdetr_keras.data.sources import KINDS, load_source, read_class_names
 
 # One image of 20 x 40 (height x width) with a dog; columns 4 to 12, rows 2 to 10.
 BOX = [4, 2, 12, 10]

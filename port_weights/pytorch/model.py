@@ -1,0 +1,125 @@
+"""The detectors of Hugging Face's transformers, with random or given weights, and their stages: in PyTorch's process.
+
+An architecture is told as the `config.json` of transformers has it (`port_weights.architecture.hugging_face_config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from port_weights.pytorch import BATCH, STAGES, TENSORS
+
+
+def reference_model(config: Mapping[str, Any]) -> torch.nn.Module:
+    """Make a detector with random weights, in evaluation mode.
+
+    Args:
+        config: what `config.json` says of it; with `dilation`, its last stage is dilated (DC5), although Hugging Face's
+            ResNet cannot be.
+    """
+    model = _detector(config)(transformers.AutoConfig.for_model(**config))
+    if config["dilation"]:
+        _dilate_last_stage(model)
+    return model.eval()
+
+
+def load_weights(reference: torch.nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy named arrays into a PyTorch model, all of them and nothing else."""
+    reference.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, strict=True)
+
+
+def write_stages(folder: Path, config: Mapping[str, Any], checkpoint: str | None) -> list[str]:
+    """Run a model on `BATCH` in the folder, write its stages to `STAGES` and return their names in order.
+
+    Args:
+        folder: where the files are.
+        config: as for `reference_model`.
+        checkpoint: the folder that transformers reads the weights from; those of `TENSORS` where there is none.
+    """
+    if checkpoint is None:
+        model = reference_model(config)
+        load_weights(model, load_file(folder / TENSORS))
+    else:
+        model = _detector(config).from_pretrained(checkpoint).eval()
+    batch = load_file(folder / BATCH)
+    stages = reference_stages(model, batch["pixel_values"], batch["pixel_mask"])
+    save_file({name: np.ascontiguousarray(array) for name, array in stages.items()}, folder / STAGES)
+    return list(stages)
+
+
+def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Run a model and hand out its stages under the names of `DETR.stages`.
+
+    Args:
+        reference: the model in evaluation mode.
+        pixel_values: `(batch, height, width, 3)` float32.
+        pixel_mask: `(batch, height, width)`, 1 = image.
+    """
+    features: list[torch.Tensor] = []
+    trunk = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
+    hook = trunk.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))
+    try:
+        with torch.no_grad():
+            outputs = reference(
+                torch.from_numpy(pixel_values).permute(0, 3, 1, 2),
+                torch.from_numpy(pixel_mask),
+                output_hidden_states=True,
+            )
+            detector = getattr(reference, "detr", reference)
+            normalize = detector.model.decoder.layernorm
+            # The decoder's hidden states start with its input; the last is normalised already, the others are not.
+            *earlier, last = outputs.decoder_hidden_states[1:]
+            decoded = [*(normalize(state) for state in earlier), last]
+    finally:
+        hook.remove()
+    stages = {f"backbone.stage{index + 1}": x.permute(0, 2, 3, 1) for index, x in enumerate(features)}
+    encoded = [*outputs.encoder_hidden_states[1:-1], outputs.encoder_last_hidden_state]
+    stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
+    stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
+    stages.update(logits=outputs.logits, pred_boxes=outputs.pred_boxes)
+    if "pred_masks" in outputs:
+        stages.update(pred_masks=outputs.pred_masks)
+    return {name: tensor.detach().numpy() for name, tensor in stages.items()}
+
+
+def write_random_model(folder: Path, target: str, config: Mapping[str, Any], seed: int) -> None:
+    """Write `config.json` and `model.safetensors` of a model with random weights into the folder `target`.
+
+    Batch-norm statistics are random, too: with their defaults, mean 0 and variance 1, a wrong port would go unnoticed.
+    """
+    torch.manual_seed(seed)
+    model: Any = reference_model(config)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("running_var", "normalization.weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("running_mean", "normalization.bias")):
+                tensor.normal_(std=0.1)
+            elif tensor.ndim > 1:
+                torch.nn.init.xavier_uniform_(tensor)
+    model.save_pretrained(target)
+
+
+def _detector(config: Mapping[str, Any]) -> Any:
+    return getattr(transformers, config["architectures"][0])
+
+
+def _dilate_last_stage(model: Any) -> None:
+    """Turn Hugging Face's ResNet, which has no dilation, into DC5."""
+    trunk = next(module for module in model.modules() if type(module).__name__ == "ResNetBackbone")
+    for index, block in enumerate(trunk.encoder.stages[-1].layers):
+        seen = 0
+        for convolution in (module for module in block.modules() if isinstance(module, torch.nn.Conv2d)):
+            convolution.stride = (1, 1)
+            if convolution.kernel_size == (3, 3):
+                # The first block's first 3×3 reads a map that is not dilated yet.
+                if index > 0 or seen > 0:
+                    convolution.dilation, convolution.padding = (2, 2), (2, 2)
+                seen += 1

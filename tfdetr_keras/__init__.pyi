@@ -1,0 +1,32 @@
+# The public names, and where each is defined: read by `lazy_loader`, by type checkers and by editors.
+from . import data as data
+from . import evaluation as evaluation
+from . import export as export
+from . import tables as tables
+from . import training as training
+from . import visualize as visualize
+from .assignment import linear_sum_assignment as linear_sum_assignment
+from .detections import Detections as Detections
+from .inference import detect as detect
+from .losses import SetCriterion as SetCriterion
+from .models.conditional import ConditionalDETR as ConditionalDETR
+from .models.config import ConditionalDETRConfig as ConditionalDETRConfig
+from .models.config import DETRConfig as DETRConfig
+from .models.config import ResNetConfig as ResNetConfig
+from .models.config import SegmentationConfig as SegmentationConfig
+from .models.detr import DETR as DETR
+from .models.family import from_preset as from_preset
+from .models.family import from_pretrained as from_pretrained
+from .models.presets import PRESETS as PRESETS
+from .models.segmentation import DETRForSegmentation as DETRForSegmentation
+from .postprocess import post_process as post_process
+from .pretraining import BackbonePretraining as BackbonePretraining
+from .segments import Segments as Segments
+from .segments import post_process_instance as post_process_instance
+from .segments import post_process_masks as post_process_masks
+from .segments import post_process_panoptic as post_process_panoptic
+from .segments import post_process_semantic as post_process_semantic
+from .training.fitting import fit_detector as fit_detector
+from .training.optimizer import AdamW as AdamW
+
+__version__: str

@@ -1,0 +1,11 @@
+from .conditional import ConditionalDETR as ConditionalDETR
+from .config import ConditionalDETRConfig as ConditionalDETRConfig
+from .config import DETRConfig as DETRConfig
+from .config import ResNetConfig as ResNetConfig
+from .config import SegmentationConfig as SegmentationConfig
+from .detr import DETR as DETR
+from .family import from_preset as from_preset
+from .family import from_pretrained as from_pretrained
+from .family import model_class as model_class
+from .presets import PRESETS as PRESETS
+from .segmentation import DETRForSegmentation as DETRForSegmentation
