@@ -65,7 +65,7 @@ def test_a_result_comes_back_and_noise_does_not(probe, tmp_path, capfd):
     ("kind", "error"), [("value", ValueError), ("system", OSError), ("import", PyTorchMissingError)]
 )
 def test_an_error_that_is_meant_comes_back_as_it_is(probe, kind, error):
-    with pytest.raises(error, match="^what went wrong$"):
+    with pytest.raises(error, match=r"^what went wrong$"):
         probe("raising", kind=kind)
 
 
