@@ -53,7 +53,10 @@ def _pixels(size: Sequence[int]) -> np.ndarray:
 
 
 def write_weights(folder: Path) -> None:
-    """A random detector as transformers saves it, with batch statistics that are not those of a fresh one."""
+    """A random detector as transformers saves it, with batch statistics that are not those of a fresh one.
+
+    Called in PyTorch's process.
+    """
     import torch
     import transformers
 
@@ -172,10 +175,13 @@ def main() -> None:
         work(arguments.worker)
         return
 
+    from port_weights.pytorch.process import run
+
     print_header("Inference", ("tfdetr-keras", "tensorflow", "keras", "torch", "transformers"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "detr-resnet-50"
-        write_weights(folder)
+        folder.mkdir()
+        run("inference:write_weights", folder)
         for text in arguments.size:
             size = [int(side) for side in text.split("x")]
             report(str(folder), size, arguments.repetitions)

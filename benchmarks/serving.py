@@ -57,14 +57,31 @@ def write(
 
 
 def write_theirs(model: Any, file: Path) -> None:
-    """Exports Hugging Face's model with the weights of ours, by PyTorch."""
-    import torch
+    """Exports Hugging Face's model with the weights of ours, by PyTorch, in a process of its own."""
+    from safetensors.numpy import save_file
 
+    from port_weights.architecture import hugging_face_config
     from port_weights.port import to_torch
-    from port_weights.reference import load_weights, reference_model, reference_scheme
+    from port_weights.pytorch import TENSORS
+    from port_weights.pytorch.process import run
+    from port_weights.reference import reference_scheme
 
-    theirs: Any = reference_model(model.config)
-    load_weights(theirs, to_torch(model, reference_scheme(model.config)))
+    with tempfile.TemporaryDirectory() as temporary:
+        arrays = to_torch(model, reference_scheme(model.config))
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, Path(temporary, TENSORS))
+        run("serving:export_theirs", Path(temporary), config=hugging_face_config(model.config), file=str(file))
+
+
+def export_theirs(folder: Path, config: dict[str, Any], file: str) -> None:
+    """Exports the model whose tensors lie in a folder. Called in PyTorch's process."""
+    import torch
+    from safetensors.numpy import load_file
+
+    from port_weights.pytorch import TENSORS
+    from port_weights.pytorch.model import load_weights, reference_model
+
+    theirs: Any = reference_model(config)
+    load_weights(theirs, load_file(folder / TENSORS))
 
     class Outputs(torch.nn.Module):
         def __init__(self) -> None:
@@ -77,7 +94,7 @@ def write_theirs(model: Any, file: Path) -> None:
 
     pixels = torch.zeros(1, 3, 800, 1066)
     names = {"input_names": ["pixel_values"], "output_names": ["logits", "pred_boxes"]}
-    torch.onnx.export(Outputs().eval(), (pixels,), str(file), dynamo=False, opset_version=17, **names)
+    torch.onnx.export(Outputs().eval(), (pixels,), file, dynamo=False, opset_version=17, **names)
 
 
 def _loaded(name: str, path: str) -> Run:

@@ -17,6 +17,7 @@ process's start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -107,13 +108,18 @@ def ours(name: str, jit_compile: bool) -> tuple[Forward, Epoch]:
 
 
 def _bridge(name: str) -> tuple[Forward, Epoch]:
+    # What people build holds TensorFlow and PyTorch in one process, and is safe only with triton first.
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
     import torch
 
+    from port_weights.architecture import hugging_face_config
     from port_weights.port import to_torch
-    from port_weights.reference import load_weights, reference_model, reference_scheme
+    from port_weights.pytorch.model import load_weights, reference_model
+    from port_weights.reference import reference_scheme
 
     load, keras_model = LOADS[name], _model(name)
-    model: Any = reference_model(keras_model.config)
+    model: Any = reference_model(hugging_face_config(keras_model.config))
     load_weights(model, to_torch(keras_model, reference_scheme(keras_model.config)))
     # Hugging Face freezes all of its own ResNets; the paper, and so the other side, the stem and the first stage.
     for path, parameter in model.named_parameters():

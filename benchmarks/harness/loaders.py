@@ -44,6 +44,7 @@ def loader(contender: str, images: Path, annotations: Path, batch_size: int) -> 
         return prepare(our_records(images, annotations), batch_size)
     from torch.utils.data import DataLoader
 
+    # The bridge's process holds TensorFlow, too. The image processor imports triton, which has to come first there.
     collate, scenes = _Collate(_processor(contender)), _scenes(images, annotations)
     if contender in (BRIDGE_PIL, BRIDGE_TORCHVISION):
         # No worker processes: forked ones would inherit TensorFlow without its threads, and wait for these forever.

@@ -1,7 +1,10 @@
-"""What a detector has to compute and to keep: what time and memory are compared with."""
+"""What a detector has to compute and to keep, counted in PyTorch's process: what time and memory are compared with."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -23,6 +26,26 @@ def multiplications(config: Any, height: int, width: int) -> int:
         height: of the image, pixels.
         width: of the image, pixels.
     """
+    return _in_pytorch("count_inference", config, height, width)
+
+
+def work(config: Any, height: int, width: int) -> Work:
+    """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen."""
+    return Work(*_in_pytorch("count_work", config, height, width))
+
+
+def _in_pytorch(function: str, config: Any, height: int, width: int) -> Any:
+    from port_weights.architecture import hugging_face_config
+    from port_weights.pytorch.process import run
+
+    described = hugging_face_config(config)
+    with tempfile.TemporaryDirectory() as folder:
+        task = f"harness.multiplications:{function}"
+        return run(task, Path(folder), config=described, height=height, width=width)
+
+
+def count_inference(folder: Path, config: Mapping[str, Any], height: int, width: int) -> int:
+    """Counts for `multiplications`, in PyTorch's process."""
     import torch
 
     with torch.inference_mode(), _counter() as counter:
@@ -30,8 +53,8 @@ def multiplications(config: Any, height: int, width: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def work(config: Any, height: int, width: int) -> Work:
-    """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen."""
+def count_work(folder: Path, config: Mapping[str, Any], height: int, width: int) -> tuple[int, ...]:
+    """Counts for `work`, in PyTorch's process."""
     import torch
 
     model = _model(config)
@@ -52,7 +75,7 @@ def work(config: Any, height: int, width: int) -> Work:
         inference = counter.get_total_flops() // 2
         (outputs.logits.sum() + outputs.pred_boxes.sum()).backward()
         training = counter.get_total_flops() // 2
-    return Work(
+    return (
         inference,
         training,
         sum(tensor.untyped_storage().nbytes() for tensor in kept.values()),
@@ -61,8 +84,8 @@ def work(config: Any, height: int, width: int) -> Work:
     )
 
 
-def _model(config: Any) -> Any:
-    from port_weights.reference import reference_model
+def _model(config: Mapping[str, Any]) -> Any:
+    from port_weights.pytorch.model import reference_model
 
     model: Any = reference_model(config)
     model.set_attn_implementation("eager")  # whose products are counted wherever they run
