@@ -3,11 +3,13 @@
 import argparse
 
 import pytest
+from PIL import Image
 
 from tfdetr_keras.cli import main, parser
 from tfdetr_keras.cli.grammar import Parser
 
-TRAIN = ["train", "--data", "shapes", "--from", "detr-tiny", "--out", "run"]
+# Small, should an option be taken after all.
+TRAIN = ["train", "--data", "shapes", "--from", "detr-tiny", "--out", "run", "--size", "32", "32", "--epochs", "1"]
 
 
 def message_of(arguments, capsys):
@@ -108,7 +110,7 @@ def test_a_percentage_is_no_share(capsys):
 def test_a_mistyped_name_is_told_the_nearest(arguments, told, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if arguments[0] == "predict":
-        (tmp_path / "a.png").write_bytes(b"")
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert told in message_of(arguments, capsys)
 
 

@@ -139,7 +139,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "category_ids": getattr(options, "category_ids", None),
         "on_error": options.on_error,
     }
-    return {name: value for name, value in given.items() if value not in (None, False)}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def check_source_options(options: argparse.Namespace) -> None:
