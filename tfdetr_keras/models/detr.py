@@ -27,6 +27,7 @@ from tfdetr_keras.models.quantization import (
     describe_quantization,
     quantize_as,
     selects,
+    without_full_collections,
 )
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.replicas import number_of_replicas
@@ -284,7 +285,8 @@ class DETR(OwnLossModel):
         is_selected = selects(filters, mode)
         if not any(is_selected(layer) for layer in self._flatten_layers()):
             raise ValueError(f"filters={filters!r} selects none of the layers that can be quantised")
-        super().quantize(mode, config=config, filters=is_selected, **kwargs)
+        with without_full_collections():
+            super().quantize(mode, config=config, filters=is_selected, **kwargs)
         self.__dict__.pop(INFERENCE_GRAPHS, None)  # they have the old variables
 
     def detect(
