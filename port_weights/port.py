@@ -137,8 +137,7 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the model is quantised, or has a weight that the scheme has no name for.
     """
-    if mode := mode_of(model):
-        raise ValueError(f"the model is quantised ({mode}), which no PyTorch DETR is: port the original")
+    refuse_quantized(model, "the model")
     parts: dict[str, list[np.ndarray]] = {}
     for path, variable in _variables(model).items():
         named = scheme.torch_name(path)
@@ -148,6 +147,12 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
         pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
         pieces[layout.part] = layout.to_torch(np.asarray(variable))
     return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
+
+
+def refuse_quantized(model: DETR, name: str) -> None:
+    """Raise a `ValueError` if a model that is to be ported is quantised."""
+    if mode := mode_of(model):
+        raise ValueError(f"{name} is quantised ({mode}), which no PyTorch DETR is: port the original")
 
 
 def _variables(model: DETR) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def check_mode(mode: Any) -> None:
 
 
 def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]:
-    """Return which layers are quantised: those that can be, and that the caller's filters let through.
+    """Return which layers are quantised: those that can be and are not yet, and that the caller's filters let through.
 
     Args:
         mode: of quantisation; Keras has no float8 for embeddings.
@@ -48,8 +48,8 @@ def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]
     def is_selected(layer: keras.layers.Layer) -> bool:
         if type(layer) not in QUANTIZABLE or (mode == "float8" and type(layer) is layers.Embedding):
             return False
-        if filters is None:
-            return True
+        if layer.quantization_mode is not None or filters is None:
+            return layer.quantization_mode is None
         if callable(filters):
             return bool(filters(layer))
         return any(re.search(pattern, layer.name) for pattern in ([filters] if isinstance(filters, str) else filters))
@@ -79,12 +79,16 @@ def mode_of(model: keras.Model) -> str | None:
     return next((layer.quantization_mode for layer in _quantized(model).values()), None)
 
 
+def is_integer(model: keras.Model) -> bool:
+    """Whether some of a model's weights are integers, which no gradient changes."""
+    return any(layer.quantization_mode in ("int8", "int4") for layer in _quantized(model).values())
+
+
 def check_trainable(model: keras.Model) -> None:
     """Raise a `ValueError` for a model whose weights are integers, which no gradient changes."""
-    mode = mode_of(model)
-    if mode in ("int8", "int4"):
+    if is_integer(model):
         raise ValueError(
-            f"this model is quantised ({mode}): its integer weights cannot be trained. Train the original, and "
+            f"this model is quantised ({mode_of(model)}): its integer weights cannot be trained. Train the original, and "
             "quantise it then"
         )
 
