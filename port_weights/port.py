@@ -162,7 +162,8 @@ def _variables(model: DETR) -> dict[str, Any]:
 
 def _quantized(original: DETR, wanted: DETRConfig, source: Any) -> DETR:
     """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
-    if {**original.config.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
+    own = original.config
+    if type(own) is not type(wanted) or {**own.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
         raise ValueError(
             f"{source} is quantised ({mode_of(original)}), so that its classes, queries and parts cannot be changed: "
             "start from the original, then quantise"

@@ -88,8 +88,8 @@ def check_trainable(model: keras.Model) -> None:
     """Raise a `ValueError` for a model whose weights are integers, which no gradient changes."""
     if is_integer(model):
         raise ValueError(
-            f"this model is quantised ({mode_of(model)}): its integer weights cannot be trained. Train the original, and "
-            "quantise it then"
+            f"this model is quantised ({mode_of(model)}): its integer weights cannot be trained. Train the original, "
+            "then quantise it"
         )
 
 
