@@ -276,5 +276,33 @@ def test_a_saved_model_of_it(tmp_path):
     image = np.asarray(next(td.data.load_shapes(1, size=(64, 64))[0].as_numpy_iterator())["image"])
     served = tf.saved_model.load(tmp_path / "served").signatures["serving_default"](images=image[None])
     found = model.detect(image, size=(64, 64), pad_to=(64, 64), threshold=0.5)
+    assert len(found) > 0
     scores = np.sort(served["scores"][0].numpy())[::-1][: len(found)]
     np.testing.assert_allclose(scores, found.scores, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_an_onnx_file_of_it(mode, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = td.from_pretrained("detr-tiny")
+    model.quantize(mode)
+    td.export.onnx(model, tmp_path / "detector.onnx", size=(64, 64), pad_to=(64, 64))
+    image = np.asarray(next(td.data.load_shapes(1, size=(64, 64))[0].as_numpy_iterator())["image"])
+    session = runtime.InferenceSession(tmp_path / "detector.onnx")
+    (scores,) = session.run(["scores"], {"images": image[None]})
+    found = model.detect(image, size=(64, 64), pad_to=(64, 64), threshold=0.5)
+    assert len(found) > 0
+    np.testing.assert_allclose(np.sort(scores[0])[::-1][: len(found)], found.scores, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("mode", "export", "name"),
+    [("int8", "litert", "d.tflite"), ("float8", "litert", "d.tflite"), ("float8", "onnx", "d.onnx")],
+)
+def test_formats_that_have_nothing_like_it(mode, export, name, tmp_path):
+    model = make()
+    model.quantize(mode)
+    with pytest.raises(ValueError, match=f"quantised.*{mode}.*export the original"):
+        getattr(td.export, export)(model, tmp_path / name, size=(64, 64), pad_to=(64, 64))
+    assert not list(tmp_path.iterdir())

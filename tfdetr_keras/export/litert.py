@@ -12,7 +12,7 @@ from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.data.sizes import SizeRule
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
-from tfdetr_keras.models.quantization import is_integer
+from tfdetr_keras.models.quantization import mode_of
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -50,10 +50,10 @@ def litert(
     """
     if precision not in ("float32", "float16", "int8"):
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
-    if is_integer(model):
+    if mode := mode_of(model):
         raise ValueError(
-            "this model is quantised by Keras, in a way that LiteRT does not have: export the original, with "
-            'precision="int8" for weights of that size'
+            f"this model is quantised by Keras ({mode}), in a way that LiteRT does not have: export the original, with "
+            'precision="int8" for weights of a quarter'
         )
     path = file_to_write(path, ".tflite", overwrite)
     graph = serving_graph(model, size, pad_to or (size[1], size[1]), size_rule, portable=True)
