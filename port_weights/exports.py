@@ -29,7 +29,7 @@ from port_weights.architecture import (
     timm_name,
 )
 from port_weights.checkpoints import PICKLES
-from port_weights.port import load_model, to_torch
+from port_weights.port import load_model, refuse_quantized, to_torch
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
 from port_weights.schemes import Scheme
@@ -175,6 +175,7 @@ def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
     else:
         name = str(source) if isinstance(source, (str, os.PathLike)) else "the checkpoint"
         model = load_model(source, **options)
+    refuse_quantized(model, name)
     if model.config.backbone.batch_norm == "folded":
         raise ValueError(f"{name}: its batch normalisation is folded, which no PyTorch DETR has: export the original")
     return model, name

@@ -138,8 +138,7 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the model is quantised, or has a weight that the scheme has no name for.
     """
-    if mode := mode_of(model):
-        raise ValueError(f"the model is quantised ({mode}), which no PyTorch DETR is: port the original")
+    refuse_quantized(model, "the model")
     parts: dict[str, list[np.ndarray]] = {}
     for path, variable in _variables(model).items():
         named = scheme.torch_name(path)
@@ -151,6 +150,12 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
     return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
 
 
+def refuse_quantized(model: DETR, name: str) -> None:
+    """Raise a `ValueError` if a model that is to be ported is quantised."""
+    if mode := mode_of(model):
+        raise ValueError(f"{name} is quantised ({mode}), which no PyTorch DETR is: port the original")
+
+
 def _variables(model: DETR) -> dict[str, Any]:
     """The model's weights by path, without the model's own name."""
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
@@ -158,7 +163,8 @@ def _variables(model: DETR) -> dict[str, Any]:
 
 def _quantized(original: DETR, wanted: DETRConfig, source: Any) -> DETR:
     """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
-    if {**original.config.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
+    own = original.config
+    if type(own) is not type(wanted) or {**own.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
         raise ValueError(
             f"{source} is quantised ({mode_of(original)}), so that its classes, queries and parts cannot be changed: "
             "start from the original, then quantise"

@@ -14,7 +14,7 @@ import pytest
 import tfdetr_keras as td
 
 CONFIG = td.DETRConfig(
-    backbone=td.ResNetConfig(block="basic", depths=(1, 1), channels=(8, 16), stem_channels=8),
+    backbone=td.ResNetConfig(block="basic", depths=(1, 1), channels=(16, 16), stem_channels=16),
     id2label={0: "cat", 1: "dog"},
     num_classes=2,
     num_queries=5,
@@ -80,7 +80,7 @@ def test_all_that_was_saved_comes_back(model, file):
     assert loaded.config == model.config
     assert loaded.optimizer.iterations == 1
     assert [w.path for w in loaded.trainable_weights] == [w.path for w in model.trainable_weights]
-    assert td.load_model(file, compile=False).optimizer is None
+    assert not td.load_model(file, compile=False).compiled
 
 
 def test_a_runs_folder_stands_for_its_best_model(model, file, tmp_path):

@@ -97,7 +97,9 @@ class Detections:
         height, width = self.image.shape[:2]
         extra = [name for name in ("masks", "attention") if getattr(self, name) is not None]
         found = f": {notebook.counted(self.names)}" if len(self) else ""
-        return f"<Detections of {len(self)} objects in {height} × {width} pixels{found}{_with(extra)}>"
+        return (
+            f"<Detections of {notebook.number(len(self), 'object')} in {height} × {width} pixels{found}{_with(extra)}>"
+        )
 
     def _repr_html_(self) -> str:
         """A picture with the boxes and a table, for notebooks."""
@@ -106,7 +108,7 @@ class Detections:
         height, width = self.image.shape[:2]
         rows = [(f"{row['score']:.2f}", row["name"], *(round(side) for side in row["box"])) for row in self]
         return notebook.page(
-            f"{len(self)} objects in {height} × {width} pixels",
+            f"{notebook.number(len(self), 'object')} in {height} × {width} pixels",
             notebook.picture(image_of_detections(self)),
             notebook.table(("score", "class", "x1", "y1", "x2", "y2"), rows) if rows else "",
         )
@@ -114,7 +116,7 @@ class Detections:
     def __str__(self) -> str:
         """A line an object."""
         height, width = self.image.shape[:2]
-        lines = [f"{len(self)} objects in {height} × {width} pixels"]
+        lines = [f"{notebook.number(len(self), 'object')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {[round(side) for side in row['box']]}" for row in self]
         return "\n".join(lines)
 
@@ -138,7 +140,7 @@ class Detections:
         Raises:
             ValueError: there are no masks, or a label without a category id.
         """
-        from tfdetr_keras.evaluation import coco_results  # needs TensorFlow and pycocotools
+        from tfdetr_keras.coco_results import coco_results  # needs pycocotools
 
         if masks and self.masks is None:
             raise ValueError("these detections have no masks: use a model with a mask head, or masks=False")

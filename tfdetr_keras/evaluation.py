@@ -8,17 +8,17 @@ Panoptic segmentations are measured by `tfdetr_keras.panoptic_evaluation`.
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tfdetr_keras.coco_results import IouType, check_iou_type, coco_results, coco_rows
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
@@ -31,8 +31,6 @@ from tfdetr_keras.postprocess import post_process
 from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.segments import objects_with_masks
 from tfdetr_keras.workers import gather
-
-IouType = Literal["bbox", "segm"]  # pycocotools' names for what is compared: boxes, or masks
 
 # The order of `COCOeval.stats` for boxes and masks.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -70,7 +68,7 @@ def coco_metrics(
 
     Source: `pycocotools.cocoeval.COCOeval` (Lin et al., "Microsoft COCO: Common Objects in Context").
     """
-    _check_iou_type(iou_type)
+    check_iou_type(iou_type)
     sizes: dict[int, list[int]] = {}  # of images with masks
     true_ids, true_rows = _collect(ground_truth, "ground truth", len(class_names), iou_type, sizes)
     found_ids, found_rows = _collect(detections, "detections", len(class_names), iou_type, sizes)
@@ -262,44 +260,6 @@ def _with_run_lengths(found: Mapping[str, np.ndarray], mask_of: Callable[[int], 
     return {key: value[rows] for key, value in found.items()} | {"masks": masks}
 
 
-def coco_results(
-    detections: Iterable[Mapping[str, Any]],
-    category_ids: Sequence[int] | Mapping[int, int] | None = None,
-    iou_type: IouType = "bbox",
-) -> Iterator[dict[str, Any]]:
-    """Give detections as the entries of COCO's results JSON.
-
-    Args:
-        detections: as for `coco_metrics`.
-        category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
-        iou_type: "bbox" for boxes, "segm" for masks. Entries have one of them: with both, pycocotools would take the
-            areas of the boxes for those of the masks.
-
-    Yields:
-        `{"image_id": int, "category_id": int, "score": float}` with `"bbox": [x, y, width, height]` or
-        `"segmentation"`, run lengths; plain values, as JSON has them.
-
-    Raises:
-        ValueError: another `iou_type`, a label without a category id, or no masks where they are wanted.
-    """
-    _check_iou_type(iou_type)
-    kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
-    for image in detections:
-        labels = np.asarray(image["labels"])
-        if isinstance(category_ids, Mapping):
-            lacking = sorted(set(labels.tolist()) - set(category_ids))
-            if lacking:
-                raise ValueError(f"category_ids has no id for the label {lacking[0]}")
-        most = int(labels.max(initial=-1)) + 1
-        num_classes = len(category_ids) if isinstance(category_ids, Sequence) else most
-        for row in _rows(image, "detections", num_classes, iou_type):
-            category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
-            entry = {key: row[key] for key in kept} | {"category_id": category}
-            if iou_type == "segm":
-                entry["segmentation"] = row["segmentation"] | {"counts": row["segmentation"]["counts"].decode()}
-            yield entry
-
-
 def write_coco_results(
     detections: Iterable[Mapping[str, Any]],
     path: str | Path,
@@ -320,11 +280,6 @@ def write_coco_results(
     Path(path).write_text(json.dumps(list(coco_results(detections, category_ids, iou_type))), encoding="utf-8")
 
 
-def _check_iou_type(iou_type: str) -> None:
-    if iou_type not in get_args(IouType):
-        raise ValueError(f"iou_type must be one of {get_args(IouType)}, not {iou_type!r}")
-
-
 def _collect(
     images: Iterable[Mapping[str, Any]], source: str, num_classes: int, iou_type: str, sizes: dict[int, list[int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
@@ -332,7 +287,7 @@ def _collect(
     image_ids, rows = [], []
     for image in images:
         image_ids.append(int(image["image_id"]))
-        own = _rows(image, source, num_classes, iou_type)
+        own = coco_rows(image, source, num_classes, iou_type)
         for number, row in enumerate(own if iou_type == "segm" else ()):
             size = list(row["segmentation"]["size"])
             expected = sizes.setdefault(image_ids[-1], size)
@@ -343,48 +298,6 @@ def _collect(
                 )
         rows += own
     return image_ids, rows
-
-
-def _rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> list[dict[str, Any]]:
-    """One image's objects or detections as COCO's annotation dicts."""
-    labels = np.asarray(image["labels"])
-    wrong = (labels < 0) | (labels >= num_classes)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(
-            f"{source}: image {image['image_id']}, row {row} has label {labels[row]}, but there are "
-            f"{num_classes} class names"
-        )
-    columns: dict[str, Any] = {}
-    if iou_type == "segm":
-        columns["segmentation"] = _run_lengths(image, f"{source}: image {image['image_id']}", len(labels))
-        areas = np.array([coco_mask.area(one) for one in columns["segmentation"]], np.float64)
-    else:
-        boxes = np.asarray(image["boxes"], np.float64).reshape(-1, 4)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        columns["bbox"] = np.concatenate([boxes[:, :2], sides], axis=1).tolist()
-        areas = sides.prod(axis=1)
-    columns |= {
-        "category_id": labels.tolist(),
-        "area": np.asarray(image.get("area", areas), np.float64).tolist(),
-        "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int).tolist(),
-    }
-    if "scores" in image:
-        columns["score"] = np.asarray(image["scores"], np.float64).tolist()
-    rows = zip(*columns.values(), strict=True)
-    return [{"image_id": int(image["image_id"]), **dict(zip(columns, row, strict=True))} for row in rows]
-
-
-def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:
-    """An image's masks, one a label."""
-    if "masks" not in image:
-        raise ValueError(f'{name} has no "masks", of which iou_type "segm" is computed')
-    if len(image["masks"]) != count:
-        raise ValueError(f"{name} has {len(image['masks'])} masks for {count} labels")
-    try:
-        return run_lengths(image["masks"])
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
 
 
 def _sides(size: Sequence[int] | None) -> dict[str, int]:

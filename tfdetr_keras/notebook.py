@@ -41,10 +41,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], most: int = MOST
     return f"<table>{''.join(lines)}</table>" if lines else ""
 
 
-def picture(image: Image.Image) -> str:
-    """Embed an image as a JPEG, shrunk to `LONGEST` pixels and to at most `MOST_BYTES` where that is possible."""
+def picture(image: Image.Image, longest: int = LONGEST) -> str:
+    """Embed an image as a JPEG of at most `MOST_BYTES`, where that is possible.
+
+    Args:
+        image: any.
+        longest: its longer side afterwards, if it is longer now, pixels.
+    """
     image = image.convert("RGB")
-    image.thumbnail((LONGEST, LONGEST))
+    image.thumbnail((longest, longest))
     content = b""
     for quality in QUALITIES:
         buffer = io.BytesIO()
@@ -53,6 +58,11 @@ def picture(image: Image.Image) -> str:
         if len(content) <= MOST_BYTES:
             break
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(content).decode()}">'
+
+
+def number(count: int, noun: str) -> str:
+    """Count a thing in words: `1 object`, `2 objects`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def counted(names: Iterable[str]) -> str:

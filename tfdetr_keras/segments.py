@@ -349,7 +349,7 @@ class Segments:
         height, width = self.segmentation.shape
         rows = [(f"{row['score']:.2f}", row["name"], f"{100 * row['area'] / (height * width):.1f} %") for row in self]
         return notebook.page(
-            f"{len(rows)} segments in {height} × {width} pixels",
+            f"{notebook.number(len(rows), 'segment')} in {height} × {width} pixels",
             notebook.picture(image_of_segments(self)),
             notebook.table(("score", "class", "area"), rows) if rows else "",
         )
@@ -357,7 +357,7 @@ class Segments:
     def __str__(self) -> str:
         """A line a segment."""
         height, width = self.segmentation.shape
-        lines = [f"{len(self)} segments in {height} × {width} pixels"]
+        lines = [f"{notebook.number(len(self), 'segment')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {100 * row['area'] / (height * width):.1f} %" for row in self]
         return "\n".join(lines)
 

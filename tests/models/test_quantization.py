@@ -178,15 +178,24 @@ def test_float8_is_trained(batch, tmp_path):
     equal(outputs_of(td.load_model(tmp_path / "float8.keras"), batch), outputs_of(model, batch))
 
 
-def test_after_training(batch, tmp_path):
-    """The optimizer's moments are of weights that are gone."""
+def test_after_training(batch, tmp_path, recwarn):
+    """The optimizer's moments are of weights that are gone, and would be most of the file."""
     model = make()
     model.compile(optimizer="adam")
     model.train_on_batch(*batch)
     model.quantize("int8")
-    model.save(tmp_path / "int8.keras")
-    for compile in (True, False):
-        equal(outputs_of(td.load_model(tmp_path / "int8.keras", compile=compile), batch), outputs_of(model, batch))
+    untrained = make()
+    untrained.quantize("int8")
+    for name, one in (("int8", model), ("untrained", untrained)):
+        one.save(tmp_path / f"{name}.keras")
+    sizes = [(tmp_path / f"{name}.keras").stat().st_size for name in ("int8", "untrained")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+    loaded = td.load_model(tmp_path / "int8.keras")
+    equal(outputs_of(loaded, batch), outputs_of(model, batch))
+    assert not [warning for warning in recwarn if "optimizer" in str(warning.message)]
+    loaded.compile()
+    for one in (model, loaded):
+        assert np.isfinite(one.evaluate(*batch, verbose=0, return_dict=True)["loss"])
 
 
 def test_porting_wants_the_original(tmp_path):
@@ -210,8 +219,14 @@ def test_the_classes_cannot_be_changed_but_their_names(batch, tmp_path):
     for changes in ({"num_classes": 5}, {"num_queries": 3}, {"id2label": {0: "a"}}):
         with pytest.raises(ValueError, match=r"int8\.keras is quantised \(int8\).*start from the original"):
             td.from_pretrained(path, **changes)
+
+
+def test_a_detector_is_not_taken_out_of_a_segmentation_model(tmp_path):
+    model = make("segmentation")
+    model.quantize("int8")
+    model.save(tmp_path / "int8.keras")
     with pytest.raises(ValueError, match="start from the original"):
-        td.DETRForSegmentation.from_pretrained(path)
+        td.DETR.from_pretrained(tmp_path / "int8.keras")
 
 
 @pytest.mark.parametrize("mode", ["gptq", "awq", "int3", "float16", None])
@@ -231,8 +246,8 @@ def test_gptq_is_refused_with_its_configuration_too():
 def test_twice():
     model = make()
     model.quantize("int8")
-    with pytest.raises(ValueError, match="already quantized"):
-        model.quantize("int8")
+    with pytest.raises(ValueError, match=r"none of the layers that can be quantised that are not yet \(int8\)"):
+        model.quantize("int4")
 
 
 def test_filters_that_select_nothing():
@@ -261,5 +276,33 @@ def test_a_saved_model_of_it(tmp_path):
     image = np.asarray(next(td.data.load_shapes(1, size=(64, 64))[0].as_numpy_iterator())["image"])
     served = tf.saved_model.load(tmp_path / "served").signatures["serving_default"](images=image[None])
     found = model.detect(image, size=(64, 64), pad_to=(64, 64), threshold=0.5)
+    assert len(found) > 0
     scores = np.sort(served["scores"][0].numpy())[::-1][: len(found)]
     np.testing.assert_allclose(scores, found.scores, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_an_onnx_file_of_it(mode, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    model = td.from_pretrained("detr-tiny")
+    model.quantize(mode)
+    td.export.onnx(model, tmp_path / "detector.onnx", size=(64, 64), pad_to=(64, 64))
+    image = np.asarray(next(td.data.load_shapes(1, size=(64, 64))[0].as_numpy_iterator())["image"])
+    session = runtime.InferenceSession(tmp_path / "detector.onnx")
+    (scores,) = session.run(["scores"], {"images": image[None]})
+    found = model.detect(image, size=(64, 64), pad_to=(64, 64), threshold=0.5)
+    assert len(found) > 0
+    np.testing.assert_allclose(np.sort(scores[0])[::-1][: len(found)], found.scores, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("mode", "export", "name"),
+    [("int8", "litert", "d.tflite"), ("float8", "litert", "d.tflite"), ("float8", "onnx", "d.onnx")],
+)
+def test_formats_that_have_nothing_like_it(mode, export, name, tmp_path):
+    model = make()
+    model.quantize(mode)
+    with pytest.raises(ValueError, match=f"quantised.*{mode}.*export the original"):
+        getattr(td.export, export)(model, tmp_path / name, size=(64, 64), pad_to=(64, 64))
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
+from tfdetr_keras.models.quantization import mode_of
 from tfdetr_keras.preprocessing import SizeRule
 
 Precision = Literal["float32", "float16", "int8"]
@@ -44,10 +45,16 @@ def litert(
         The file.
 
     Raises:
-        ValueError: no place to write, no such precision, or Keras runs on another backend.
+        ValueError: no place to write, no such precision, a model that is quantised already, or Keras runs on another
+            backend.
     """
     if precision not in ("float32", "float16", "int8"):
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
+    if mode := mode_of(model):
+        raise ValueError(
+            f"this model is quantised by Keras ({mode}), in a way that LiteRT does not have: export the original, with "
+            'precision="int8" for weights of a quarter'
+        )
     path = file_to_write(path, ".tflite", overwrite)
     graph = serving_graph(model, size, pad_to or (size[1], size[1]), size_rule, portable=True)
     with tempfile.TemporaryDirectory() as scratch:  # of functions alone the converter would forget weights, or names

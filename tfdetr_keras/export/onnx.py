@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
+from tfdetr_keras.models.quantization import mode_of
 from tfdetr_keras.preprocessing import SizeRule
 
 OPSET = 18
@@ -40,12 +41,15 @@ def onnx(
         The file.
 
     Raises:
-        ValueError: no place to write, tf2onnx is not installed, or Keras runs on another backend.
+        ValueError: no place to write, tf2onnx is not installed, a model quantised as float8, or Keras runs on another
+            backend.
     """
     if importlib.util.find_spec("tf2onnx") is None:
         raise ValueError("to write ONNX files, install tf2onnx: pip install 'tfdetr-keras[onnx]'")
     import tf2onnx
 
+    if mode_of(model) == "float8":
+        raise ValueError("this model is quantised (float8), which tf2onnx does not know: export the original")
     path = file_to_write(path, ".onnx", overwrite)
     graph = serving_graph(model, size, pad_to, size_rule, portable=True)
     function = tf.function(graph.of_pixels, autograph=False)

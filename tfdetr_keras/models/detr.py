@@ -25,8 +25,11 @@ from tfdetr_keras.models.quantization import (
     check_mode,
     check_trainable,
     describe_quantization,
+    is_integer,
+    mode_of,
     quantize_as,
     selects,
+    without_full_collections,
 )
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
@@ -269,8 +272,9 @@ class DETR(OwnLossModel):
     def quantize(self, mode: Any = None, config: Any = None, filters: Filters = None, **kwargs: Any) -> None:
         """Quantise the transformer, the embeddings and the heads in place, as Keras' `quantize` does.
 
-        Convolutions, normalisations and position encodings stay in float. A quantised model detects, and can be saved,
-        loaded and folded; one of integers cannot be trained any more, nor be ported to PyTorch: keep the original.
+        Convolutions, normalisations and position encodings stay in float, and layers that are quantised already as they
+        are. A quantised model detects, and can be saved, loaded and folded; one of integers cannot be trained any more,
+        nor be ported to PyTorch: keep the original. It has no optimizer, whose moments would fill its file.
 
         Args:
             mode: `"int8"`, `"int4"`, or `"float8"`, with which the model can be trained.
@@ -280,14 +284,18 @@ class DETR(OwnLossModel):
             **kwargs: see `keras.Model.quantize`.
 
         Raises:
-            ValueError: another mode, no layer that the filters let through, or one that is quantised already.
+            ValueError: another mode, or no layer that the filters let through and that is not quantised already.
         """
         check_mode(mode)
         is_selected = selects(filters, mode)
         if not any(is_selected(layer) for layer in self._flatten_layers()):
-            raise ValueError(f"filters={filters!r} selects none of the layers that can be quantised")
-        super().quantize(mode, config=config, filters=is_selected, **kwargs)
+            rest = f" that are not yet ({was})" if (was := mode_of(self)) else ""
+            raise ValueError(f"filters={filters!r} selects none of the layers that can be quantised{rest}")
+        with without_full_collections():
+            super().quantize(mode, config=config, filters=is_selected, **kwargs)
         self.__dict__.pop(INFERENCE_GRAPHS, None)  # they have the old variables
+        if is_integer(self):
+            self.optimizer = None
 
     def detect(
         self,
@@ -443,6 +451,10 @@ class DETR(OwnLossModel):
 
     def _checked(self, x: Any, y: Any = None) -> contextlib.AbstractContextManager[Any]:
         return checked(x, y, num_classes=self.config.num_classes)
+
+    def get_compile_config(self) -> Any:
+        """How the model was compiled, for Keras to save it; None where it cannot be trained."""
+        return None if is_integer(self) else super().get_compile_config()
 
     def get_config(self) -> dict[str, Any]:
         """Architecture, criterion, dtype policy and quantisation, from which `from_config` makes the same model."""

@@ -11,6 +11,7 @@ class OwnLossModel(keras.Model):
     """A model whose `compute_loss` is its own, so that `compile` takes an optimizer and no loss."""
 
     loss_advice = "the loss is the model's own"
+    optimizer: Any
 
     def compile(
         self,

@@ -6,8 +6,10 @@ its configuration alone therefore has to be quantised in the same way before its
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,7 +37,7 @@ def check_mode(mode: Any) -> None:
 
 
 def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]:
-    """Return which layers are quantised: those that can be, and that the caller's filters let through.
+    """Return which layers are quantised: those that can be and are not yet, and that the caller's filters let through.
 
     Args:
         mode: of quantisation; Keras has no float8 for embeddings.
@@ -46,8 +48,8 @@ def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]
     def is_selected(layer: keras.layers.Layer) -> bool:
         if type(layer) not in QUANTIZABLE or (mode == "float8" and type(layer) is layers.Embedding):
             return False
-        if filters is None:
-            return True
+        if layer.quantization_mode is not None or filters is None:
+            return layer.quantization_mode is None
         if callable(filters):
             return bool(filters(layer))
         return any(re.search(pattern, layer.name) for pattern in ([filters] if isinstance(filters, str) else filters))
@@ -55,18 +57,39 @@ def selects(filters: Filters, mode: str) -> Callable[[keras.layers.Layer], bool]
     return is_selected
 
 
+@contextlib.contextmanager
+def without_full_collections() -> Iterator[None]:
+    """Keep Python's garbage collections short while it is open.
+
+    For each layer Keras deletes the old kernel and collects garbage in the whole process: a quarter of a second for
+    each of a model's fifty or hundred layers. Here a collection looks only at what came into being meanwhile.
+    """
+    if gc.get_freeze_count():  # by somebody who would miss it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def mode_of(model: keras.Model) -> str | None:
     """The mode in which a model is quantised, `"int8"`, `"int4"` or `"float8"`; None if it is not."""
     return next((layer.quantization_mode for layer in _quantized(model).values()), None)
 
 
+def is_integer(model: keras.Model) -> bool:
+    """Whether some of a model's weights are integers, which no gradient changes."""
+    return any(layer.quantization_mode in ("int8", "int4") for layer in _quantized(model).values())
+
+
 def check_trainable(model: keras.Model) -> None:
     """Raise a `ValueError` for a model whose weights are integers, which no gradient changes."""
-    mode = mode_of(model)
-    if mode in ("int8", "int4"):
+    if is_integer(model):
         raise ValueError(
-            f"this model is quantised ({mode}): its integer weights cannot be trained. Train the original, and "
-            "quantise it then"
+            f"this model is quantised ({mode_of(model)}): its integer weights cannot be trained. Train the original, "
+            "then quantise it"
         )
 
 
@@ -97,13 +120,16 @@ def quantize_as(model: keras.Model, described: Sequence[Mapping[str, Any]]) -> N
     Raises:
         ValueError: a layer that the model does not have.
     """
+    if not described:
+        return
     known = {_path(layer): layer for layer in _leaves(model)}
-    for group in described:
-        config = keras.saving.deserialize_keras_object(group["config"])
-        for path in group["layers"]:
-            if path not in known:
-                raise ValueError(f"the file says that the layer {path!r} is quantised, but this model has none like it")
-            known[path].quantize(config.mode, config=config)
+    with without_full_collections():
+        for group in described:
+            config = keras.saving.deserialize_keras_object(group["config"])
+            for path in group["layers"]:
+                if path not in known:
+                    raise ValueError(f"the layer {path!r}, which is said to be quantised, is not one of this model")
+                known[path].quantize(config.mode, config=config)
 
 
 def _quantized(model: keras.Model) -> dict[str, keras.layers.Layer]:

@@ -20,6 +20,7 @@ from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.record import reader_of
 from tfdetr_keras.models import DETR, DETRForSegmentation
+from tfdetr_keras.models.quantization import check_trainable
 from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
@@ -92,6 +93,7 @@ def fit_detector(
         _refuse_other_settings(run, class_names, chosen)
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
+    check_trainable(model)
     _check_workers(chosen)
     _check_masks(model, training=records, validation=validation)
     count = _count(records)

@@ -43,6 +43,7 @@ REPORT, TENSORBOARD = "report.md", "tensorboard"
 FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, SEGMENTS, REPORT, BEST, LAST, STATE, CONFIG)
 OF_AN_EPOCH = (STATE, LAST, BEST, METRICS)  # which of these there is tells that one was finished
 FORMAT = 1  # of config.json
+CURVES_WIDTH = 800  # pixels, in notebooks
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
 PANELS = (
@@ -120,13 +121,13 @@ class RunFolder:
             if metrics:
                 kinds = ("", MASK) if f"{MASK}AP" in metrics else ("",)
                 names = [kind + name for kind in kinds for name in SHOWN]
-                parts.append(notebook.table(("metric", "value"), [(name, f"{metrics[name]:.3f}") for name in names]))
+                parts.append(notebook.table(("metric", "value"), [(name, _shown(metrics[name])) for name in names]))
                 parts.append(notebook.table(("class", "AP", "AP50"), _class_rows(metrics)))
             elif history:
                 parts.append(notebook.table(("last epoch", "value"), [pair for pair in history[-1].items() if pair[1]]))
             if (self.path / CURVES).is_file():
                 with Image.open(self.path / CURVES) as curves:
-                    parts.append(notebook.picture(curves))
+                    parts.append(notebook.picture(curves, CURVES_WIDTH))
         return notebook.page(f"Run {self.path}: {self._state()}", *parts)
 
     def create(
@@ -336,7 +337,12 @@ class RunFolder:
 
 
 def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    return [(name, f"{ap:.3f}", f"{at_half:.3f}") for name, ap, at_half in class_table(metrics)]
+    return [(name, _shown(ap), _shown(at_half)) for name, ap, at_half in class_table(metrics)]
+
+
+def _shown(value: float) -> str:
+    """A figure of COCO's, which is −1 where there are no objects of the kind."""
+    return "–" if value < 0 else f"{value:.3f}"
 
 
 def _is_canvas(pad_to: Any) -> bool:

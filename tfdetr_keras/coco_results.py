@@ -1,0 +1,109 @@
+"""Objects and detections as COCO's tools take them: one dictionary each, of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from tfdetr_keras.data.segmentations import run_lengths
+
+IouType = Literal["bbox", "segm"]  # pycocotools' names for what is compared: boxes, or masks
+
+
+def coco_results(
+    detections: Iterable[Mapping[str, Any]],
+    category_ids: Sequence[int] | Mapping[int, int] | None = None,
+    iou_type: IouType = "bbox",
+) -> Iterator[dict[str, Any]]:
+    """Give detections as the entries of COCO's results JSON.
+
+    Args:
+        detections: as for `coco_metrics`.
+        category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
+        iou_type: "bbox" for boxes, "segm" for masks. Entries have one of them: with both, pycocotools would take the
+            areas of the boxes for those of the masks.
+
+    Yields:
+        `{"image_id": int, "category_id": int, "score": float}` with `"bbox": [x, y, width, height]` or
+        `"segmentation"`, run lengths; plain values, as JSON has them.
+
+    Raises:
+        ValueError: another `iou_type`, a label without a category id, or no masks where they are wanted.
+    """
+    check_iou_type(iou_type)
+    kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+    for image in detections:
+        labels = np.asarray(image["labels"])
+        if isinstance(category_ids, Mapping):
+            lacking = sorted(set(labels.tolist()) - set(category_ids))
+            if lacking:
+                raise ValueError(f"category_ids has no id for the label {lacking[0]}")
+        most = int(labels.max(initial=-1)) + 1
+        num_classes = len(category_ids) if isinstance(category_ids, Sequence) else most
+        for row in coco_rows(image, "detections", num_classes, iou_type):
+            category = row["category_id"] if category_ids is None else int(category_ids[row["category_id"]])
+            entry = {key: row[key] for key in kept} | {"category_id": category}
+            if iou_type == "segm":
+                entry["segmentation"] = row["segmentation"] | {"counts": row["segmentation"]["counts"].decode()}
+            yield entry
+
+
+def check_iou_type(iou_type: str) -> None:
+    """Raise a `ValueError` for a kind of comparison that pycocotools does not have."""
+    if iou_type not in get_args(IouType):
+        raise ValueError(f"iou_type must be one of {get_args(IouType)}, not {iou_type!r}")
+
+
+def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> list[dict[str, Any]]:
+    """Give one image's objects or detections as COCO's annotations.
+
+    Args:
+        image: as for `coco_metrics`.
+        source: what to call where it comes from in messages.
+        num_classes: labels must lie below.
+        iou_type: whether rows have boxes or masks.
+
+    Raises:
+        ValueError: a label out of range, or no masks where they are wanted.
+    """
+    labels = np.asarray(image["labels"])
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"{source}: image {image['image_id']}, row {row} has label {labels[row]}, but there are "
+            f"{num_classes} class names"
+        )
+    columns: dict[str, Any] = {}
+    if iou_type == "segm":
+        columns["segmentation"] = _run_lengths(image, f"{source}: image {image['image_id']}", len(labels))
+        areas = np.array([coco_mask.area(one) for one in columns["segmentation"]], np.float64)
+    else:
+        boxes = np.asarray(image["boxes"], np.float64).reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        columns["bbox"] = np.concatenate([boxes[:, :2], sides], axis=1).tolist()
+        areas = sides.prod(axis=1)
+    columns |= {
+        "category_id": labels.tolist(),
+        "area": np.asarray(image.get("area", areas), np.float64).tolist(),
+        "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int).tolist(),
+    }
+    if "scores" in image:
+        columns["score"] = np.asarray(image["scores"], np.float64).tolist()
+    rows = zip(*columns.values(), strict=True)
+    return [{"image_id": int(image["image_id"]), **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:
+    """An image's masks, one a label."""
+    if "masks" not in image:
+        raise ValueError(f'{name} has no "masks", of which iou_type "segm" is computed')
+    if len(image["masks"]) != count:
+        raise ValueError(f"{name} has {len(image['masks'])} masks for {count} labels")
+    try:
+        return run_lengths(image["masks"])
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
