@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Mapping
 
 PACKAGE = __name__.rpartition(".")[0]
+SECONDS_TO_RETURN = 10
 
 
 class ReferenceFailure(Exception):
@@ -30,7 +31,7 @@ class PyTorch:
         """Calls a function of this package in the child.
 
         Args:
-            function: `"module:name"`, for example `"losses:set_losses"`.
+            function: `"module:name"`, for example `"stages:of_batch"`.
             *arguments: anything that can be pickled.
             **options: likewise.
 
@@ -56,7 +57,9 @@ class PyTorch:
     def close(self):
         """Ends the child."""
         if self._process is not None:
-            self._pipe.close()  # at which it returns
+            self._pipe.close()  # at which it returns, unless it is at work
+            self._process.join(SECONDS_TO_RETURN)
+            self._process.kill()
             self._process.join()
             self._process = self._pipe = None
 
@@ -114,7 +117,7 @@ def _plain(value):
 
 
 def loaded_modules():
-    """The names of all modules in this process that belong to no package, such as `torch`."""
+    """The names of all modules and packages in this process that lie in no package, such as `torch`."""
     return {name for name in sys.modules if "." not in name}
 
 
