@@ -9,7 +9,6 @@ from port_weights import compare as comparing
 from port_weights.hub import Commit
 from tfdetr_keras import demo
 
-
 OUTPUTS = ("logits", "pred_boxes")
 
 
