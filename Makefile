@@ -9,9 +9,11 @@ BIN := .venv/bin
 WORKERS ?= 2
 PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(BIN)/python $(PIP) -c constraints.txt
-# The tests that matter most, in two minutes: matching, loss, model, data, training, files and a first day's way through it.
-QUICK := tests/packaging tests/test_boxes.py tests/test_targets.py tests/models/test_detr.py tests/models/test_fit.py \
-	tests/data/test_coco.py tests/data/test_voc.py tests/training/test_checkpoint.py
+# The tests that matter most, in two minutes: the matching's targets, model, data, training, every kind of `.keras` file,
+# and what is published.
+QUICK := tests/packaging tests/test_boxes.py tests/test_targets.py tests/models/test_fit.py tests/test_loading.py \
+	tests/models/test_quantization.py::test_a_file_gives_the_model_that_was_saved tests/data/test_coco.py \
+	tests/data/test_voc.py tests/training/test_checkpoint.py
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
