@@ -115,7 +115,7 @@ def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """The first line of an error, without the request ids and addresses that may follow."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(" (Request ID")[0].strip()

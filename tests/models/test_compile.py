@@ -40,7 +40,9 @@ def test_a_loss_is_refused(models, kind, options):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["metrics", "weighted_metrics"])
 @pytest.mark.parametrize(
-    "metrics", [["accuracy"], [keras.metrics.Mean()], {"logits": "accuracy"}, [lambda true, predicted: 0.0]], ids=str
+    "metrics",
+    [["accuracy"], [keras.metrics.Mean()], {"logits": "accuracy"}, [lambda true, predicted: 0.0]],
+    ids=("name", "metric", "by-output", "function"),
 )
 def test_metrics_are_refused(models, kind, name, metrics):
     with pytest.raises(ValueError, match=rf"compile\({name}=.*td\.training\.AveragePrecision"):

@@ -34,24 +34,24 @@ def load_images(
     Raises:
         ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
     """
-    sources = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    places = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     paths: list[Path] = []
     others: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            files = list(files_below(source))
-            images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    for place in places:
+        if place.is_dir():
+            below = list(files_below(place))
+            images = [path for path in below if path.suffix.lower() in IMAGE_SUFFIXES]
             paths += sorted(images)
-            others += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-        elif source.is_file():
-            paths.append(source)
+            others += [path for path in below if path.suffix.lower() not in IMAGE_SUFFIXES]
+        elif place.is_file():
+            paths.append(place)
         else:
-            raise ValueError(f"there is no image or folder {source}{_remedy(source)}")
+            raise ValueError(f"there is no image or folder {place}{_remedy(place)}")
     if not paths:
         suffixes = sorted({path.suffix or path.name for path in others})
         held = f"other files ({', '.join(suffixes[:MOST_NAMED])})" if others else "nothing"
         raise ValueError(
-            f"there is no image in {', '.join(map(str, sources)) or 'an empty list of files'}, which holds {held}; "
+            f"there is no image in {', '.join(map(str, places)) or 'an empty list of files'}, which holds {held}; "
             f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     files = ImageFiles(paths, np.arange(len(paths)), np.tile(UNKNOWN_SIZE, (len(paths), 1)))

@@ -120,7 +120,9 @@ class Settings:
                 "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not "
                 f"{_listed(self.size)}"
             )
-        if self.pad_to not in (None, "buckets") and not (_is_pair(self.pad_to) and min(self.pad_to) >= 1):
+        if self.pad_to not in (None, "buckets") and not (
+            _is_pair(self.pad_to) and all(side >= 1 for side in self.pad_to)
+        ):
             raise ValueError(
                 f'pad_to must be None, (height, width) of at least 1 pixel, or "buckets", not {_listed(self.pad_to)}'
             )
