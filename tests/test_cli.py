@@ -60,7 +60,12 @@ def test_a_set_in_numbers_and_its_first_batch(coco, capsys):
 def test_images_are_called_by_the_names_of_their_files(coco, monkeypatch, more):
     folder, arguments = coco
     given = {}
-    monkeypatch.setattr(visualize, "show_batch", lambda *batch, titles: given.update(titles))
+
+    def show_batch(batch, names, path, titles):
+        path.touch()
+        given.update(titles)
+
+    monkeypatch.setattr(visualize, "show_batch", show_batch)
     assert main([*arguments, *more, "--batch-size", "3", "--out", str(folder / "look.png")]) == 0
     assert given == {0: "a.png", 1: "b.png", 2: "c.png"}
 

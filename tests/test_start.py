@@ -192,6 +192,7 @@ def test_stopped_by_ctrl_c():
     program = """
     import os, signal, sys
     import tfdetr_keras.cli as cli
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
     def interrupted(options):
         os.kill(os.getpid(), signal.SIGINT)
         import time
