@@ -14,7 +14,8 @@ from PIL import Image
 SMALL = ("--size", "32", "32", "--pad-to", "32", "32", "--batch-size", "2")
 # The smallest model there can be, under a name to start from; before the command line, in its process.
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
 from tfdetr_keras.cli import main, standard_error
 sys.argv[0] = "tfdetr"
 

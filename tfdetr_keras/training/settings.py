@@ -120,9 +120,8 @@ class Settings:
                 "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not "
                 f"{_listed(self.size)}"
             )
-        if self.pad_to not in (None, "buckets") and not (
-            _is_pair(self.pad_to) and all(side >= 1 for side in self.pad_to)
-        ):
+        canvas: Any = self.pad_to
+        if canvas not in (None, "buckets") and not (_is_pair(canvas) and min(canvas) >= 1):
             raise ValueError(
                 f'pad_to must be None, (height, width) of at least 1 pixel, or "buckets", not {_listed(self.pad_to)}'
             )
