@@ -141,7 +141,7 @@ FILE_FAULTS = [
 # What can be left out: a change, a complaint, what it counts as, and how many objects are left of three.
 FAULTS = [
     (entry("images", 2, file_name="lost.png"), r"image 20, .*lost\.png, does not exist", MISSING, 3),
-    (without("annotations", 2, "bbox"), r"annotations\[2\] \(image 10, .*\.png\) has no bbox", FAULTY_ANNOTATIONS, 2),
+    (without("annotations", 2, "bbox"), r"annotations\[2\] \(image 10, .*b\.jpg\) has no bbox", FAULTY_ANNOTATIONS, 2),
     (lambda content: content["annotations"].append(None), r"annotations\[5\] has no bbox", FAULTY_ANNOTATIONS, 3),
     (entry("annotations", 1, image_id=31), r"annotations\[1\] .*has image 31, which is not", UNKNOWN_IMAGES, 2),
     (entry("annotations", 1, image_id="30"), r"annotations\[1\] .*has image '30', which is not", UNKNOWN_IMAGES, 2),
