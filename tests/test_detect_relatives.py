@@ -190,7 +190,8 @@ def test_segments_of_images_in_every_form(segmenter, images, tmp_path, pad_to, t
         labels = [row["label"] for row in found]
         assert all(labels.count(label) <= 1 for label in stuff)
         np.testing.assert_array_equal(found.image, image)
-        assert str(found).startswith(f"{len(found)} segments in {image.shape[0]} × {image.shape[1]} pixels")
+        noun = "segment" if len(found) == 1 else "segments"
+        assert str(found).startswith(f"{len(found)} {noun} in {image.shape[0]} × {image.shape[1]} pixels")
         assert image_of_segments(found, 100).size
     assert sum(len(found) for found in several) > 2
     alone = segmenter.segment(tmp_path / "a.png", SIZE, 0.4, things, pad_to=pad_to)
