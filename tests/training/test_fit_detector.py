@@ -81,7 +81,9 @@ def test_tensorboard_gets_figures_and_pictures(run):
 
 def test_a_run_is_not_written_over_and_goes_on_only_as_it_was(run, sets):
     training, validation, names = sets
-    with pytest.raises(ValueError, match=r"holds a run already: resume it \(tfdetr resume .*\), or give another folder"):
+    with pytest.raises(
+        ValueError, match=r"holds a run already: resume it \(tfdetr resume .*\), or give another folder"
+    ):
         td.fit_detector(training, names, run.path, validation, **QUICK)
     with pytest.raises(ValueError, match=r"learning_rate was 0.001, not 0.1\): only epochs, evaluate_every"):
         td.fit_detector(training, names, run.path, validation, resume=True, **QUICK | {"learning_rate": 0.1})
