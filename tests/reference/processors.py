@@ -68,12 +68,14 @@ def of_folder(folder):
 
 
 def _told(processor):
-    return {"class": type(processor).__name__, **processor.to_dict()}
+    # Plain values: an object of transformers' would make whoever receives it import transformers.
+    values = {name: dict(value) if hasattr(value, "keys") else value for name, value in processor.to_dict().items()}
+    return {"class": type(processor).__name__, **values}
 
 
 def prepare_by_folder(folder, image):
     """What `AutoImageProcessor` of a folder makes of an image, as arrays."""
-    return transformers.AutoImageProcessor.from_pretrained(folder)(image, return_tensors="np")
+    return dict(transformers.AutoImageProcessor.from_pretrained(folder)(image, return_tensors="np"))
 
 
 @torch.no_grad()
