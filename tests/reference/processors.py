@@ -1,5 +1,6 @@
 """Image processors of transformers: what goes into a detector, and what is made of what comes out."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -69,8 +70,7 @@ def of_folder(folder):
 
 def _told(processor):
     # Plain values: an object of transformers' would make whoever receives it import transformers.
-    values = {name: dict(value) if hasattr(value, "keys") else value for name, value in processor.to_dict().items()}
-    return {"class": type(processor).__name__, **values}
+    return {"class": type(processor).__name__, **json.loads(processor.to_json_string())}
 
 
 def prepare_by_folder(folder, image):
