@@ -4,6 +4,7 @@
 
 All starts are made in turn, with what they read in the system's cache. Beside ours stand the interpreter alone, the
 imports of Keras and TensorFlow, which a command that runs a model then needs, and transformers' import and command.
+The system counts what this benchmark itself has resident towards the memory of each: less than that is not told.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def browser():
 def command(request):
     """`tfdetr app` as a user starts it; gives the process and the page's address."""
     pytest.importorskip("gradio", reason="the page needs gradio")
-    command = [sys.executable, "-m", "tfdetr_keras.cli", "app", "--model", "detr-tiny"]
+    command = [sys.executable, "-m", "tfdetr_keras", "app", "--model", "detr-tiny"]
     with subprocess.Popen(
         [*command, "--size", *map(str, SIZE), "--port", "0", "--no-browser"],
         env={**os.environ, "PYTHONPATH": str(request.config.rootpath), "HTTP_PROXY": "http://127.0.0.1:9"},

@@ -266,7 +266,7 @@ def test_it_runs_as_a_module(request, tmp_path):
     (tmp_path / "names.txt").write_text("cat")
     source = ["--data", "tfrecord", "--annotations", "a.tfrecord", "--class-names", "names.txt"]
     done = subprocess.run(
-        [sys.executable, "-m", "tfdetr_keras.cli", "inspect-data", *source, "--out", "a.png"],
+        [sys.executable, "-m", "tfdetr_keras", "inspect-data", *source, "--out", "a.png"],
         env={**os.environ, "PYTHONPATH": str(request.config.rootpath)},
         cwd=tmp_path,
         capture_output=True,

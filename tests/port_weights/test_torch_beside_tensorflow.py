@@ -117,7 +117,7 @@ def test_the_hazard_is_real(real, tmp_path):
     "command",
     [
         ["-m", "port_weights", "compare", "detr-tiny"],
-        ["-m", "tfdetr_keras.cli", "demo", "--steps", "1"],
+        ["-m", "tfdetr_keras", "demo", "--steps", "1"],
         ["-c", PORTING],
         ["-c", "import tensorflow, tfdetr_keras, torch; tfdetr_keras.DETR; torch.ones(1)"],
         ["-c", "import torch, tfdetr_keras, tensorflow; tfdetr_keras.DETR; torch.ones(1)"],
