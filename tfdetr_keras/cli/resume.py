@@ -34,13 +34,13 @@ def run(options: argparse.Namespace) -> int:
 
     run_folder = RunFolder(options.folder)
     config = run_folder.config()
-    if not run_folder.has_epochs():
-        raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
     if config["data"] is None:
         raise ValueError(
             f"{options.folder} was trained from Python, and only the program knows its data: call td.fit_detector "
             "again, with resume=True"
         )
+    if not run_folder.has_epochs():
+        raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
     settings = config["settings"] | ({} if options.epochs is None else {"epochs": options.epochs})
     (records, names), validation = read_run_data(config["data"])
     with told_how_to_go_on(options.folder):
