@@ -1,5 +1,13 @@
-"""The attention laid out for TensorFlow against Keras' own, forward and back."""
+"""The attention laid out for TensorFlow against Keras' own, and given scores against a float64 softmax, and back."""
 
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import attention_of_scores
 import keras
 import numpy as np
 import pytest
@@ -8,6 +16,8 @@ import tensorflow as tf
 from tfdetr_keras.models.attention import AttentionInitializer, MultiHeadAttention
 
 BATCH, QUERIES, KEYS, CHANNELS, HEADS = 3, 5, 11, 24, 4
+# Of outputs and gradients, in roundings of the largest number in their sums. Measured: 4 at most.
+ROUNDINGS = 8
 
 
 @pytest.fixture
@@ -93,3 +103,52 @@ def test_dropout_and_scores_are_keras(pair, inputs, options):
         results.append(layer(query, value, key, attention_mask=mask, return_attention_scores=True, training=True))
     for found, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def assert_exact(case, deviations):
+    for name, deviation in deviations.items():
+        assert deviation < ROUNDINGS, (case, name)  # NaN is not
+
+
+@pytest.mark.parametrize("case", attention_of_scores.cases(), ids="-".join)
+def test_padding_has_no_weight_however_large_the_scores(case):
+    assert_exact(case, attention_of_scores.deviations(*case))
+
+
+@pytest.mark.parametrize("dtype", attention_of_scores.EPSILON)
+def test_padding_has_no_weight_when_xla_compiles(dtype):
+    case = dtype, attention_of_scores.HIGHEST[-1], "plain"
+    assert_exact(case, attention_of_scores.deviations(*case, compiled=True))
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_padding_has_no_weight_on_other_backends(backend, request):
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("attention_of_scores.py"), "tensorflow", "transformers"],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": str(request.config.rootpath),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # as in tests/test_floors.py
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cases = attention_of_scores.cases()
+    for case, deviations in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert_exact(case, deviations)
+
+
+def test_padding_alone_gives_the_mean_of_the_values(inputs):
+    query, value, key, mask, _ = inputs
+    layer = MultiHeadAttention(1, CHANNELS, use_bias=False)
+    layer.build(*[(None, None, CHANNELS)] * 3)
+    identity = np.eye(CHANNELS).reshape(CHANNELS, 1, CHANNELS)
+    layer.set_weights([identity * 1e6, identity * 1e6, identity, identity.transpose(1, 2, 0)])
+    outputs = layer(query, value, key, attention_mask=tf.zeros_like(mask))
+    expected = np.broadcast_to(np.mean(value, axis=1, keepdims=True), outputs.shape)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-6)

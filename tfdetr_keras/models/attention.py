@@ -15,6 +15,9 @@ from typing import Any
 import keras
 from keras import initializers, layers, ops
 
+# Largest finite number of each dtype of the computation; NumPy does not know bfloat16's.
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895314e38, "float32": 3.4028235e38, "float64": 1.7976931348623157e308}
+
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
 class AttentionInitializer(initializers.Initializer):
@@ -55,10 +58,15 @@ class MultiHeadAttention(layers.MultiHeadAttention):
         use_causal_mask: bool = False,
     ) -> tuple[Any, Any]:
         """What Keras lets layers override: `(batch, positions, heads, channels)` each → the same, and the weights."""
+        if attention_mask is not None:
+            # Where there is nothing to attend to all scores become 0, so that all keys have the same part.
+            attends = ops.any(attention_mask, axis=-1, keepdims=True)
+            query = query * ops.cast(attends, query.dtype)[..., None]
+            attention_mask = ops.logical_or(attention_mask, ops.logical_not(attends))
         is_plain = not (self._dropout or return_attention_scores or use_causal_mask)
-        # Conditional DETR's queries are twice as wide as its values, which JAX's fused attention does not take.
-        own = {"tensorflow": True, "jax": query.shape[-1] != value.shape[-1]}
-        if not is_plain or not own.get(keras.backend.backend(), False):
+        # JAX's fused attention is as exact, but does not take Conditional DETR's queries, twice as wide as its values.
+        is_fused = keras.backend.backend() == "jax" and query.shape[-1] == value.shape[-1]
+        if not is_plain or is_fused:
             return super()._compute_attention(
                 query, key, value, attention_mask, training, return_attention_scores, use_causal_mask
             )
@@ -68,10 +76,18 @@ class MultiHeadAttention(layers.MultiHeadAttention):
             query, key = _masked(query, key, attention_mask)
         return ops.transpose(_attend(query, key, value), (0, 2, 1, 3)), None
 
+    def _masked_softmax(self, attention_scores: Any, attention_mask: Any = None) -> Any:
+        """What Keras calls where it makes the scores, to return them or to drop some; its own mask adds −1e9 alone."""
+        if attention_mask is not None:
+            lowest = -LARGEST[keras.backend.standardize_dtype(attention_scores.dtype)]
+            attention_scores = ops.where(attention_mask[:, None], attention_scores, lowest)
+        return self._softmax(attention_scores)
+
 
 def _masked(query: Any, key: Any, mask: Any) -> tuple[Any, Any]:
-    """Queries with a channel of ones, keys with one of zeros for image and a large negative number for padding."""
-    padding = -3e4 if query.dtype == "float16" else -1e9  # far from overflow; e to that power is 0
+    """Queries with a channel of ones, keys with one of zeros for image and a very low number for padding."""
+    # Half of the lowest number, which a score of the other half is added to without overflow.
+    padding = -LARGEST[keras.backend.standardize_dtype(key.dtype)] / 2
     channel = ops.cast(ops.where(mask, 0.0, padding), key.dtype)[:, None]  # (batch, 1, 1, keys)
     channel = ops.broadcast_to(channel, (*ops.shape(key)[:2], 1, ops.shape(key)[-1]))
     return ops.concatenate([query, ops.ones_like(query[..., :1])], -1), ops.concatenate([key, channel], -2)
@@ -88,7 +104,9 @@ def _attend(query: Any, key: Any, value: Any) -> tuple[Any, Any]:
     weights = ops.softmax(ops.matmul(query, key))
     outputs = ops.matmul(weights, value)
 
-    def gradient(d_outputs: Any) -> tuple[Any, Any, Any]:
+    def gradient(*arguments: Any, upstream: Any = None) -> tuple[Any, Any, Any]:
+        # PyTorch's backend gives the arguments of the function and, by name, the gradient; the others that alone.
+        d_outputs = arguments[0] if upstream is None else upstream
         mean = ops.sum(d_outputs * outputs, axis=-1, keepdims=True)
         d_outputs_and_mean = ops.concatenate([d_outputs, -mean], axis=-1)
         values_and_one = ops.concatenate([value, ops.ones_like(value[..., :1])], axis=-1)

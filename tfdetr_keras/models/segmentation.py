@@ -20,13 +20,12 @@ from typing import Any
 import keras
 from keras import initializers, layers, ops
 
+from tfdetr_keras.models.attention import LARGEST
 from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.transformer import NORM_EPSILON
 from tfdetr_keras.preprocessing import SizeRule
-
-MASKED = -1e9  # added to what is not to be attended to; e to that power is 0
 
 
 class MaskAttention(layers.Layer):
@@ -64,7 +63,8 @@ class MaskAttention(layers.Layer):
         query = ops.reshape(self.query(queries) / math.sqrt(width), (batch, count, self.heads, width))
         key = ops.reshape(self.key(memory), (batch, positions, self.heads, width))
         scores = ops.einsum("bqhc,bphc->bqph", query, key)
-        scores = ops.cast(scores, "float32") + ops.where(mask, 0.0, MASKED)[:, None, :, None]
+        # Padding gets the lowest number there is: what it is compared with may be low itself.
+        scores = ops.where(mask[:, None, :, None], ops.cast(scores, "float32"), -LARGEST["float32"])
         weights = ops.softmax(ops.reshape(scores, (batch, count, positions * self.heads)), axis=-1)
         return ops.reshape(weights, (batch, count, positions, self.heads))
 
