@@ -24,6 +24,7 @@ from pairs import (
     padded_batch,
 )
 
+from port_weights import load_model
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import SinePositionEmbedding
 
@@ -97,6 +98,34 @@ def assert_same_stages(pair: Pair, batch):
 def test_every_stage_of_a_padded_batch(make, options, pytorch, tmp_path):
     pair = make(pytorch, tmp_path, **options)
     assert_same_stages(pair, padded_batch((128, 160), (97, 110)))
+
+
+@pytest.mark.parametrize("backbone", ["thin", pytest.param("resnet-101", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("values", ["initial", "telling"])
+def test_padding_stays_hidden_when_activations_are_large(pytorch, tmp_path, backbone, values):
+    """Random weights give activations of any size; scores of the first encoder layer are then as large as their square.
+
+    Between two such scores float32 cannot always tell, and sharpened attention shows it: then the measure is how far
+    PyTorch's own float32 is from its float64.
+    """
+    options = SMALL if backbone == "thin" else {}
+    reference = dataclasses.replace(hugging_face_model(backbone, **options), values=values)
+    pytorch.call("models:save", reference, tmp_path)
+    ported = load_model(tmp_path)
+    batch = padded_batch((128, 160), (97, 110))
+
+    def activations():
+        stages = ported.stages(batch)
+        return np.abs(stages[max(name for name in stages if name.startswith("backbone"))]).max()
+
+    for _ in range(3):  # not at once: offsets do not grow with the image
+        batch["pixel_values"] *= 1e6 / activations()
+    assert activations() > 9e5
+    exact = pytorch.call("models:outputs_in_float64", reference, batch)
+    found, theirs = ported(batch), pytorch.call("models:outputs", reference, batch)
+    for name, expected in exact.items():
+        limit = 1e-5 if values == "initial" else 5 * np.abs(theirs[name] - expected).max()
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=limit, err_msg=name)
 
 
 @pytest.fixture(scope="module")

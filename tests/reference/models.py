@@ -1,6 +1,7 @@
 """Detectors of the reference: built from a description or read from files, their weights and their outputs."""
 
 import collections
+import copy
 
 import torch
 import transformers
@@ -103,6 +104,13 @@ def save_state(description, path):
 def outputs(description, batch):
     """The outputs of a batch by name."""
     return _arrays(build(description)(*inputs(batch)))
+
+
+@torch.no_grad()
+def outputs_in_float64(description, batch):
+    """The same, computed in float64 from the same float32 weights."""
+    pixel_values, pixel_mask = inputs(batch)
+    return _arrays(copy.deepcopy(build(description)).double()(pixel_values.double(), pixel_mask))
 
 
 def _arrays(outputs):

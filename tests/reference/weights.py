@@ -57,3 +57,18 @@ def uniform(module, seed):
     for name, tensor in module.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             tensor.uniform_(0.5, 1.5, generator=generator)
+
+
+@torch.no_grad()
+def initial(module, seed):
+    """What a detector of transformers draws before its first training."""
+    torch.manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(part, nn.Linear):
+            part.weight.normal_(std=0.02)
+            if part.bias is not None:
+                part.bias.zero_()
+        elif isinstance(part, nn.Embedding):
+            part.weight.normal_(std=1.0)
