@@ -68,9 +68,7 @@ def pixel_limit() -> int:
     if not text:
         return MAX_PIXELS
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(
-            f"the environment variable {VARIABLE} must be a number of pixels, such as 400000000, not {text!r}"
-        )
+        raise ValueError(f"the environment variable {VARIABLE} must be a number of pixels, not {text!r}")
     return int(text)
 
 
@@ -155,7 +153,6 @@ def _complaint(prefix: bytes, faults: list[str], size: int) -> str:
     if kind is None:
         return f"{complaint} ({size} bytes)"
     if kind in _KINDS_READ:
-        return (
-            f"{complaint}: it is a damaged {kind} file, or one of a rare kind ({next(filter(None, faults), 'no data')})"
-        )
+        reason = next(filter(None, faults), "no data")
+        return f"{complaint}: it is a damaged {kind} file, or one of a rare kind: convert it to PNG or JPEG ({reason})"
     return f"{complaint}, but a {kind} file: {_REMEDIES.get(kind, 'convert it to PNG or JPEG')}"

@@ -10,6 +10,7 @@
 """
 
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +149,7 @@ def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | 
     Raises:
         ValueError: it is no image, or cannot be read.
     """
-    if isinstance(image, str) and (scheme := _SCHEME.match(image.strip())) and not Path(image).exists():
+    if isinstance(image, str) and (scheme := _SCHEME.match(image.strip())) and not os.path.exists(image):
         if (scheme[1] or "").lower() not in ("http", "https"):
             raise ValueError(f"{_shortened(image)}: only http:// and https:// are fetched")
         if not urls:

@@ -16,7 +16,7 @@ from tfdetr_keras.data.image_formats import UnreadableImage, open_image
 ENOUGH = 0.5  # of the rows: less is refused
 _JPEG_END = b"\xff\xd9"
 _JPEG_TABLES, _JPEG_SCAN = b"\xff\xc4", b"\xff\xda"  # markers of the segments between a progressive file's scans
-_JPEG_FILL = 128  # the level of a JPEG's blocks without a byte
+_JPEG_FILL = 128  # the level of a JPEG's blocks without a byte; inks are stored the other way round, 255 − 128
 
 
 def decode(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, float]:
@@ -67,7 +67,7 @@ def _continued(content: bytes) -> tuple[Image.Image | None, float]:
             image.load()
         except Exception:
             continue
-        return image, _share_of_rows(image, _JPEG_FILL)
+        return image, _share_of_rows(image, 255 - _JPEG_FILL if image.mode == "CMYK" else _JPEG_FILL)
     return None, 0.0
 
 
