@@ -277,7 +277,7 @@ def test_five_hundred_urls(server, monkeypatch):
         else:
             np.testing.assert_array_equal(found, PIXELS)
             read_right += 1
-    assert read_right > 50
+    assert read_right > 30
 
 
 def _only_this_machine(resolve):
