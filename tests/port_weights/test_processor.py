@@ -134,7 +134,7 @@ def test_unknown_settings_are_told(folder, caplog):
     assert told.endswith('are not followed: "do_sharpen": true, "gamma": 2.2')
 
 
-@pytest.mark.parametrize("content", ["", "[]", "7", "{", "\ufeff{}", '{"size": 1e999}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "[]", "7", "{", '{"size": 1e999}', "[" * 100_000])
 def test_a_file_that_holds_no_settings(tmp_path, content):
     (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"preprocessor_config\.json "):
