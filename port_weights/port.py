@@ -15,6 +15,7 @@ from port_weights import conversions, hub
 from port_weights.architecture import architecture_of
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
+from port_weights.processor import tell_processor
 from port_weights.schemes import IGNORED, Scheme, detect_scheme
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
@@ -70,6 +71,7 @@ def load_model(
     refuse_unknown_name(source)
     if hub.is_hub_id(source):
         source = hub.fetch(str(source), revision)
+    tell_processor(source.folder if isinstance(source, hub.Commit) else source)
 
     def wanted(config: DETRConfig) -> DETRConfig:
         try:

@@ -11,7 +11,14 @@ from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data import load_coco, load_shapes, prepare
 from tfdetr_keras.data.record import RECORD_SPEC
-from tfdetr_keras.evaluation import METRIC_NAMES, class_table, coco_metrics, evaluate_detections
+from tfdetr_keras.evaluation import (
+    METRIC_NAMES,
+    Evaluator,
+    class_table,
+    coco_metrics,
+    evaluate_detections,
+    metric_names,
+)
 
 CLASSES = ["circle", "square", "triangle"]
 
@@ -101,6 +108,94 @@ def test_metrics_are_pycocotools_own(coco128, tmp_path):
             by_hand.accumulate()
             by_hand.summarize()
         np.testing.assert_allclose([ap, ap50], by_hand.stats[:2], atol=1e-12, err_msg=name)
+
+
+def many(images=3, objects=170, seed=0):
+    """More objects of one class in an image than COCO counts, and noisy detections of them and of others."""
+    rng = np.random.default_rng(seed)
+    truths, found = [], []
+    for image_id in range(1, images + 1):
+        count = objects if image_id < images else 20
+        corners = rng.uniform(0, 900, (count, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(8, 120, (count, 2))], axis=1)
+        labels = (rng.random(count) < 0.1).astype(int)
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        truths.append(
+            {"image_id": image_id, "boxes": boxes, "labels": labels, "iscrowd": np.zeros(count, bool), "area": area}
+        )
+        near = np.repeat(boxes, 2, axis=0) + rng.normal(0, 3, (2 * count, 4))
+        found.append(
+            {"image_id": image_id, "boxes": near, "labels": np.repeat(labels, 2), "scores": rng.random(2 * count)}
+        )
+    return truths, found
+
+
+def by_pycocotools(truths, found, most):
+    """Its own arrays for [1, 10, most] detections, summed up as its `summarize` does, which knows 100 alone."""
+
+    def index(images):
+        rows = [
+            {
+                "image_id": image["image_id"],
+                "category_id": int(label),
+                "bbox": [x, y, right - x, below - y],
+                "area": (right - x) * (below - y),
+                "iscrowd": 0,
+            }
+            | ({"score": float(image["scores"][row])} if "scores" in image else {})
+            for image in images
+            for row, (label, (x, y, right, below)) in enumerate(
+                zip(image["labels"], image["boxes"].tolist(), strict=True)
+            )
+        ]
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": image["image_id"]} for image in truths],
+            "categories": [{"id": 0}, {"id": 1}],
+            "annotations": [row | {"id": number} for number, row in enumerate(rows, 1)],
+        }
+        coco.createIndex()
+        return coco
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        scorer = COCOeval(index(truths), index(found), "bbox")
+        scorer.params.maxDets = [1, 10, most]
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    precision = scorer.eval["precision"][:, :, :, 0, 2]
+    return [precision[precision > -1].mean(), *scorer.stats[1:]]  # the first is -1 for other than 100
+
+
+@pytest.mark.parametrize("most", [100, 150, 300, 1000])
+def test_more_detections_can_count(most):
+    truths, found = many()
+    metrics = coco_metrics(truths, found, ["a", "b"], max_detections=most)
+    names = [f"AR{most}" if name == "AR100" else name for name in METRIC_NAMES]
+    np.testing.assert_allclose([metrics[name] for name in names], by_pycocotools(truths, found, most), atol=1e-12)
+    assert metrics["AR100"] == pytest.approx(by_pycocotools(truths, found, 100)[8], abs=1e-12)
+    assert set(metric_names(most)) | {"AP_per_class", "AP50_per_class"} == set(metrics)
+    per_class = [value for _, value, _ in class_table(metrics)]
+    assert np.mean(per_class) == pytest.approx(metrics["AP"])
+
+
+def test_perfect_detections_of_many_objects_have_ap_1_where_all_count(caplog):
+    truths, _ = many()
+    metrics = coco_metrics(truths, perfect(truths), ["a", "b"], max_detections=200)
+    assert metrics["AP"] == pytest.approx(1)
+    assert not caplog.records
+    assert coco_metrics(truths, perfect(truths), ["a", "b"])["AP"] < 0.9
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith("2 images have more than 100 objects of one class, e.g. image ")
+    assert "max_detections (--max-detections)" in told
+
+
+@pytest.mark.parametrize("wrong", [99, 0, -1, 1.5, 200.0, "200", None, True])
+def test_a_number_of_detections_that_is_none(wrong):
+    with pytest.raises(ValueError, match="max_detections must be "):
+        coco_metrics([empty(1)], [], CLASSES, max_detections=wrong)
+    with pytest.raises(ValueError, match="max_detections must be "):
+        evaluate_detections(None, load_shapes(1)[0], CLASSES, max_detections=wrong)
 
 
 def test_a_crowd_is_neither_right_nor_wrong():
@@ -197,6 +292,29 @@ def test_records_keep_their_crowds_in_the_evaluation():
     model.boxes[0, 1] = [0.2, 0.25, 0.2, 0.2]  # inside the crowd
     model.logits[0, 1] = [0, 30, 0, 0]
     assert evaluate_detections(model, records, CLASSES, size=(80, 128))["AP"] == pytest.approx(1.0)
+
+
+def test_an_evaluator_counts_more_and_says_once_where_too_few_count(caplog):
+    """A model of 130 queries that knows 130 squares of one image."""
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 500, (130, 2))
+    record = {
+        "image": np.full((600, 600, 3), 9, np.uint8),
+        "image_id": np.int64(4),
+        "orig_size": np.array([600, 600], np.int32),
+        "boxes": np.concatenate([corners, corners + 40], axis=1).astype(np.float32),
+        "labels": np.ones(130, np.int32),
+        "iscrowd": np.zeros(130, bool),
+        "area": np.full(130, 1600, np.float32),
+    }
+    records = tf.data.Dataset.from_generator(lambda: iter([record]), output_signature=RECORD_SPEC)
+    model = Oracle(prepare(records, 1, size=(80, 80)), queries=130)
+    assert evaluate_detections(model, records, CLASSES, size=(80, 80), max_detections=130)["AP"] == pytest.approx(1)
+    assert not caplog.records
+    evaluator = Evaluator(records, CLASSES, size=(80, 80))
+    for _ in range(2):
+        assert evaluator(model)["AR100"] == pytest.approx(100 / 130)
+    assert [record.getMessage()[:42] for record in caplog.records] == ["1 images have more than 100 objects of one"]
 
 
 def test_class_names_must_be_the_models():

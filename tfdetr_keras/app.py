@@ -13,19 +13,24 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from tfdetr_keras.data.image_files import records_of
-from tfdetr_keras.data.images import LARGEST_FILE, decode_image
+from tfdetr_keras.data.images import LARGEST_FILE, TURNED, decode_reduced
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.models import DETR
 from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
+from tfdetr_keras.visualize.drawing import fitted
 
 THRESHOLD = 0.5  # at the start
 LONGEST = 600  # pixels, the longer side of the pictures
-KEPT = 3600  # seconds, after which files of pictures are deleted; when the page ends, all are
+MOST_PIXELS = 2**24  # of an image that is looked at in full; larger ones are halved, or more, on being decoded
+KEPT = 3600  # seconds, after which files of pictures and what was found are deleted; when the page ends, all are
+SESSIONS = 64  # whose last image is kept, half a megabyte to one each; of the one that came first it goes first
+WAITING = 32  # images that wait for the model; a further one is told to come later
 HEADERS = ("#", "name", "score", "box")
 FONT, CODE_FONT = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # those of the reader's machine
 STYLE = """
@@ -41,13 +46,18 @@ class Look(NamedTuple):
 
     Attributes:
         file: its name.
-        found: all that the model found, however unsure, the surest first; None if something was wrong.
+        found: all that the model found, however unsure, the surest first, in a picture of `LONGEST` pixels at most;
+            None if something was wrong.
         wrong: what.
+        scale: pixels of the image in one of the picture, across and down.
+        noted: what may be worth a look, such as that the file is truncated.
     """
 
     file: str
     found: Detections | None
     wrong: str = ""
+    scale: tuple[float, float] = (1.0, 1.0)
+    noted: str = ""
 
 
 class View(NamedTuple):
@@ -85,6 +95,9 @@ def look_at(
 ) -> Look:
     """Runs a model over an image file, which may be none.
 
+    Of an image with more than `MOST_PIXELS` a half, a quarter or an eighth is looked at, as long as that has twice the
+    pixels to a side that the model sees.
+
     Args:
         model: what is tried.
         path: the file.
@@ -93,8 +106,14 @@ def look_at(
         size_rule: by which rule images are resized, see `prepare`.
     """
     file = Path(path).name
+    notes: list[str] = []
+
+    def notice(kind: str, what: str) -> None:
+        if kind != TURNED:  # there are no annotations
+            notes.append(f"It {what}.")
+
     try:
-        pixels = decode_image(Path(path).read_bytes())
+        pixels, (height, width) = decode_reduced(Path(path).read_bytes(), MOST_PIXELS, 2 * size[0], notice)
     except ValueError as error:
         return Look(file, None, f"{file} {error}")
     try:
@@ -102,9 +121,18 @@ def look_at(
         found = model.detect(
             pixels, size, threshold=0.0, attention=True, pad_to=pad_to, size_rule=size_rule, masks=False
         )
-        return Look(file, found)
     except ValueError as error:  # it does not fit the canvas
         return Look(file, None, f"{file}: {error}")
+    picture, ratio = (pixels, 1.0) if max(pixels.shape) <= LONGEST else _smaller(pixels)
+    scale = (width / pixels.shape[1] / ratio, height / pixels.shape[0] / ratio)
+    found = dataclasses.replace(found, image=picture, boxes=found.boxes * np.float32(ratio))
+    return Look(file, found, "", scale, " ".join(notes))
+
+
+def _smaller(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+    """What is kept of an image, and its scale: a session that keeps it whole would fill the memory."""
+    picture, ratio = fitted(pixels, LONGEST)
+    return np.asarray(picture), ratio
 
 
 def view(look: Look | None, threshold: float, chosen: int | None = None) -> View:
@@ -126,9 +154,10 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
     else:
         summary = f"nothing above {threshold:.2f}; the surest has {look.found.scores.max():.2f}"
         chosen = None
-    corners = [", ".join(f"{side:.0f}" for side in row["box"]) for row in sure]
+    corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in sure]
+    noted = f"<br>{html.escape(look.noted)}" if look.noted else ""
     return View(
-        f'<p class="told" role="status"><b>{html.escape(look.file)}</b>: {summary}</p>',
+        f'<p class="told" role="status"><b>{html.escape(look.file)}</b>: {summary}{noted}</p>',
         image_of_detections(sure, LONGEST),
         tuple((place + 1, row["name"], f"{row['score']:.2f}", corners[place]) for place, row in enumerate(sure)),
         tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row in enumerate(sure)),
@@ -203,7 +232,7 @@ def page(
         "elem_classes": "picture",
     }
     with gradio.Blocks(title=f"{name} · tfdetr", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
-        look = gradio.State()
+        look = gradio.State(time_to_live=KEPT)
         gradio.Markdown(f"<h1>{html.escape(name)}</h1>")
         with gradio.Row():
             with gradio.Column(min_width=320):
@@ -238,7 +267,7 @@ def page(
         threshold.change(**redraw, trigger_mode="always_last")
         chosen.input(attended_by, [look, chosen], attended, show_progress="hidden", api_visibility="private")
         table.select(clicked, look, [chosen, attended], show_progress="hidden", api_visibility="private")
-    return blocks
+    return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
 def serve(blocks: Any, host: str = "127.0.0.1", port: int = 7860, browser: bool = False) -> str:
@@ -270,6 +299,7 @@ def serve(blocks: Any, host: str = "127.0.0.1", port: int = 7860, browser: bool 
         quiet=True,
         prevent_thread_lock=True,
         max_file_size=LARGEST_FILE,
+        state_session_capacity=SESSIONS,
         theme=gradio.themes.Default(font=FONT, font_mono=CODE_FONT),
         css=STYLE,
     )

@@ -8,6 +8,8 @@ Panoptic segmentations are measured by `tfdetr_keras.panoptic_evaluation`.
 import contextlib
 import io
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,30 @@ METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 TRUTH_KEYS = ("boxes", "labels", "iscrowd", "area")
 MASK = "mask_"  # begins the names of the masks' metrics, where there are those of boxes, too
 MOST_COUNTED = 100  # detections of an image and a class that COCO's evaluation looks at
+_RECALL_COUNTS = (1, 10, MOST_COUNTED)  # detections of an image and a class that AR1, AR10 and AR100 count
+
+logger = logging.getLogger(__name__)
+
+
+def metric_names(max_detections: int = MOST_COUNTED) -> tuple[str, ...]:
+    """Returns the names of COCO's metrics, with the recall at `max_detections`, such as AR300, if that is not 100."""
+    if max_detections == MOST_COUNTED:
+        return METRIC_NAMES
+    place = METRIC_NAMES.index(f"AR{MOST_COUNTED}") + 1
+    return (*METRIC_NAMES[:place], f"AR{max_detections}", *METRIC_NAMES[place:])
+
+
+def check_max_detections(max_detections: Any) -> int:
+    """Returns the number of detections of an image and a class that count.
+
+    Raises:
+        ValueError: not a whole number from 100 on.
+    """
+    if not isinstance(max_detections, (int, np.integer)) or isinstance(max_detections, bool):
+        raise ValueError(f"max_detections must be a whole number, not {max_detections!r}")
+    if max_detections < MOST_COUNTED:
+        raise ValueError(f"max_detections must be at least COCO's {MOST_COUNTED}, not {max_detections}")
+    return int(max_detections)
 
 
 def coco_metrics(
@@ -44,6 +70,7 @@ def coco_metrics(
     detections: Iterable[Mapping[str, Any]],
     class_names: Sequence[str],
     iou_type: IouType = "bbox",
+    max_detections: int = MOST_COUNTED,
 ) -> dict[str, Any]:
     """Computes COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
 
@@ -53,14 +80,19 @@ def coco_metrics(
         ground_truth: per image `{"image_id": int, "boxes": (objects, 4) xyxy pixels, "labels": (objects,) int,
             "iscrowd": (objects,) bool, "area": (objects,) pixels²}`. A detection of a crowd is neither right nor wrong.
         detections: per image `{"image_id": int, "boxes": (detections, 4) xyxy pixels, "labels": (detections,) int,
-            "scores": (detections,)}`; at most the 100 best of an image and class count. An image may be missing.
+            "scores": (detections,)}`; at most the best `max_detections` of an image and class count. An
+            image may be missing.
         class_names: name of each label; "N/A" for a label that is not in use.
         iou_type: "bbox" for AP of boxes; "segm" for that of masks, for which both have, in place of boxes, `"masks":
             (n, height, width)` bool or n of COCO's run lengths.
+        max_detections: of an image and a class that count, the surest first. With more than COCO's 100, AP and the
+            recalls by size are those with as many, and the recall is given with 100 and with as many. Images with more
+            objects of a class than count are logged: their recall cannot be 1.
 
     Returns:
         `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
-        where there is no object to find, and `"AP_per_class"` and `"AP50_per_class"`, dicts from class name to value.
+        where there is no object to find, with `"AR300"` if `max_detections` is 300; and `"AP_per_class"` and
+        `"AP50_per_class"`, dicts from class name to value.
 
     Raises:
         ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label;
@@ -68,7 +100,22 @@ def coco_metrics(
 
     Source: `pycocotools.cocoeval.COCOeval` (Lin et al., "Microsoft COCO: Common Objects in Context").
     """
+    metrics, crowded = _measured(ground_truth, detections, class_names, iou_type, max_detections)
+    if crowded:
+        logger.warning(crowded)
+    return metrics
+
+
+def _measured(
+    ground_truth: Iterable[Mapping[str, Any]],
+    detections: Iterable[Mapping[str, Any]],
+    class_names: Sequence[str],
+    iou_type: IouType,
+    max_detections: int,
+) -> tuple[dict[str, Any], str]:
+    """The metrics of `coco_metrics`, and what is to be said of images with more objects than count."""
     check_iou_type(iou_type)
+    max_detections = check_max_detections(max_detections)
     sizes: dict[int, list[int]] = {}  # of images with masks
     true_ids, true_rows = _collect(ground_truth, "ground truth", len(class_names), iou_type, sizes)
     found_ids, found_rows = _collect(detections, "detections", len(class_names), iou_type, sizes)
@@ -84,11 +131,11 @@ def coco_metrics(
         scorer = COCOeval(
             _coco_index(true_rows, images, class_names), _coco_index(found_rows, images, class_names), iou_type
         )
+        scorer.params.maxDets = sorted({*_RECALL_COUNTS, max_detections})
         scorer.evaluate()
         scorer.accumulate()
-        scorer.summarize()
-    metrics: dict[str, Any] = dict(zip(METRIC_NAMES, scorer.stats.tolist(), strict=True))
-    # (IoU thresholds, recalls, classes, areas, max detections): all areas, 100 detections
+    metrics = _summary(scorer)
+    # (IoU thresholds, recalls, classes, areas, max detections): all areas, all detections that count
     precision = scorer.eval["precision"][:, :, :, 0, -1]
     at_half = precision[scorer.params.iouThrs == 0.5]
     for name, values in (("AP_per_class", precision), ("AP50_per_class", at_half)):
@@ -97,7 +144,37 @@ def coco_metrics(
             for label, class_name in enumerate(class_names)
             if class_name != "N/A"
         }
-    return metrics
+    return metrics, _told_crowded(true_rows, class_names, max_detections)
+
+
+def _summary(scorer: COCOeval) -> dict[str, Any]:
+    """What `COCOeval.summarize` computes, which knows AP with 100 detections alone, and three counts of the recall."""
+
+    def mean(values: np.ndarray) -> float:
+        return float(values[values > -1].mean()) if (values > -1).any() else -1.0
+
+    # (IoU thresholds, recalls, classes, areas, counts) and (IoU thresholds, classes, areas, counts)
+    precision, recall = scorer.eval["precision"], scorer.eval["recall"]
+    thresholds, counts = scorer.params.iouThrs, scorer.params.maxDets
+    metrics = {"AP": mean(precision[:, :, :, 0, -1])}
+    metrics |= {f"AP{round(100 * at)}": mean(precision[thresholds == at][:, :, :, 0, -1]) for at in (0.5, 0.75)}
+    metrics |= {f"AP{size}": mean(precision[:, :, :, area, -1]) for area, size in enumerate("sml", 1)}
+    metrics |= {f"AR{count}": mean(recall[:, :, 0, place]) for place, count in enumerate(counts)}
+    return metrics | {f"AR{size}": mean(recall[:, :, area, -1]) for area, size in enumerate("sml", 1)}
+
+
+def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], most: int) -> str:
+    """Says which images have more objects of a class than detections of it count; "" if none has."""
+    counts = Counter((row["image_id"], row["category_id"]) for row in rows if not row.get("iscrowd"))
+    crowded = {image_id for (image_id, _), count in counts.items() if count > most}
+    if not crowded:
+        return ""
+    (image_id, label), count = counts.most_common(1)[0]
+    return (
+        f"{len(crowded)} images have more than {most} objects of one class, e.g. image {image_id} with {count} of "
+        f"{class_names[label]}, but only {most} detections of an image and a class count: raise max_detections "
+        "(--max-detections) to count more"
+    )
 
 
 def class_table(metrics: Mapping[str, Any], masks: bool = False) -> list[tuple[str, float, float]]:
@@ -115,6 +192,7 @@ def evaluate_detections(
     pad_to: tuple[int, int] | None = None,
     size_rule: SizeRule = "huggingface",
     masks: bool = False,
+    max_detections: int = MOST_COUNTED,
 ) -> dict[str, Any]:
     """Runs a model over a dataset of records and computes COCO's metrics.
 
@@ -129,6 +207,7 @@ def evaluate_detections(
         pad_to: (height, width) of a fixed canvas, pixels: on JAX, one compilation instead of one per image size.
         size_rule: by which rule images are resized, see `td.data.prepare`; as in training.
         masks: whether AP of masks is computed, too, of records with masks and a model with a mask head.
+        max_detections: of an image and a class that count, see `coco_metrics`.
 
     Returns:
         See `coco_metrics`; with `masks` also the same of the masks, under names with "mask_" before them: `mask_AP`,
@@ -138,7 +217,7 @@ def evaluate_detections(
         ValueError: the model's number of classes is not that of `class_names`; there are no masks; or as
             `coco_metrics`.
     """
-    return Evaluator(records, class_names, size, batch_size, pad_to, size_rule, masks)(model)
+    return Evaluator(records, class_names, size, batch_size, pad_to, size_rule, masks, max_detections)(model)
 
 
 class Evaluator:
@@ -148,8 +227,9 @@ class Evaluator:
     all get the metrics of the whole.
 
     There is no threshold. Every query is a detection, its best class but "no object"; with a classification by
-    sigmoids, the 100 most likely pairs of query and class are. Images stream: only boxes are kept, 2.8 kB an image with
-    100 queries. Masks are made one after the other, in the size of the original image, and kept as run lengths.
+    sigmoids, the 100 most likely pairs of query and class are, or `max_detections` if that is more. Images stream:
+    only boxes are kept, 2.8 kB an image with 100 queries. Masks are made one after the other, in the size of the
+    original image, and kept as run lengths.
 
     A model gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
     cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is "focal",
@@ -163,6 +243,7 @@ class Evaluator:
         pad_to: (height, width) of a fixed canvas.
         size_rule: by which rule images are resized.
         masks: whether AP of masks is computed, too.
+        max_detections: of an image and a class that count.
 
     Attributes:
         ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were wanted, masks.
@@ -181,7 +262,9 @@ class Evaluator:
         pad_to: tuple[int, int] | None = None,
         size_rule: SizeRule = "huggingface",
         masks: bool = False,
+        max_detections: int = MOST_COUNTED,
     ) -> None:
+        self.max_detections, self._told = check_max_detections(max_detections), False
         if masks and "masks" not in records.element_spec:
             raise ValueError("the records have no masks to measure masks by: read them with load_coco(…, masks=True)")
         self.class_names, self.masks = list(class_names), masks
@@ -209,9 +292,13 @@ class Evaluator:
                     progress(len(self.detections))
         self.ground_truth = [image for part in gather(self.ground_truth) for image in part]
         self.detections = [image for part in gather(self.detections) for image in part]
-        metrics = coco_metrics(self.ground_truth, self.detections, self.class_names)
+        found = (self.ground_truth, self.detections, self.class_names)
+        metrics, crowded = _measured(*found, "bbox", self.max_detections)
+        if crowded and not self._told:
+            logger.warning(crowded)
+            self._told = True  # once, not after every epoch
         if self.masks:
-            of_masks = coco_metrics(self.ground_truth, self.detections, self.class_names, "segm")
+            of_masks, _ = _measured(*found, "segm", self.max_detections)
             metrics |= {f"{MASK}{name}": value for name, value in of_masks.items()}
         return metrics
 
@@ -238,9 +325,9 @@ class Evaluator:
         sizes = targets["orig_size"]
         if self.masks:
             objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
-            results = [_with_run_lengths(found, mask_of) for found, mask_of in objects]
+            results = [_with_run_lengths(found, mask_of, self.max_detections) for found, mask_of in objects]
         else:
-            results = post_process(outputs, sizes, threshold=0.0, classification=classification)
+            results = post_process(outputs, sizes, 0.0, classification, top_k=self.max_detections)
         for row, (image_id, result) in enumerate(zip(targets["image_id"], results, strict=True)):
             real = targets["true_labels"][row] >= 0
             truth = {key: targets[f"true_{key}"][row][real] for key in TRUTH_KEYS}
@@ -251,10 +338,12 @@ class Evaluator:
             self.detections.append({"image_id": int(image_id), **result})
 
 
-def _with_run_lengths(found: Mapping[str, np.ndarray], mask_of: Callable[[int], np.ndarray]) -> dict[str, Any]:
+def _with_run_lengths(
+    found: Mapping[str, np.ndarray], mask_of: Callable[[int], np.ndarray], most: int
+) -> dict[str, Any]:
     """An image's detections as far as COCO's evaluation looks at them, with their masks as run lengths."""
     order = np.argsort(-found["scores"], kind="stable")  # as pycocotools sorts
-    best = [order[found["labels"][order] == label][:MOST_COUNTED] for label in np.unique(found["labels"])]
+    best = [order[found["labels"][order] == label][:most] for label in np.unique(found["labels"])]
     rows = np.sort(np.concatenate([order[:0], *best]))
     masks = [run_lengths(mask_of(row)[None])[0] for row in rows]
     return {key: value[rows] for key, value in found.items()} | {"masks": masks}

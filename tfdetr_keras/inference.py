@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident, post_process
 from tfdetr_keras.preprocessing import SizeRule
 from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
+
+logger = logging.getLogger(__name__)
 
 PANOPTIC_THRESHOLD = 0.85  # facebookresearch/detr, `PostProcessPanoptic`
 
@@ -223,7 +226,7 @@ def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: i
 def _pixels(images: Any, urls: bool) -> tuple[bool, list[np.ndarray]]:
     """Whether it is one image, not a list of them; and the pixels of each."""
     is_one = not isinstance(images, (list, tuple))
-    return is_one, [read_pixels(image, urls) for image in ([images] if is_one else images)]
+    return is_one, [read_pixels(image, urls, logger.warning) for image in ([images] if is_one else images)]
 
 
 def _found(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tfdetr_keras.data import from_dataset, load_coco, load_tfrecord, load_voc, load_yolo, prepare, readable_errors
 from tfdetr_keras.data.files import MISSING, UNREADABLE
+from tfdetr_keras.data.images import TRUNCATED
 
 HEIGHT, WIDTH = 40, 60
 BOX = [6, 4, 30, 24]  # xyxy, pixels, of an image that is 60 wide and 40 high
@@ -42,9 +43,10 @@ ODD = {
     "with a space.jpg": GOOD,
     "Größe 猫.jpg": GOOD,
 }
+CUT = {"cut.jpg": GOOD[:-200], "cut.png": encoded(RGB, "PNG")[:-200]}  # as downloads that were broken off
 BAD = {
-    "truncated.jpg": GOOD[:-200],
-    "truncated.png": encoded(RGB, "PNG")[:-200],
+    "truncated.jpg": GOOD[: len(GOOD) // 2],  # the other half are tables
+    "truncated.png": encoded(RGB, "PNG")[:3000],
     "empty.jpg": b"",
     "text.jpg": b"<html>404 Not Found</html>",
 }
@@ -255,6 +257,26 @@ def test_no_image_at_all(write, reader):
     load = write(reader, {"lost.jpg": GOOD}, missing=["lost.jpg"])
     with pytest.raises(ValueError, match="the set is empty"):
         load(on_error="skip")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_image_that_lacks_its_last_bytes_is_read_and_noticed(write, reader):
+    dataset = write(reader, CUT | {"whole.jpg": GOOD})()
+    records = as_arrays(dataset)
+    assert [len(record["boxes"]) for record in records] == [1, 1, 1]
+    for record, whole in zip(records[:2], (np.asarray(Image.open(io.BytesIO(GOOD))), NOISE[..., :3]), strict=True):
+        np.testing.assert_array_equal(record["image"][:16], whole[:16])
+        assert record["image"].shape == (HEIGHT, WIDTH, 3)
+    assert dataset.tally.counts() == {TRUNCATED: 2}
+    assert dataset.tally.left_out() == {}
+    assert "rows are there" in str(dataset.tally)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_the_error_says_how_to_go_on(write, reader):
+    dataset = write(reader, {"a.jpg": GOOD, "empty.jpg": b""})()
+    with pytest.raises(ValueError, match=r'on_error="skip" \(--on-error skip\)'), readable_errors():
+        as_arrays(dataset)
 
 
 @pytest.mark.parametrize("reader", READERS)

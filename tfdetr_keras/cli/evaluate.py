@@ -66,6 +66,13 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="of panoptic segments; lower scores are left out (default: that of the paper's own evaluation)",
     )
     command.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="count the N surest detections of an image and a class, for sets with more objects than COCO's; at least "
+        "100 (default: 100, as COCO has it)",
+    )
+    command.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -79,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file: give the name of a folder")
+    if options.max_detections is not None and options.max_detections < 100:
+        raise ValueError(f"--max-detections must be at least COCO's 100, not {options.max_detections}")
     check_model(options)
     own = options.data is None
     if own:
@@ -110,6 +119,8 @@ def run(options: argparse.Namespace) -> int:
     total = -1 if reader is None else int(reader.entries.cardinality())
     with Counter("measured", total) as counter:
         if has_masks and source["data"] == "coco-panoptic":
+            if options.max_detections is not None:
+                raise ValueError("--max-detections is of boxes and masks, and a panoptic set is measured by segments")
             things = data.coco_things(source["annotations"], source.get("category_ids", "contiguous"))
             metrics = evaluate_panoptic(
                 model,
@@ -123,12 +134,13 @@ def run(options: argparse.Namespace) -> int:
             evaluator = None
         else:
             masks = has_masks and source["data"] == "coco"
-            evaluator = Evaluator(records, names, masks=masks, **arguments)
+            counted = {} if options.max_detections is None else {"max_detections": options.max_detections}
+            evaluator = Evaluator(records, names, masks=masks, **counted, **arguments)
             metrics = evaluator(model, progress=counter.show)
     tally = tally_of(records)
     if tally is not None and tally.counts():
         print(tally)
-    _print(metrics)
+    _print(metrics, options.max_detections)
     if options.out is not None:
         written = _write(metrics, evaluator, source, options.out)
         print(f"wrote {', '.join(written[:-1])}{' and ' if written[1:] else ''}{written[-1]} to {options.out}")
@@ -206,8 +218,8 @@ def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]
     return names
 
 
-def _print(metrics: Mapping[str, Any]) -> None:
-    from tfdetr_keras.evaluation import MASK, METRIC_NAMES, class_table
+def _print(metrics: Mapping[str, Any], max_detections: int | None = None) -> None:
+    from tfdetr_keras.evaluation import MASK, class_table, metric_names
 
     if "PQ" in metrics:
         rows = [(ending.strip("_") or "all", metrics, ending) for ending in ("", "_things", "_stuff")]
@@ -218,9 +230,10 @@ def _print(metrics: Mapping[str, Any]) -> None:
             print(f"{name:{width}s}", *(f"{values[figure + ending]:.4f}" for figure in ("PQ", "SQ", "RQ")))
         return
     kinds = ("", MASK) if f"{MASK}AP" in metrics else ("",)
-    width = max(len(f"{kind}AR100 ") for kind in kinds)
+    names = metric_names(max_detections) if max_detections is not None else metric_names()
+    width = max(len(f"{kind}{name}") for kind in kinds for name in ["AR100 ", *names])
     for kind in kinds:
-        for name in METRIC_NAMES:
+        for name in names:
             print(f"{kind + name:{width}s} {metrics[kind + name]:.4f}")
     tables = [class_table(metrics, masks=kind == MASK) for kind in kinds]
     width = max(len(name) for name in ["class", *(row[0] for row in tables[0])])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -142,19 +141,17 @@ def _source(options: argparse.Namespace) -> Any:
 
 
 def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
-    """The size, and the canvas if there was one, that a model's own files tell."""
+    """The size, and the canvas if there was one, that a model's own files tell.
+
+    Raises:
+        ValueError: as `read_processor`.
+    """
     from port_weights.hub import Commit
+    from port_weights.processor import read_processor
     from tfdetr_keras.training import RunFolder
 
     if is_run(options.model):
         return RunFolder(options.model).sizes
     source = _source(options)
-    described = Path(source.folder if isinstance(source, Commit) else source) / "preprocessor_config.json"
-    told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
-    size, canvas = told.get("size") or {}, told.get("pad_size") or {}
-    if isinstance(size, int):  # older files; where they name no limit, it is 1333
-        size = {"shortest_edge": size, "longest_edge": told.get("max_size", 1333)}
-    if not {"shortest_edge", "longest_edge"} <= set(size):
-        return {}
-    trained: dict[str, Any] = {"size": (size["shortest_edge"], size["longest_edge"])}
-    return trained | ({"pad_to": (canvas["height"], canvas["width"])} if {"height", "width"} <= set(canvas) else {})
+    folder = Path(source.folder if isinstance(source, Commit) else source)
+    return read_processor(folder, with_size=options.size is None)

@@ -40,6 +40,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("predictions"), metavar="DIR", help="where to write (default: predictions)"
     )
+    command.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="stop at an image that cannot be read, or leave it out and count it (default: raise)",
+    )
     command.set_defaults(run=run)
 
 
@@ -51,14 +57,16 @@ def run(options: argparse.Namespace) -> int:
     from tfdetr_keras import data
     from tfdetr_keras.data.images import read_pixels, upright_size
 
-    records, paths = data.load_images(options.images)
-    for path in paths:
+    records, paths = data.load_images(options.images, options.on_error)
+    for path in paths if options.on_error == "raise" else ():
         if upright_size(path) is None:
             read_pixels(path)  # says what is wrong, before anything is written
     model = read_model(options)
     with made_folder(options.out):
         found = _draw_all(model, records, paths, options)
         write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
+    if records.tally.counts():
+        print(records.tally)
     total = sum(len(image["detections"]) for image in found)
     print(f"found {total} objects in {len(found)} images; wrote pictures and detections.json to {options.out}")
     return 0
@@ -95,7 +103,7 @@ def _draw(model: DETR, image: dict[str, Any], path: Path, picture: Path, thresho
     from tfdetr_keras.segments import lay_masks
 
     names = model.id2label
-    pixels = decode_image(path.read_bytes())
+    pixels = decode_image(path.read_bytes(), notice=lambda *_: None)  # which the records have told of
     rows = zip(image["labels"].tolist(), image["scores"].tolist(), image["boxes"].tolist(), strict=True)
     detections = [{"class": names[label], "score": score, "box": box} for label, score, box in rows]
     if "masks" in image:

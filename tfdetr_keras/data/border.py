@@ -94,6 +94,11 @@ class Border:
         if self.tally.add(kind, description, left_out=True):
             logger.warning("leaving out %s, first: %s", kind, description)
 
+    def notice(self, kind: str, description: str) -> None:
+        """Counts something that is kept, but may be worth a look, and logs the first of its kind."""
+        if self.tally.add(kind, description):
+            logger.warning("noticed %s, first: %s", kind, description)
+
     def admit_boxes(
         self,
         boxes: np.ndarray,

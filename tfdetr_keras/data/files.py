@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import EMPTY_BOX, Border
 from tfdetr_keras.data.host import host_function
-from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.data.images import TURNED, decode_image
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 UNREADABLE = "unreadable images"
+SKIP = 'with on_error="skip" (--on-error skip) such images are left out and counted'
 MISSING = "missing images"
 WITHOUT_BOXES = "sets of which no box is left"
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 UNKNOWN_SIZE = (-1, -1)
 FAULTY_MASKS = "segmentations that cannot be read"
 _IMAGE_ID = re.compile(r"[0-9]{1,18}")  # fits into int64
@@ -122,14 +122,20 @@ def read_files(
         for key in ("boxes", "labels", "iscrowd", "area")
     }
 
+    annotated = len(objects.labels) > 0
+
     def decode(path: bytes, size: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+        def notice(kind: str, what: str) -> None:
+            if annotated or kind != TURNED:  # without annotations an image is turned upright, and that is all
+                border.notice(kind, f"{_printable(path)} {what}")
+
         try:
             content = Path(os.fsdecode(path)).read_bytes()
-            return decode_image(content, None if size[0] < 0 else tuple(size.tolist())), np.True_
+            return decode_image(content, None if size[0] < 0 else tuple(size.tolist()), notice), np.True_
         except OSError as error:
-            border.refuse(UNREADABLE, f"{_printable(path)} cannot be opened: {error.strerror}")
+            border.refuse(UNREADABLE, f"{_printable(path)} cannot be opened: {error.strerror}", SKIP)
         except ValueError as error:
-            border.refuse(UNREADABLE, f"{_printable(path)} {error}")
+            border.refuse(UNREADABLE, f"{_printable(path)} {error}", SKIP)
         return np.zeros((1, 1, 3), np.uint8), np.False_
 
     def masks(path: bytes, start: np.ndarray, stop: np.ndarray, shape: np.ndarray, readable: np.ndarray) -> np.ndarray:
@@ -186,18 +192,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
-
-
-def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files of a folder and its subfolders, in any order; links are followed, but not back to a folder `above`."""
-    place = folder.resolve()
-    if place in above:
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from files_below(path, above | {place})
-        else:
-            yield path
 
 
 def place_in(folder: Path, name: str) -> Path:

@@ -10,8 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
-from tfdetr_keras.data.files import IMAGE_SUFFIXES, UNKNOWN_SIZE, ImageFiles, Objects, files_below, read_files
+from tfdetr_keras.data.files import UNKNOWN_SIZE, ImageFiles, Objects, read_files
 from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.image_formats import IMAGE_SUFFIXES
+from tfdetr_keras.data.listing import files_below, images_below
 from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
 from tfdetr_keras.models.spelling import did_you_mean
 
@@ -24,7 +26,8 @@ def load_images(
     """Reads image files that have no annotations.
 
     Args:
-        sources: files and folders; of a folder all images in it and below, in the order of their names.
+        sources: files and folders; of a folder all images in it and below, in the order of their names. Hidden images
+            and those of kinds that are not read are left out and counted, what systems leave behind is passed over.
         on_error: "raise" an error for an image that cannot be read, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -35,29 +38,28 @@ def load_images(
         ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
     """
     places = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    border = Border(on_error)
     paths: list[Path] = []
-    others: list[Path] = []
     for place in places:
         if place.is_dir():
-            below = list(files_below(place))
-            images = [path for path in below if path.suffix.lower() in IMAGE_SUFFIXES]
-            paths += sorted(images)
-            others += [path for path in below if path.suffix.lower() not in IMAGE_SUFFIXES]
+            paths += images_below(place, border)
         elif place.is_file():
             paths.append(place)
         else:
             raise ValueError(f"there is no image or folder {place}{_remedy(place)}")
     if not paths:
+        others = [path for place in places for path in files_below(place)]
         suffixes = sorted({path.suffix or path.name for path in others})
         held = f"other files ({', '.join(suffixes[:MOST_NAMED])})" if others else "nothing"
         raise ValueError(
             f"there is no image in {', '.join(map(str, places)) or 'an empty list of files'}, which holds {held}; "
             f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            + "".join(f"; left out: {len(found)} {kind}" for kind, found in border.tally.left_out().items())
         )
     files = ImageFiles(paths, np.arange(len(paths)), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
     nothing = np.zeros(0, np.int64)
     objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(np.float32))
-    return read_files(files, objects, Border(on_error)), paths
+    return read_files(files, objects, border), paths
 
 
 def _remedy(source: Path) -> str:

@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import BoxFormat, check_box_format, to_xyxy
-from tfdetr_keras.data.files import UNREADABLE
+from tfdetr_keras.data.files import SKIP, UNREADABLE
 from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.image_levels import Notice
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
@@ -211,23 +212,23 @@ def _pixels(image: tf.Tensor, size: tf.Tensor | None, name: tf.Tensor, border: B
 def _converted(
     convert: Callable[..., np.ndarray], inputs: Sequence[tf.Tensor], name: tf.Tensor, border: Border
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a function of arrays makes of an image, and whether it could: a ValueError tells why not."""
+    """What a function of arrays and of a notice makes of an image, and whether it could: a ValueError tells why not."""
 
     def call(name: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
         try:
-            return convert(*arrays), np.True_
+            return convert(*arrays, lambda kind, what: border.notice(kind, f"{name.decode()} {what}")), np.True_
         except ValueError as error:
-            border.refuse(UNREADABLE, f"{name.decode()} {error}")
+            border.refuse(UNREADABLE, f"{name.decode()} {error}", SKIP)
             return np.zeros((1, 1, 3), np.uint8), np.False_
 
     return host_function(call, [name, *inputs], [tf.uint8, tf.bool])
 
 
-def _decoded(content: bytes, size: np.ndarray) -> np.ndarray:
-    return decode_image(content, tuple(size.tolist()) if min(size) > 0 else None)
+def _decoded(content: bytes, size: np.ndarray, notice: Notice) -> np.ndarray:
+    return decode_image(content, tuple(size.tolist()) if min(size) > 0 else None, notice)
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
+def _rgb(pixels: np.ndarray, notice: Notice) -> np.ndarray:
     image = pixels[..., None] if pixels.ndim == 2 else pixels
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise ValueError(f"has the shape {pixels.shape}, not (height, width, 1, 3 or 4 channels)")

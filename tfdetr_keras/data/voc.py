@@ -11,17 +11,16 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import (
-    IMAGE_SUFFIXES,
     UNKNOWN_SIZE,
     ImageFiles,
     Objects,
-    files_below,
     ids_of_names,
     place_in,
     read_files,
     read_text,
 )
 from tfdetr_keras.data.images import upright_size
+from tfdetr_keras.data.listing import files_below, images_below
 
 FAULTY_FILES = "annotation files that cannot be read"
 SECOND_FILES = "annotation files of images that have another"
@@ -72,7 +71,7 @@ def load_voc(
     images, annotations = Path(images), Path(annotations)
     if not images.is_dir():
         raise ValueError(f"there is no folder {images} of images")
-    image_files = sorted(file for file in files_below(images) if file.suffix.lower() in IMAGE_SUFFIXES)
+    image_files = images_below(images, border)
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for file in image_files:
         by_name[file.name].append(file)

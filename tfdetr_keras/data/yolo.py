@@ -12,16 +12,16 @@ import yaml
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
 from tfdetr_keras.data.files import (
-    IMAGE_SUFFIXES,
     UNKNOWN_SIZE,
     ImageFiles,
     Objects,
-    files_below,
     ids_of_names,
     place_in,
     read_files,
     read_text,
 )
+from tfdetr_keras.data.image_formats import is_read
+from tfdetr_keras.data.listing import entries_of, files_below, images_below
 
 FAULTY_FILES = "label files that cannot be read"
 FAULTY_LINES = "label lines that cannot be read"
@@ -71,7 +71,7 @@ def load_yolo(
     description = _description(folder)
     class_names = list(_class_names(folder, description) if class_names is None else class_names)
     places = _places(folder, description, split)
-    paths = _images(places)
+    paths = _images(places, border)
     label_files = [_label_file(path) for path in paths]
     if not any(file.is_file() for file in label_files):
         border.refuse(NO_LABELS, f"{folder}: no image has a label file; that of {paths[0]} would be {label_files[0]}")
@@ -163,8 +163,8 @@ def _places(folder: Path, description: dict[str, Any], split: str | None) -> lis
 
 def _splits(folder: Path, description: dict[str, Any]) -> list[str]:
     found = {name for name in SPLITS if description.get(name) is not None}
-    found |= {place.name for place in _entries(folder / "images") if place.is_dir()}
-    return sorted(found | {place.name for place in _entries(folder) if (place / "images").is_dir()})
+    found |= {place.name for place in entries_of(folder / "images") if place.is_dir()}
+    return sorted(found | {place.name for place in entries_of(folder) if (place / "images").is_dir()})
 
 
 def _resolved(root: Path, folder: Path, entry: str) -> Path:
@@ -176,7 +176,7 @@ def _resolved(root: Path, folder: Path, entry: str) -> Path:
     raise ValueError(f"{folder}: the YAML file names {entry}, which does not exist")
 
 
-def _images(places: Sequence[Path]) -> list[Path]:
+def _images(places: Sequence[Path], border: Border) -> list[Path]:
     """The images of a split, sorted."""
     found: set[Path] = set()
     for place in places:
@@ -184,33 +184,29 @@ def _images(places: Sequence[Path]) -> list[Path]:
             listed = [line.strip() for line in read_text(place).splitlines() if line.strip()]
             found |= {place_in(place.parent, line) for line in listed}
         else:
-            found |= set(_image_files(files_below(place)))
+            found |= set(images_below(place, border))
     if not found:
         raise ValueError(f"the set is empty: there is no image in {', '.join(map(str, places))}")
     return sorted(found)
 
 
 def _image_files(files: Iterable[Path]) -> list[Path]:
-    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in files if is_read(file.suffix)]
 
 
 def _strays(places: Sequence[Path], paths: Sequence[Path], label_files: Sequence[Path]) -> list[Path]:
     """Label files beside a split's that belong to no image, of another split neither."""
-    texts = {file for folder in {file.parent for file in label_files} for file in _entries(folder)}
+    texts = {file for folder in {file.parent for file in label_files} for file in entries_of(folder)}
     for place in places:
         labels = _label_file(place / "any").parent
         if place.is_dir() and labels.is_dir():
             texts |= set(files_below(labels))
-    neighbours = _image_files(file for folder in {path.parent for path in paths} for file in _entries(folder))
+    neighbours = _image_files(file for folder in {path.parent for path in paths} for file in entries_of(folder))
     known = {*label_files, *places, *map(_label_file, neighbours)}
     others = {Path(name).name for name in NAME_LISTS}
     return sorted(
         file for file in texts - known if file.suffix.lower() == ".txt" and file.name not in others and file.is_file()
     )
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _label_file(image: Path) -> Path:
