@@ -62,7 +62,7 @@ def load_coco(
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
     files = image_files(content["images"], images, annotations)
     objects = _objects(content["annotations"], files, labels, masks, annotations, border)
     return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names

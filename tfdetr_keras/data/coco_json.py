@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from tfdetr_keras.data.border import Border
+from tfdetr_keras.data.class_names import UNUSED_NAME, note_renamed, tidy_names
 from tfdetr_keras.data.files import ImageFiles, place_in
 from tfdetr_keras.data.segmentations import is_number, is_whole
 
-UNUSED_NAME = "N/A"  # the class name of an id that COCO does not use
 MAX_AREA = 2.0**62  # pixels², of the largest image that could be described
 FAULTY_ANNOTATIONS = "annotations that cannot be read"
 UNKNOWN_IMAGES = "annotations of unknown images"
@@ -49,16 +50,19 @@ def missing_keys(entry: Any, keys: set[str]) -> str:
     return f"has no {', '.join(sorted(missing))}" if missing else ""
 
 
-def label_table(categories: list[dict[str, Any]], category_ids: str, source: Path) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names of all labels.
+def label_table(
+    categories: list[dict[str, Any]], category_ids: str, source: Path, border: Border | None = None
+) -> tuple[dict[int, int], list[str]]:
+    """Category id -> label, and the names of all labels, made fit for files and tables (see `tidy_names`).
 
     Args:
         categories: as the file has them.
         category_ids: "contiguous" or "original", see `load_coco`.
         source: the file, for messages.
+        border: where names that were changed are told.
 
     Raises:
-        ValueError: another `category_ids`, no categories, or two with one id.
+        ValueError: another `category_ids`, no categories, two with one id, or a name that is none.
     """
     if category_ids not in ("contiguous", "original"):
         raise ValueError(f'category_ids must be "contiguous" or "original", not {category_ids!r}')
@@ -66,10 +70,13 @@ def label_table(categories: list[dict[str, Any]], category_ids: str, source: Pat
     names = {category["id"]: str(category["name"]) for category in by_id}
     if not names or len(names) != len(categories) or min(names) < 0:
         raise ValueError(f"{source}: categories must have different ids from 0 on, at least one")
+    tidy = dict(zip(names, tidy_names(names.values(), source), strict=True))
+    if border is not None:
+        note_renamed(list(names.values()), list(tidy.values()), source, border.tally)
     if category_ids == "contiguous":
-        return {category_id: label for label, category_id in enumerate(names)}, list(names.values())
-    return {category_id: category_id for category_id in names}, [
-        names.get(category_id, UNUSED_NAME) for category_id in range(max(names) + 1)
+        return {category_id: label for label, category_id in enumerate(tidy)}, list(tidy.values())
+    return {category_id: category_id for category_id in tidy}, [
+        tidy.get(category_id, UNUSED_NAME) for category_id in range(max(tidy) + 1)
     ]
 
 

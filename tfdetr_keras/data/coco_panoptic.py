@@ -96,7 +96,7 @@ def load_coco_panoptic(
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
     files = image_files(content["images"], images, annotations)
     maps = _maps(content["annotations"], files, Path(segments), annotations, border)
     places = sorted(maps)

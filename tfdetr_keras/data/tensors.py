@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import BoxFormat, check_box_format, to_xyxy
+from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import decode_image
@@ -68,7 +69,9 @@ def from_dataset(
         raise ValueError(f"fields must name {REQUIRED_FIELDS} and may name {OPTIONAL_FIELDS}, not {sorted(fields)}")
     if dataset.cardinality() == 0:
         raise ValueError("the set is empty: the dataset has no elements")
-    border, names, files = Border(on_error), list(class_names), _LatestFiles()
+    border, files, raw_names = Border(on_error), _LatestFiles(), list(class_names)
+    names = tidy_names(raw_names)
+    note_renamed(raw_names, names, "class_names", border.tally)
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
@@ -261,7 +264,7 @@ def _admitted(
         names = [bytes(name).decode("utf-8", "backslashreplace") for name in labels]
         described = [f"{text} ({name!r})" for text, name in zip(described, names, strict=True)]
         numbers = {name: number for number, name in enumerate(class_names)}
-        labels = np.array([numbers.get(name, -1) for name in names], np.int64)
+        labels = np.array([numbers.get(tidy_name(name), -1) for name in names], np.int64)
     corners, kept = border.admit_boxes(boxes, labels, size, len(class_names), described.__getitem__)
     box_area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     iscrowd = columns.get("iscrowd", np.zeros(len(kept), bool))

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import (
     IMAGE_SUFFIXES,
     UNKNOWN_SIZE,
@@ -84,7 +85,9 @@ def load_voc(
     found = sorted({name for _, (_, _, names, _) in listed for name in names})
     if not listed or (class_names is None and not found):
         raise ValueError(f"{annotations}: the set is empty: no annotation file that can be read holds an object")
-    class_names = list(found if class_names is None else class_names)
+    raw_names = list(found if class_names is None else class_names)
+    class_names = tidy_names(raw_names)
+    note_renamed(raw_names, class_names, "class_names", border.tally)
     if image_set is None:
         annotated = {image for _, (image, _, _, _) in listed}
         refused = {twins[path] for path in set(paths).difference(path for path, _ in listed)}
@@ -175,7 +178,7 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
             name, corners = entry.findtext("name"), [entry.findtext(f"bndbox/{side}") for side in _SIDES]
             if not name or not name.strip() or None in corners:
                 raise ValueError(f"object {place} has no name or no bndbox with {', '.join(_SIDES)}")
-            names.append(name.strip())
+            names.append(tidy_name(name))
             boxes.append([float(str(corner)) for corner in corners])
     except (OverflowError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
