@@ -1,6 +1,7 @@
 """Reads the format of the Pascal VOC challenge: one XML file of annotations per image."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -29,6 +30,7 @@ SECOND_FILES = "annotation files of images that have another"
 UNKNOWN_CLASSES = "objects of unknown classes"
 WITHOUT_ANNOTATIONS = "images without an annotation file"
 COUNTED_FROM_ZERO = "boxes that begin at pixel 0 in a set that counts from 1"
+_ENCODING = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z0-9._:-]{1,40})["']""")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -161,13 +163,14 @@ def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, border: Borde
 
 def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content:
     try:
-        root = ElementTree.parse(path).getroot()
+        root = _root(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"there is no annotation file {path}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be opened: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two for its encoding
-        raise ValueError(f"{path} is not valid XML: {error}") from None
+        remedy = "save it as UTF-8, or let its first line name its encoding, as <?xml version='1.0' encoding='gbk'?>"
+        raise ValueError(f"{path} is not valid XML: {error}; if its letters are the reason, {remedy}") from None
     file_name = (root.findtext("filename") or "").strip()
     if not file_name:
         raise ValueError(f"{path} does not name its image: it has no filename")
@@ -190,6 +193,17 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
     return image, (height, width) if stated else UNKNOWN_SIZE, names, boxes
 
 
+def _root(content: bytes) -> ElementTree.Element:
+    """The root of an XML file in whatever encoding it declares: the parser itself knows none of several bytes."""
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError):
+        declared = _ENCODING.match(content)
+        if declared is None:
+            raise
+        return ElementTree.fromstring(content.decode(declared[1].decode("ascii")))
+
+
 def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
     """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name.
 
@@ -201,10 +215,8 @@ def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
             if candidate.is_file():
                 return candidate
     found = [by_name.get(name, ()) for name in (short.name, short.stem, twin.name)]
-    near = [file for files in found for file in files if file.parent == twin.parent]
-    if near:
-        return near[0]
-    anywhere = next(filter(None, found), [images / short.name])
+    near = [[file for file in files if file.parent == twin.parent] for files in found]
+    anywhere = next(filter(None, [*near, *found]), [images / short.name])
     if len(anywhere) > 1:
         raise ValueError(f"does not tell which image it is for: {', '.join(map(str, anywhere))}")
     return anywhere[0]
