@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.coco_results import IouType, check_iou_type, coco_results, coco_rows
 from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
@@ -92,7 +93,8 @@ def coco_metrics(
     Returns:
         `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
         where there is no object to find, with `"AR300"` if `max_detections` is 300; and `"AP_per_class"` and
-        `"AP50_per_class"`, dicts from class name to value.
+        `"AP50_per_class"`, dicts from class name to value; of several classes with one name the others than the first
+        are called "name (2)", "name (3)".
 
     Raises:
         ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label;
@@ -141,8 +143,8 @@ def _measured(
     for name, values in (("AP_per_class", precision), ("AP50_per_class", at_half)):
         metrics[name] = {
             class_name: float(values[:, :, label].mean())
-            for label, class_name in enumerate(class_names)
-            if class_name != "N/A"
+            for label, class_name in enumerate(distinct_names(class_names))
+            if class_name != UNUSED_NAME
         }
     return metrics, _told_crowded(true_rows, class_names, max_detections)
 

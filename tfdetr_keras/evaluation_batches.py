@@ -34,10 +34,15 @@ def evaluation_batches(
         size_rule: by which rule images are resized.
 
     Raises:
-        ValueError: an unknown `size_rule`.
+        ValueError: an unknown `size_rule`; a set of whose objects none can be used; an image id that two records have,
+            where that is known before they are read.
     """
     if size_rule not in get_args(SizeRule):
         raise ValueError(f"size_rule must be one of {get_args(SizeRule)}, not {size_rule!r}")
+    if (reader := reader_of(records)) is not None:
+        reader.refuse_total_loss()
+        if reader.image_ids is not None:
+            _refuse_repeated(reader.image_ids)
     resize = Resize(*size, size_rule, strict=pad_to is not None)
 
     def encode_with_truth(record: Record) -> Batch:
@@ -49,6 +54,18 @@ def evaluation_batches(
         encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
     return pad_batches(examples, batch_size, pad_to)
+
+
+def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
+    """Raises if two records have one image id, before a model has been over all of them."""
+    seen: dict[int, int] = {}
+    for place, image_id in enumerate(image_ids.as_numpy_iterator()):
+        first = seen.setdefault(int(image_id), place)
+        if first != place:
+            raise ValueError(
+                f"records {first} and {place} have one image id, {image_id}: detections could belong to either; write "
+                "each image once, with a source_id of its own"
+            )
 
 
 def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:

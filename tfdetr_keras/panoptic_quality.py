@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdetr_keras.data.coco_json import UNUSED_NAME
+from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
 from tfdetr_keras.panoptic_results import NumberedSegments, number_segments
 
 
@@ -131,8 +131,9 @@ class PanopticQuality:
         result: dict[str, Any] = {}
         for ending, part in (("", counts), ("_things", counts & self.things), ("_stuff", counts & ~self.things)):
             result |= _named(values[part].mean(axis=0) if part.any() else np.full(3, -1.0), ending)
+        names = distinct_names(self.class_names)
         result["per_class"] = {
-            self.class_names[label]: _named(values[label] if counts[label] else np.full(3, -1.0))
+            names[label]: _named(values[label] if counts[label] else np.full(3, -1.0))
             for label in np.flatnonzero(named).tolist()
         }
         return result

@@ -13,10 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tfdetr_keras.data import coco_category_ids, files, load_coco, readable_errors
-from tfdetr_keras.data.border import EMPTY_BOX
+from tfdetr_keras.data.border import EMPTY_BOX, WITHOUT_BOXES
 from tfdetr_keras.data.coco import WITHOUT_MASK
 from tfdetr_keras.data.coco_json import FAULTY_ANNOTATIONS, REPEATED_ANNOTATIONS, UNKNOWN_CATEGORIES, UNKNOWN_IMAGES
-from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE, WITHOUT_BOXES
+from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.segmentations import rasterise
 
@@ -171,10 +171,13 @@ FAULTS = [
     (entry("annotations", 1, iscrowd="0"), r"annotations\[1\] .*has iscrowd '0', not 0 or 1", FAULTY_ANNOTATIONS, 2),
     (entry("annotations", 1, id=[1]), r"annotations\[1\] .*has the id \[1\]", FAULTY_ANNOTATIONS, 2),
     (
-        lambda content: [a.update(id=4) for a in content["annotations"][:2]],
-        r"has the id 4 of annotations\[0\]",
+        lambda content: (
+            content["annotations"].extend([content["annotations"][1] | {"id": 4}] * 2)
+            or [a.update(id=row) for row, a in enumerate(content["annotations"][:5], 5)]
+        ),
+        r"annotations\[6\] .*is annotations\[5\] once more, with the same id 4",
         REPEATED_ANNOTATIONS,
-        2,
+        4,
     ),
     (entry("annotations", 2, bbox=[1, 2, float("nan"), 3]), r"annotations\[2\] .*non-finite", "non-finite boxes", 2),
     (entry("annotations", 2, bbox=[1, 2, float("inf"), 3]), r"annotations\[2\] .*non-finite", "non-finite boxes", 2),
@@ -384,7 +387,9 @@ def test_whatever_a_segmentation_is_it_never_crashes(segmentation):
 def test_a_large_set_costs_little_before_it_is_read(tmp_path, monkeypatch):
     count, per_image = 20_000, 4
     Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
-    images = [{"id": n, "file_name": "one.png", "height": 48, "width": 64} for n in range(count)]
+    images = [{"id": n, "file_name": f"{n}.png", "height": 48, "width": 64} for n in range(count)]
+    for n in range(count):
+        (tmp_path / f"{n}.png").symlink_to(tmp_path / "one.png")
     objects = [{"image_id": n, "category_id": 1, "bbox": [1, 2, 3, 4]} for n in range(count) for _ in range(per_image)]
     content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "set.json").write_text(json.dumps(content))

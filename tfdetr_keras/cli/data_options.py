@@ -60,6 +60,12 @@ def add_source_options(command: argparse.ArgumentParser, otherwise: str | None =
         metavar="FILE",
         help="text file with one class a line in the order of the labels (default: as the set states them)",
     )
+    source.add_argument(
+        "--lines",
+        choices=("auto", "boxes", "polygons"),
+        help="yolo: what the lines of label files are: boxes, with or without a confidence, a track or keypoints after "
+        "them, or polygons (default: auto, by their numbers)",
+    )
     drawn = command.add_argument_group("drawn shapes")
     drawn.add_argument("--count", type=int, metavar="N", help="shapes: number of images (default: 256)")
     drawn.add_argument(
@@ -134,6 +140,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "drawn_size": options.drawn_size,
         "drawn_seed": options.drawn_seed,
         "segments": options.segments and str(options.segments),
+        "lines": options.lines,
         # Of the commands that have a use for them.
         "masks": getattr(options, "masks", None),
         "category_ids": getattr(options, "category_ids", None),

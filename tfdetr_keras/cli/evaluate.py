@@ -200,7 +200,7 @@ def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]
     Raises:
         ValueError: the model's are others.
     """
-    from tfdetr_keras.data.coco_json import UNUSED_NAME
+    from tfdetr_keras.data.class_names import UNUSED_NAME
 
     known, names = list(model.id2label.values()), list(names)
     if original:

@@ -49,6 +49,7 @@ def load_source(
     masks: bool = False,
     segments: str | Path | None = None,
     category_ids: str | None = None,
+    lines: str | None = None,
     on_error: OnError = "raise",
 ) -> Loaded:
     """Reads a detection set of any kind.
@@ -68,6 +69,7 @@ def load_source(
         masks: coco: whether records have the objects' masks; of coco-panoptic they always have, no other kind has them.
         segments: coco-panoptic: the folder of the PNG files.
         category_ids: coco, coco-panoptic: "contiguous" (the default) or "original", see `load_coco`.
+        lines: yolo: "auto" (the default), "boxes" or "polygons", see `load_yolo`.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -90,6 +92,7 @@ def load_source(
         masks=masks or None,
         segments=segments,
         category_ids=category_ids,
+        lines=lines,
     )
     return KINDS[data].read(**given, on_error=on_error)
 
@@ -245,7 +248,9 @@ KINDS = {
         files=("image_set",),
         folders=("images", "annotations"),
     ),
-    "yolo": _Kind(_read_yolo, {"images": "the folder of the set"}, ("split", "class_names"), folders=("images",)),
+    "yolo": _Kind(
+        _read_yolo, {"images": "the folder of the set"}, ("split", "class_names", "lines"), folders=("images",)
+    ),
     "tfds": _Kind(
         _read_tfds,
         {"annotations": "the folder of a prepared builder"},

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 OnError = Literal["raise", "skip"]
 
 EMPTY_BOX = "boxes without area inside their image"
+WITHOUT_BOXES = "sets of which no box is left"
+MANY = 1000  # objects; where of so many none can be used, nothing better is to be expected
 
 
 class Tally:
@@ -73,6 +75,8 @@ class Border:
             raise ValueError(f'on_error must be "raise" or "skip", not {on_error!r}')
         self.on_error = on_error
         self.tally = Tally()
+        self._lock = threading.Lock()
+        self.objects = self.objects_kept = 0  # that came to `admit_boxes`, again each time they are read
 
     def refuse(self, kind: str, description: str, remedy: str = "") -> None:
         """Raises for one faulty thing, or leaves it out.
@@ -98,6 +102,35 @@ class Border:
         """Counts something that is kept, but may be worth a look, and logs the first of its kind."""
         if self.tally.add(kind, description):
             logger.warning("noticed %s, first: %s", kind, description)
+
+    def refuse_total_loss(self, for_training: bool = False, at_least: int = 1) -> None:
+        """Raises, or counts, if objects were there so far and none of them could be used.
+
+        A model would be trained on, or measured by, a set without a single object. A set that has no objects is none of
+        that kind: nothing of it was lost.
+
+        Args:
+            for_training: whether it is an error even where faults are left out.
+            at_least: how many objects must have been lost.
+
+        Raises:
+            ValueError: see above.
+        """
+        if self.objects_kept or self.objects < at_least:
+            return
+        examples = [found[0] for kind, found in self.tally.left_out().items() if kind != WITHOUT_BOXES]
+        description = f"none of {self.objects} objects can be used" + (f", e.g. {examples[0]}" if examples else "")
+        if EMPTY_BOX in self.tally.counts():
+            description = (
+                f"none of {self.objects} boxes has an area inside its image, e.g. "
+                f"{self.tally.descriptions(EMPTY_BOX)[0]}; are relative boxes taken for pixels, or pixels for relative "
+                "boxes?"
+            )
+        if for_training:
+            raise ValueError(description)
+        # Where faults are left out, each was told already; boxes outside of their image are no faults by themselves.
+        if self.on_error == "raise" or (EMPTY_BOX in self.tally.counts() and WITHOUT_BOXES not in self.tally.counts()):
+            self.refuse(WITHOUT_BOXES, description)
 
     def admit_boxes(
         self,
@@ -146,6 +179,9 @@ class Border:
         positive = (clipped[:, 2:] > clipped[:, :2]).all(axis=-1)
         for row in np.flatnonzero(kept & ~positive).tolist():
             self.leave_out(EMPTY_BOX, f"{describe(row)} has the box {_listed(boxes[row])} (xyxy)")
+        with self._lock:
+            self.objects += len(boxes)
+            self.objects_kept += int((kept & positive).sum())
         return clipped, kept & positive
 
 

@@ -7,10 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed, segmentation_area
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
 from tfdetr_keras.data.coco_json import (
     FAULTY_ANNOTATIONS,
+    REPEATED_ANNOTATIONS,
     Fault,
     image_fault,
     image_files,
@@ -21,8 +23,9 @@ from tfdetr_keras.data.coco_json import (
     read_coco_json,
 )
 from tfdetr_keras.data.files import ImageFiles, Objects, read_files
-from tfdetr_keras.data.segmentations import rasterise, segmentation_complaint
+from tfdetr_keras.data.segmentations import is_whole, rasterise, segmentation_complaint
 
+SHARED_IDS = "annotations that share their id with another"
 WITHOUT_MASK = "objects without a segmentation, whose mask is empty"
 _ANNOTATION_KEYS = {"image_id", "category_id", "bbox"}
 
@@ -42,7 +45,9 @@ def load_coco(
     Args:
         images: folder of the images.
         annotations: the instances JSON file. An annotation needs `image_id`, `category_id` and `bbox` (x, y, width,
-            height in pixels); `iscrowd` and `area` default to 0 and to the box's area.
+            height in pixels); `iscrowd` and `area` default to 0 and to the box's area. An `area` that cannot be that of
+            an object in its box, as 0, is replaced by that of the segmentation, or else of the box, and counted as
+            noticed.
         category_ids: "contiguous" numbers the categories 0 .. K - 1 in the order of their ids, and
             `coco_category_ids` leads back; "original" keeps the ids as labels, as the published COCO weights do, and
             names the gaps "N/A".
@@ -55,16 +60,22 @@ def load_coco(
 
     Raises:
         ValueError: a missing, malformed or empty annotation file, or an image id that appears twice; and, unless they
-            are skipped: a missing image file, a malformed annotation, one of an unknown image or category or with the
-            id of another, a non-finite or inverted box; while iterating: an image that cannot be read or has another
-            size.
+            are skipped: a missing image file, one that two images name, a malformed annotation, one of an unknown image
+            or category, one that is listed twice, a non-finite or inverted box; while iterating: an image that cannot
+            be read or has another size.
     """
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations)
-    files = image_files(content["images"], images, annotations)
-    objects = _objects(content["annotations"], files, labels, masks, annotations, border)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
+    files, joined = image_files(content["images"], images, annotations, border)
+    entries = [
+        entry | {"image_id": joined[entry["image_id"]]}
+        if joined and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
+        else entry
+        for entry in content["annotations"]
+    ]
+    objects = _objects(entries, files, labels, masks, annotations, border)
     return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names
 
 
@@ -93,8 +104,18 @@ def _objects(
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
     sound: list[tuple[int, dict[str, Any]]] = []
     seen: dict[Any, int] = {}
+    ids_are_of_use = _ids_are_of_use(entries)
     for row, entry in enumerate(entries):
-        fault = _fault(entry, place_of, labels, seen)
+        fault = _fault(entry, place_of, labels)
+        own_id = None if fault else entry.get("id")
+        if own_id in seen:
+            first = seen[own_id]
+            if ids_are_of_use and _same_object(entries[first], entry):
+                fault = REPEATED_ANNOTATIONS, f"is annotations[{first}] once more, with the same id {own_id}"
+            else:
+                owner = named_image(entry["image_id"], place_of, files)
+                description = f"{source}: annotations[{row}] ({owner}) has the id {own_id} of annotations[{first}]"
+                border.tally.add(SHARED_IDS, description)
         if not fault and masks and (segmentation := entry.get("segmentation")):
             size = files.sizes[place_of[entry["image_id"]]].tolist()
             complaint = segmentation_complaint(segmentation, *size)
@@ -105,8 +126,8 @@ def _objects(
                 owner = f" ({named_image(entry['image_id'], place_of, files)})"
             border.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
             continue
-        if entry.get("id") is not None:
-            seen[entry["id"]] = row
+        if own_id is not None:
+            seen.setdefault(own_id, row)
         sound.append((row, entry))
     boxes = np.array([entry["bbox"] for _, entry in sound], np.float64).reshape(-1, 4)
     with np.errstate(over="ignore", invalid="ignore"):  # such boxes will be refused
@@ -118,10 +139,22 @@ def _objects(
         number, entry = sound[row]
         return f"{source}: annotations[{number}] ({named_image(entry['image_id'], place_of, files)})"
 
-    corners, kept = border.admit_boxes(to_xyxy(boxes, "xywh"), label, files.sizes[image], None, describe)
-    areas = [
-        area if entry.get("area") is None else entry["area"] for (_, entry), area in zip(sound, box_areas, strict=True)
-    ]
+    stated = to_xyxy(boxes, "xywh")
+    corners, kept = border.admit_boxes(stated, label, files.sizes[image], None, describe)
+    areas = np.array(
+        [
+            area if entry.get("area") is None else entry["area"]
+            for (_, entry), area in zip(sound, box_areas, strict=True)
+        ],
+        np.float64,
+    )
+    for row in np.flatnonzero(not_believed(areas, stated) & kept).tolist():
+        size = files.sizes[image[row]].tolist()
+        own = segmentation_area(sound[row][1].get("segmentation"), *size)
+        if own is None or not_believed(np.array([own]), stated[row : row + 1])[0]:
+            own = box_areas[row]
+        border.tally.add(NOT_BELIEVED, f"{describe(row)} has the area {areas[row]:g}; taken for {own:g} pixels²")
+        areas[row] = own
     segmentations: list[bytes] = []
     if masks:
         # As text again: lists of numbers take several times the memory.
@@ -134,7 +167,7 @@ def _objects(
         boxes=corners,
         labels=label,
         iscrowd=np.array([bool(entry.get("iscrowd", 0)) for _, entry in sound], bool),
-        area=np.array(areas, np.float32),
+        area=areas.astype(np.float32),
         segmentations=segmentations if masks else None,
     ).rows(kept)
 
@@ -143,7 +176,17 @@ def _rasterise(segmentation: bytes, height: int, width: int) -> np.ndarray:
     return rasterise(json.loads(segmentation), height, width)
 
 
-def _fault(entry: Any, place_of: dict[int, int], labels: dict[int, int], seen: dict[Any, int]) -> Fault | None:
+def _ids_are_of_use(entries: list[Any]) -> bool:
+    """Whether ids tell annotations apart: in some files all of them are 0."""
+    ids = [repr(entry["id"]) for entry in entries if isinstance(entry, dict) and entry.get("id") is not None]
+    return 2 * len(set(ids)) > len(ids)
+
+
+def _same_object(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in (*_ANNOTATION_KEYS, "segmentation"))
+
+
+def _fault(entry: Any, place_of: dict[int, int], labels: dict[int, int]) -> Fault | None:
     """What is wrong with an annotation; None if nothing is, but for its box's sides."""
     if missing := missing_keys(entry, _ANNOTATION_KEYS):
         return FAULTY_ANNOTATIONS, missing
@@ -151,4 +194,4 @@ def _fault(entry: Any, place_of: dict[int, int], labels: dict[int, int], seen: d
         return fault
     if entry["bbox"] is None:
         return FAULTY_ANNOTATIONS, "has the bbox None, not [x, y, width, height]"
-    return object_fault(entry, labels, seen, "annotations")
+    return object_fault(entry, labels, {}, "annotations")

@@ -1,20 +1,23 @@
 """What COCO's annotation files have in common: images, categories, and what may be wrong with an object's entry."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfdetr_keras.data.border import Border
+from tfdetr_keras.data.class_names import UNUSED_NAME, note_renamed, tidy_names
 from tfdetr_keras.data.files import ImageFiles, place_in
 from tfdetr_keras.data.segmentations import is_number, is_whole
 
-UNUSED_NAME = "N/A"  # the class name of an id that COCO does not use
 MAX_AREA = 2.0**62  # pixels², of the largest image that could be described
 FAULTY_ANNOTATIONS = "annotations that cannot be read"
 UNKNOWN_IMAGES = "annotations of unknown images"
 UNKNOWN_CATEGORIES = "annotations of unknown categories"
 REPEATED_ANNOTATIONS = "annotations with the id of another"
+REPEATED_FILES = "images whose file is that of another"
 _REQUIRED_KEYS = {"images": {"id", "file_name", "height", "width"}, "categories": {"id", "name"}, "annotations": set()}
 
 Fault = tuple[str, str]  # its kind, as the border counts it, and a complaint that goes on from the entry's name
@@ -49,16 +52,19 @@ def missing_keys(entry: Any, keys: set[str]) -> str:
     return f"has no {', '.join(sorted(missing))}" if missing else ""
 
 
-def label_table(categories: list[dict[str, Any]], category_ids: str, source: Path) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names of all labels.
+def label_table(
+    categories: list[dict[str, Any]], category_ids: str, source: Path, border: Border | None = None
+) -> tuple[dict[int, int], list[str]]:
+    """Category id -> label, and the names of all labels, made fit for files and tables (see `tidy_names`).
 
     Args:
         categories: as the file has them.
         category_ids: "contiguous" or "original", see `load_coco`.
         source: the file, for messages.
+        border: where names that were changed are told.
 
     Raises:
-        ValueError: another `category_ids`, no categories, or two with one id.
+        ValueError: another `category_ids`, no categories, two with one id, or a name that is none.
     """
     if category_ids not in ("contiguous", "original"):
         raise ValueError(f'category_ids must be "contiguous" or "original", not {category_ids!r}')
@@ -66,23 +72,33 @@ def label_table(categories: list[dict[str, Any]], category_ids: str, source: Pat
     names = {category["id"]: str(category["name"]) for category in by_id}
     if not names or len(names) != len(categories) or min(names) < 0:
         raise ValueError(f"{source}: categories must have different ids from 0 on, at least one")
+    tidy = dict(zip(names, tidy_names(names.values(), source), strict=True))
+    if border is not None:
+        note_renamed(list(names.values()), list(tidy.values()), source, border.tally)
     if category_ids == "contiguous":
-        return {category_id: label for label, category_id in enumerate(names)}, list(names.values())
-    return {category_id: category_id for category_id in names}, [
-        names.get(category_id, UNUSED_NAME) for category_id in range(max(names) + 1)
+        return {category_id: label for label, category_id in enumerate(tidy)}, list(tidy.values())
+    return {category_id: category_id for category_id in tidy}, [
+        tidy.get(category_id, UNUSED_NAME) for category_id in range(max(tidy) + 1)
     ]
 
 
-def image_files(entries: list[dict[str, Any]], folder: Path, source: Path) -> ImageFiles:
-    """The files of the images, in the order of the entries.
+def image_files(
+    entries: list[dict[str, Any]], folder: Path, source: Path, border: Border
+) -> tuple[ImageFiles, dict[int, int]]:
+    """The files of the images, in the order of the entries, and the ids of those that stand for another's file.
 
     Args:
         entries: the file's `images`.
         folder: that file names are relative to.
         source: the file, for messages.
+        border: what happens where two images name one file, of which the second is left out. The annotations of both
+            would be those of one picture, which was shown with a part of them, or as empty.
+
+    Returns:
+        The files, and the id of a left-out image -> the id of the one with its file.
 
     Raises:
-        ValueError: no images, two with one id, a name that is no text or a size that is none.
+        ValueError: no images, two with one id, a name that is no text or a size that is none; two with one file.
     """
     if not entries:
         raise ValueError(f"{source} lists no images")
@@ -97,11 +113,24 @@ def image_files(entries: list[dict[str, Any]], folder: Path, source: Path) -> Im
         for side in ("height", "width"):
             if not is_whole(entry[side]) or not 0 < entry[side] < 2**31:
                 raise ValueError(f"{source}: images[{place}] has the {side} {entry[side]!r}, not a number of pixels")
-    return ImageFiles(
-        paths=[place_in(folder, entry["file_name"]) for entry in entries],
-        image_ids=np.array(list(place_of), np.int64),
-        sizes=np.array([(entry["height"], entry["width"]) for entry in entries], np.int32),
+    paths = [place_in(folder, entry["file_name"]) for entry in entries]
+    owners: dict[str, int] = {}
+    joined: dict[int, int] = {}
+    for place, path in enumerate(paths):
+        owner = owners.setdefault(os.path.normpath(path), place)
+        if owner != place:
+            ids = entries[owner]["id"], entries[place]["id"]
+            rows = f"images[{owner}] (id {ids[0]}) and images[{place}] (id {ids[1]})"
+            remedy = 'list it once; on_error="skip" leaves the second out, and annotations of both become those of one'
+            border.refuse(REPEATED_FILES, f"{source}: {rows} are one file, {path}", remedy)
+            joined[ids[1]] = ids[0]
+    kept = [place for place, entry in enumerate(entries) if entry["id"] not in joined]
+    files = ImageFiles(
+        paths=[paths[place] for place in kept],
+        image_ids=np.array([entries[place]["id"] for place in kept], np.int64),
+        sizes=np.array([(entries[place]["height"], entries[place]["width"]) for place in kept], np.int32),
     )
+    return files, joined
 
 
 def image_fault(entry: dict[str, Any], place_of: dict[int, int]) -> Fault | None:

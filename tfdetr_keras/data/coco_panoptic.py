@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
 from tfdetr_keras.data.coco_json import (
@@ -96,9 +97,10 @@ def load_coco_panoptic(
     border = Border(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations)
-    files = image_files(content["images"], images, annotations)
-    maps = _maps(content["annotations"], files, Path(segments), annotations, border)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
+    files, joined = image_files(content["images"], images, annotations, border)
+    segmented = [entry for entry in content["annotations"] if not _is_joined(entry, joined)]
+    maps = _maps(segmented, files, Path(segments), annotations, border)
     places = sorted(maps)
     files = ImageFiles([files.paths[place] for place in places], files.image_ids[places], files.sizes[places])
     objects, details = _objects([maps[place] for place in places], files, labels, annotations, border)
@@ -132,6 +134,11 @@ def coco_things(annotations: str | Path, category_ids: Literal["contiguous", "or
             )
         things[labels[category["id"]]] = bool(category["isthing"])
     return things
+
+
+def _is_joined(entry: Any, joined: dict[int, int]) -> bool:
+    """Whether an annotation is of an image that was left out, since another has its file."""
+    return bool(joined) and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
 
 
 def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, border: Border) -> dict[int, _Map]:
@@ -207,13 +214,17 @@ def _objects(
     corners[~given] = np.nan
     for row in np.flatnonzero(~kept).tolist():
         note(sound[row][0], sound[row][2])
-    areas = [np.nan if entry.get("area") is None else entry["area"] for _, _, entry in sound]
+    areas = np.array([np.nan if entry.get("area") is None else entry["area"] for _, _, entry in sound], np.float64)
+    doubtful = not_believed(areas, boxes) & given & kept & ~np.isnan(areas)
+    for row in np.flatnonzero(doubtful | (areas == 0)).tolist():
+        border.tally.add(NOT_BELIEVED, f"{name(*sound[row][:2])} has the area {areas[row]:g}; its mask's is taken")
+        areas[row] = np.nan
     objects = Objects(
         image=image,
         boxes=corners,
         labels=label,
         iscrowd=np.array([bool(entry.get("iscrowd", 0)) for _, _, entry in sound], bool),
-        area=np.array(areas, np.float32),
+        area=areas.astype(np.float32),
     )
     ids = np.array([entry["id"] for _, _, entry in sound], np.int32)
     return objects.rows(kept), _Segments(ids[kept], refused)

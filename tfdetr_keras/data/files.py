@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import EMPTY_BOX, Border
+from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import TURNED, decode_image
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
@@ -20,7 +20,6 @@ from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with
 UNREADABLE = "unreadable images"
 SKIP = 'with on_error="skip" (--on-error skip) such images are left out and counted'
 MISSING = "missing images"
-WITHOUT_BOXES = "sets of which no box is left"
 UNKNOWN_SIZE = (-1, -1)
 FAULTY_MASKS = "segmentations that cannot be read"
 _IMAGE_ID = re.compile(r"[0-9]{1,18}")  # fits into int64
@@ -104,10 +103,7 @@ def read_files(
         )
     if not present.any():
         raise ValueError("the set is empty: it has no image that could be read")
-    if not len(objects.labels) and (empty := border.tally.counts().get(EMPTY_BOX)):
-        example = border.tally.descriptions(EMPTY_BOX)[0]
-        remedy = "are relative boxes taken for pixels, or pixels for relative boxes?"
-        border.refuse(WITHOUT_BOXES, f"none of {empty} boxes has an area inside its image, e.g. {example}", remedy)
+    border.refuse_total_loss()
     objects = objects.rows(np.argsort(objects.image, kind="stable"))
     bounds = np.searchsorted(objects.image, np.arange(len(present) + 1))
     entries = {

@@ -85,7 +85,8 @@ def prepare(
         `"masks": (batch, M, height, width) bool` where records have them.
 
     Raises:
-        ValueError: at the call, for arguments that cannot work, or fewer records than a training batch needs.
+        ValueError: at the call, for arguments that cannot work, or fewer records than a training batch needs; in
+            training, for a set of whose objects none can be used, e.g. with pixels where relative boxes are meant.
         tf.errors.InvalidArgumentError: while iterating, for an image larger than `pad_to` or with more objects than
             `max_boxes`, whose id it names, or an epoch of training without any batch, which only its end can tell
             where records are skipped or share several canvases (`readable_errors` turns it into a `ValueError`).
@@ -95,6 +96,7 @@ def prepare(
     resize = Resize(*size, size_rule, strict=pad_to is not None)
     reader = reader_of(dataset) or _as_read(dataset)
     if training:
+        reader.refuse_total_loss()
         count = len(range(shard[1], int(reader.entries.cardinality()), shard[0]))
         if reader.entries.cardinality() >= 0 and count < batch_size and not repeat:
             raise ValueError(

@@ -23,16 +23,19 @@ made of its dataset since.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras import notebook
-from tfdetr_keras.data.border import Border, Tally
+from tfdetr_keras.data.border import MANY, WITHOUT_BOXES, Border, Tally
+from tfdetr_keras.data.host import host_function
 
 Record = dict[str, tf.Tensor]
 
@@ -47,6 +50,7 @@ RECORD_SPEC = {
 }
 MASKS_SPEC = tf.TensorSpec((None, None, None), tf.bool)
 OBJECT_KEYS = ("boxes", "labels", "iscrowd", "area", "masks")  # have one row per object
+MOST_WITHOUT = 64  # records without objects that are looked at for one
 READABLE = "readable"  # of a record on its way out of a reader: False where its image could not be read
 
 
@@ -66,6 +70,9 @@ class Reader:
         border: what happens to faulty data.
         entries_are_small: whether all entries can be held in memory to shuffle from: names, not pixels.
         file_of: image id -> the image's file, or None where it is not known; None if no image has one.
+        boxes_come_last: whether boxes are looked at only while records are read, so that a set all of whose boxes are
+            lost is found out only then.
+        image_ids: of all records, where they may repeat and are cheaper to read than records.
     """
 
     entries: tf.data.Dataset
@@ -73,6 +80,8 @@ class Reader:
     border: Border
     entries_are_small: bool
     file_of: Callable[[int], str | None] | None = None
+    boxes_come_last: bool = False
+    image_ids: tf.data.Dataset | None = None
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
         """Reads entries, in parallel; unreadable ones are an error or left out, as the border has it.
@@ -95,8 +104,27 @@ class Reader:
         if self.border.on_error == "skip":
             records = records.filter(lambda *tag_and_record: tag_and_record[-1][READABLE])
         records = records.map(without_flag)
+        if self.boxes_come_last:
+            records = _with_last_word(records, self.border.refuse_total_loss)
         records.origin = self
         return records
+
+    def refuse_total_loss(self) -> None:
+        """Raises a ValueError if no object of the set can be used, which the first records mostly disprove.
+
+        Records are read until one has an object, or enough of them nothing to lose. Other faults are left for the pass
+        over the records that comes later.
+        """
+        if WITHOUT_BOXES in self.border.tally.counts():
+            raise ValueError(self.border.tally.descriptions(WITHOUT_BOXES)[0])
+        if not self.boxes_come_last or self.border.objects_kept:
+            return
+        with contextlib.suppress(ValueError, tf.errors.OpError):
+            labels = self.records(self.entries).map(lambda record: record["labels"])
+            for place, found in enumerate(labels.as_numpy_iterator()):
+                if len(found) or self.border.objects >= MANY or (place >= MOST_WITHOUT and not self.border.objects):
+                    return
+        self.border.refuse_total_loss(for_training=True)
 
     def dataset(self) -> tf.data.Dataset:
         """The dataset of records that a reader returns: carries the reader, and its tally as `tally`.
@@ -124,6 +152,18 @@ class Reader:
             notebook.table((), [(line,) for line in str(self.border.tally).splitlines()]),
             notebook.table(("key", "dtype", "shape"), rows),
         )
+
+
+def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.data.Dataset:
+    """The same records, with a check at the end of each pass."""
+
+    def nothing(_: tf.Tensor) -> tf.data.Dataset:
+        with tf.control_dependencies([host_function(lambda: (check(), np.int64(0))[1], [], tf.int64)]):
+            return records.take(tf.constant(0, tf.int64))
+
+    checked = records.concatenate(tf.data.Dataset.range(1).flat_map(nothing))
+    count = int(records.cardinality())
+    return checked.apply(tf.data.experimental.assert_cardinality(count)) if count >= 0 else checked
 
 
 def reader_of(dataset: tf.data.Dataset) -> Reader | None:

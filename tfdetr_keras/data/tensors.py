@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed
+from tfdetr_keras.data.border import MANY, Border, OnError
 from tfdetr_keras.data.box_format import BoxFormat, check_box_format, to_xyxy
+from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import SKIP, UNREADABLE
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.image_levels import Notice
@@ -44,7 +46,8 @@ def from_dataset(
             numbers. Messages call an image by its file's name; "" where it is not known. The size is the (height,
             width) that an image file's annotations are for, which tells whether they belong to the pixels as stored or
             as turned upright; (0, 0) where it is not known, and then to the upright ones. An area below 0 or not finite
-            is one that is not known.
+            is one that is not known; one that cannot be that of an object in its box, as 0, is replaced by the box's
+            and counted as noticed.
         class_names: name of each label.
         box_format: "xyxy", "xywh", "cxcywh" or "yxyx".
         relative: whether boxes are relative to the image (0 .. 1) rather than in pixels.
@@ -58,7 +61,8 @@ def from_dataset(
         TypeError: not a dataset.
         ValueError: a place that the elements do not have, fields of another type, unknown fields or box formats; while
             iterating, unless skipped: an image that cannot be read or is of another size, boxes and labels that do not
-            fit together, a label that is no class, a non-finite or inverted box.
+            fit together, a label that is no class, a non-finite or inverted box; at the end of a pass: a set of whose
+            objects none could be used.
     """
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(f"dataset must be a tf.data.Dataset, not {type(dataset).__name__}")
@@ -67,16 +71,41 @@ def from_dataset(
     missing = set(REQUIRED_FIELDS) - set(fields)
     if unknown or missing:
         raise ValueError(f"fields must name {REQUIRED_FIELDS} and may name {OPTIONAL_FIELDS}, not {sorted(fields)}")
+    return records_of(dataset, fields, class_names, box_format, relative, Border(on_error))
+
+
+def records_of(
+    dataset: tf.data.Dataset,
+    fields: Fields,
+    class_names: Sequence[str],
+    box_format: BoxFormat,
+    relative: bool,
+    border: Border,
+    image_ids: tf.data.Dataset | None = None,
+) -> tuple[tf.data.Dataset, list[str]]:
+    """Makes records as `from_dataset` does, for a reader that has checked the arguments.
+
+    Args:
+        dataset: see `from_dataset`, as what follows.
+        fields: may also have `"fault"`, a text of what is wrong with an element as a whole; "" if nothing is.
+        class_names: name of each label.
+        box_format: see `from_dataset`.
+        relative: see `from_dataset`.
+        border: what happens to faulty data.
+        image_ids: of all records, if they are cheap to read.
+    """
     if dataset.cardinality() == 0:
         raise ValueError("the set is empty: the dataset has no elements")
-    border, names, files = Border(on_error), list(class_names), _LatestFiles()
+    files, raw_names = _LatestFiles(), list(class_names)
+    names = tidy_names(raw_names)
+    note_renamed(raw_names, names, "class_names", border.tally)
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
         found = {key: _of_kind(_dense(part_of(entry["element"], field), key), key) for key, field in fields.items()}
         image_id = tf.cast(found.get("image_id", entry["place"]), tf.int64)
         name = _name(entry["place"], found.get("image_id"), found.get("file_name"))
-        image, readable = _pixels(found["image"], found.get("size"), name, border)
+        image, readable = _pixels(found["image"], found.get("size"), found.get("fault", ""), name, border)
         size = tf.shape(image)[:2]
         labels = found["labels"]
         tensors = [name, image_id, found.get("file_name", ""), size, readable, found["boxes"], labels]
@@ -104,7 +133,9 @@ def from_dataset(
             if not sound:
                 boxes, columns = boxes[:0].reshape(0, 4), {key: column[:0] for key, column in columns.items()}
             corners = to_xyxy(boxes, box_format, size if relative else None)
-            return *_admitted(border, name.decode(), size, corners, columns, names), np.bool_(sound)
+            admitted = _admitted(border, name.decode(), size, corners, columns, names)
+            border.refuse_total_loss(at_least=MANY)
+            return *admitted, np.bool_(sound)
 
         dtypes = [RECORD_SPEC[key].dtype for key in ("boxes", "labels", "iscrowd", "area")] + [tf.bool]
         boxes, labels, iscrowd, area, sound = host_function(admit, tensors, dtypes)
@@ -114,7 +145,8 @@ def from_dataset(
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
     entries = dataset.enumerate().map(lambda place, element: {"place": place, "element": element})
-    return Reader(entries, read, border, entries_are_small=False, file_of=files.file_of).dataset(), names
+    reader = Reader(entries, read, border, False, files.file_of, boxes_come_last=True, image_ids=image_ids)
+    return reader.dataset(), names
 
 
 class _LatestFiles:
@@ -172,6 +204,7 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
         "labels": (field.dtype.is_integer or field.dtype == tf.string, "whole numbers or names"),
         "image_id": (field.dtype.is_integer, "whole numbers"),
         "file_name": (field.dtype == tf.string, "texts"),
+        "fault": (field.dtype == tf.string, "texts"),
         "size": (field.dtype.is_integer, "whole numbers"),
         "iscrowd": (field.dtype.is_bool or field.dtype.is_integer, "true or false"),
         "area": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
@@ -192,13 +225,15 @@ def _name(place: tf.Tensor, image_id: tf.Tensor | None, file_name: tf.Tensor | N
     return tf.where(file_name == "", named, tf.strings.join([file_name, " (", within, ")"]))
 
 
-def _pixels(image: tf.Tensor, size: tf.Tensor | None, name: tf.Tensor, border: Border) -> tuple[tf.Tensor, tf.Tensor]:
+def _pixels(
+    image: tf.Tensor, size: tf.Tensor | None, fault: tf.Tensor | str, name: tf.Tensor, border: Border
+) -> tuple[tf.Tensor, tf.Tensor]:
     """RGB pixels of a tensor of pixels or of a file's bytes, and whether they could be read."""
     if image.dtype == tf.string:
         if image.shape.rank not in (None, 0):
             raise ValueError(f"the elements must be single images, not batches of shape {tuple(image.shape)}")
         size = tf.zeros(2, tf.int64) if size is None else tf.ensure_shape(size, (2,))
-        return _converted(_decoded, [image, size], name, border)
+        return _converted(_decoded, [image, size], name, border, fault)
     if size is not None:
         raise ValueError("the field 'size' tells how an image file is to be turned, but the images are pixels")
     image = image[..., None] if image.shape.rank == 2 else image
@@ -210,18 +245,30 @@ def _pixels(image: tf.Tensor, size: tf.Tensor | None, name: tf.Tensor, border: B
 
 
 def _converted(
-    convert: Callable[..., np.ndarray], inputs: Sequence[tf.Tensor], name: tf.Tensor, border: Border
+    convert: Callable[..., np.ndarray],
+    inputs: Sequence[tf.Tensor],
+    name: tf.Tensor,
+    border: Border,
+    fault: tf.Tensor | str = "",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a function of arrays and of a notice makes of an image, and whether it could: a ValueError tells why not."""
+    """What a function of arrays and of a notice makes of an image, and whether it could.
 
-    def call(name: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
+    A ValueError, or the `fault`, tells why not.
+    """
+
+    def call(name: bytes, fault: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
+        if fault:
+            border.refuse(FAULTY_RECORDS, f"{name.decode()} {fault.decode()}")
+            return np.zeros((1, 1, 3), np.uint8), np.False_
         try:
             return convert(*arrays, lambda kind, what: border.notice(kind, f"{name.decode()} {what}")), np.True_
         except ValueError as error:
             border.refuse(UNREADABLE, f"{name.decode()} {error}", SKIP)
             return np.zeros((1, 1, 3), np.uint8), np.False_
 
-    return host_function(call, [name, *inputs], [tf.uint8, tf.bool])
+    return host_function(
+        call, [name, tf.constant(fault) if isinstance(fault, str) else fault, *inputs], [tf.uint8, tf.bool]
+    )
 
 
 def _decoded(content: bytes, size: np.ndarray, notice: Notice) -> np.ndarray:
@@ -262,10 +309,16 @@ def _admitted(
         names = [bytes(name).decode("utf-8", "backslashreplace") for name in labels]
         described = [f"{text} ({name!r})" for text, name in zip(described, names, strict=True)]
         numbers = {name: number for number, name in enumerate(class_names)}
-        labels = np.array([numbers.get(name, -1) for name in names], np.int64)
+        labels = np.array([numbers.get(tidy_name(name), -1) for name in names], np.int64)
     corners, kept = border.admit_boxes(boxes, labels, size, len(class_names), described.__getitem__)
     box_area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     iscrowd = columns.get("iscrowd", np.zeros(len(kept), bool))
     area = columns.get("area", box_area)
-    area = np.where(np.isfinite(area) & (area >= 0), area, box_area).astype(np.float32)
+    doubtful = not_believed(np.asarray(area, np.float64), np.asarray(boxes, np.float64))
+    for row in np.flatnonzero(doubtful & np.isfinite(area) & (area >= 0) & kept).tolist():
+        border.tally.add(
+            NOT_BELIEVED, f"{described[row]} has the area {area[row]:g}; taken for {box_area[row]:g} pixels²"
+        )
+    known = np.isfinite(area) & (area >= 0) & ~doubtful
+    area = np.where(known, area, box_area).astype(np.float32)
     return corners[kept], labels[kept].astype(np.int32), iscrowd[kept], area[kept]

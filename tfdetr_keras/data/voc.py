@@ -1,6 +1,7 @@
 """Reads the format of the Pascal VOC challenge: one XML file of annotations per image."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import (
     UNKNOWN_SIZE,
     ImageFiles,
@@ -27,6 +29,7 @@ SECOND_FILES = "annotation files of images that have another"
 UNKNOWN_CLASSES = "objects of unknown classes"
 WITHOUT_ANNOTATIONS = "images without an annotation file"
 COUNTED_FROM_ZERO = "boxes that begin at pixel 0 in a set that counts from 1"
+_ENCODING = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z0-9._:-]{1,40})["']""")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -83,7 +86,9 @@ def load_voc(
     found = sorted({name for _, (_, _, names, _) in listed for name in names})
     if not listed or (class_names is None and not found):
         raise ValueError(f"{annotations}: the set is empty: no annotation file that can be read holds an object")
-    class_names = list(found if class_names is None else class_names)
+    raw_names = list(found if class_names is None else class_names)
+    class_names = tidy_names(raw_names)
+    note_renamed(raw_names, class_names, "class_names", border.tally)
     if image_set is None:
         annotated = {image for _, (image, _, _, _) in listed}
         refused = {twins[path] for path in set(paths).difference(path for path, _ in listed)}
@@ -157,13 +162,14 @@ def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, border: Borde
 
 def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content:
     try:
-        root = ElementTree.parse(path).getroot()
+        root = _root(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"there is no annotation file {path}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be opened: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two for its encoding
-        raise ValueError(f"{path} is not valid XML: {error}") from None
+        remedy = "save it as UTF-8, or let its first line name its encoding, as <?xml version='1.0' encoding='gbk'?>"
+        raise ValueError(f"{path} is not valid XML: {error}; if its letters are the reason, {remedy}") from None
     file_name = (root.findtext("filename") or "").strip()
     if not file_name:
         raise ValueError(f"{path} does not name its image: it has no filename")
@@ -174,7 +180,7 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
             name, corners = entry.findtext("name"), [entry.findtext(f"bndbox/{side}") for side in _SIDES]
             if not name or not name.strip() or None in corners:
                 raise ValueError(f"object {place} has no name or no bndbox with {', '.join(_SIDES)}")
-            names.append(name.strip())
+            names.append(tidy_name(name))
             boxes.append([float(str(corner)) for corner in corners])
     except (OverflowError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
@@ -184,6 +190,17 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
         raise ValueError(f"{path} {error}") from None
     stated = 0 < min(height, width) <= max(height, width) < 2**31
     return image, (height, width) if stated else UNKNOWN_SIZE, names, boxes
+
+
+def _root(content: bytes) -> ElementTree.Element:
+    """The root of an XML file in whatever encoding it declares: the parser itself knows none of several bytes."""
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError):
+        declared = _ENCODING.match(content)
+        if declared is None:
+            raise
+        return ElementTree.fromstring(content.decode(declared[1].decode("ascii")))
 
 
 def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
@@ -197,10 +214,8 @@ def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
             if candidate.is_file():
                 return candidate
     found = [by_name.get(name, ()) for name in (short.name, short.stem, twin.name)]
-    near = [file for files in found for file in files if file.parent == twin.parent]
-    if near:
-        return near[0]
-    anywhere = next(filter(None, found), [images / short.name])
+    near = [[file for file in files if file.parent == twin.parent] for files in found]
+    anywhere = next(filter(None, [*near, *found]), [images / short.name])
     if len(anywhere) > 1:
         raise ValueError(f"does not tell which image it is for: {', '.join(map(str, anywhere))}")
     return anywhere[0]

@@ -1,16 +1,17 @@
 """Reads the folders that YOLO trainers use: one text file of relative boxes per image."""
 
 import math
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import tensorflow as tf
-import yaml
 
 from tfdetr_keras.data.border import Border, OnError
-from tfdetr_keras.data.box_format import to_xyxy
+from tfdetr_keras.data.class_names import note_renamed, tidy_names
 from tfdetr_keras.data.files import (
     UNKNOWN_SIZE,
     ImageFiles,
@@ -22,13 +23,20 @@ from tfdetr_keras.data.files import (
 )
 from tfdetr_keras.data.image_formats import is_read
 from tfdetr_keras.data.listing import entries_of, files_below, images_below
+from tfdetr_keras.data.yolo_description import read_description
+from tfdetr_keras.data.yolo_lines import Line, Lines, boxes_of, is_more_than_a_box, parse_line, shortened
 
 FAULTY_FILES = "label files that cannot be read"
 FAULTY_LINES = "label lines that cannot be read"
 LABELS_WITHOUT_IMAGE = "label files without an image"
 NO_LABELS = "sets without any label file"
-NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
-SPLITS = ("train", "val", "test")
+SHARED_LABELS = "images whose label file is that of another"
+PASSED_OVER = "label lines of which only the box is read"
+NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "_darknet.labels")
+DARKNET = "obj.data"  # says where the splits and the names are, `key = value` a line
+SPLITS = ("train", "val", "valid", "test")
+MOST_NAMED = 8  # entries of a folder in a message
+MOST_SHOWN = 200  # characters of an entry in a message
 _SYNONYMS = {"val": "valid", "valid": "val"}  # Roboflow's YAML file says val, its folder is valid
 
 
@@ -37,60 +45,71 @@ def load_yolo(
     split: str | None = None,
     class_names: Sequence[str] | None = None,
     on_error: OnError = "raise",
+    lines: Lines = "auto",
 ) -> tuple[tf.data.Dataset, list[str]]:
     """Reads a detection set in YOLO's layout.
 
-    A label file stands where its image does, with `labels` for `images` in the path and `.txt` for the suffix. Each of
-    its lines is `class cx cy w h`, relative to the image, or `class x y x y x y …`, a polygon, whose box is taken. In a
-    pose set, whose `data.yaml` has a `kpt_shape`, keypoints follow the box and are passed over. An image without a
-    label file has no objects, but one image at least must have one. Images are decoded while the dataset is read, in
-    the order of their paths; `image_id` is the number that a file's name is, if all names are numbers, else its place.
-    `area` is that of the box.
+    A label file stands where its image does, with `labels` for `images` in the path and `.txt` for the suffix, or
+    beside its image. Each of its lines is `class cx cy w h`, relative to the image, or `class x y x y x y …`, a
+    polygon, whose box is taken. In a pose set, whose `data.yaml` has a `kpt_shape`, keypoints follow the box and are
+    passed over. Where a confidence, a track or keypoints without a `kpt_shape` may follow a box, the lines of the set
+    together decide, see `tfdetr_keras.data.yolo_lines`; what they leave open is refused until `lines` says it.
+
+    An image without a label file has no objects, but one image at least must have one. Images are decoded while the
+    dataset is read, in the order of their paths; `image_id` is the number that a file's name is, if all names are
+    numbers, else its place. `area` is that of the box.
 
     Args:
         folder: of the set, with a `data.yaml` that has `names` and the splits' image folders; or with folders `images`
-            and `labels`, of the set or of each split, and the names in `classes.txt`.
-        split: "train", "val" or "test": an entry of the YAML file, or else a folder within `images`, or one that holds
-            `images`; "valid" is "val" where there is only one of them. By default the YAML's "train", or everything in
-            `images`.
+            and `labels`, of the set or of each split, and the names in `classes.txt`; or as CVAT exports "YOLO 1.1",
+            with `obj.data`, `obj.names` and a list of images for each split; or with images, label files and
+            `classes.txt` all beside one another, as labelImg saves them.
+        split: "train", "val" or "test": an entry of the YAML file or of `obj.data`, or else a folder within `images`,
+            one that holds `images` or the images themselves, or a text file that lists them; "valid" is "val" where
+            there is only one of them. By default "train" of the YAML file or `obj.data`, or everything in `images`, or
+            in the folder itself.
         class_names: name of each class number; by default those of the folder.
         on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        lines: what the lines are: "auto" decides by their numbers; "boxes": each begins with a box, and what follows
+            is passed over; "polygons": those of six numbers or more are polygons.
 
     Returns:
-        A dataset of records (see `tfdetr_keras.data.record`) and the class names.
+        A dataset of records (see `tfdetr_keras.data.record`) and the class names, made fit for files and tables by
+        `tfdetr_keras.data.class_names.tidy_names`.
 
     Raises:
-        ValueError: no such folder or split, no images or no class names, a malformed YAML file; and, unless they are
-            skipped: no label file at all, one without an image, a malformed line, a class number without a name, a
-            non-finite or inverted box; a missing image; while iterating: an image that cannot be read.
+        ValueError: no such folder or split, no images or no class names, a malformed YAML file, another `lines`; and,
+            unless they are skipped: no label file at all, one without an image or with several, a malformed line, one
+            that may be a box or a polygon, a class number without a name, a non-finite or inverted box; a missing
+            image; while iterating: an image that cannot be read.
     """
+    if lines not in get_args(Lines):
+        raise ValueError(f"lines must be one of {get_args(Lines)}, not {lines!r}")
     border = Border(on_error)
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    description = _description(folder)
-    class_names = list(_class_names(folder, description) if class_names is None else class_names)
-    places = _places(folder, description, split)
+    description, description_file = read_description(folder)
+    darknet = _darknet(folder)
+    raw_names = list(_class_names(folder, description, darknet) if class_names is None else class_names)
+    source = "class_names" if class_names is not None else description_file or folder
+    class_names = tidy_names(raw_names, source)
+    note_renamed(raw_names, class_names, source, border.tally)
+    places = _places(folder, description, darknet, split)
     paths = _images(places, border)
     label_files = [_label_file(path) for path in paths]
     if not any(file.is_file() for file in label_files):
         border.refuse(NO_LABELS, f"{folder}: no image has a label file; that of {paths[0]} would be {label_files[0]}")
     for stray in _strays(places, paths, label_files):
         border.refuse(LABELS_WITHOUT_IMAGE, f"{stray} is the label file of no image")
+    paths, label_files = _one_per_label_file(paths, label_files, border)
 
-    keypoint_values = math.prod(description.get("kpt_shape") or [0])
     images, rows, labels, boxes = [], [], [], []
-    for place, file in enumerate(label_files):
-        for row, line in _lines(file, border):
-            try:
-                label, box = _parse(line, keypoint_values)
-            except ValueError as error:
-                border.refuse(FAULTY_LINES, f"{file}, line {row}: {error}")
-                continue
-            images.append(place)
-            rows.append(row)
-            labels.append(label)
-            boxes.append(box)
+    for line, corners in _read_lines(label_files, lines, math.prod(description.get("kpt_shape") or [0]), border):
+        images.append(line.file)
+        rows.append(line.row)
+        labels.append(line.label)
+        boxes.append(corners)
     label_array = np.array(labels, np.int64)
     corners, kept = border.admit_boxes(
         np.array(boxes, np.float64).reshape(-1, 4),
@@ -105,75 +124,91 @@ def load_yolo(
     return read_files(files, objects, border, relative=True), class_names
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """The set's YAML file, or nothing if there is none."""
-    files = sorted(folder.glob("*.yaml")) + sorted(folder.glob("*.yml"))
-    file = next((file for file in files if file.stem == "data"), files[0] if len(files) == 1 else None)
-    if file is None:
+def _darknet(folder: Path) -> dict[str, str]:
+    """What `obj.data` says; nothing if there is none."""
+    if not (folder / DARKNET).is_file():
         return {}
-    try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} does not describe a set: it has no names")
-    match content.get("kpt_shape"):
-        case None:
-            pass
-        case [int(count), 2 | 3] if count > 0:
-            pass
-        case other:
-            raise ValueError(f"{file}: kpt_shape must be [number of keypoints, 2 or 3], not {other!r}")
-    return content
+    pairs = (line.partition("=") for line in read_text(folder / DARKNET).splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs if key.strip() and value.strip()}
 
 
-def _class_names(folder: Path, description: dict[str, Any]) -> list[str]:
-    names = description.get("names")
-    if isinstance(names, dict) and names:
-        if set(names) != set(range(len(names))):
-            raise ValueError(f"{folder}: the names of the YAML file must be numbered 0 .. {len(names) - 1}")
-        return [str(names[number]) for number in range(len(names))]
-    if isinstance(names, list) and names:
-        return [str(name) for name in names]
-    for name_list in NAME_LISTS:
+def _class_names(folder: Path, description: dict[str, Any], darknet: dict[str, str]) -> list[str]:
+    if description.get("names"):
+        return description["names"]
+    for name_list in (*NAME_LISTS, *(f"{split}/_darknet.labels" for split in SPLITS)):
         if (folder / name_list).is_file():
-            return [line.strip() for line in read_text(folder / name_list).splitlines() if line.strip()]
+            return _lines_of(folder / name_list)
+    if "names" in darknet:
+        return _lines_of(_resolved(folder, folder, darknet["names"], DARKNET))
     raise ValueError(f"{folder} does not name its classes: give class_names, or a data.yaml with names, or classes.txt")
 
 
-def _places(folder: Path, description: dict[str, Any], split: str | None) -> list[Path]:
+def _lines_of(file: Path) -> list[str]:
+    """The lines of a list; empty ones at its end do not count, one within is no name."""
+    return [line.strip() for line in re.split("\r\n|\r|\n", read_text(file).rstrip())]
+
+
+def _places(folder: Path, description: dict[str, Any], darknet: dict[str, str], split: str | None) -> list[Path]:
     """The folders of a split's images, or text files that list them."""
     root = place_in(folder, description["path"]) if isinstance(description.get("path"), str) else folder
-    root = root if root.is_dir() else folder  # the path is often that of another machine
-    if split:
-        names = [split, _SYNONYMS.get(split, split)]
-        folders = {name: [folder / "images" / name, folder / name / "images"] for name in names}
-    else:
-        folders = {"train": [folder / "images"]}
-    for name, places in folders.items():
-        if (wanted := description.get(name)) is not None:
-            entries = wanted if isinstance(wanted, list) else [wanted]
-            return [_resolved(root, folder, str(entry).replace("\\", "/")) for entry in entries]
-        for place in places:
-            if place.is_dir():
-                return [place]
+    root = root if os.path.isdir(root) else folder  # the path is often that of another machine
+    names = [split, _SYNONYMS.get(split, split)] if split else ["train"]
+    looked_for: list[Path] = []
+    for name in names:
+        for entries, source in ((description.get(name), "the YAML file"), (darknet.get(name), DARKNET)):
+            if entries is not None:
+                listed = entries if isinstance(entries, list) else [entries]
+                return [_resolved(root, folder, str(entry).replace("\\", "/"), source) for entry in listed]
+        if split:
+            candidates = [folder / "images" / name, folder / name / "images", folder / name]
+        else:
+            candidates = [folder / "images", folder]
+        found = next((place for place in candidates if _holds_a_split(place, place in candidates[-1:])), None)
+        # `images/train` need not hold an image to be meant; any other folder must.
+        found = found or next((file for file in [folder / f"{name}.txt"] if file.is_file()), None)
+        if found is not None:
+            return [found]
+        looked_for += [*candidates, folder / f"{name}.txt"]
     missing = f"split {split!r}" if split else "folder images"
-    raise ValueError(f"{folder} has no {missing}; its splits are: {', '.join(_splits(folder, description)) or 'none'}")
+    splits = _splits(folder, description, darknet)
+    message = f"{folder} has no {missing}; its splits are: {', '.join(splits) or 'none'}"
+    if not splits:
+        there = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries_of(folder))
+        named = ", ".join(there[:MOST_NAMED]) + (f" and {len(there) - MOST_NAMED} more" if there[MOST_NAMED:] else "")
+        wanted = ", ".join(f"{_relative(place, folder)}" for place in dict.fromkeys(looked_for))
+        message += f"; looked for a data.yaml or {DARKNET} that names it, and for images in {wanted}"
+        message += f"; the folder holds {named or 'nothing'}"
+    raise ValueError(message)
 
 
-def _splits(folder: Path, description: dict[str, Any]) -> list[str]:
-    found = {name for name in SPLITS if description.get(name) is not None}
+def _holds_a_split(place: Path, itself: bool) -> bool:
+    """Whether a folder is that of a split's images: by its place, or, where that says nothing, by images in it."""
+    return place.is_dir() and (not itself or bool(_image_files(entries_of(place))))
+
+
+def _relative(place: Path, folder: Path) -> str:
+    return "the folder itself" if place == folder else str(place.relative_to(folder))
+
+
+def _splits(folder: Path, description: dict[str, Any], darknet: dict[str, str]) -> list[str]:
+    found = {name for name in SPLITS if name in description or name in darknet or (folder / f"{name}.txt").is_file()}
+    found |= {name for name in SPLITS if _holds_a_split(folder / name, itself=True)}
     found |= {place.name for place in entries_of(folder / "images") if place.is_dir()}
     return sorted(found | {place.name for place in entries_of(folder) if (place / "images").is_dir()})
 
 
-def _resolved(root: Path, folder: Path, entry: str) -> Path:
-    """Where a split is: relative to the set's root; some exporters write it relative to a folder beside."""
-    candidates = [root / entry, folder / entry, folder / entry.removeprefix("../")]
+def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
+    """Where a split is: relative to the set's root; some exporters write it relative to a folder beside or above."""
+    candidates = [
+        root / entry,
+        folder / entry,
+        folder / entry.removeprefix("../"),
+        folder / entry.removeprefix("data/"),
+    ]
     for candidate in candidates:
-        if candidate.exists():
+        if os.path.exists(candidate):
             return candidate
-    raise ValueError(f"{folder}: the YAML file names {entry}, which does not exist")
+    raise ValueError(f"{folder}: {source} names {entry[:MOST_SHOWN]}, which does not exist")
 
 
 def _images(places: Sequence[Path], border: Border) -> list[Path]:
@@ -182,12 +217,19 @@ def _images(places: Sequence[Path], border: Border) -> list[Path]:
     for place in places:
         if place.is_file():  # a list of images
             listed = [line.strip() for line in read_text(place).splitlines() if line.strip()]
-            found |= {place_in(place.parent, line) for line in listed}
+            found |= {_listed_image(place.parent, line) for line in listed}
         else:
             found |= set(images_below(place, border))
     if not found:
         raise ValueError(f"the set is empty: there is no image in {', '.join(map(str, places))}")
     return sorted(found)
+
+
+def _listed_image(folder: Path, line: str) -> Path:
+    """The image that a list names; CVAT writes `data/` before all, for a folder that the set is to be put into."""
+    without = place_in(folder, line.replace("\\", "/").removeprefix("data/"))
+    image = place_in(folder, line)
+    return without if not os.path.exists(image) and os.path.exists(without) else image
 
 
 def _image_files(files: Iterable[Path]) -> list[Path]:
@@ -210,13 +252,58 @@ def _strays(places: Sequence[Path], paths: Sequence[Path], label_files: Sequence
 
 
 def _label_file(image: Path) -> Path:
-    """The last `images` of the path becomes `labels`."""
+    """The last `images` of the path becomes `labels`; where there is no such file, the one beside the image counts."""
+    beside = image.with_suffix(".txt")
     parts = list(image.parts)
     for place in reversed(range(len(parts) - 1)):
         if parts[place] == "images":
             parts[place] = "labels"
             break
-    return Path(*parts).with_suffix(".txt")
+    apart = Path(*parts).with_suffix(".txt")
+    return beside if not apart.is_file() and beside.is_file() else apart
+
+
+def _one_per_label_file(
+    paths: Sequence[Path], label_files: Sequence[Path], border: Border
+) -> tuple[list[Path], list[Path]]:
+    """Without the images that share a label file with another: its boxes can be those of one alone."""
+    owners: dict[Path, Path] = {}
+    kept = []
+    for path, file in zip(paths, label_files, strict=True):
+        owner = owners.setdefault(file, path) if file.is_file() else path
+        if owner != path:
+            remedy = "remove or rename one of them, or move it to a folder of its own"
+            border.refuse(SHARED_LABELS, f"{owner} and {path} have one label file, {file}", remedy)
+        else:
+            kept.append((path, file))
+    return [path for path, _ in kept], [file for _, file in kept]
+
+
+def _read_lines(
+    label_files: Sequence[Path], lines_are: Lines, keypoint_values: int, border: Border
+) -> list[tuple[Line, list[float]]]:
+    """The lines of all files that can be used, and their relative corners."""
+    lines, texts = [], []
+    for place, file in enumerate(label_files):
+        for row, text in _lines(file, border):
+            try:
+                label, values = parse_line(text)
+            except ValueError as error:
+                border.refuse(FAULTY_LINES, f"{file}, line {row}: {error}")
+                continue
+            lines.append(Line(place, row, label, values))
+            texts.append(text)
+    found = []
+    boxes = boxes_of(lines, lines_are, keypoint_values)
+    for line, text, box in zip(lines, texts, boxes, strict=True):
+        where = f"{label_files[line.file]}, line {line.row}"
+        if isinstance(box, str):
+            border.refuse(FAULTY_LINES, f"{where}: {shortened(text)} {box}")
+            continue
+        if not keypoint_values and lines_are == "auto" and is_more_than_a_box(line.values, box):
+            border.tally.add(PASSED_OVER, f"{where}: {shortened(text)} is a box with more after it")
+        found.append((line, box))
+    return found
 
 
 def _lines(file: Path, border: Border) -> list[tuple[int, str]]:
@@ -227,20 +314,3 @@ def _lines(file: Path, border: Border) -> list[tuple[int, str]]:
         border.refuse(FAULTY_FILES, str(error))
         return []
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _parse(line: str, keypoint_values: int) -> tuple[int, list[float]]:
-    """The class and the relative corners of one line; `keypoint_values` numbers follow the box, 0 if not a pose set."""
-    try:
-        number, *values = [float(word) for word in line.split()]
-    except ValueError:
-        raise ValueError(f"{line!r} is not numbers") from None
-    if not abs(number) < 2**31 or number % 1:
-        raise ValueError(f"the class {number:g} is not a whole number")
-    if len(values) == 4 + keypoint_values:
-        return int(number), to_xyxy([values[:4]], "cxcywh")[0].tolist()
-    if keypoint_values:
-        raise ValueError(f"{line!r} is not class cx cy w h and the {keypoint_values} numbers of kpt_shape")
-    if len(values) >= 6 and len(values) % 2 == 0:
-        return int(number), [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
-    raise ValueError(f"{line!r} is neither class cx cy w h nor class x y x y x y …")

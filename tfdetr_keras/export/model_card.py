@@ -11,6 +11,7 @@ from typing import Any
 
 from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
+from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
 from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, table
 
@@ -65,7 +66,7 @@ def model_card(
         "",
         f"# {repository.split('/')[-1]}",
         "",
-        f"{_architecture(model)}, which finds: {', '.join(config['class_names'])}.",
+        f"{_architecture(model)}, which finds: {escaped(', '.join(config['class_names']))}.",
         f"Fine-tuned from `{_source(config['source'])}` with tfdetr_keras; the weights are read by tfdetr_keras and by "
         "transformers.",
         "",
@@ -75,7 +76,7 @@ def model_card(
         *_use(run, repository, _task(model)),
         "## Data",
         "",
-        *([f"Data set: {dataset}.", ""] if dataset else []),
+        *([f"Data set: {escaped(dataset)}.", ""] if dataset else []),
         *(f"- {name}: {text}" for name, text in config["counts"].items()),
         f"- classes: {len(config['class_names'])}",
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_folder, whole_folder
+from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 from tfdetr_keras.preprocessing import SizeRule
@@ -49,7 +50,7 @@ def saved_model(
     files = tf.TensorSpec((None,), tf.string, "files")
     with whole_folder(path) as written:
         write_signatures(written, graph.model, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})
-        names = "".join(f"{name}\n" for name in graph.model.id2label.values())
+        names = "".join(f"{tidy_name(name)}\n" for name in graph.model.id2label.values())
         (written / "assets").mkdir(exist_ok=True)
         (written / "assets" / "class_names.txt").write_text(names, encoding="utf-8")
         check_new_folder(path, NAMES, overwrite)  # once more: exporting takes a while

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
+from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.record import reader_of
 from tfdetr_keras.models import DETR, DETRForSegmentation
@@ -59,7 +60,7 @@ def fit_detector(
 
     Args:
         records: to train on, see `tfdetr_keras.data.record`; for segmentation read with masks.
-        class_names: name of each label.
+        class_names: name of each label, put on one line and made different where they are not, see `tidy_names`.
         out: the folder of the run, see `tfdetr_keras.training.run_folder` for what it holds.
         validation: records to measure AP on after each epoch, and for segmentation mask AP, by which the best model is
             then chosen; without them it is that of least loss.
@@ -81,7 +82,7 @@ def fit_detector(
     Source:
         The recipe is that of DETR, section 4 and appendix A.4.
     """
-    chosen = Settings.of(settings)
+    chosen, class_names = Settings.of(settings), tidy_names(class_names)
     if chosen.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("to write TensorBoard's events, install it: pip install 'tfdetr-keras[tensorboard]'")
     run = RunFolder(out)
@@ -184,7 +185,7 @@ def _announce(model: DETR, settings: Settings, steps: int, images: int, validati
 def _refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:
     """Stops where a run would go on as another one than it was."""
     config = run.config()
-    if list(class_names) != config["class_names"]:
+    if list(class_names) != tidy_names(config["class_names"], run.path):
         raise ValueError(f"{run.path} was trained on other classes: {', '.join(config['class_names'])}")
     before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
     if not callable(settings.augmentation):

@@ -30,7 +30,9 @@ from PIL import Image
 
 from tfdetr_keras import notebook
 from tfdetr_keras.atomic import made_folder, whole_file, write_text
+from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.evaluation import MASK, class_table
+from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
@@ -163,7 +165,7 @@ class RunFolder:
             "model": describe(model.config),
             "criterion": keras.saving.serialize_keras_object(model.criterion),
         }
-        write_text(self.path / CLASS_NAMES, "".join(f"{name}\n" for name in class_names))
+        write_text(self.path / CLASS_NAMES, "".join(f"{tidy_name(name)}\n" for name in class_names))
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def remove(self) -> None:
@@ -287,12 +289,12 @@ class RunFolder:
         config, metrics = self.config(), self.metrics
         epochs = config["settings"]["epochs"]
         lines = [
-            f"# {self.path.name}",
+            f"# {escaped(self.path.name)}",
             "",
             f"Started from `{config['source']}`, trained for {len(history)} of {epochs} epochs.",
             "",
             *(f"- {name}: {text}" for name, text in config["counts"].items()),
-            f"- classes: {', '.join(config['class_names'])}",
+            f"- classes: {escaped(', '.join(config['class_names']))}",
             "",
         ]
         if metrics:
@@ -360,7 +362,7 @@ def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
     names = [name for name, *_ in class_table(metrics)]
     columns = [[row[1:] for row in class_table(metrics, masks=kind == MASK)] for kind in kinds]
     rows = [
-        [name, *(f"{value:.3f}" for pair in of_class for value in pair)]
+        [escaped(name), *(f"{value:.3f}" for pair in of_class for value in pair)]
         for name, *of_class in zip(names, *columns, strict=True)
     ]
     header = [f"{title}{name}" for title in kinds.values() for name in ("AP", "AP50")]
