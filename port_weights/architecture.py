@@ -15,6 +15,7 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
 from port_weights.schemes import Scheme, scheme
 from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models.class_names import names_by_id
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
 from tfdetr_keras.models.family import model_class
 from tfdetr_keras.models.presets import RESNETS
@@ -148,7 +149,7 @@ def hugging_face_config(
     """
     criterion = criterion or model_class(config).default_criterion()
     kind = _kind(config)
-    names = dict(config.id2label or {})
+    names = config.names
     coefficients = _coefficients(criterion, _CRITERION_NAMES)
     return {
         "model_type": kind.model_type,
@@ -229,15 +230,17 @@ def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sche
             f"{checkpoint.name}: config.json says model_type={model_type!r}; "
             f"expected one of {', '.join(map(repr, _MODEL_TYPES))}"
         )
-    names = config.get("id2label")
-    # transformers leaves the key out for its default of two classes.
-    num_classes = len(names) if names else int(config.get("num_labels", 2))
+    names = None if doubt_of_names(checkpoint, scheme) else config.get("id2label") or None
+    num_classes = _classes_of_head(checkpoint, scheme)
+    if num_classes is None:
+        # transformers leaves the key out for its default of two classes.
+        num_classes = len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
     given = {**_HUGGING_FACE_DEFAULTS, **{name: config[name] for name in _SAME_NAME if config.get(name) is not None}}
     try:
         return _config_class(_keras_shapes(checkpoint, scheme))(
             backbone=_backbone_from_config(config, checkpoint, scheme),
             num_classes=num_classes,
-            id2label=names or None,
+            id2label=names,
             pre_norm=model_type == "table-transformer",
             position_embedding=config.get("position_embedding_type", "sine"),
             frozen=FROZEN,
@@ -245,6 +248,47 @@ def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sche
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint.name}: config.json does not describe a DETR: {error}") from error
+
+
+def doubt_of_names(checkpoint: Checkpoint, scheme: Scheme) -> str | None:
+    """Say why the names of classes in a `config.json` cannot be those of the checkpoint's head; None if they can.
+
+    Such names are none: `architecture_of` leaves them out, and the caller has to say what the classes are.
+    """
+    described = (checkpoint.config or {}).get("id2label")
+    if not described:
+        return None
+    way_on = "with id2label or num_classes you can say yourself what its classes are"
+    try:
+        names = names_by_id(described)
+    except ValueError as error:
+        return f"{error}; {way_on}"
+    count = _classes_of_head(checkpoint, scheme)
+    if list(names) == list(range(len(names) if count is None else count)):
+        return None
+    if list(names) != list(range(len(names))):
+        last = (count or len(names)) - 1
+        return f"id2label must name each of the ids 0 … {last}, but it names {list(names)}; {way_on}"
+    name, shape = next((n, s) for n, s in checkpoint.shapes.items() if _is_class_kernel(scheme, n))
+    expected = (shape[0] + len(names) - (count or 0), *shape[1:])
+    return f"id2label names {len(names)} classes, but {name} is {shape}, expected {expected}; {way_on}"
+
+
+def _is_class_kernel(scheme: Scheme, name: str) -> bool:
+    return any(path == "class_head/kernel" for path, _ in scheme.keras_paths(name))
+
+
+def _classes_of_head(checkpoint: Checkpoint, scheme: Scheme) -> int | None:
+    """The number of classes that a checkpoint's class head has rows for; None where it has no such head."""
+    shapes = _keras_shapes(checkpoint, scheme)
+    shape = shapes.get("class_head/kernel")
+    return shape[0] - _outputs_beside_classes(shapes) if shape else None
+
+
+def _outputs_beside_classes(shapes: Mapping[str, Any]) -> int:
+    """Outputs of the class head that stand for no class: 1, for "no object", or 0."""
+    config = _config_class(shapes)()
+    return config.num_logits - config.num_classes
 
 
 def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Scheme) -> ResNetConfig:
@@ -344,14 +388,13 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
             raise ValueError(f"{checkpoint.name}: the tensor for {path} is missing: the architecture cannot be told")
         return shapes[path][0]
 
-    classifier = shapes.get("class_head/kernel")
     heads = int(checkpoint.arguments.get("nheads", DEFAULT_HEADS))
     config_class = _config_class(shapes)
-    no_object = config_class().num_logits - config_class().num_classes
+    queries = shapes.get("query_embedding/embeddings") or (config_class().num_queries,)
     return config_class(
         backbone=backbone,
-        num_classes=classifier[0] - no_object if classifier else DEFAULT_CLASSES,
-        num_queries=needed("query_embedding/embeddings"),
+        num_classes=_classes_of_head(checkpoint, scheme) or DEFAULT_CLASSES,
+        num_queries=queries[0],
         d_model=needed("input_projection/kernel"),
         encoder_layers=depth("encoder"),
         decoder_layers=depth("decoder"),

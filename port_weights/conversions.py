@@ -37,12 +37,15 @@ class Conversion:
         criterion: its loss.
         readers: its weights by Keras path, read one at a time.
         lacking: the paths of the weights that it does not hold.
+        are_names_unknown: whether the checkpoint names its classes in a way that does not fit its head, so that the
+            caller has to.
     """
 
     config: DETRConfig
     criterion: SetCriterion
     readers: Mapping[str, Callable[[], np.ndarray]]
     lacking: list[str]
+    are_names_unknown: bool = False
 
 
 def find(commit: Commit) -> Conversion | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tfdetr_keras.matcher import Classification
+from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
@@ -72,7 +73,8 @@ class DETRConfig:
         pre_norm: normalise before each branch instead of after it (Table Transformer).
         position_embedding: `"sine"` (fixed, normalised to the unpadded image) or `"learned"` (50 rows × 50 columns).
         auxiliary_outputs: whether the outputs of all decoder layers are returned, and so trained, or the last only.
-        id2label: class id → name, for each of the `num_classes` ids; `class_0`, `class_1`, … where left out.
+        id2label: class id → name, for each of the `num_classes` ids, or a list of the names; `class_0`, `class_1`, …
+            where left out. It is kept as a mapping.
         frozen: parts of the model that are not trained, as names or as a text like `"stem+stage1"`, which DETR froze in
             its experiments: any of `parts`. PyTorch calls the stages `layer1`, …; that is understood, too.
 
@@ -97,7 +99,7 @@ class DETRConfig:
     pre_norm: bool = False
     position_embedding: Literal["sine", "learned"] = "sine"
     auxiliary_outputs: bool = True
-    id2label: Mapping[int, str] | None = None
+    id2label: ClassNames | None = None
     frozen: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -113,16 +115,16 @@ class DETRConfig:
             if self.d_model % getattr(self, name):
                 raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
 
-        names = self.id2label
-        if names is None:
+        if self.id2label is None:
             names = {index: f"class_{index}" for index in range(self.num_classes)}
-        names = {int(index): str(name) for index, name in names.items()}  # JSON turns integer keys into strings
-        if sorted(names) != list(range(self.num_classes)):
+        else:
+            names = names_by_id(self.id2label)
+        if list(names) != list(range(self.num_classes)):
             raise ValueError(
                 f"id2label must name each of the ids 0 … {self.num_classes - 1} (num_classes={self.num_classes}), "
-                f"but it names {_summary(sorted(names))}"
+                f"but it names {_summary(list(names))}: give a mapping that counts from 0, or a list of the names"
             )
-        object.__setattr__(self, "id2label", {index: names[index] for index in sorted(names)})
+        object.__setattr__(self, "id2label", names)
 
         frozen = self.frozen.split("+") if isinstance(self.frozen, str) else self.frozen
         frozen = tuple(re.sub(r"^layer(?=\d)", "stage", name.strip()) for name in frozen if name.strip())
@@ -138,6 +140,11 @@ class DETRConfig:
     def classification(self) -> Classification:
         """How a query is classified: by a softmax over the classes and "no object", or a sigmoid for each class."""
         return "softmax"
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id → class name, in the order of the ids."""
+        return names_by_id(self.id2label)
 
     @property
     def num_logits(self) -> int:
