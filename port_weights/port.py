@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from port_weights import conversions, hub
-from port_weights.architecture import architecture_of, doubt_of_names
+from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names
 from port_weights.changes import Changes
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
 from port_weights.pairing import CLASS_HEAD, QUERIES, pair
 from port_weights.schemes import Scheme, detect_scheme
+from port_weights.wrappers import unwrapped
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.class_rows import ClassRows
@@ -182,8 +183,6 @@ def _check_head(conversion: Conversion, changes: Changes, source: Any) -> None:
 def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) -> None:
     """Raise a `ValueError` if a part was deleted from the checkpoint, and the caller does not say what replaces it."""
     lacks_head = any(path.startswith(CLASS_HEAD) for path in conversion.lacking)
-    if lacks_head and changes.keep_head:
-        raise ValueError(f"{_title(source)} holds no class head that keep_head=True could keep: leave keep_head out")
     if not any(path.startswith("box_head/") for path in conversion.readers):
         return  # a base model or a backbone: the heads are new
     if lacks_head and not changes.say_classes:
@@ -259,10 +258,16 @@ def _ported(
     dilation: bool | None,
 ) -> tuple[Conversion, DETR]:
     """Pairs a checkpoint's tensors with the variables of a new model."""
-    scheme = detect_scheme(checkpoint.shapes)
+    checkpoint = unwrapped(checkpoint)
+    try:
+        scheme = detect_scheme(checkpoint.shapes)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.name}: {error}") from None
     doubt = doubt_of_names(checkpoint, scheme)
     if doubt and not changes.say_classes:
         raise ValueError(f"{checkpoint.name}: config.json does not describe a DETR: {doubt}")
+    if changes.keep_head and classes_of_head(checkpoint, scheme) is None:
+        raise ValueError(f"{checkpoint.name} holds no class head that keep_head=True could keep: leave keep_head out")
     config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
     model = new_model(Conversion(config, criterion, {}, []))
     readers, lacking = pair(checkpoint, scheme, _shapes(model, config))

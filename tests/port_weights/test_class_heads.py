@@ -71,7 +71,7 @@ def assert_rows(model, original, sources):
 
 
 def assert_drawn_anew(model):
-    """Also "no object": biases start within 1/√16 of 0, as PyTorch's linear layers, and the source's reach from −3 to 3."""
+    """Also "no object": biases start within 1/√16 of 0, as PyTorch's do, and the source's reach from −3 to 3."""
     assert np.abs(np.asarray(model.class_head.bias)).max() <= 0.25
 
 

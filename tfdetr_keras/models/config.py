@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from tfdetr_keras.matcher import Classification
@@ -12,6 +13,10 @@ from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
+_WHOLE_NUMBERS = (
+    *("num_classes", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
+    *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
+)
 MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
 
 
@@ -38,8 +43,13 @@ class ResNetConfig:
     batch_norm: Literal["frozen", "trainable", "folded"] = "frozen"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "channels", tuple(self.channels))
+        for name in ("depths", "channels"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be whole numbers, one for each stage, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for value in getattr(self, name):
+                _whole_number(name, value)
+        _whole_number("stem_channels", self.stem_channels)
         _one_of("block", self.block, ("basic", "bottleneck"))
         _one_of("batch_norm", self.batch_norm, ("frozen", "trainable", "folded"))
         if len(self.depths) != len(self.channels) or not self.depths:
@@ -105,10 +115,17 @@ class DETRConfig:
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
             object.__setattr__(self, "backbone", ResNetConfig(**self.backbone))
+        if not isinstance(self.backbone, ResNetConfig):
+            raise ValueError(f"backbone must be a ResNetConfig, or the mapping of one, not {self.backbone!r}")
         _one_of("position_embedding", self.position_embedding, ("sine", "learned"))
-        for name in ("num_classes", "num_queries", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in _WHOLE_NUMBERS:
+            _whole_number(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        if not isinstance(self.activation_function, str):
+            raise ValueError(f"activation_function must be the name of one, not {self.activation_function!r}")
         if self.d_model % 4:  # sine and cosine, for x and for y
             raise ValueError(f"d_model={self.d_model} must be divisible by 4")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
@@ -127,6 +144,8 @@ class DETRConfig:
         object.__setattr__(self, "id2label", names)
 
         frozen = self.frozen.split("+") if isinstance(self.frozen, str) else self.frozen
+        if not isinstance(frozen, list | tuple) or not all(isinstance(name, str) for name in frozen):
+            raise ValueError(f"frozen must be names of parts, as a list or as a text like stem+stage1, not {frozen!r}")
         frozen = tuple(re.sub(r"^layer(?=\d)", "stage", name.strip()) for name in frozen if name.strip())
         for name in frozen:
             if name not in self.parts:
@@ -221,6 +240,13 @@ class ConditionalDETRConfig(DETRConfig):
     def classification(self) -> Classification:
         """How a query is classified."""
         return "focal"
+
+
+def _whole_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -29,7 +29,13 @@ def describe(config: DETRConfig) -> dict[str, Any]:
 def config_of(description: Mapping[str, Any]) -> DETRConfig:
     """The configuration that `describe` described; a DETR's where no class is named."""
     fields = dict(description)
-    return FAMILY[fields.pop("class", "DETR")].config_class(**fields)
+    kind = fields.pop("class", "DETR")
+    if not isinstance(kind, str) or kind not in FAMILY:
+        raise ValueError(f"no class {kind!r} of models is known here; there are {', '.join(FAMILY)}")
+    try:
+        return FAMILY[kind].config_class(**fields)
+    except TypeError as error:
+        raise ValueError(f"this does not describe a {kind}: {error}") from error
 
 
 def recast(config: DETRConfig, kind: type[DETR]) -> DETRConfig:
