@@ -33,10 +33,11 @@ def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own a
         raise ValueError(f"{path}: no such file")
     refuse_stand_in(path)
     described = _described(path)
-    _check_class(path, described)
+    kind = _check_class(path, described)
     refuse_foreign([described.get("config"), described.get("compile_config") if compile else None], str(path))
     try:
-        model = keras.saving.load_model(path, compile=compile)
+        # Keras looks for a class that is not registered by its name alone.
+        model = keras.saving.load_model(path, custom_objects={kind.__name__: kind}, compile=compile)
     except Exception as error:  # of Keras, HDF5 and the configurations, for each value that is not what it should be
         raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
     _refuse_non_finite(path, model)
@@ -59,12 +60,12 @@ def _described(path: Path) -> dict[str, Any]:
     return described
 
 
-def _check_class(path: Path, described: dict[str, Any]) -> None:
-    """Raise unless the file's class is one of this package, or one of the caller's own that is derived from them."""
+def _check_class(path: Path, described: dict[str, Any]) -> type[DETR]:
+    """Return the file's class, if it is one of this package, or one of the caller's own that is derived from them."""
     name, module = described.get("class_name"), described.get("module")
     kind = find_class(described)
     if isinstance(kind, type) and issubclass(kind, DETR):
-        return
+        return kind
     if "'class_name': 'Lambda'" in str(described):
         raise ValueError(f"{path} holds a {name}, no model known here, with a Lambda, whose code loading it would run")
     if isinstance(module, str) and module.split(".")[0] == "keras":

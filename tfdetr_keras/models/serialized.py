@@ -34,8 +34,8 @@ def refuse_foreign(described: Any, title: str) -> None:
     for part in _parts(described):
         if not _is_known(part):
             raise ValueError(
-                f"{title} names a {part['class_name']} of {part['module']!r}, which is not known here: import its module "
-                "first if it is yours, and do not load the file if it is not"
+                f"{title} names a {part['class_name']} of {part['module']!r}, which is not known here: import its "
+                "module first if it is yours, and do not load the file if it is not"
             )
 
 
