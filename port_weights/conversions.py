@@ -24,7 +24,7 @@ from port_weights.hub import Commit
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.family import config_of, describe
-from tfdetr_keras.models.serialized import refuse_foreign
+from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,9 @@ def find(commit: Commit) -> Conversion | None:
                 raise ValueError(f"it is not of the files of commit {commit.name}")
             if described["sums"] != {name: _sum(file.get_tensor(name)) for name in names}:
                 raise ValueError("its weights are not those that were written")
-        refuse_foreign(json.loads(header["criterion"]), path.name)
         return Conversion(
             config_of(described["config"]),
-            keras.saving.deserialize_keras_object(described["criterion"]),
+            criterion_of(described["criterion"], path.name),
             {name: reader(name) for name in names},
             described["lacking"],
         )

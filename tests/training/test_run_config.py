@@ -111,7 +111,7 @@ def test_what_is_no_configuration(content, message, tmp_path):
         ({"model": {"class": []}}, "no class"),
         ({"model": describe(SMALL) | {"depth": 3}}, "does not describe a DETR"),
         ({"model": describe(SMALL) | {"num_queries": "many"}}, "num_queries must be a whole number, not 'many'"),
-        ({"criterion": {}}, "damaged"),
+        ({"criterion": {}}, "its criterion is no loss"),
         (
             {"criterion": CONFIG["criterion"] | {"module": "os", "registered_name": "os", "class_name": "x"}},
             "names a x of",

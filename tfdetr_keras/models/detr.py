@@ -32,6 +32,7 @@ from tfdetr_keras.models.quantization import (
     selects,
     without_full_collections,
 )
+from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.preprocessing import SizeRule
@@ -490,7 +491,7 @@ class DETR(OwnLossModel):
         """The model that `get_config` described, with fresh weights."""
         model = cls(
             cls.config_class(**config["config"]),
-            keras.saving.deserialize_keras_object(config["criterion"]),
+            criterion_of(config["criterion"], cls.__name__),
             name=config["name"],
             dtype=keras.saving.deserialize_keras_object(config["dtype"]),
         )

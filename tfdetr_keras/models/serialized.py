@@ -39,6 +39,22 @@ def refuse_foreign(described: Any, title: str) -> None:
             )
 
 
+def criterion_of(described: Any, title: str) -> Any:
+    """Return the loss that plain values describe.
+
+    Raises:
+        ValueError: they describe none, or one of a class that is not known here.
+    """
+    refuse_foreign(described, title)
+    try:
+        criterion = keras.saving.deserialize_keras_object(described)
+    except Exception as error:  # for each value that is not of the kind that it should be
+        raise ValueError(f"{title}: its criterion cannot be read: {error}") from error
+    if not callable(criterion):
+        raise ValueError(f"{title}: its criterion is no loss but {criterion!r}")
+    return criterion
+
+
 def find_class(described: dict[str, Any]) -> Any:
     """The class that a description names, among those that are registered or imported; None if it is not."""
     registered, module, name = (described.get(key) for key in ("registered_name", "module", "class_name"))

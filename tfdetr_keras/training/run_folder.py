@@ -33,7 +33,7 @@ from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.evaluation import MASK, class_table
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
-from tfdetr_keras.models.serialized import refuse_foreign
+from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
 from tfdetr_keras.training.run_config import read_config, read_object, said_of
 from tfdetr_keras.training.settings import Settings
@@ -218,8 +218,7 @@ class RunFolder:
         """The run's model with random weights, for `Checkpoint.restore`."""
         config = self.config()
         with said_of(self.path / CONFIG):
-            refuse_foreign(config["criterion"], CONFIG)
-            criterion = keras.saving.deserialize_keras_object(config["criterion"])
+            criterion = criterion_of(config["criterion"], CONFIG)
             architecture = config_of(config["model"])
             return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
