@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -148,6 +147,7 @@ def _source(options: argparse.Namespace) -> Any:
 
 def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
     """The size, and the canvas if there was one, that a model's own files tell."""
+    from port_weights.checkpoints import read_json
     from port_weights.hub import Commit
     from tfdetr_keras.training import RunFolder
 
@@ -155,7 +155,7 @@ def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
         return RunFolder(options.model).sizes
     source = _source(options)
     described = Path(source.folder if isinstance(source, Commit) else source) / "preprocessor_config.json"
-    told = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    told = read_json(described) if described.is_file() else {}
     size, canvas = told.get("size") or {}, told.get("pad_size") or {}
     if isinstance(size, int):  # older files; where they name no limit, it is 1333
         size = {"shortest_edge": size, "longest_edge": told.get("max_size", 1333)}
