@@ -15,6 +15,7 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
 from port_weights.schemes import Scheme, scheme
 from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.models.class_names import names_by_id
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
 from tfdetr_keras.models.family import model_class
 from tfdetr_keras.models.presets import RESNETS
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 FROZEN = ("stem", "stage1")
 DEFAULT_HEADS = 8
 DEFAULT_CLASSES = 91
+# A size is absurd that is so many times the largest side of a tensor, and beyond that of any published model.
+_ABSURD, _USUAL_SIZE = 64, 4096
 # The names that Hugging Face's config.json and DETRConfig share.
 _SAME_NAME = (
     "num_queries",
@@ -112,6 +115,24 @@ def architecture_of(
     Raises:
         ValueError: `config.json` describes something other than a DETR over a ResNet.
     """
+    try:
+        architecture, criterion = _described(checkpoint, scheme)
+        if heads is not None:
+            architecture = dataclasses.replace(
+                architecture, encoder_attention_heads=heads, decoder_attention_heads=heads
+            )
+        if dilation is not None:
+            backbone = dataclasses.replace(architecture.backbone, dilation=bool(dilation))
+            architecture = dataclasses.replace(architecture, backbone=backbone)
+    except ValueError as error:
+        raise ValueError(str(error) if checkpoint.name in str(error) else f"{checkpoint.name}: {error}") from error
+    except Exception as error:  # for each value that is not of the kind that it should be
+        raise ValueError(f"{checkpoint.name} does not describe a DETR: {error}") from error
+    _refuse_absurd(architecture, checkpoint, scheme)
+    return architecture, criterion
+
+
+def _described(checkpoint: Checkpoint, scheme: Scheme) -> tuple[DETRConfig, SetCriterion]:
     config = checkpoint.config or {}
     if "d_model" in config or config.get("model_type") in _MODEL_TYPES:
         architecture = _from_config(config, checkpoint, scheme)
@@ -124,12 +145,30 @@ def architecture_of(
             )
         architecture = _from_tensors(checkpoint, scheme)
         criterion = _criterion(checkpoint.arguments, _ARGUMENT_NAMES, architecture)
-    if heads is not None:
-        architecture = dataclasses.replace(architecture, encoder_attention_heads=heads, decoder_attention_heads=heads)
-    if dilation is not None:
-        backbone = dataclasses.replace(architecture.backbone, dilation=dilation)
-        architecture = dataclasses.replace(architecture, backbone=backbone)
     return architecture, criterion
+
+
+def _refuse_absurd(config: DETRConfig, checkpoint: Checkpoint, scheme: Scheme) -> None:
+    """Raise a `ValueError` for sizes that no tensor of the checkpoint comes near: building such a model would not end.
+
+    Of sizes that merely do not fit, the names of the tensors say more, see `port_weights.pairing`.
+    """
+    paths = _keras_shapes(checkpoint, scheme)
+    blocks = sum(config.backbone.depths) + (config.encoder_layers + config.decoder_layers) * ("encoder" in str(paths))
+    if blocks > len(checkpoint.shapes):
+        raise ValueError(
+            f"{checkpoint.name}: an architecture of {blocks} blocks and layers is described, but there are only "
+            f"{len(checkpoint.shapes)} tensors"
+        )
+    largest = max((side for shape in checkpoint.shapes.values() for side in shape), default=1)
+    sizes = {name: getattr(config, name) for name in ("d_model", "encoder_ffn_dim", "decoder_ffn_dim", "num_queries")}
+    sizes.update({f"channels of stage {index + 1}": width for index, width in enumerate(config.backbone.channels)})
+    sizes["channels of the stem"] = config.backbone.stem_channels
+    for name, size in sizes.items():
+        if size > max(_USUAL_SIZE, _ABSURD * largest):
+            raise ValueError(
+                f"{checkpoint.name}: {name}={size} is described, but no tensor has a side of more than {largest}"
+            )
 
 
 def hugging_face_config(
@@ -148,7 +187,7 @@ def hugging_face_config(
     """
     criterion = criterion or model_class(config).default_criterion()
     kind = _kind(config)
-    names = dict(config.id2label or {})
+    names = config.names
     coefficients = _coefficients(criterion, _CRITERION_NAMES)
     return {
         "model_type": kind.model_type,
@@ -229,22 +268,65 @@ def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sche
             f"{checkpoint.name}: config.json says model_type={model_type!r}; "
             f"expected one of {', '.join(map(repr, _MODEL_TYPES))}"
         )
-    names = config.get("id2label")
-    # transformers leaves the key out for its default of two classes.
-    num_classes = len(names) if names else int(config.get("num_labels", 2))
+    names = None if doubt_of_names(checkpoint, scheme) else config.get("id2label") or None
+    num_classes = classes_of_head(checkpoint, scheme)
+    if num_classes is None:
+        # transformers leaves the key out for its default of two classes.
+        num_classes = len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
     given = {**_HUGGING_FACE_DEFAULTS, **{name: config[name] for name in _SAME_NAME if config.get(name) is not None}}
     try:
         return _config_class(_keras_shapes(checkpoint, scheme))(
             backbone=_backbone_from_config(config, checkpoint, scheme),
             num_classes=num_classes,
-            id2label=names or None,
+            id2label=names,
             pre_norm=model_type == "table-transformer",
             position_embedding=config.get("position_embedding_type", "sine"),
             frozen=FROZEN,
             **given,
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # for each value that is not of the kind that it should be
         raise ValueError(f"{checkpoint.name}: config.json does not describe a DETR: {error}") from error
+
+
+def doubt_of_names(checkpoint: Checkpoint, scheme: Scheme) -> str | None:
+    """Say why the names of classes in a `config.json` cannot be those of the checkpoint's head; None if they can.
+
+    Such names are none: `architecture_of` leaves them out, and the caller has to say what the classes are.
+    """
+    described = (checkpoint.config or {}).get("id2label")
+    if not described:
+        return None
+    way_on = "with id2label or num_classes you can say yourself what its classes are"
+    try:
+        names = names_by_id(described)
+    except ValueError as error:
+        return f"{error}; {way_on}"
+    count = classes_of_head(checkpoint, scheme)
+    if list(names) == list(range(len(names) if count is None else count)):
+        return None
+    if list(names) != list(range(len(names))):
+        last = (count or len(names)) - 1
+        return f"id2label must name each of the ids 0 … {last}, but it names {list(names)}; {way_on}"
+    name, shape = next((n, s) for n, s in checkpoint.shapes.items() if _is_class_kernel(scheme, n))
+    expected = (shape[0] + len(names) - (count or 0), *shape[1:])
+    return f"id2label names {len(names)} classes, but {name} is {shape}, expected {expected}; {way_on}"
+
+
+def _is_class_kernel(scheme: Scheme, name: str) -> bool:
+    return any(path == "class_head/kernel" for path, _ in scheme.keras_paths(name))
+
+
+def classes_of_head(checkpoint: Checkpoint, scheme: Scheme) -> int | None:
+    """The number of classes that a checkpoint's class head has rows for; None where it has no such head."""
+    shapes = _keras_shapes(checkpoint, scheme)
+    shape = shapes.get("class_head/kernel")
+    return shape[0] - _outputs_beside_classes(shapes) if shape else None
+
+
+def _outputs_beside_classes(shapes: Mapping[str, Any]) -> int:
+    """Outputs of the class head that stand for no class: 1, for "no object", or 0."""
+    config = _config_class(shapes)()
+    return config.num_logits - config.num_classes
 
 
 def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Scheme) -> ResNetConfig:
@@ -321,12 +403,18 @@ def _backbone_from_tensors(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfi
     try:
         return ResNetConfig(
             block="bottleneck" if bottleneck else "basic",
-            depths=tuple(1 + max(block for of, block in blocks if of == stage) for stage in stages),
+            depths=tuple(_count_of_blocks(stage, {block for of, block in blocks if of == stage}) for stage in stages),
             channels=tuple(shapes[f"backbone/stage{stage}/block0/{last}/convolution/kernel"][0] for stage in stages),
             stem_channels=shapes["backbone/stem/convolution/kernel"][0],
         )
     except KeyError as error:
         raise ValueError(f"the tensor for {error} is missing: the backbone's architecture cannot be told") from error
+
+
+def _count_of_blocks(stage: int, blocks: set[int]) -> int:
+    if blocks != set(range(len(blocks))):
+        raise ValueError(f"of the blocks of the backbone's stage {stage} only {sorted(blocks)[:8]} are there")
+    return len(blocks)
 
 
 def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
@@ -336,22 +424,23 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
         return DETRConfig(backbone=backbone, num_classes=DEFAULT_CLASSES, frozen=FROZEN)
 
     def depth(part: str) -> int:
-        found = [int(match[1]) for path in shapes if (match := re.match(rf"{part}/layer(\d+)/", path))]
-        return 1 + max(found, default=-1)
+        found = {int(match[1]) for path in shapes if (match := re.match(rf"{part}/layer(\d+)/", path))}
+        if found != set(range(len(found))):
+            raise ValueError(f"{checkpoint.name}: of the {part}'s layers only {sorted(found)[:8]} are there")
+        return len(found)
 
     def needed(path: str) -> int:
-        if path not in shapes:
+        if not shapes.get(path):
             raise ValueError(f"{checkpoint.name}: the tensor for {path} is missing: the architecture cannot be told")
         return shapes[path][0]
 
-    classifier = shapes.get("class_head/kernel")
     heads = int(checkpoint.arguments.get("nheads", DEFAULT_HEADS))
     config_class = _config_class(shapes)
-    no_object = config_class().num_logits - config_class().num_classes
+    queries = shapes.get("query_embedding/embeddings") or (config_class().num_queries,)
     return config_class(
         backbone=backbone,
-        num_classes=classifier[0] - no_object if classifier else DEFAULT_CLASSES,
-        num_queries=needed("query_embedding/embeddings"),
+        num_classes=classes_of_head(checkpoint, scheme) or DEFAULT_CLASSES,
+        num_queries=queries[0],
         d_model=needed("input_projection/kernel"),
         encoder_layers=depth("encoder"),
         decoder_layers=depth("decoder"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,8 +21,16 @@ import numpy as np
 
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
+from tfdetr_keras.models.whole_files import refuse_damaged_archive, refuse_stand_in
 
-PICKLES = (".pth", ".pt", ".bin")
+logger = logging.getLogger(__name__)
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+# The weights of a folder, in the order in which they are looked for; an index names the files of several shards.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_INDEX = ".index.json"
+_ZIP = b"PK\x03\x04"
+_PICKLED = tuple(bytes((0x80, protocol)) for protocol in (2, 3, 4, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +56,8 @@ def open_checkpoint(source: Any) -> Checkpoint:
     """Opens a checkpoint that is on this machine.
 
     Args:
-        source: a folder with `config.json` and `model.safetensors`, a `.safetensors` or `.pth` file, or a state dict
-            (name → array or torch tensor).
+        source: a folder with `config.json` and weights (`WEIGHTS`), a `.safetensors`, `.pth` or `.ckpt` file, or a
+            state dict (name → array or torch tensor). What a file is, its content tells, not its name.
 
     Raises:
         ValueError: nothing is there, or it cannot be read; the message names the file.
@@ -59,7 +68,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if path.is_file():
-        if path.suffix in PICKLES:
+        if is_pickle(path):
             return _open_pickle(path)
         config = path.parent / "config.json"
         # A file by another name may stand beside somebody else's configuration.
@@ -76,76 +85,113 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not JSON, or not an object.
     """
+    refuse_stand_in(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
     return content
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one that torch has to open, by its first bytes; where these say nothing, by its name.
+
+    Raises:
+        ValueError: it is a Git LFS pointer or a web page.
+    """
+    refuse_stand_in(path)
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, eight bytes, and the header, a JSON object.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return False
+    return start.startswith((_ZIP, *_PICKLED)) or path.suffix in PICKLES
+
+
+def weights_of(folder: Path) -> Path | None:
+    """The file of a folder's weights, or the index of its shards; None where there is none."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """Tensor → name of the file that holds it, as an index says.
+
+    Raises:
+        ValueError: the index is damaged, or names a file elsewhere.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
+    return weight_map
+
+
 def _open_folder(folder: Path) -> Checkpoint:
-    config = folder / "config.json"
-    weights = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    if weights.is_file():
-        return _open_safetensors(weights, config if config.is_file() else None)
-    if index.is_file():
-        return _open_shards(index, config if config.is_file() else None)
-    pickled = folder / "pytorch_model.bin"
-    if pickled.is_file():
-        opened = _open_pickle(pickled)
-        return dataclasses.replace(opened, config=read_json(config)) if config.is_file() else opened
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-    raise ValueError(f"{folder} has no model.safetensors (nor pytorch_model.bin); it holds {found}")
+    weights, config = weights_of(folder), folder / "config.json"
+    if weights is None:
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{folder} has no model.safetensors (nor pytorch_model.bin); it holds {found}")
+    if weights.name.endswith(_INDEX):
+        opened = _open_shards(weights)
+    else:
+        opened = _open_pickle(weights) if is_pickle(weights) else _open_safetensors(weights, None)
+    return dataclasses.replace(opened, config=read_json(config)) if config.is_file() else opened
 
 
 def _open_safetensors(path: Path, config: Path | None, title: str | None = None) -> Checkpoint:
     """Opens a file, which messages call by its path unless they have another title for it."""
     title = title or os.fspath(path)
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError and whatever its parts raise of a header that makes no sense
         raise ValueError(f"{title} is not a safetensors file, or it is truncated or damaged ({error})") from error
 
     def read(name: str) -> np.ndarray:
         # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            return _as_float32(file.get_tensor(name), f"{title}: {name}")
+        try:
+            with safe_open(os.fspath(path), framework="numpy") as file:
+                tensor = file.get_tensor(name)
+        except Exception as error:  # of a type that NumPy does not have, or of a file that changed meanwhile
+            raise ValueError(f"{title}: {name} cannot be read ({error})") from error
+        return _as_float32(tensor, f"{title}: {name}")
 
     return Checkpoint(title, shapes, read, None if config is None else read_json(config))
 
 
-def _open_shards(index: Path, config: Path | None) -> Checkpoint:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{index} has no weight_map from tensors to files")
+def _open_shards(index: Path) -> Checkpoint:
+    weight_map = shards_of(index)
     shards = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
-            raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
-        shards[file] = _open_safetensors(index.parent / file, None)
+        path = index.parent / file
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is not a safetensors file or a pickle, for it is not there: {index.name} names it, so the "
+                "copy of the folder is not complete"
+            )
+        shards[file] = _open_pickle(path) if is_pickle(path) else _open_safetensors(path, None)
     try:
         shapes = {name: shards[file].shapes[name] for name, file in weight_map.items()}
     except KeyError as error:
         raise ValueError(f"{index} lists the tensor {error}, but its file does not hold it") from error
-    return Checkpoint(
-        os.fspath(index),
-        shapes,
-        lambda name: shards[weight_map[name]].read(name),
-        None if config is None else read_json(config),
-    )
+    return Checkpoint(os.fspath(index), shapes, lambda name: shards[weight_map[name]].read(name))
 
 
 def _open_pickle(path: Path) -> Checkpoint:
     folder = Path(tempfile.mkdtemp(prefix="port_weights-"))
     try:
         require("torch")
-        arguments = run("port_weights.pytorch.pickles:read", folder, path=os.fspath(path.absolute()))
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+        if is_zip:
+            refuse_damaged_archive(path)
+        answer = run("port_weights.pytorch.pickles:read", folder, path=os.fspath(path.absolute()))
         opened = _open_safetensors(folder / TENSORS, None, title=os.fspath(path))
     except PyTorchMissingError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -156,11 +202,13 @@ def _open_pickle(path: Path) -> Checkpoint:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     weakref.finalize(opened.read, shutil.rmtree, folder, ignore_errors=True)
-    return dataclasses.replace(opened, arguments=arguments)
+    for note in answer["notes"]:
+        logger.warning("%s: %s", path, note)
+    return dataclasses.replace(opened, arguments=answer["arguments"])
 
 
 def _from_state_dict(name: str, tensors: Mapping[str, Any]) -> Checkpoint:
-    odd = [key for key, tensor in tensors.items() if not hasattr(tensor, "shape")]
+    odd = [key for key, tensor in tensors.items() if not (isinstance(key, str) and hasattr(tensor, "shape"))]
     if odd or not tensors:
         raise ValueError(
             f"{name} is not a state dict of named tensors: {', '.join(map(str, odd[:5])) or 'it is empty'}"
@@ -168,15 +216,25 @@ def _from_state_dict(name: str, tensors: Mapping[str, Any]) -> Checkpoint:
 
     def read(key: str) -> np.ndarray:
         tensor = tensors[key]
-        if hasattr(tensor, "detach"):  # a torch tensor, told without importing torch; numpy has no bfloat16
-            tensor = tensor.detach().cpu().float().numpy()
+        try:
+            # A torch tensor, told without importing torch; numpy has no bfloat16.
+            if hasattr(tensor, "detach") and not tensor.is_complex():
+                tensor = tensor.detach().cpu().float().numpy()
+        except Exception as error:  # sparse, quantised, without content (meta)
+            raise ValueError(f"{name}: {key} is no ordinary tensor ({str(error).splitlines()[0]})") from error
         return _as_float32(tensor, f"{name}: {key}")
 
     return Checkpoint(name, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, read)
 
 
 def _as_float32(array: Any, name: str) -> np.ndarray:
-    array = np.asarray(array).astype(np.float32, copy=False)
+    try:
+        array = np.asarray(array)
+        if array.dtype.kind == "c":
+            raise TypeError("it is complex")
+        array = array.astype(np.float32, copy=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} does not hold real numbers ({error})") from error
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite")
     return array

@@ -1,8 +1,9 @@
 """Conversions of the hub's checkpoints, kept: the second start reads arrays as Keras wants them, and ports nothing.
 
-A conversion is one safetensors file: the weights by their Keras paths, and architecture and loss in the header. They
-lie in `$TFDETR_CACHE`, or in `tfdetr_keras` in the user's cache folder, under the names of repository and commit, and
-may be deleted at any time.
+A conversion is one safetensors file: the weights by their Keras paths, and in the header architecture and loss, the
+commit and the hashes of the files that it came from, and a checksum of each weight. Where these are not those of the
+commit that is asked for, the commit is ported again. They lie in `$TFDETR_CACHE`, or in `tfdetr_keras` in the user's
+cache folder, under the names of repository and commit, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,10 +24,11 @@ from port_weights.hub import Commit
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.family import config_of, describe
+from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # another one where a path comes to mean another array
+FORMAT = 2  # another one where a path comes to mean another array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +40,20 @@ class Conversion:
         criterion: its loss.
         readers: its weights by Keras path, read one at a time.
         lacking: the paths of the weights that it does not hold.
+        are_names_unknown: whether the checkpoint names its classes in a way that does not fit its head, so that the
+            caller has to.
     """
 
     config: DETRConfig
     criterion: SetCriterion
     readers: Mapping[str, Callable[[], np.ndarray]]
     lacking: list[str]
+    are_names_unknown: bool = False
 
 
 def find(commit: Commit) -> Conversion | None:
-    """The conversion of a commit, if it is kept and whole."""
-    from safetensors import SafetensorError, safe_open
+    """The conversion of a commit, if it is kept, whole, and of that commit's files."""
+    from safetensors import safe_open
 
     path = _path(commit)
     if not path.is_file():
@@ -64,15 +70,19 @@ def find(commit: Commit) -> Conversion | None:
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             header, names = file.metadata() or {}, list(file.keys())
-        described = {key: json.loads(header[key]) for key in ("config", "criterion", "lacking")}
+            described = {key: json.loads(header[key]) for key in ("config", "criterion", "lacking", "sums")}
+            if json.loads(header["origin"]) != _origin(commit):
+                raise ValueError(f"it is not of the files of commit {commit.name}")
+            if described["sums"] != {name: _sum(file.get_tensor(name)) for name in names}:
+                raise ValueError("its weights are not those that were written")
         return Conversion(
             config_of(described["config"]),
-            keras.saving.deserialize_keras_object(described["criterion"]),
+            criterion_of(described["criterion"], path.name),
             {name: reader(name) for name in names},
             described["lacking"],
         )
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("%s is damaged, so %s is ported again (%s)", path, commit.hub_id, error)
+    except Exception as error:  # whatever a file that anybody may have written there makes of it
+        logger.warning("%s cannot be used, so %s is ported again (%s)", path, commit.hub_id, error)
         return None
 
 
@@ -89,6 +99,8 @@ def keep(commit: Commit, conversion: Conversion) -> Conversion:
         "config": json.dumps(describe(conversion.config)),
         "criterion": json.dumps(keras.saving.serialize_keras_object(conversion.criterion)),
         "lacking": json.dumps(conversion.lacking),
+        "origin": json.dumps(_origin(commit)),
+        "sums": json.dumps({name: _sum(array) for name, array in arrays.items()}),
     }
     path = _path(commit)
     try:
@@ -104,6 +116,15 @@ def keep(commit: Commit, conversion: Conversion) -> Conversion:
 
 def _reader(array: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: array
+
+
+def _origin(commit: Commit) -> dict[str, str]:
+    """What a conversion came from."""
+    return {"repository": commit.hub_id, "commit": commit.name, **commit.origin}
+
+
+def _sum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array))
 
 
 def _path(commit: Commit) -> Path:

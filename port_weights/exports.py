@@ -28,7 +28,6 @@ from port_weights.architecture import (
     loss_arguments,
     timm_name,
 )
-from port_weights.checkpoints import PICKLES
 from port_weights.port import load_model, refuse_quantized, to_torch
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
@@ -44,6 +43,7 @@ from tfdetr_keras.preprocessing import SIZE
 logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+PICKLES = (".pth", ".pt", ".bin")
 # The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
 ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
 _BILINEAR = 2  # PIL.Image.Resampling

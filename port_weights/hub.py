@@ -1,7 +1,8 @@
 """The Hugging Face hub: one commit of a repository, on this machine and as it was uploaded.
 
 Downloads and the cache are huggingface_hub's own, with its settings: `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`. Only
-`FILES` are fetched, and no code of a repository is ever run.
+`FILES` are fetched and, where there is no `model.safetensors`, the other forms of weights that a folder may have:
+shards, or `pytorch_model.bin`. No code of a repository is ever run.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from port_weights.checkpoints import PICKLES
+from port_weights.checkpoints import PICKLES, WEIGHTS, shards_of
 from tfdetr_keras.models.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
-FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+CONFIGS = ("config.json", "preprocessor_config.json")
+FILES = (*CONFIGS, "model.safetensors")
+PICKLED = "pytorch_model.bin"
+_INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
+_PLAIN_NAME = re.compile(r"[\w.-]+\.(safetensors|bin)")
+_HASH = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CHUNK = 1 << 20  # bytes
 
@@ -40,6 +47,26 @@ class Commit:
     def name(self) -> str:
         """The commit's hash."""
         return self.folder.name
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the weights, or the index of their shards; a link may be all that is left of it."""
+        return next((self.folder / name for name in WEIGHTS if os.path.lexists(self.folder / name)), None)
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What each file that is read was when it was fetched: the hash of its content, or else its size."""
+        return {
+            name: Path(os.readlink(path)).name if path.is_symlink() else f"{path.stat().st_size} bytes"
+            for name in self.read_files
+            if name != "preprocessor_config.json" and os.path.lexists(path := self.folder / name)
+        }
+
+    @property
+    def read_files(self) -> list[str]:
+        """Names of the files that porting reads."""
+        weights = [] if self.weights is None else [self.weights.name]
+        return [*CONFIGS, *weights, *_shards(self)]
 
     def __str__(self) -> str:
         return self.hub_id
@@ -67,12 +94,51 @@ def fetch(hub_id: str, revision: str | None = None) -> Commit:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    def download(revision: str | None, names: Sequence[str]) -> Path:
+        try:
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(names)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(f"{hub_id}: {_explained(error, hub_id, revision)}") from error
+
     logger.info("looking up %s on the hub", hub_id)
+    unreached = None if revision and _HASH.fullmatch(revision) else _why_not_reached(hub_id, revision)
+    commit = Commit(hub_id, download(revision, (*FILES, *_INDICES)))
+    if commit.weights is None:
+        download(commit.name, [PICKLED])
+    if commit.weights is None:
+        where = "the hub's cache holds" if unreached else "the hub has"
+        raise ValueError(f"{hub_id}: {where} none of {', '.join(WEIGHTS)} of it, so there are no weights to read")
+    if commit.weights.name in _INDICES:
+        shards = _shards(commit)
+        if not all(os.path.lexists(commit.folder / shard) for shard in shards):
+            download(commit.name, shards)
+    if unreached:  # where a branch may have moved meanwhile
+        logger.warning(
+            "%s: the hub was not asked (%s); this is commit %s, which was fetched last", hub_id, unreached, commit.name
+        )
+    return commit
+
+
+def _why_not_reached(hub_id: str, revision: str | None) -> str | None:
+    """Why the hub does not tell which commit a branch stands for; None if it does."""
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
     try:
-        folder = snapshot_download(hub_id, revision=revision, allow_patterns=list(FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{hub_id}: {_explained(error, hub_id, revision)}") from error
-    return Commit(hub_id, Path(folder))
+        huggingface_hub.HfApi().repo_info(hub_id, revision=revision)
+    except Exception as error:  # of whichever HTTP client; downloading says what it means if nothing is in the cache
+        return _line(error)
+    return None
+
+
+def _shards(commit: Commit) -> list[str]:
+    """Names of the files that an index names, which the hub's client would take for patterns."""
+    index = commit.weights
+    names = sorted(set(shards_of(index).values())) if index and index.name in _INDICES and index.is_file() else []
+    if odd := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
+        raise ValueError(f"{commit.hub_id}: its index names {odd[0]!r}, which is not the name of a file of weights")
+    return names
 
 
 def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
@@ -132,7 +198,7 @@ def verify(commit: Commit) -> None:
     """
     blobs = (commit.folder.parent.parent / "blobs").resolve()
     for entry in sorted(commit.folder.iterdir()):
-        if entry.name not in FILES or not entry.is_symlink():
+        if entry.name not in commit.read_files or not entry.is_symlink():
             continue
         blob = entry.resolve()
         if blob.parent != blobs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from port_weights import conversions, hub
-from port_weights.architecture import architecture_of
+from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names
+from port_weights.changes import Changes
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
+from port_weights.pairing import CLASS_HEAD, QUERIES, pair
 from port_weights.processor import tell_processor
-from port_weights.schemes import IGNORED, Scheme, detect_scheme
+from port_weights.schemes import Scheme, detect_scheme
+from port_weights.wrappers import unwrapped
 from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.models.class_names import ClassNames
+from tfdetr_keras.models.class_rows import ClassRows
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.family import model_class as class_of
@@ -29,44 +33,48 @@ from tfdetr_keras.models.quantization import mode_of
 logger = logging.getLogger(__name__)
 
 
-# The parts of a model that a checkpoint may hold or lack as a whole.
-_HEADS = ("class_head/", "box_head/")
-_MASKS = ("mask_attention/", "mask_head/")
-_BACKBONE = ("backbone/",)
-
-
 def load_model(
     source: Any,
     num_classes: int | None = None,
     num_queries: int | None = None,
-    id2label: Mapping[int, str] | None = None,
+    id2label: ClassNames | None = None,
     revision: str | None = None,
     heads: int | None = None,
     dilation: bool | None = None,
     model_class: type[DETR] | None = None,
+    keep_head: bool | None = None,
 ) -> DETR:
     """Makes a Keras DETR, or one of its relatives, with a checkpoint's weights.
 
+    The rows of the class head are kept by the names of their classes, see `tfdetr_keras.models.class_rows`.
+
     Args:
-        source: a hub id or what `hub.fetch` made of one, a folder with `config.json` and `model.safetensors`, a
-            `.safetensors`, `.pth` or `.keras` file, the folder of a training run, the name of a packaged checkpoint, or
-            a state dict. A backbone alone is taken, too: the rest of the model is then fresh.
-        num_classes: where it differs from the checkpoint's, the class head is made anew.
+        source: a hub id or what `hub.fetch` made of one, a folder with `config.json` and weights, a `.safetensors`,
+            `.pth`, `.ckpt` or `.keras` file, the folder of a training run, the name of a packaged checkpoint, or a
+            state dict. A backbone alone is taken, too: the rest of the model is then fresh.
+        num_classes: number of classes without names; another one than the checkpoint's makes them all new.
         num_queries: fewer keep the first query embeddings, more add fresh ones.
-        id2label: names of the classes, `num_classes` of them.
+        id2label: names of the classes, `num_classes` of them, as `{id: name}` or a list.
         revision: branch, tag or commit, for a hub id.
         heads: attention heads of a checkpoint without configuration (8 if not told).
         dilation: whether a checkpoint without configuration is a DC5 model.
         model_class: the class that is wanted; by default the checkpoint's own. A `DETR` of a segmentation checkpoint
             leaves its mask head out, and a `DETRForSegmentation` of a detector starts with a fresh one.
+        keep_head: True keeps the class head by position, False draws all of it anew.
 
     Returns:
         The model. What was made anew is logged as a warning.
 
     Raises:
         ValueError: the source is missing or damaged, its naming is unknown, its configuration does not describe a
-            DETR, or tensors are missing, left over or of another shape, each of which is named.
+            DETR, or tensors are missing, left over or of another shape, each of which is named; or the changes are
+            none that can be made.
     """
+    changes = Changes.of(num_classes, id2label, num_queries, keep_head)
+    if not isinstance(source, str | os.PathLike | Mapping | hub.Commit):
+        raise ValueError(
+            f"a checkpoint is a path, a hub id or a state dict of named tensors, not a {type(source).__name__}"
+        )
     source = find_source(source)
     refuse_unknown_name(source)
     if hub.is_hub_id(source):
@@ -75,26 +83,29 @@ def load_model(
 
     def wanted(config: DETRConfig) -> DETRConfig:
         try:
-            config = recast(config, model_class or class_of(config))
+            return changes.applied_to(recast(config, model_class or class_of(config)))
         except ValueError as error:
             raise ValueError(f"{_title(source)}: {error}") from None
-        return _with_changes(config, num_classes, num_queries, id2label)
 
     def new_model(conversion: Conversion) -> DETR:
-        return (model_class or class_of(conversion.config))(wanted(conversion.config), conversion.criterion)
+        _check_head(conversion, changes, source)
+        criterion = changes.of_criterion(conversion.criterion, conversion.config)
+        return (model_class or class_of(conversion.config))(wanted(conversion.config), criterion)
 
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
         original = load_keras_file(Path(source), compile=False)
         if mode_of(original):
-            return _quantized(original, wanted(original.config), source)
+            return _quantized(original, wanted(original.config), changes, source)
         conversion = _of_keras(original)
         model = new_model(conversion)
     elif isinstance(source, hub.Commit):
-        conversion, model = _of_hub(source, new_model, heads, dilation)
+        conversion, model = _of_hub(source, new_model, changes, heads, dilation)
     else:
-        conversion, model = _ported(open_checkpoint(source), new_model, heads, dilation)
-    _assign(model, conversion)
-    _report(conversion, model)
+        conversion, model = _ported(open_checkpoint(source), new_model, changes, heads, dilation)
+    _refuse_lost_parts(conversion, changes, source)
+    rows = changes.rows(conversion.config)
+    _assign(model, conversion, rows)
+    _report(conversion, model, rows)
     return model
 
 
@@ -163,14 +174,51 @@ def _variables(model: DETR) -> dict[str, Any]:
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
 
-def _quantized(original: DETR, wanted: DETRConfig, source: Any) -> DETR:
+def _check_head(conversion: Conversion, changes: Changes, source: Any) -> None:
+    """Raise a `ValueError`, before anything is built, if the class head cannot be kept as the caller wants."""
+    try:
+        changes.rows(conversion.config)
+    except ValueError as error:
+        raise ValueError(f"{_title(source)}: {error}") from None
+
+
+def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) -> None:
+    """Raise a `ValueError` if a part was deleted from the checkpoint, and the caller does not say what replaces it."""
+    lacks_head = any(path.startswith(CLASS_HEAD) for path in conversion.lacking)
+    if not any(path.startswith("box_head/") for path in conversion.readers):
+        return  # a base model or a backbone: the heads are new
+    if lacks_head and not changes.say_classes:
+        raise ValueError(
+            f"{_title(source)} holds no class head, which is deleted to fine-tune on other classes: say with id2label "
+            "or num_classes which they are, and it is drawn anew"
+        )
+    if changes.num_queries is None and any(path.startswith(QUERIES) for path in conversion.lacking):
+        raise ValueError(
+            f"{_title(source)} holds no query embeddings, which are deleted to train with another number of them: say "
+            "with num_queries how many there are to be, and they are drawn anew"
+        )
+
+
+def _quantized(original: DETR, wanted: DETRConfig, changes: Changes, source: Any) -> DETR:
     """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
-    own = original.config
-    if type(own) is not type(wanted) or {**own.to_dict(), "id2label": None} != {**wanted.to_dict(), "id2label": None}:
+    own, rows = original.config, changes.rows(original.config)
+    same_parts = type(own) is type(wanted) and {**own.to_dict(), "id2label": None} == {
+        **wanted.to_dict(),
+        "id2label": None,
+    }
+    if same_parts and not rows.are_all:
+        raise ValueError(
+            f"{source} is quantised ({mode_of(original)}), so that no class can be moved or drawn anew: start from the "
+            f"original, or say keep_head=True if its classes {', '.join(own.names.values())} are only to be called "
+            "otherwise"
+        )
+    if not same_parts:
         raise ValueError(
             f"{source} is quantised ({mode_of(original)}), so that its classes, queries and parts cannot be changed: "
             "start from the original, then quantise"
         )
+    if story := rows.story():
+        logger.warning("%s", story)
     original.config = wanted
     return original
 
@@ -185,7 +233,11 @@ def _reader(variable: Any) -> Callable[[], np.ndarray]:
 
 
 def _of_hub(
-    commit: hub.Commit, new_model: Callable[[Conversion], DETR], heads: int | None, dilation: bool | None
+    commit: hub.Commit,
+    new_model: Callable[[Conversion], DETR],
+    changes: Changes,
+    heads: int | None,
+    dilation: bool | None,
 ) -> tuple[Conversion, DETR]:
     """What is kept of an earlier start, or else a port, which is kept for the next one."""
     kept = conversions.find(commit) if heads is None and dilation is None else None
@@ -194,19 +246,34 @@ def _of_hub(
         if set(_variables(model)) <= set(kept.readers).union(kept.lacking):
             return kept, model
     hub.verify(commit)
-    conversion, model = _ported(open_checkpoint(commit.folder), new_model, heads, dilation)
-    return (conversions.keep(commit, conversion) if heads is None and dilation is None else conversion), model
+    conversion, model = _ported(open_checkpoint(commit.folder), new_model, changes, heads, dilation)
+    # What the caller says of the checkpoint itself is not kept: the next start may say something else.
+    is_its_own = heads is None and dilation is None and not conversion.are_names_unknown
+    return (conversions.keep(commit, conversion) if is_its_own else conversion), model
 
 
 def _ported(
-    checkpoint: Checkpoint, new_model: Callable[[Conversion], DETR], heads: int | None, dilation: bool | None
+    checkpoint: Checkpoint,
+    new_model: Callable[[Conversion], DETR],
+    changes: Changes,
+    heads: int | None,
+    dilation: bool | None,
 ) -> tuple[Conversion, DETR]:
     """Pairs a checkpoint's tensors with the variables of a new model."""
-    scheme = detect_scheme(checkpoint.shapes)
+    checkpoint = unwrapped(checkpoint)
+    try:
+        scheme = detect_scheme(checkpoint.shapes)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.name}: {error}") from None
+    doubt = doubt_of_names(checkpoint, scheme)
+    if doubt and not changes.say_classes:
+        raise ValueError(f"{checkpoint.name}: config.json does not describe a DETR: {doubt}")
+    if changes.keep_head and classes_of_head(checkpoint, scheme) is None:
+        raise ValueError(f"{checkpoint.name} holds no class head that keep_head=True could keep: leave keep_head out")
     config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
     model = new_model(Conversion(config, criterion, {}, []))
-    readers, lacking = _match_names(checkpoint, scheme, _shapes(model, config))
-    return Conversion(config, criterion, readers, lacking), model
+    readers, lacking = pair(checkpoint, scheme, _shapes(model, config))
+    return Conversion(config, criterion, readers, lacking, bool(doubt)), model
 
 
 def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
@@ -218,85 +285,7 @@ def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _match_names(
-    checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
-    """Pairs tensors with variables by the scheme's table; refuses a checkpoint that leaves any without a partner.
-
-    Returns:
-        A reader for each variable's path, and the paths that the checkpoint lacks.
-    """
-    names = {path: named for path in shapes if (named := scheme.torch_name(path))}
-    held = {path for path, (name, _) in names.items() if name in checkpoint.shapes}
-    lacking = _lacking_parts(set(shapes), held)
-
-    missing = [names[path][0] if path in names else path for path in shapes if path not in held | set(lacking)]
-    expected = {names[path][0]: names[path][1].torch_shape(shapes[path]) for path in held}
-    misshapen = [
-        f"{name} is {checkpoint.shapes[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if checkpoint.shapes[name] != shape
-    ]
-    masks_wanted = any(path.startswith(_MASKS) for path in shapes)
-    unexpected = [
-        name
-        for name in checkpoint.shapes
-        if name not in expected and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
-    ]
-    _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
-
-    def reader(path: str) -> Callable[[], np.ndarray]:
-        name, layout = names[path]
-        return lambda: layout.read(checkpoint.read(name), shapes[path])
-
-    # In the model's order, which is that of every process: where several hold one model, they assign together.
-    return {path: reader(path) for path in shapes if path in held}, lacking
-
-
-def _is_of_masks(scheme: Scheme, name: str) -> bool:
-    return any(path.startswith(_MASKS) for path, _ in scheme.keras_paths(name))
-
-
-def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
-    """Paths of the heads, of the mask head, or of everything but the backbone, if the checkpoint holds none of them."""
-    transformer = sorted(path for path in paths if not path.startswith(_BACKBONE))
-    if not held.intersection(transformer):
-        return transformer
-    parts = [sorted(path for path in paths if path.startswith(prefixes)) for prefixes in (_HEADS, _MASKS)]
-    return [path for part in parts if not held.intersection(part) for path in part]
-
-
-def _refuse(
-    checkpoint: Checkpoint, scheme: Scheme, missing: list[str], unexpected: list[str], misshapen: list[str]
-) -> None:
-    lists = [
-        (f"{len(names)} {title}: {', '.join(sorted(set(names)))}")
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if lists:
-        source = "config.json" if checkpoint.config else "the architecture told from the tensors' shapes"
-        raise ValueError(
-            f"{checkpoint.name} ({scheme.title}): its tensors do not fit {source}\n  " + "\n  ".join(lists)
-        )
-
-
-def _with_changes(
-    config: DETRConfig, num_classes: int | None, num_queries: int | None, id2label: Mapping[int, str] | None
-) -> DETRConfig:
-    if id2label is not None:
-        if num_classes is not None and num_classes != len(id2label):
-            raise ValueError(f"id2label names {len(id2label)} classes, but num_classes={num_classes}")
-        num_classes = len(id2label)
-    changes: dict[str, Any] = {}
-    if num_queries is not None:
-        changes["num_queries"] = num_queries
-    if id2label is not None or num_classes not in (None, config.num_classes):
-        changes.update(num_classes=num_classes, id2label=id2label)
-    return dataclasses.replace(config, **changes)
-
-
-def _assign(model: DETR, conversion: Conversion) -> None:
+def _assign(model: DETR, conversion: Conversion, rows: ClassRows) -> None:
     variables = _variables(model)
     for path, read in conversion.readers.items():
         if path not in variables:
@@ -305,12 +294,23 @@ def _assign(model: DETR, conversion: Conversion) -> None:
         if path == "query_embedding/embeddings":
             kept = min(len(array), variable.shape[0])
             array = np.concatenate([array[:kept], np.asarray(variable)[kept:]])
-        if path.startswith("class_head/") and array.shape != tuple(variable.shape):
-            continue  # another number of classes: the new head stays as it was drawn
+        if path.startswith(CLASS_HEAD):
+            array = _kept_rows(np.asarray(variable), array, rows)
         variable.assign(array)
 
 
-def _report(conversion: Conversion, model: DETR) -> None:
+def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
+    """The class head's kernel `(d_model, logits)` or bias `(logits,)`: a checkpoint's columns where they are kept."""
+    columns = [(label, source) for label, source in enumerate(rows.sources) if source is not None]
+    if rows.no_object and fresh.shape[-1] > len(rows.wanted):
+        columns.append((fresh.shape[-1] - 1, trained.shape[-1] - 1))
+    array = fresh.copy()
+    for new, old in columns:
+        array[..., new] = trained[..., old]
+    return array
+
+
+def _report(conversion: Conversion, model: DETR, rows: ClassRows) -> None:
     config, wanted, variables = conversion.config, model.config, _variables(model)
     lacking = [path for path in conversion.lacking if path in variables]
     if isinstance(config, SegmentationConfig) and not isinstance(wanted, SegmentationConfig):
@@ -318,10 +318,10 @@ def _report(conversion: Conversion, model: DETR) -> None:
     if lacking:
         parts = sorted({path.split("/")[0] for path in lacking})
         logger.warning("not in the checkpoint, so started from random weights: %s", ", ".join(parts))
-    if wanted.num_classes != config.num_classes and not any(path.startswith("class_head/") for path in lacking):
-        logger.warning(
-            "new class head: %d classes instead of the checkpoint's %d", wanted.num_classes, config.num_classes
-        )
+    if not any(path.startswith(CLASS_HEAD) for path in lacking) and (story := rows.story()):
+        logger.warning("%s", story)
+    if any(path.startswith(QUERIES) for path in lacking):
+        return
     if wanted.num_queries < config.num_queries:
         logger.warning("kept the first %d of %d query embeddings", wanted.num_queries, config.num_queries)
     elif wanted.num_queries > config.num_queries:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from port_weights.checkpoints import read_json
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
@@ -74,12 +75,7 @@ def read_processor(folder: Path, with_size: bool = True) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
-        told = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(told, dict):
-        raise ValueError(f"{path} is not the settings of an image processor: it holds no object")
+    told = read_json(path)
     for key, value in told.items():
         if complaint := _complaint(key, value, told):
             raise ValueError(

@@ -21,8 +21,9 @@ from port_weights.names import (
     Row,
 )
 
-# Counters of ordinary batch norm, which some checkpoints carry and nothing reads; classifiers of a backbone alone.
-IGNORED = re.compile(r"(.*\.)?num_batches_tracked|fc\.(weight|bias)|classifier\.1\.(weight|bias)")
+# Counters of ordinary batch norm and of averaged weights, which some checkpoints carry and nothing reads; classifiers
+# of a backbone alone.
+IGNORED = re.compile(r"(.*\.)?num_batches_tracked|n_averaged|fc\.(weight|bias)|classifier\.1\.(weight|bias)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,18 @@ def scheme(
     return Scheme(title, tuple(rows))
 
 
+# A tensor that tells each transformer from those that come after it.
+LANDMARKS = (
+    ("conditional-detr", "transformer.decoder.layers.0.sa_qcontent_proj.weight"),
+    ("conditional-hugging-face", "decoder.layers.0.sa_qcontent_proj.weight"),
+    ("conditional-hugging-face-in-memory", "decoder.layers.0.self_attn.q_content_proj.weight"),
+    ("facebookresearch", "transformer.decoder.layers.0.linear1.weight"),
+    ("hugging-face-4", "backbone.position_embedding.row_embeddings.weight"),
+    ("hugging-face", "decoder.layers.0.fc1.weight"),
+    ("hugging-face-in-memory", "decoder.layers.0.mlp.fc1.weight"),
+)
+
+
 def detect_scheme(names: Iterable[str]) -> Scheme:
     """Recognises the naming scheme of a checkpoint by a few tensors that only it has.
 
@@ -115,15 +128,7 @@ def detect_scheme(names: Iterable[str]) -> Scheme:
     """
     names = set(names)
     backbone, backbone_prefix = _find_backbone(names)
-    for transformer, landmark in (
-        ("conditional-detr", "transformer.decoder.layers.0.sa_qcontent_proj.weight"),
-        ("conditional-hugging-face", "decoder.layers.0.sa_qcontent_proj.weight"),
-        ("conditional-hugging-face-in-memory", "decoder.layers.0.self_attn.q_content_proj.weight"),
-        ("facebookresearch", "transformer.decoder.layers.0.linear1.weight"),
-        ("hugging-face-4", "backbone.position_embedding.row_embeddings.weight"),
-        ("hugging-face", "decoder.layers.0.fc1.weight"),
-        ("hugging-face-in-memory", "decoder.layers.0.mlp.fc1.weight"),
-    ):
+    for transformer, landmark in LANDMARKS:
         for prefix in ("", "detr.", "model.", "detr.model."):
             if backbone and prefix + landmark in names:
                 return scheme(backbone, transformer, prefix, backbone_prefix)

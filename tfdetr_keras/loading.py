@@ -9,12 +9,14 @@ from tfdetr_keras.models import DETR
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import BEST_OF_RUN, packaged_checkpoints
 
+_OF_HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
 # What else people have of a model, and what reads it.
 _OTHER_FILES = {
     ".safetensors": "td.from_pretrained reads it",
     ".pth": "td.from_pretrained reads it",
-    ".pt": "td.from_pretrained reads it, under a name that ends in .pth",
-    ".bin": "td.from_pretrained reads it, under a name that ends in .pth",
+    ".pt": "td.from_pretrained reads it",
+    ".bin": "td.from_pretrained reads it",
+    ".ckpt": "td.from_pretrained reads it, if it is Lightning's",
     ".h5": "such files hold weights alone: make the model first, e.g. with td.from_preset, then model.load_weights",
     ".hdf5": "such files hold weights alone: make the model first, e.g. with td.from_preset, then model.load_weights",
     ".onnx": "ONNX Runtime runs it; load the .keras file that it was exported from",
@@ -67,7 +69,7 @@ def _keras_file(path: Path) -> Path:
 def _advice_on_folder(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return "it is a SavedModel, which tf.saved_model.load runs; load the .keras file that it was exported from"
-    if (path / "model.safetensors").is_file():
+    if any((path / f"{name}{index}").is_file() for name in _OF_HUGGING_FACE for index in ("", ".index.json")):
         return "it is in Hugging Face's format: use td.from_pretrained"
     if (path / "class_names.txt").is_file():
         return "it is the folder of a run in which no epoch was finished yet"

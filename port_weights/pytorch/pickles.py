@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,76 @@ from safetensors.numpy import load_file, save_file
 
 from port_weights.pytorch import TENSORS
 
+# Under which names programs keep a model's state dict, that which counts first.
+_USUAL = ("model", "state_dict", "model_state_dict", "model_state")
+_AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
+_NO_MODEL = re.compile(r"optim|sched|scaler|criterion|callback|loop|hyper_parameters|metric|^args$", re.IGNORECASE)
+
 
 def read(folder: Path, path: str) -> dict[str, Any]:
     """Write the state dict of a pickle to `TENSORS` in the folder, in float32.
 
     Args:
         folder: where to write.
-        path: the pickle.
+        path: the pickle: a state dict, or what a training program keeps, which has one among other things.
 
     Returns:
-        The arguments of the training script that are numbers and texts.
+        `"arguments"`: those of the training script, or Lightning's hyperparameters, that are numbers and texts; and
+        `"notes"`: sentences on what was left out.
 
     Raises:
-        ValueError: the file is damaged, holds anything but weights, or no state dict.
+        ValueError: the file is damaged, holds anything but weights, or not one state dict.
     """
     content = _opened(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    arguments = content.get("args")
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    odd = [key for key, tensor in content.items() if not isinstance(tensor, torch.Tensor)]
-    if odd or not content:
+    state, notes = _state_of(path, content)
+    save_file({name: _array(f"{path}: {name}", tensor) for name, tensor in state.items()}, folder / TENSORS)
+    arguments = content.get("args", content.get("hyper_parameters"))
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return {"arguments": _plain(arguments) if isinstance(arguments, Mapping) else {}, "notes": notes}
+
+
+def _state_of(path: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
+    """The one state dict of a model in what a training program keeps, and what is to be said of it."""
+    if _is_state(content):
+        return content, []
+    states = dict(_states(content))
+    averaged = [name for name in states if _AVERAGED.search(name)]
+    plain = [name for name in states if name not in averaged]
+    chosen = [name for name in _USUAL if name in plain][:1] or plain or averaged
+    if len(chosen) > 1:
+        raise ValueError(f"{path} holds several state dicts ({', '.join(chosen)}): save that of the model alone")
+    if not chosen:
+        named = next((content[key] for key in _USUAL if isinstance(content.get(key), Mapping)), content)
+        odd = [name for name, tensor in named.items() if not _is_named_tensor(name, tensor)]
         raise ValueError(
             f"{path} is not a state dict of named tensors: {', '.join(map(str, odd[:5])) or 'it is empty'}"
         )
-    save_file({str(name): _array(f"{path}: {name}", tensor) for name, tensor in content.items()}, folder / TENSORS)
-    return _plain(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {}
+    left = [name for name in states if name not in chosen]
+    what = "an average of the weights" if set(left) <= set(averaged) else "other weights"
+    notes = [f"it also holds {what} ({', '.join(left)}), left out: save them alone to port them"] if left else []
+    return states[chosen[0]], notes
+
+
+def _states(content: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
+    """State dicts among a program's entries, and within these, by their names; not those of what trains a model."""
+    for key, value in content.items():
+        if not isinstance(value, Mapping) or _NO_MODEL.search(str(key)):
+            continue
+        if _is_state(value):
+            yield f"{before}{key}", value
+        elif not before:
+            yield from _states(value, f"{key}.")
+
+
+def _is_state(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(_is_named_tensor(name, tensor) for name, tensor in value.items())
+
+
+def _is_named_tensor(name: Any, tensor: Any) -> bool:
+    return isinstance(name, str) and isinstance(tensor, torch.Tensor)
 
 
 def write(folder: Path, path: str, arguments: Mapping[str, Any]) -> None:
@@ -69,29 +111,32 @@ def write(folder: Path, path: str, arguments: Mapping[str, Any]) -> None:
 
 def _opened(path: str) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # From an open file: by its name torch would take some for safetensors.
+        with torch.serialization.safe_globals([argparse.Namespace]), Path(path).open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Without torch's advice on how to let it run all the same.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].split(" Please use")[0]
         raise ValueError(
             f"{path} is damaged, or holds more than weights and is refused, because opening it could run code: {reason}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch has one of many kinds for each byte that is wrong
         raise ValueError(f"{path} is not a PyTorch checkpoint, or it is truncated: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
     try:
+        if tensor.is_complex():
+            raise TypeError("it is complex")
         return np.ascontiguousarray(tensor.detach().float().numpy())  # numpy has no bfloat16
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # sparse, quantised, without content (meta)
         raise ValueError(f"{name} is no ordinary tensor: {_first_line(error)}") from error
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers and texts among the arguments; the others (a device, a list of paths) say nothing of the architecture."""
-    return {name: value for name, value in arguments.items() if isinstance(value, str | int | float)}
+    return {str(name): value for name, value in arguments.items() if isinstance(value, str | int | float)}

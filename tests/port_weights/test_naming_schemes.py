@@ -368,10 +368,12 @@ def test_another_number_of_classes(hf_folder, ported, weights_of, caplog):
 
 
 def test_names_of_classes_are_kept_or_replaced(hf_folder, ported, weights_of, caplog):
-    renamed = load_model(hf_folder, id2label={0: "chat", 1: "chien", 2: "rien"})
+    same = load_model(hf_folder, id2label={0: "cat", 1: "dog", 2: "N/A"})
+    assert_same(weights_of, same, ported)
+    assert caplog.text == ""
+    renamed = load_model(hf_folder, id2label={0: "chat", 1: "chien", 2: "rien"}, keep_head=True)
     assert renamed.id2label == {0: "chat", 1: "chien", 2: "rien"}
     assert_same(weights_of, renamed, ported)
-    assert caplog.text == ""
     assert load_model(hf_folder, num_classes=3).id2label == ported.id2label
     two = load_model(hf_folder, id2label={0: "a", 1: "b"})
     assert (two.config.num_classes, two.id2label) == (2, {0: "a", 1: "b"})

@@ -60,3 +60,69 @@ def write_intruder(path, trace, among_weights, legacy):
 def open_without_care(path):
     """Opens a file and lets it run what it wants to."""
     torch.load(path, weights_only=False)
+
+
+def write_odd(path, kind):
+    """Writes a state dict among whose tensors one is of a kind that no array is, or is none."""
+    odd = {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+        "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "meta": lambda: torch.ones(3, device="meta"),
+        "complex": lambda: torch.ones(3, dtype=torch.complex64),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "text": lambda: "weights",
+        "module": lambda: torch.nn.Linear(2, 2),
+    }[kind]()
+    torch.save({"plain": torch.ones(2), "odd": odd}, path)
+
+
+def damage(path, seed, count, legacy):
+    """Opens damaged copies of a checkpoint as the package does, and returns what came of each.
+
+    Returns:
+        For each copy `"right"`, `"ValueError"`, or the name of another exception; and `"wrong"` where the arrays of an
+        archive, whose bytes have checksums, are others than were written.
+    """
+    import random
+
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from port_weights.pytorch import TENSORS
+    from port_weights.pytorch.pickles import read as read_pickle
+    from tfdetr_keras.models.whole_files import refuse_damaged_archive
+
+    torch.manual_seed(seed)
+    state = {f"layer{i}.weight": torch.randn(3, 4) for i in range(4)}
+    content = {"model": state, "args": argparse.Namespace(nheads=2), "epoch": 3}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    whole, rng, outcomes = path.read_bytes(), random.Random(seed), []
+    for _ in range(count):
+        harmed = bytearray(whole)
+        kind = rng.choice(["flip", "flips", "cut", "zeros", "insert", "remove"])
+        place = rng.randrange(len(harmed))
+        if kind == "flip":
+            harmed[place] ^= 1 << rng.randrange(8)
+        elif kind == "flips":
+            for _ in range(8):
+                harmed[rng.randrange(len(harmed))] ^= 1 << rng.randrange(8)
+        elif kind == "cut":
+            del harmed[place:]
+        elif kind == "zeros":
+            harmed[place : place + 16] = bytes(len(harmed[place : place + 16]))
+        elif kind == "insert":
+            harmed[place:place] = rng.randbytes(5)
+        else:
+            del harmed[place : place + 5]
+        path.write_bytes(harmed)
+        try:
+            if harmed.startswith(b"PK\x03\x04"):
+                refuse_damaged_archive(path)
+            read_pickle(path.parent, str(path))
+            arrays = load_file(path.parent / TENSORS)
+            same = arrays.keys() == state.keys() and all(np.array_equal(arrays[n], t.numpy()) for n, t in state.items())
+            outcomes.append("right" if same or legacy else "wrong")
+        except Exception as error:
+            outcomes.append(type(error).__name__)
+    return outcomes

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 # A source of weights that ends like this, or begins like a path, is a file or folder; other names may be a hub's.
 _WEIGHT_FILES = (".keras", ".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
+# The weights of a folder in Hugging Face's format, by any of these.
+_OF_HUGGING_FACE = tuple(
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
 _PATHS = ("/", "./", "../", "~")
 
 
@@ -60,7 +64,8 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
 
 def is_run(model: str) -> bool:
     """Whether the name of a model is the folder of a training run."""
-    return (Path(model) / "config.json").is_file() and not (Path(model) / "model.safetensors").is_file()
+    folder = Path(model)
+    return (folder / "config.json").is_file() and not any((folder / name).exists() for name in _OF_HUGGING_FACE)
 
 
 def check_model(options: argparse.Namespace) -> None:

@@ -90,6 +90,12 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--num-queries", type=int, metavar="N", help="object queries: most objects that an image can yield, with slack"
     )
     model.add_argument(
+        "--keep-head",
+        action=argparse.BooleanOptionalAction,
+        help="keep the class head of SOURCE by position, whatever its classes are called, or draw all of it anew "
+        "(default: the rows of classes of the same name are kept)",
+    )
+    model.add_argument(
         "--masks",
         action="store_true",
         help="coco, coco-panoptic: train with masks. A detector is given a mask head, which is all that is trained "

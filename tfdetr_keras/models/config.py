@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from tfdetr_keras.matcher import Classification
+from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
+_WHOLE_NUMBERS = (
+    *("num_classes", "num_queries", "d_model", "encoder_layers", "decoder_layers"),
+    *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
+)
 MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
 
 
@@ -37,8 +43,13 @@ class ResNetConfig:
     batch_norm: Literal["frozen", "trainable", "folded"] = "frozen"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "channels", tuple(self.channels))
+        for name in ("depths", "channels"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} must be whole numbers, one for each stage, not {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for value in getattr(self, name):
+                _whole_number(name, value)
+        _whole_number("stem_channels", self.stem_channels)
         _one_of("block", self.block, ("basic", "bottleneck"))
         _one_of("batch_norm", self.batch_norm, ("frozen", "trainable", "folded"))
         if len(self.depths) != len(self.channels) or not self.depths:
@@ -72,7 +83,8 @@ class DETRConfig:
         pre_norm: normalise before each branch instead of after it (Table Transformer).
         position_embedding: `"sine"` (fixed, normalised to the unpadded image) or `"learned"` (50 rows × 50 columns).
         auxiliary_outputs: whether the outputs of all decoder layers are returned, and so trained, or the last only.
-        id2label: class id → name, for each of the `num_classes` ids; `class_0`, `class_1`, … where left out.
+        id2label: class id → name, for each of the `num_classes` ids, or a list of the names; `class_0`, `class_1`, …
+            where left out. It is kept as a mapping.
         frozen: parts of the model that are not trained, as names or as a text like `"stem+stage1"`, which DETR froze in
             its experiments: any of `parts`. PyTorch calls the stages `layer1`, …; that is understood, too.
 
@@ -97,34 +109,43 @@ class DETRConfig:
     pre_norm: bool = False
     position_embedding: Literal["sine", "learned"] = "sine"
     auxiliary_outputs: bool = True
-    id2label: Mapping[int, str] | None = None
+    id2label: ClassNames | None = None
     frozen: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
             object.__setattr__(self, "backbone", ResNetConfig(**self.backbone))
+        if not isinstance(self.backbone, ResNetConfig):
+            raise ValueError(f"backbone must be a ResNetConfig, or the mapping of one, not {self.backbone!r}")
         _one_of("position_embedding", self.position_embedding, ("sine", "learned"))
-        for name in ("num_classes", "num_queries", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in _WHOLE_NUMBERS:
+            _whole_number(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        if not isinstance(self.activation_function, str):
+            raise ValueError(f"activation_function must be the name of one, not {self.activation_function!r}")
         if self.d_model % 4:  # sine and cosine, for x and for y
             raise ValueError(f"d_model={self.d_model} must be divisible by 4")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             if self.d_model % getattr(self, name):
                 raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
 
-        names = self.id2label
-        if names is None:
+        if self.id2label is None:
             names = {index: f"class_{index}" for index in range(self.num_classes)}
-        names = {int(index): str(name) for index, name in names.items()}  # JSON turns integer keys into strings
-        if sorted(names) != list(range(self.num_classes)):
+        else:
+            names = names_by_id(self.id2label)
+        if list(names) != list(range(self.num_classes)):
             raise ValueError(
                 f"id2label must name each of the ids 0 … {self.num_classes - 1} (num_classes={self.num_classes}), "
-                f"but it names {_summary(sorted(names))}"
+                f"but it names {_summary(list(names))}: give a mapping that counts from 0, or a list of the names"
             )
-        object.__setattr__(self, "id2label", {index: names[index] for index in sorted(names)})
+        object.__setattr__(self, "id2label", names)
 
         frozen = self.frozen.split("+") if isinstance(self.frozen, str) else self.frozen
+        if not isinstance(frozen, list | tuple) or not all(isinstance(name, str) for name in frozen):
+            raise ValueError(f"frozen must be names of parts, as a list or as a text like stem+stage1, not {frozen!r}")
         frozen = tuple(re.sub(r"^layer(?=\d)", "stage", name.strip()) for name in frozen if name.strip())
         for name in frozen:
             if name not in self.parts:
@@ -138,6 +159,11 @@ class DETRConfig:
     def classification(self) -> Classification:
         """How a query is classified: by a softmax over the classes and "no object", or a sigmoid for each class."""
         return "softmax"
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id → class name, in the order of the ids."""
+        return names_by_id(self.id2label)
 
     @property
     def num_logits(self) -> int:
@@ -214,6 +240,13 @@ class ConditionalDETRConfig(DETRConfig):
     def classification(self) -> Classification:
         """How a query is classified."""
         return "focal"
+
+
+def _whole_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ from keras import initializers, layers, ops
 
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.backbone import ResNet
+from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.folding import folded_values
@@ -31,6 +32,7 @@ from tfdetr_keras.models.quantization import (
     selects,
     without_full_collections,
 )
+from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.preprocessing import SizeRule
@@ -175,7 +177,7 @@ class DETR(OwnLossModel):
         if "num_classes" in changes:
             changes.setdefault("id2label", None)
         elif changes.get("id2label") is not None:
-            changes["num_classes"] = len(changes["id2label"])
+            changes["num_classes"] = len(names_by_id(changes["id2label"]))
         return cls(dataclasses.replace(preset, **changes), PRESET_CRITERIA.get(name))
 
     @classmethod
@@ -183,8 +185,9 @@ class DETR(OwnLossModel):
         cls,
         source: Any,
         num_classes: int | None = None,
+        id2label: ClassNames | None = None,
         num_queries: int | None = None,
-        id2label: Mapping[int, str] | None = None,
+        keep_head: bool | None = None,
         revision: str | None = None,
     ) -> Self:
         """A model of this class with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
@@ -192,27 +195,43 @@ class DETR(OwnLossModel):
         `td.from_pretrained` picks the class instead. A `DETR` of a segmentation checkpoint leaves its mask head out, a
         `DETRForSegmentation` of a detector starts with a fresh one.
 
+        The rows of the class head are kept by the names of their classes, and so is that of "no object"; the rows of
+        classes that the checkpoint does not know are drawn anew. Where its classes have no names and are as many, all
+        rows stay. A line of the log says what was kept.
+
         Args:
-            source: a hub id, a folder with `config.json` and `model.safetensors`, a `.safetensors`, a `.pth` (both also
-                of a backbone alone), a `.keras` file, the folder of a training run, or `"detr-tiny"`, a small model
-                trained on drawn shapes that comes with the package.
-            num_classes: where it differs from the checkpoint's, the class head is made anew.
+            source: a hub id, a folder with `config.json` and weights (`model.safetensors` or `pytorch_model.bin`, whole
+                or in shards), a `.safetensors`, a `.pth` or Lightning's `.ckpt` (all also of a backbone alone), a
+                `.keras` file, the folder of a training run, or `"detr-tiny"`, a small model trained on drawn shapes
+                that comes with the package.
+            num_classes: number of classes without names; another one than the checkpoint's makes them all new.
+            id2label: names of the classes, as `{id: name}` or a list; implies `num_classes`.
             num_queries: fewer keep the first query embeddings, more add fresh ones.
-            id2label: names of the new classes; implies `num_classes`.
+            keep_head: True keeps the class head by position, whatever its classes are called; False draws all of it
+                anew.
             revision: branch, tag or commit on the hub.
 
         Raises:
             ValueError: a source that is missing, damaged, of no known naming, of another class of the family, or whose
-                tensors and configuration do not fit each other; each tensor concerned is named.
+                tensors and configuration do not fit each other, where each tensor concerned is named; names that are no
+                names; `keep_head=True` for another number of classes.
         """
         from port_weights import load_model  # the upper floor, called only when weights are wanted
 
-        return load_model(source, num_classes, num_queries, id2label, revision, model_class=cls)
+        return load_model(
+            source,
+            num_classes=num_classes,
+            id2label=id2label,
+            num_queries=num_queries,
+            keep_head=keep_head,
+            revision=revision,
+            model_class=cls,
+        )
 
     @property
     def id2label(self) -> Mapping[int, str]:
         """Class id → class name."""
-        return self.config.id2label or {}
+        return self.config.names
 
     @property
     def auxiliary_outputs(self) -> bool:
@@ -472,7 +491,7 @@ class DETR(OwnLossModel):
         """The model that `get_config` described, with fresh weights."""
         model = cls(
             cls.config_class(**config["config"]),
-            keras.saving.deserialize_keras_object(config["criterion"]),
+            criterion_of(config["criterion"], cls.__name__),
             name=config["name"],
             dtype=keras.saving.deserialize_keras_object(config["dtype"]),
         )

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.conditional import ConditionalDETR
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.detr import DETR
@@ -28,7 +29,13 @@ def describe(config: DETRConfig) -> dict[str, Any]:
 def config_of(description: Mapping[str, Any]) -> DETRConfig:
     """The configuration that `describe` described; a DETR's where no class is named."""
     fields = dict(description)
-    return FAMILY[fields.pop("class", "DETR")].config_class(**fields)
+    kind = fields.pop("class", "DETR")
+    if not isinstance(kind, str) or kind not in FAMILY:
+        raise ValueError(f"no class {kind!r} of models is known here; there are {', '.join(FAMILY)}")
+    try:
+        return FAMILY[kind].config_class(**fields)
+    except TypeError as error:
+        raise ValueError(f"this does not describe a {kind}: {error}") from error
 
 
 def recast(config: DETRConfig, kind: type[DETR]) -> DETRConfig:
@@ -71,17 +78,21 @@ def from_preset(name: str, **changes: Any) -> DETR:
 def from_pretrained(
     source: Any,
     num_classes: int | None = None,
+    id2label: ClassNames | None = None,
     num_queries: int | None = None,
-    id2label: Mapping[int, str] | None = None,
+    keep_head: bool | None = None,
     revision: str | None = None,
 ) -> DETR:
     """A model with the weights of a checkpoint, of the class that the checkpoint is of.
 
+    The rows of the class head are kept by the names of their classes, see `DETR.from_pretrained`.
+
     Args:
         source: as for `DETR.from_pretrained`.
-        num_classes: where it differs from the checkpoint's, the class head is made anew.
+        num_classes: number of classes without names; another one than the checkpoint's makes them all new.
+        id2label: names of the classes, as `{id: name}` or a list; implies `num_classes`.
         num_queries: fewer keep the first query embeddings, more add fresh ones.
-        id2label: names of the new classes; implies `num_classes`.
+        keep_head: True keeps the class head by position, whatever its classes are called; False draws all of it anew.
         revision: branch, tag or commit on the hub.
 
     Returns:
@@ -92,4 +103,11 @@ def from_pretrained(
     """
     from port_weights import load_model  # the upper floor, called only when weights are wanted
 
-    return load_model(source, num_classes, num_queries, id2label, revision)
+    return load_model(
+        source,
+        num_classes=num_classes,
+        id2label=id2label,
+        num_queries=num_queries,
+        keep_head=keep_head,
+        revision=revision,
+    )

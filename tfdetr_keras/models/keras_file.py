@@ -1,14 +1,22 @@
-"""Models out of `.keras` files: Keras' own loading, with errors that say what the file is."""
+"""Models out of `.keras` files: Keras' own loading, with errors that say what the file is.
+
+Whether the file is whole, and whose class it names, is looked at before anything is built, so that nothing of a file
+runs that is not of this package.
+"""
 
 from __future__ import annotations
 
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import keras
+from keras import ops
 
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.serialized import find_class, refuse_foreign
+from tfdetr_keras.models.whole_files import refuse_damaged_archive, refuse_stand_in
 
 
 def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own argument
@@ -19,28 +27,63 @@ def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own a
         compile: whether the model is compiled as it was saved, with its optimizer's state.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds a model of another kind.
+        ValueError: the file is missing or damaged, or holds a model of another kind, or weights that are not finite.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    refuse_stand_in(path)
+    described = _described(path)
+    kind = _check_class(path, described)
+    refuse_foreign([described.get("config"), described.get("compile_config") if compile else None], str(path))
     try:
-        model = keras.saving.load_model(path, compile=compile)
-    except (OSError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if foreign := _foreign_class(path):
-            raise ValueError(f"{path} holds a {foreign}, no model known here, and cannot be loaded: {error}") from error
+        # Keras looks for a class that is not registered by its name alone.
+        model = keras.saving.load_model(path, custom_objects={kind.__name__: kind}, compile=compile)
+    except Exception as error:  # of Keras, HDF5 and the configurations, for each value that is not what it should be
         raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
-    if not isinstance(model, DETR):
-        raise ValueError(
-            f"{path} holds a {type(model).__name__}, not a DETR or a relative of it: keras.saving.load_model reads it"
-        )
+    _refuse_non_finite(path, model)
     return model
 
 
-def _foreign_class(path: Path) -> str | None:
-    """The name of the class of the model in a `.keras` file, if that is readable and not of this package."""
+def _described(path: Path) -> dict[str, Any]:
+    """The description of the model in a `.keras` file that is whole."""
     try:
+        refuse_damaged_archive(path)
         with zipfile.ZipFile(path) as archive:
             described = json.loads(archive.read("config.json"))
-        return None if described["module"].startswith("tfdetr_keras") else described["class_name"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
-        return None
+            archive.getinfo("model.weights.h5")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
+    if not isinstance(described, dict) or not isinstance(described.get("config"), dict):
+        raise ValueError(
+            f"{path} is not a complete .keras file of a model known here: its config.json does not describe a model"
+        )
+    return described
+
+
+def _check_class(path: Path, described: dict[str, Any]) -> type[DETR]:
+    """Return the file's class, if it is one of this package, or one of the caller's own that is derived from them."""
+    name, module = described.get("class_name"), described.get("module")
+    kind = find_class(described)
+    if isinstance(kind, type) and issubclass(kind, DETR):
+        return kind
+    if "'class_name': 'Lambda'" in str(described):
+        raise ValueError(f"{path} holds a {name}, no model known here, with a Lambda, whose code loading it would run")
+    if isinstance(module, str) and module.split(".")[0] == "keras":
+        raise ValueError(f"{path} holds a {name}, not a DETR or a relative of it: keras.saving.load_model reads it")
+    raise ValueError(
+        f"{path} holds a {name}, no model known here: if it is a class of yours that is derived from one of this "
+        "package's, import its module first"
+    )
+
+
+def _refuse_non_finite(path: Path, model: DETR) -> None:
+    broken = [
+        variable.path
+        for variable in model.weights
+        if keras.backend.is_float_dtype(variable.dtype) and not bool(ops.all(ops.isfinite(variable)))
+    ]
+    if broken:
+        raise ValueError(
+            f"{path}: {len(broken)} of its weights hold values that are not finite, as after a training that diverged: "
+            + ", ".join(broken[:5])
+        )

@@ -35,7 +35,9 @@ from tfdetr_keras.evaluation import MASK, class_table
 from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
+from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
+from tfdetr_keras.training.run_config import read_config, read_object, said_of
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves
 
@@ -212,17 +214,15 @@ class RunFolder:
                 f"{self.path} is not the folder of a training run: it has no {CONFIG}, which comes with the end of the "
                 "first epoch"
             )
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        return read_config(path)
 
     def new_model(self) -> DETR:
         """The run's model with random weights, for `Checkpoint.restore`."""
         config = self.config()
-        criterion = keras.saving.deserialize_keras_object(config["criterion"])
-        architecture = config_of(config["model"])
-        return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
+        with said_of(self.path / CONFIG):
+            criterion = criterion_of(config["criterion"], CONFIG)
+            architecture = config_of(config["model"])
+            return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
     def load_model(self, which: str = "best") -> DETR:
         """The best model, or the last.
@@ -246,14 +246,17 @@ class RunFolder:
     def sizes(self) -> dict[str, Any]:
         """How images were brought to the model: `size`, and `pad_to`, None unless all had one canvas."""
         settings = self.config()["settings"]
-        canvas = settings["pad_to"]
-        return {"size": tuple(settings["size"]), "pad_to": tuple(canvas) if _is_canvas(canvas) else None}
+        with said_of(self.path / CONFIG):
+            checked = Settings.of({name: settings[name] for name in ("size", "pad_to")})
+            canvas = checked.pad_to
+            return {"size": checked.size, "pad_to": tuple(canvas) if _is_canvas(canvas) else None}
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """How the run measures its validation images: arguments of `tfdetr_keras.evaluation.evaluate_detections`."""
         settings = self.config()["settings"]
-        return Settings.of({name: settings[name] for name in ("size", "pad_to", "batch_size")}).evaluation
+        with said_of(self.path / CONFIG):
+            return Settings.of({name: settings[name] for name in ("size", "pad_to", "batch_size")}).evaluation
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -262,7 +265,7 @@ class RunFolder:
         Empty where there was no validation set.
         """
         path = self.path / BEST_METRICS
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
         """Notes the metrics of a new best model."""

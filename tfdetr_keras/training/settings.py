@@ -33,6 +33,8 @@ class Settings:
         steps_per_epoch: batches an epoch where it is not to be one pass over the records, e.g. many passes over few.
         random_weights: whether to start from the architecture of the source alone.
         num_queries: object queries, where they should be other than the source's.
+        keep_head: True keeps the class head of the source by position, whatever its classes are called, and False draws
+            all of it anew; by default the rows of classes of the same name are kept.
         masks: whether a detector is given a mask head, and that alone is trained unless `freeze` says otherwise: the
             paper's second stage. A source that has a mask head is trained as it is, with this or without.
         freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default as the source has
@@ -71,6 +73,7 @@ class Settings:
     steps_per_epoch: int | None = None
     random_weights: bool = False
     num_queries: int | None = None
+    keep_head: bool | None = None
     masks: bool = False
     freeze: str | Sequence[str] | None = None
     batch_norm: BatchNorm | None = None
@@ -110,6 +113,10 @@ class Settings:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
         if self.ema_momentum is not None and not 0 <= self.ema_momentum < 1:
             raise ValueError(f"ema_momentum must be in [0, 1), not {self.ema_momentum}")
+        if self.keep_head not in (None, True, False):
+            raise ValueError(f"keep_head must be True, False or None, not {self.keep_head!r}")
+        if self.keep_head and self.random_weights:
+            raise ValueError("keep_head keeps the class head of the source, and random_weights nothing: leave one away")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples

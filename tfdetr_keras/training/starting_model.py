@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset, from_pretrained
+from tfdetr_keras.models.class_rows import match_rows
 from tfdetr_keras.models.packaged import packaged_checkpoints
 from tfdetr_keras.training.settings import Settings
 
@@ -58,11 +59,14 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
     """The model as the source has it, and whether its weights are random."""
     is_preset = isinstance(source, str) and source in PRESETS and not os.path.exists(source)
     if is_preset and (settings.random_weights or source not in packaged_checkpoints()):
+        if settings.keep_head:
+            raise ValueError(f"keep_head: {source} is an architecture without weights here, so it has no class head")
         if not settings.random_weights:
             logger.warning("%s is an architecture without weights here: starting from random ones", source)
         changes = {} if settings.num_queries is None else {"num_queries": settings.num_queries}
         return from_preset(source, id2label=names, **changes), True
-    model = from_pretrained(source, num_queries=settings.num_queries, id2label=names)
+    keep_head = False if settings.random_weights else settings.keep_head
+    model = from_pretrained(source, id2label=names, num_queries=settings.num_queries, keep_head=keep_head)
     return (type(model)(model.config, model.criterion), True) if settings.random_weights else (model, False)
 
 
@@ -73,11 +77,13 @@ def _with_mask_head(detector: DETR, source: Any, settings: Settings, is_random: 
     freeze = settings.freeze is None and not is_random
     if freeze:
         known, wanted = from_pretrained(source).config, detector.config
-        if wanted.num_classes != known.num_classes or wanted.num_queries > known.num_queries:
+        rows = match_rows(known.names, wanted.names, are_named=True, keep_head=settings.keep_head)
+        new = f" (new to it: {', '.join(rows.fresh)})" if rows.fresh else ""
+        if new or wanted.num_queries > known.num_queries:
             raise ValueError(
                 f"masks: the detector is to stay as it is, but {source} knows {known.num_classes} classes and has "
-                f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}: train boxes first "
-                'and start from that run, or say what is to stay with freeze ("" trains all)'
+                f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}{new}: train boxes "
+                'first and start from that run, or say what is to stay with freeze ("" trains all)'
             )
     return DETRForSegmentation.from_detector(detector, freeze)
 

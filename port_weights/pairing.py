@@ -1,0 +1,89 @@
+"""Pairs a checkpoint's tensors with a model's variables by name; one without a partner is named, never passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from port_weights.checkpoints import Checkpoint
+from port_weights.schemes import IGNORED, Scheme
+
+CLASS_HEAD, QUERIES = "class_head/", "query_embedding/"
+# The parts of a model that a checkpoint may hold or lack as a whole.
+_HEADS = (CLASS_HEAD, "box_head/")
+_MASKS = ("mask_attention/", "mask_head/")
+_BACKBONE = ("backbone/",)
+# Those that people delete from a checkpoint to fine-tune it are lacking alone, too.
+_PARTS = (_HEADS, _MASKS, (CLASS_HEAD,), (QUERIES,))
+
+
+def pair(
+    checkpoint: Checkpoint, scheme: Scheme, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """Pair tensors with variables by the scheme's table.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        scheme: how it names its tensors.
+        shapes: of the model's variables by path, as they would be with the checkpoint's own configuration.
+
+    Returns:
+        A reader for each variable's path, and the paths that the checkpoint lacks.
+
+    Raises:
+        ValueError: tensors are missing, left over or of another shape; each is named.
+    """
+    names = {path: named for path in shapes if (named := scheme.torch_name(path))}
+    held = {path for path, (name, _) in names.items() if name in checkpoint.shapes}
+    lacking = _lacking_parts(set(shapes), held)
+
+    missing = [names[path][0] if path in names else path for path in shapes if path not in held | set(lacking)]
+    expected = {names[path][0]: names[path][1].torch_shape(shapes[path]) for path in held}
+    misshapen = [
+        f"{name} is {checkpoint.shapes[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if checkpoint.shapes[name] != shape
+    ]
+    masks_wanted = any(path.startswith(_MASKS) for path in shapes)
+    unexpected = [
+        name
+        for name in checkpoint.shapes
+        if name not in expected and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
+    ]
+    _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
+
+    def reader(path: str) -> Callable[[], np.ndarray]:
+        name, layout = names[path]
+        return lambda: layout.read(checkpoint.read(name), shapes[path])
+
+    # In the model's order, which is that of every process: where several hold one model, they assign together.
+    return {path: reader(path) for path in shapes if path in held}, lacking
+
+
+def _is_of_masks(scheme: Scheme, name: str) -> bool:
+    return any(path.startswith(_MASKS) for path, _ in scheme.keras_paths(name))
+
+
+def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
+    """Paths of the parts of which the checkpoint holds nothing, where it may; or of everything but the backbone."""
+    transformer = sorted(path for path in paths if not path.startswith(_BACKBONE))
+    if not held.intersection(transformer):
+        return transformer
+    parts = [[path for path in paths if path.startswith(prefixes)] for prefixes in _PARTS]
+    return sorted({path for part in parts if not held.intersection(part) for path in part})
+
+
+def _refuse(
+    checkpoint: Checkpoint, scheme: Scheme, missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> None:
+    lists = [
+        (f"{len(names)} {title}: {', '.join(sorted(set(names)))}")
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if lists:
+        source = "config.json" if checkpoint.config else "the architecture told from the tensors' shapes"
+        raise ValueError(
+            f"{checkpoint.name} ({scheme.title}): its tensors do not fit {source}\n  " + "\n  ".join(lists)
+        )

@@ -1,0 +1,85 @@
+"""Names as training programs wrap them: what stands before a model's own names, or around them, is taken off.
+
+`module.` is of DistributedDataParallel and DataParallel, `_orig_mod.` of torch.compile, and a prefix such as `model.`
+of a LightningModule or another module that holds the detector, its loss and its measures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+from port_weights.checkpoints import Checkpoint
+from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
+from port_weights.schemes import LANDMARKS
+
+logger = logging.getLogger(__name__)
+
+_WRAPPERS = ("module", "_orig_mod")
+_AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
+
+
+def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint under the model's own names.
+
+    Raises:
+        ValueError: it holds several models, or two tensors would have one name.
+    """
+    originals: dict[str, str] = {}
+    for name in checkpoint.shapes:
+        own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if own in originals:
+            raise ValueError(
+                f"{checkpoint.name} holds both {originals[own]} and {name}, which are one tensor of a model: save the "
+                "weights of one model alone"
+            )
+        originals[own] = name
+    prefix = _prefix(checkpoint.name, originals)
+    beside = [name for name in originals if not name.startswith(prefix)]
+    if beside:
+        logger.warning(
+            "%s: left out what stands beside the model %s: %s%s",
+            checkpoint.name,
+            prefix.rstrip("."),
+            ", ".join(beside[:5]),
+            f" and {len(beside) - 5} more" if len(beside) > 5 else "",
+        )
+    names = {own.removeprefix(prefix): name for own, name in originals.items() if own.startswith(prefix)}
+    if all(own == name for own, name in names.items()):
+        return checkpoint
+    return dataclasses.replace(
+        checkpoint,
+        shapes={own: checkpoint.shapes[name] for own, name in names.items()},
+        read=lambda own: checkpoint.read(names[own]),
+    )
+
+
+def _prefix(title: str, names: dict[str, str]) -> str:
+    """What stands before all names of the detector, beyond what Hugging Face and panoptic checkpoints have there."""
+    found = dict.fromkeys(
+        _outer(name.removesuffix(landmark), transformer)
+        for name in names
+        for transformer, landmark in LANDMARKS
+        if name.endswith(landmark) and _is_whole_part(name, landmark)
+    )
+    plain = [prefix for prefix in found if not _AVERAGED.search(prefix)] or list(found)
+    if len(plain) > 1:
+        raise ValueError(
+            f"{title} holds several models, under {', '.join(map(repr, plain))}: save the weights of one of them alone"
+        )
+    if len(plain) < len(found):
+        logger.warning("%s: an average of the weights stands beside them, and is left out", title)
+    return plain[0] if plain else ""
+
+
+def _is_whole_part(name: str, landmark: str) -> bool:
+    """Whether a name is a landmark behind a prefix of whole parts, and not a longer landmark's end."""
+    before = name.removesuffix(landmark)
+    return (not before or before.endswith(".")) and not before.endswith("transformer.")
+
+
+def _outer(before: str, transformer: str) -> str:
+    if "hugging-face" in transformer:
+        before = before.removesuffix(HUGGING_FACE_MODEL)
+    return before.removesuffix(DETECTOR_OF_SEGMENTATION)

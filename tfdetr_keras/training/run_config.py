@@ -1,0 +1,68 @@
+"""The configuration of a training run as it should be: what is damaged in it is said by name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tfdetr_keras.models.whole_files import refuse_stand_in
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "settings": dict,
+    "class_names": list,
+    "counts": dict,
+    "model": dict,
+    "criterion": dict,
+    "data": (dict, type(None)),
+}
+_NEEDED = ("settings", "class_names")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run.
+
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
+    refuse_stand_in(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, as a training run writes it, not a {type(content).__name__}")
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a run's `config.json`, in which what is there is of its kind.
+
+    Raises:
+        ValueError: as `read_object`; or it is not that of a training run, or one of its values is of another kind.
+    """
+    content = read_object(path)
+    if lacking := [name for name in _NEEDED if name not in content]:
+        raise ValueError(f"{path} is not the configuration of a training run: it has no {', '.join(lacking)}")
+    for name, kind in _KINDS.items():
+        if name in content and not isinstance(content[name], kind):
+            raise ValueError(f"{path} is damaged: its {name} must not be a {type(content[name]).__name__}")
+    if not all(isinstance(name, str) for name in content["class_names"]):
+        raise ValueError(f"{path} is damaged: its class_names must be texts")
+    return content
+
+
+@contextlib.contextmanager
+def said_of(path: Path) -> Iterator[None]:
+    """Put the file's name into the errors that values of the wrong shape lead to.
+
+    Raises:
+        ValueError: in place of them.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is damaged, or of another version: {lacks}") from error
