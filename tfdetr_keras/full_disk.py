@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -71,10 +72,7 @@ def told_if_full(path: Path, needed: int | None = None) -> Iterator[None]:
 
 def size_in_words(number: float) -> str:
     """Return a number of bytes as people read it, e.g. "1.3 GB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            break
-        number /= 1000
-    else:
-        unit = "TB"
-    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+    if number < 1000:
+        return f"{number:.0f} bytes"
+    step = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**step:.1f} {('kB', 'MB', 'GB', 'TB')[step - 1]}"

@@ -10,7 +10,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import tfdetr_keras as td
-import tfdetr_keras.training.checkpoint
+import tfdetr_keras.training.state_file
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
 
@@ -74,7 +74,7 @@ def train(folder, moments=None, resume=False, eagerly=True, **changes):
     callbacks = []
     if moments is not None:
         callbacks.append(_Heard(moments))
-        _hear(moments, "save_file", "state half written")
+        _hear(moments, "state half written")
     training, validation, names = sets()
     with smallest_preset():
         fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
@@ -94,20 +94,22 @@ class _Heard(keras.callbacks.Callback):
         self.moments.send("epoch")
 
 
-def _hear(moments, name, text):
+def _hear(moments, text):
     """Sends word between the two halves of writing the state."""
-    module = tfdetr_keras.training.checkpoint
-    write = getattr(module, name)
+    module = tfdetr_keras.training.state_file
+    whole_file = module.whole_file
 
-    def in_halves(arrays, path, **options):
-        write(arrays, path, **options)
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        moments.send(text)
-        time.sleep(1)  # so that a kill meets it so
-        path.write_bytes(content)
+    @contextlib.contextmanager
+    def in_halves(path, needed):
+        with whole_file(path, needed) as partial:
+            yield partial
+            content = partial.read_bytes()
+            partial.write_bytes(content[: len(content) // 2])
+            moments.send(text)
+            time.sleep(1)  # so that a kill meets it so
+            partial.write_bytes(content)
 
-    setattr(module, name, in_halves)
+    module.whole_file = in_halves
 
 
 def state_of(folder):

@@ -65,7 +65,7 @@ def load_coco(
     labels, class_names = label_table(content["categories"], category_ids, annotations)
     files = image_files(content["images"], images, annotations)
     objects = _objects(content["annotations"], files, labels, masks, annotations, border)
-    return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names
+    return read_files(files, objects, border, rasterise=_rasterise if masks else None, root=images), class_names
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
