@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import time
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import tfdetr_keras as td
+import tfdetr_keras.atomic
 import tfdetr_keras.training.state_file
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
@@ -61,8 +63,8 @@ def sets():
     return *td.data.split(records, 3 / 11), names
 
 
-def train(folder, moments=None, resume=False, eagerly=True, **changes):
-    """One run; `moments`, a pipe, hears of every step and of every state half written.
+def train(folder, moments=None, resume=False, eagerly=True, files=False, **changes):
+    """One run; `moments`, a pipe, hears of every step and every state half written, with `files` of every file, too.
 
     Eagerly, since tracing takes most of so short a run's time.
     """
@@ -75,11 +77,24 @@ def train(folder, moments=None, resume=False, eagerly=True, **changes):
     if moments is not None:
         callbacks.append(_Heard(moments))
         _hear(moments, "state half written")
+        if files:
+            _hear_files(moments)
     training, validation, names = sets()
     with smallest_preset():
         fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
     if moments is not None:
         moments.send("done")
+
+
+def train_limited(folder, words, limit):
+    """One resumed run that may write no file larger than so many bytes; `words`, a pipe, hears how it ends."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train(folder, resume=True)
+        words.send(("done", ""))
+    except Exception as error:
+        words.send((type(error).__name__, str(error)))
 
 
 class _Heard(keras.callbacks.Callback):
@@ -110,6 +125,22 @@ def _hear(moments, text):
             partial.write_bytes(content)
 
     module.whole_file = in_halves
+
+
+def _hear_files(moments):
+    """Sends word of each file that is about to be written, and of each that stands."""
+    scratch = tfdetr_keras.atomic._scratch
+
+    @contextlib.contextmanager
+    def heard(path):
+        with scratch(path) as folder:
+            moments.send(f"begins {path.name}")
+            time.sleep(0.02)  # so that a kill meets it so
+            yield folder
+            moments.send(f"wrote {path.name}")
+            time.sleep(0.02)
+
+    tfdetr_keras.atomic._scratch = heard
 
 
 def state_of(folder):
