@@ -172,7 +172,7 @@ def test_its_disk_is_really_full(processes, undisturbed, half, tmp_path):
     disk.mkdir()
     needed = sum(path.stat().st_size for path in half.iterdir() if path.is_file())
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={needed + 64 * 1024}", "none", str(disk)]
-    if subprocess.run(mounting, capture_output=True).returncode:
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
         pytest.skip("no disk can be mounted here")
     try:
         shutil.copytree(half, disk / "run")
