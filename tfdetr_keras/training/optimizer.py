@@ -73,9 +73,9 @@ class AdamW(keras.optimizers.Adam):
         if isinstance(learning_rate, Real) and not (_is_number(learning_rate) and float(learning_rate) >= 0):
             raise ValueError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
         limits = {"global_clipnorm": global_clipnorm, **{name: kwargs.get(name) for name in ("clipnorm", "clipvalue")}}
-        for name, limit in limits.items():
+        for what, limit in limits.items():
             if limit is not None and not (_is_number(limit) and limit > 0):
-                raise ValueError(f"{name} must be a finite number above 0, or None, not {limit!r}")
+                raise ValueError(f"{what} must be a finite number above 0, or None, not {limit!r}")
         if clipping := sorted({"clipnorm", "clipvalue"} & {key for key, value in kwargs.items() if value is not None}):
             global_clipnorm = None
             logger.info("%s instead of global_clipnorm", clipping[0])
