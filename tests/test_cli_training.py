@@ -1,6 +1,8 @@
 """`tfdetr train`, `resume`, `evaluate` and `predict`, one after the other, as a user types them."""
 
+import errno
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -179,3 +181,76 @@ def test_the_shown_commands_are_of_the_grammar():
         assert commands
         for arguments in commands:
             assert callable(parser().parse_args(arguments).run)
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_without_its_state_is_not_begun_again(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    (run / "state.safetensors").unlink()
+    before = content_of(run)
+    assert main(["resume", str(run)]) == 2
+    told = capsys.readouterr().err
+    assert f"{run} holds best.keras and last.keras and metrics.csv of a run, but not its state.safetensors" in told
+    assert f"begin a new run from its model (tfdetr train --from {run / 'best.keras'}) in another folder" in told
+    assert content_of(run) == before
+
+
+def test_a_full_disk_is_one_sentence(folder, capsys, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = content_of(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("tfdetr_keras.atomic.os.fsync", full)
+        assert main(["resume", str(folder), "--epochs", "9"]) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"{folder / 'config.json'} could not be written: the disk of {folder} has no room" in told
+    assert told.endswith(f"go on with: tfdetr resume {folder}")
+    assert content_of(folder) == before
+
+
+def test_fewer_epochs_than_are_done(folder, capsys):
+    before = content_of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert main(["resume", str(folder), "--epochs", "0"]) == 2
+    assert "error: --epochs must be at least 1, not 0" in capsys.readouterr().err
+    assert json.loads((folder / "config.json").read_text()) == config
+    assert content_of(folder) == before
+
+
+@pytest.mark.slow
+def test_data_that_moved_or_changed(tmp_path, capsys, monkeypatch):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    coco(old, ["cat"])
+    monkeypatch.chdir(old)  # by names that hold from here alone
+    arguments = ["--data", "coco", "--images", ".", "--annotations", "cat.json", "--from", "detr-smallest"]
+    assert main(["train", *arguments, "--size", "20", "20", "--batch-size", "1", "--epochs", "1", "--out", "run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "old/run"]) == 0
+    old.rename(new)
+    assert main(["resume", "new/run"]) == 0
+    assert json.loads((new / "run/config.json").read_text())["data"]["training"]["images"] == str(new)
+
+    (new / "a.png").rename(tmp_path / "a.png")
+    (new / "cat.json").rename(tmp_path / "cat.json")
+    capsys.readouterr()
+    assert main(["resume", "new/run"]) == 2
+    assert "say where it is with this option" in capsys.readouterr().err
+    assert main(["resume", "new/run", "--images", ".", "--annotations", "cat.json"]) == 0
+    assert main(["resume", "new/run", "--segments", "."]) == 2
+    assert "--segments: the run's data of the kind coco has none" in capsys.readouterr().err
+
+    content = json.loads((tmp_path / "cat.json").read_text())
+    content["annotations"].append(content["annotations"][0] | {"id": 2, "bbox": [4, 4, 9, 9]})
+    (tmp_path / "cat.json").write_text(json.dumps(content))
+    assert main(["resume", "new/run", "--epochs", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "was trained on other data (training: 2 objects, not 1)" in told
+    assert "say --accept-changed-data to go on" in told
+    assert main(["resume", "new/run", "--epochs", "2", "--accept-changed-data"]) == 0
+    assert "trained for 2 of 2 epochs" in (new / "run/report.md").read_text()

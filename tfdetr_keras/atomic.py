@@ -4,30 +4,93 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
+import shutil
 import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 
+from tfdetr_keras.full_disk import told_if_full
+from tfdetr_keras.locks import HeldError, Lock, held
+
+_SCRATCH = ".partial-"
+_LOCK = ".lock"  # of a scratch folder: tells those of killed writers from others
+_SCRATCH_FOLDER = re.compile(r"\.partial-[0-9a-f]{8}-(.+)")
+_OLD = re.compile(r"\.partial-.+|\.tmp[0-9A-Za-z]{6}")  # files of earlier versions: their own, and safetensors'
+
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
     """Yields the place to write a file to; afterwards it stands at `path`, or nothing has changed there.
 
-    The place is in the same folder and has the same ending. What an earlier, killed writer left there is overwritten,
-    so nothing piles up; two writers of one file at once would disturb each other.
+    The place has the name of the file, in a folder of its own beside it: two writers of one file do not disturb each
+    other, the last one's stands in the end, and what a library writes beside it goes, too. What an earlier, killed
+    writer of the file left is removed.
 
     Args:
         path: the file that is to appear, or to be replaced.
+        needed: bytes that it takes, if that is known, for the message where there is no room.
+
+    Raises:
+        FullDiskError: the disk has no room; the file is as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
+    if needed is None:
+        with contextlib.suppress(OSError):
+            needed = path.stat().st_size  # about as much as before
+    clear_scratch(path.parent, path.name)
+    with told_if_full(path, needed), _scratch(path) as folder:
+        partial = folder / path.name
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # or, after a power cut, the new name could stand for an empty file
         os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Makes a folder beside a file for its writer alone, and removes it afterwards."""
+    folder, lock = _new_scratch(path)
+    try:
+        yield folder
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _new_scratch(path: Path) -> tuple[Path, Lock]:
+    while True:
+        folder = path.with_name(f"{_SCRATCH}{secrets.token_hex(4)}-{path.name}")
+        folder.mkdir()
+        try:
+            return folder, Lock(folder / _LOCK)
+        except (FileNotFoundError, HeldError):
+            if folder.exists():
+                raise
+            # Somebody who clears up took it for an abandoned one, since its lock was not there yet.
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def clear_scratch(folder: str | Path, name: str | None = None) -> None:
+    """Removes what killed writers left in a folder; what living ones write stays.
+
+    Args:
+        folder: where they wrote.
+        name: of the one file whose remains are meant; by default those of all.
+    """
+    folder = Path(folder)
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if left.is_symlink():
+            continue
+        if left.is_dir() and (found := _SCRATCH_FOLDER.fullmatch(left.name)) and name in (None, found[1]):
+            with contextlib.suppress(OSError, HeldError), held(left / _LOCK) as lock:
+                if lock.is_real:
+                    shutil.rmtree(left)
+        elif left.is_file() and (left.name == f"{_SCRATCH}{name}" or (name is None and _OLD.fullmatch(left.name))):
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

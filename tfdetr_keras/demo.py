@@ -85,7 +85,9 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
     epochs = max(1, steps // STEPS_PER_EPOCH)
     print(f"3/4  fine-tuning on drawings of them, {steps} steps of {BATCH_SIZE} images", flush=True)
     training, _ = data.load_shapes(TRAINING_IMAGES, TRAINING_SEED, CLASSES, DRAWN)
-    RunFolder(out).remove()  # not before it is sure that there will be another
+    if out.is_dir():
+        with RunFolder(out).held():  # by nobody else, who may be training in it
+            RunFolder(out).remove()  # not before it is sure that there will be another
     run = fit_detector(
         training.cache(),  # drawn in the first epoch, then kept: 30 MB
         names,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import time
 
 import keras
@@ -10,7 +11,8 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import tfdetr_keras as td
-import tfdetr_keras.training.checkpoint
+import tfdetr_keras.atomic
+import tfdetr_keras.training.state_file
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
 
@@ -61,8 +63,8 @@ def sets():
     return *td.data.split(records, 3 / 11), names
 
 
-def train(folder, moments=None, resume=False, eagerly=True, **changes):
-    """One run; `moments`, a pipe, hears of every step and of every state half written.
+def train(folder, moments=None, resume=False, eagerly=True, files=False, **changes):
+    """One run; `moments`, a pipe, hears of every step and every state half written, with `files` of every file, too.
 
     Eagerly, since tracing takes most of so short a run's time.
     """
@@ -74,12 +76,25 @@ def train(folder, moments=None, resume=False, eagerly=True, **changes):
     callbacks = []
     if moments is not None:
         callbacks.append(_Heard(moments))
-        _hear(moments, "save_file", "state half written")
+        _hear(moments, "state half written")
+        if files:
+            _hear_files(moments)
     training, validation, names = sets()
     with smallest_preset():
         fit_detector(training, names, folder, validation, resume=resume, callbacks=callbacks, **SETTINGS | changes)
     if moments is not None:
         moments.send("done")
+
+
+def train_limited(folder, words, limit):
+    """One resumed run that may write no file larger than so many bytes; `words`, a pipe, hears how it ends."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train(folder, resume=True)
+        words.send(("done", ""))
+    except Exception as error:
+        words.send((type(error).__name__, str(error)))
 
 
 class _Heard(keras.callbacks.Callback):
@@ -94,20 +109,38 @@ class _Heard(keras.callbacks.Callback):
         self.moments.send("epoch")
 
 
-def _hear(moments, name, text):
+def _hear(moments, text):
     """Sends word between the two halves of writing the state."""
-    module = tfdetr_keras.training.checkpoint
-    write = getattr(module, name)
+    module = tfdetr_keras.training.state_file
+    whole_file = module.whole_file
 
-    def in_halves(arrays, path, **options):
-        write(arrays, path, **options)
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        moments.send(text)
-        time.sleep(1)  # so that a kill meets it so
-        path.write_bytes(content)
+    @contextlib.contextmanager
+    def in_halves(path, needed):
+        with whole_file(path, needed) as partial:
+            yield partial
+            content = partial.read_bytes()
+            partial.write_bytes(content[: len(content) // 2])
+            moments.send(text)
+            time.sleep(1)  # so that a kill meets it so
+            partial.write_bytes(content)
 
-    setattr(module, name, in_halves)
+    module.whole_file = in_halves
+
+
+def _hear_files(moments):
+    """Sends word of each file that is about to be written, and of each that stands."""
+    scratch = tfdetr_keras.atomic._scratch
+
+    @contextlib.contextmanager
+    def heard(path):
+        with scratch(path) as folder:
+            moments.send(f"begins {path.name}")
+            time.sleep(0.02)  # so that a kill meets it so
+            yield folder
+            moments.send(f"wrote {path.name}")
+            time.sleep(0.02)
+
+    tfdetr_keras.atomic._scratch = heard
 
 
 def state_of(folder):

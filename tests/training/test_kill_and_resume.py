@@ -92,7 +92,7 @@ def test_killed_at_random_and_resumed(processes, tmp_path, eagerly):
 
 @pytest.mark.slow
 def test_more_epochs_go_on_from_a_finished_run(processes, tmp_path):
-    short, longer = tmp_path / "short", {"schedule": "constant"}
+    short, longer = tmp_path / "short", {"schedule": "constant", "warmup_steps": 2}
     process, _ = start(processes, short, epochs=1, **longer)
     finish(process)
     process, _ = start(processes, short, epochs=2, resume=True, **longer)

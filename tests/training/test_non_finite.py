@@ -57,3 +57,18 @@ def test_the_batches_pass_unchanged(batches):
 
     assert StopAtNonFiniteLoss().watch(batches).cardinality() == batches.cardinality()
     assert [x.shape for x in taken(StopAtNonFiniteLoss().watch(batches))] == [x.shape for x in taken(batches)]
+
+
+def test_the_last_step_of_an_epoch_is_seen_before_anything_is_measured_or_written(compiled, batches, tmp_path):
+    """Its loss was a number; what it did to the weights is seen by no later one."""
+    model, measured = compiled(learning_rate=1e38), []
+
+    class Measures(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            measured.append(epoch)
+
+    callbacks = [StopAtNonFiniteLoss(), Measures(), Checkpoint(tmp_path / "run")]
+    with pytest.raises(ValueError, match=r"at the end of epoch 1, \d+ of \d+ arrays of weights and optimizer hold NaN"):
+        model.fit(batches.take(1), epochs=2, callbacks=callbacks, validation_data=batches, verbose=0)
+    assert not measured
+    assert not (tmp_path / "run").exists()

@@ -115,3 +115,9 @@ def test_a_group_without_variables_is_told(caplog):
 def test_below_zero(arguments):
     with pytest.raises(ValueError, match="must not be below 0"):
         td.AdamW(**arguments)
+
+
+def test_its_name():
+    """States of runs name its variables by it."""
+    assert td.AdamW(clipnorm=0.1).name == td.AdamW().name == "adamw"
+    assert td.AdamW(name="mine").name == "mine"

@@ -15,9 +15,11 @@ import sys
 from tfdetr_keras import __version__
 from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
 from tfdetr_keras.cli.grammar import Parser
+from tfdetr_keras.full_disk import FullDiskError, is_full_disk
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)
+FAILED = 1
 INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
 
@@ -55,18 +57,24 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line; the process's own by default, whose stderr is then filtered.
 
     Returns:
-        The exit status: 0 done, 1 a check failed, 2 bad input, 130 stopped by Ctrl-C.
+        The exit status: 0 done, 1 a check failed or the disk is full, 2 bad input, 130 stopped by Ctrl-C.
     """
     options = parser().parse_args(arguments)
     try:
         standard_error.configure(whole_process=arguments is None)
         return options.run(options)
+    except FullDiskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except (OSError, ValueError) as error:
         message = options.parser.in_options(str(error))
     except KeyboardInterrupt as stop:  # with how to go on, from a command that can
         print(f"stopped; {stop}" if str(stop) else "stopped", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if is_full_disk(error):  # in the words of a library
+            print(f"error: the disk is full: {error}", file=sys.stderr)
+            return FAILED
         if not _is_tensorflow_error(error):
             raise
         message = " ".join(_GRAPH_PLACES.sub("", str(getattr(error, "message", error))).split())

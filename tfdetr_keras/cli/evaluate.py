@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tfdetr_keras.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source, source_arguments
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, is_run, read_model
+from tfdetr_keras.cli.moved_data import find_moved
 from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.cli.train import read_run_data
 
@@ -165,7 +166,8 @@ def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
         )
     from tfdetr_keras.training import RunFolder
 
-    description = RunFolder(options.model).config()["data"]
+    config = RunFolder(options.model).config()
+    description = config["data"]
     if description is None:
         raise ValueError(
             f"{options.model} was trained from Python, and only the program knows its data: name with --data the set "
@@ -176,7 +178,7 @@ def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
             f"{options.model} was trained without validation images: name a set with --data, or measure the images "
             "that it was trained on with --part training"
         )
-    return description
+    return find_moved(description, Path(options.model), config.get("folder"))
 
 
 def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:

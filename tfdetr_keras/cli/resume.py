@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tfdetr_keras.cli.model_options import check_run
-from tfdetr_keras.cli.train import read_run_data, say_result, told_how_to_go_on
+from tfdetr_keras.cli.moved_data import PATHS, find_moved, told_places
+from tfdetr_keras.cli.sources import check_source
+from tfdetr_keras.cli.train import named_as_validation, read_run_data, say_result, told_how_to_go_on
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -24,6 +27,19 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="epochs in all (default: as before); the schedule is then stretched to them",
     )
+    command.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although images or annotations were added, removed or changed since the run began; its report "
+        "tells",
+    )
+    moved = command.add_argument_group(
+        "where the data is now, if it moved", "by default where it was, or where it lay as seen from the run"
+    )
+    for prefix, part in (("", "training"), ("val-", "validation")):
+        for name in PATHS:
+            option = f"--{prefix}{name.replace('_', '-')}"
+            moved.add_argument(option, metavar="PATH", help=f"of the {part} set, as `tfdetr train` was told it")
     command.set_defaults(run=run)
 
 
@@ -39,13 +55,42 @@ def run(options: argparse.Namespace) -> int:
             f"{options.folder} was trained from Python, and only the program knows its data: call td.fit_detector "
             "again, with resume=True"
         )
+    run_folder.refuse_lost_state()
     if not run_folder.has_epochs():
         raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
     settings = config["settings"] | ({} if options.epochs is None else {"epochs": options.epochs})
-    (records, names), validation = read_run_data(config["data"])
+    description = _places(options, config)
+    (records, names), validation = read_run_data(description)
     with told_how_to_go_on(options.folder):
         run_folder = fit_detector(
-            records, names, options.folder, validation, config["source"], resume=True, data=config["data"], **settings
+            records,
+            names,
+            options.folder,
+            validation,
+            config["source"],
+            resume=True,
+            data=description,
+            accept_changed_data=options.accept_changed_data,
+            **settings,
         )
     say_result(run_folder)
     return 0
+
+
+def _places(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """The description of the run's data, with the places where it is now.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    description = find_moved(config["data"], options.folder, config.get("folder"))
+    training = {name: getattr(options, name) for name in PATHS}
+    description = told_places(description, training, {name: getattr(options, f"val_{name}") for name in PATHS})
+    try:
+        check_source(**description["training"])
+        if description["validation"] is not None:
+            with named_as_validation():
+                check_source(**description["validation"])
+    except ValueError as error:
+        raise ValueError(f"{error}; if the data of {options.folder} moved, say where it is with this option") from error
+    return description

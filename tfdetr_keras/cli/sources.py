@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -130,6 +132,13 @@ def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict
                 other = f"{path} is no {noun}" if path.exists() else f"there is no {noun} {path}"
                 raise ValueError(f"{_option(name)}: {other}")
     return given
+
+
+def is_there(path: str) -> bool:
+    """Return whether a path, or a pattern of the kind tfrecord, holds something."""
+    if os.path.exists(path):
+        return True
+    return any(character in path for character in "*?") and bool(glob.glob(path))
 
 
 def _option(name: str) -> str:

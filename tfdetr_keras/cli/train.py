@@ -16,10 +16,13 @@ from tfdetr_keras.cli.data_options import (
     source_arguments,
 )
 from tfdetr_keras.cli.model_options import check_weights
+from tfdetr_keras.cli.moved_data import with_whole_paths
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
+from tfdetr_keras.full_disk import FullDiskError
 from tfdetr_keras.training.settings import Settings
 
 DEFAULTS = Settings()
+BY_NAME = "name"  # how `--val-split` draws: by the images' names
 # The options of the validation images, by the argument that differs from the training images'.
 VALIDATION = {
     "annotations": "--val-annotations",
@@ -68,7 +71,10 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     validation = command.add_argument_group("the validation images, on which AP is measured")
     one = validation.add_mutually_exclusive_group()
     one.add_argument(
-        "--val-split", type=float, metavar="SHARE", help="this share of the images, by lot, e.g. 0.2; not trained on"
+        "--val-split",
+        type=float,
+        metavar="SHARE",
+        help="about this share of the images, by lots of their names, e.g. 0.2; not trained on",
     )
     one.add_argument("--val-annotations", metavar="FILE_OR_DIR", help="as --annotations")
     one.add_argument("--val-name", metavar="NAME", help="yolo, tfds: another part of the same set, as --split")
@@ -152,10 +158,11 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     description = {
-        "training": source_arguments(options),
+        "training": with_whole_paths(source_arguments(options)),
         "validation": _validation_arguments(options),
         "val_split": options.val_split,
         "split_seed": options.seed,
+        "split_by": BY_NAME,
         "cache": options.cache,
     }
     recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
@@ -186,19 +193,25 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def told_how_to_go_on(folder: Path) -> Iterator[None]:
-    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, how to go on with a run.
+    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, and into the error of a full disk how to go on with a run.
 
     Raises:
         KeyboardInterrupt: the same, with a message.
+        FullDiskError: likewise.
     """
     from tfdetr_keras.training import RunFolder
 
+    state = RunFolder(folder).state_path()
     try:
         yield
     except KeyboardInterrupt:
-        if RunFolder(folder).state_path().exists():
+        if state.exists():
             raise KeyboardInterrupt(f"go on with: tfdetr resume {folder}") from None
         raise KeyboardInterrupt("no epoch was finished, and nothing is left of it") from None
+    except FullDiskError as error:
+        if state.exists():
+            raise FullDiskError(f"{error}; go on with: tfdetr resume {folder}") from error
+        raise
 
 
 def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -212,7 +225,7 @@ def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(f"--val-split takes its images from the training set: leave {others} away")
     if set(given) <= {"images", "segments", "count"} and options.data != "voc":
         raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
-    return source_arguments(options) | given
+    return with_whole_paths(source_arguments(options) | given)
 
 
 def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
@@ -225,12 +238,15 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
         ValueError: as `load_source`, or the two sets have other classes.
     """
     from tfdetr_keras import data
+    from tfdetr_keras.data.split import split_by_count
 
     records, names = load_source(**description["training"])
     validation = None
     if description["val_split"] is not None:
         _check_share(description["val_split"])
-        records, validation = data.split(records, description["val_split"], description["split_seed"])
+        # Runs of earlier versions do not say how: they keep the split that they were trained with.
+        split = data.split if description.get("split_by") == BY_NAME else split_by_count
+        records, validation = split(records, description["val_split"], description["split_seed"])
     elif description["validation"] is not None:
         with named_as_validation():
             validation, validation_names = load_source(**description["validation"])

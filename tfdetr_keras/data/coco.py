@@ -76,7 +76,7 @@ def load_coco(
         for entry in content["annotations"]
     ]
     objects = _objects(entries, files, labels, masks, annotations, border)
-    return read_files(files, objects, border, rasterise=_rasterise if masks else None), class_names
+    return read_files(files, objects, border, rasterise=_rasterise if masks else None, root=images), class_names
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:

@@ -105,7 +105,7 @@ def load_coco_panoptic(
     files = ImageFiles([files.paths[place] for place in places], files.image_ids[places], files.sizes[places])
     objects, details = _objects([maps[place] for place in places], files, labels, annotations, border)
     paths = {int(files.image_ids[row]): maps[place].path for row, place in enumerate(places)}
-    reader = read_files(files, objects, border).reader
+    reader = read_files(files, objects, border, root=images).reader
     return _with_masks(reader, paths, details).dataset(), class_names
 
 

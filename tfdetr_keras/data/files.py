@@ -75,6 +75,7 @@ def read_files(
     border: Border,
     relative: bool = False,
     rasterise: Callable[[Any, int, int], np.ndarray] | None = None,
+    root: Path | None = None,
 ) -> tf.data.Dataset:
     """Makes the dataset of records: one per file, in the order of the list, its objects in the order of the table.
 
@@ -88,6 +89,8 @@ def read_files(
         relative: whether boxes and areas are relative to their image.
         rasterise: (segmentation, height, width) -> `(height, width)` bool; makes the records' masks. One that cannot
             be made, which `rasterise` tells by a ValueError, is an error or stays empty.
+        root: the folder of the set, from which on an image's file has its name; by default, and for files elsewhere,
+            the name has the last folder in it.
 
     Returns:
         A dataset of records; an image that cannot be read is an error while iterating that names the file, or left out.
@@ -110,6 +113,7 @@ def read_files(
         "path": tf.constant([os.fsencode(path) for path, found in zip(files.paths, present, strict=True) if found]),
         "image_id": files.image_ids.astype(np.int64)[present],
         "size": files.sizes.astype(np.int32)[present],
+        "name": tf.constant([_name(path, root) for path, found in zip(files.paths, present, strict=True) if found]),
         "start": bounds[:-1][present],
         "stop": bounds[1:][present],
     }
@@ -160,6 +164,17 @@ def read_files(
             record["masks"] = host_function(masks, inputs, tf.bool)
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
+    @tf.autograph.experimental.do_not_convert
+    def outline(entry: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        rows = [columns[key][entry["start"] : entry["stop"]] for key in ("boxes", "labels", "iscrowd")]
+        content = tf.strings.join([tf.io.serialize_tensor(column) for column in rows])
+        return {
+            "name": entry["name"],
+            "image_id": entry["image_id"],
+            "objects": tf.math.count_nonzero(~rows[2]),
+            "content": tf.strings.to_hash_bucket_fast(content, tf.int64.max),
+        }
+
     image_ids, stored = entries["image_id"], entries["path"]
 
     def file_of(image_id: int) -> str | None:
@@ -167,8 +182,19 @@ def read_files(
         return _printable(stored.numpy()[places[0]]) if len(places) else None
 
     return Reader(
-        tf.data.Dataset.from_tensor_slices(entries), read, border, entries_are_small=True, file_of=file_of
+        tf.data.Dataset.from_tensor_slices(entries),
+        read,
+        border,
+        entries_are_small=True,
+        file_of=file_of,
+        outline_of=outline,
     ).dataset()
+
+
+def _name(path: Path, root: Path | None) -> bytes:
+    """The name of an image's file that it keeps when the whole set moves."""
+    inside = root is not None and path.is_relative_to(root)
+    return os.fsencode((path.relative_to(root) if inside and root else Path(*path.parts[-2:])).as_posix())
 
 
 def ids_of_names(names: Sequence[str]) -> np.ndarray:

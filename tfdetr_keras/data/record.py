@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,14 @@ RECORD_SPEC = {
 MASKS_SPEC = tf.TensorSpec((None, None, None), tf.bool)
 OBJECT_KEYS = ("boxes", "labels", "iscrowd", "area", "masks")  # have one row per object
 MOST_WITHOUT = 64  # records without objects that are looked at for one
+# What is known of a record before its image is read.
+OUTLINE_SPEC = {
+    "name": tf.TensorSpec((), tf.string),  # the file's, from the folder of the set on; "" where there is none
+    "image_id": tf.TensorSpec((), tf.int64),
+    "objects": tf.TensorSpec((), tf.int64),  # those that a model is to find, crowds left away; -1: not known
+    "content": tf.TensorSpec((), tf.int64),  # a checksum over boxes, labels and crowds; 0: not known
+}
+OUTLINES_AT_ONCE = 1024
 READABLE = "readable"  # of a record on its way out of a reader: False where its image could not be read
 
 
@@ -73,6 +81,8 @@ class Reader:
         boxes_come_last: whether boxes are looked at only while records are read, so that a set all of whose boxes are
             lost is found out only then.
         image_ids: of all records, where they may repeat and are cheaper to read than records.
+        outline_of: entry -> `OUTLINE_SPEC`, without decoding the image; None where only reading it would tell.
+        splits: how many times the records were split, so that the parts of a part are drawn by other lots.
     """
 
     entries: tf.data.Dataset
@@ -82,6 +92,18 @@ class Reader:
     file_of: Callable[[int], str | None] | None = None
     boxes_come_last: bool = False
     image_ids: tf.data.Dataset | None = None
+    outline_of: Callable[[Any], dict[str, tf.Tensor]] | None = None
+    splits: int = 0
+
+    def outlines(self) -> Iterator[dict[str, Any]]:
+        """Yields what is known of each record before its image is read: plain values by the keys of `OUTLINE_SPEC`."""
+        if self.outline_of is None:
+            return
+        outlines = self.entries.map(self.outline_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        for batch in outlines.batch(OUTLINES_AT_ONCE).as_numpy_iterator():
+            columns = {key: column.tolist() for key, column in batch.items()}
+            for row in range(len(columns["image_id"])):
+                yield {key: column[row] for key, column in columns.items()}
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
         """Reads entries, in parallel; unreadable ones are an error or left out, as the border has it.
@@ -190,7 +212,8 @@ def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:
         of drawn shapes and images in memory, behind generators, of files with pixels and annotations together that do
         not name the image, and, of such files, for images that were read long ago.
     """
-    found = [reader.file_of(int(image_id)) for reader in _origins(dataset) if reader.file_of is not None]
+    readers = readers_of(dataset, lambda reader: reader.file_of is not None)
+    found = [reader.file_of(int(image_id)) for reader in readers if reader.file_of is not None]
     return " or ".join(dict.fromkeys(file for file in found if file)) or None
 
 
@@ -206,8 +229,13 @@ def title_of(dataset: tf.data.Dataset, image_id: int) -> str:
     return f"image {image_id}" if file is None else os.path.basename(file)
 
 
-def _origins(dataset: tf.data.Dataset) -> list[Reader]:
-    """The readers that know the files of a dataset's images."""
+def readers_of(dataset: tf.data.Dataset, wanted: Callable[[Reader], bool]) -> list[Reader]:
+    """Returns the readers that a dataset's elements come from, whatever was done to them since they were read.
+
+    Args:
+        dataset: of records or batches.
+        wanted: whether a reader is one of those; where it is not, that behind it may be.
+    """
     found: list[Reader] = []
     pending, seen = [dataset], set()
     while pending:
@@ -216,7 +244,7 @@ def _origins(dataset: tf.data.Dataset) -> list[Reader]:
             continue
         seen.add(id(one))
         origin = getattr(one, "origin", None)
-        if origin is not None and origin.file_of is not None:
+        if origin is not None and wanted(origin):
             found.append(origin)
         elif origin is not None:
             pending.append(origin.entries)

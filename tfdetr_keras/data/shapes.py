@@ -179,4 +179,13 @@ def load_shapes(
         record["iscrowd"] = tf.zeros_like(record["labels"], tf.bool)
         return with_static_shapes(record) | {READABLE: tf.constant(True)}
 
-    return Reader(tf.data.Dataset.range(count), read, Border(), entries_are_small=True).dataset(), list(classes)
+    drawn_as = f"{','.join(classes)} {size[0]}-{size[1]} {seed}"
+
+    @tf.autograph.experimental.do_not_convert
+    def outline(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        # How many objects it has is known only when it is drawn; what it has, by what it is drawn from.
+        content = tf.strings.to_hash_bucket_fast(drawn_as, tf.int64.max)
+        return {"name": "", "image_id": index, "objects": tf.constant(-1, tf.int64), "content": content}
+
+    entries = tf.data.Dataset.range(count)
+    return Reader(entries, read, Border(), entries_are_small=True, outline_of=outline).dataset(), list(classes)

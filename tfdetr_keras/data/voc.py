@@ -122,7 +122,7 @@ def load_voc(
     corners, kept = border.admit_boxes(boxes, labels, limits[image], len(class_names), describe)
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     objects = Objects(image, corners, labels, np.zeros(len(labels), bool), area).rows(kept)
-    return read_files(files, objects, border), class_names
+    return read_files(files, objects, border, root=images), class_names
 
 
 def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:

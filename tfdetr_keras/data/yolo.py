@@ -121,7 +121,7 @@ def load_yolo(
     files = ImageFiles(paths, ids_of_names([path.stem for path in paths]), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     objects = Objects(np.array(images, np.int64), corners, label_array, np.zeros(len(labels), bool), area).rows(kept)
-    return read_files(files, objects, border, relative=True), class_names
+    return read_files(files, objects, border, relative=True, root=folder), class_names
 
 
 def _darknet(folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -13,15 +13,21 @@ from typing import Any, Literal
 import keras
 import numpy as np
 from keras import ops
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.training.averages import averaged_weights
+from tfdetr_keras.training.finite import refuse_non_finite
+from tfdetr_keras.training.state_file import StateFile, write_arrays
 from tfdetr_keras.workers import by_this_worker_alone, worker_index
 
-_COUNTED = re.compile(r"(?<=seed_generator)_\d+")
+logger = logging.getLogger(__name__)
+
+# Numbers that Keras counts over the whole program: dense_1, adam_2/dense_1_kernel_momentum.
+_COUNTED = re.compile(r"_\d+(?=[_/]|$)")
 STATE, LAST, BEST = "state.safetensors", "last.keras", "best.keras"
+# While it is there, the first epoch is being written: models without a state are then a run that never was.
+FIRST_EPOCH = ".first-epoch"
+_Stamp = tuple[int, int, int] | None
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -39,6 +45,8 @@ class Checkpoint(keras.callbacks.Callback):
     Put it behind the callbacks whose figures it should keep, and not beside `keras.callbacks.SwapEMAWeights`, which
     leaves the averages where the state expects the weights: `averaged=True` does that callback's work.
 
+    Weights, moments or averages that are not finite are never written.
+
     Args:
         folder: where to write; made if it does not exist.
         monitor: name in the logs by which the best model is chosen; epochs without it choose nothing.
@@ -50,6 +58,11 @@ class Checkpoint(keras.callbacks.Callback):
     Attributes:
         history: the logs of each epoch so far, those before `restore` included.
         best: the epoch (from 0) of the best model, or None.
+
+    Raises:
+        ValueError: while training: the folder holds a run that was not restored, or another program has written into
+            it since; arrays that are not finite, with their names.
+        FullDiskError: while training: the disk has no room; the last checkpoint is as it was.
     """
 
     def __init__(
@@ -68,32 +81,54 @@ class Checkpoint(keras.callbacks.Callback):
         self.history: list[dict[str, float]] = []
         self.best: int | None = None
         self._kept: tuple[keras.Model, keras.Model] | None = None
+        self._known: _Stamp = None  # the state that this object read or wrote last
 
     def restore(self, model: keras.Model) -> int:
         """Puts a compiled model where the last whole epoch left it.
 
         Returns:
-            The number of epochs done, to be `fit`'s `initial_epoch`; 0, and nothing changed, where there is no state.
+            The number of epochs done, to be `fit`'s `initial_epoch`; 0, and nothing changed, where there is no run.
 
         Raises:
-            ValueError: the state is damaged, or of another model or optimizer.
+            ValueError: the state is damaged, missing beside the models of a run, or of another model or optimizer; or
+                its best model was chosen by another figure.
         """
-        path = self.folder / STATE
+        path, variables = self.folder / STATE, _variables(model)
         if not path.exists():
+            self._refuse_lost_state()
             return 0
-        notes = load_state(model, path)
-        self.history, self.best = notes["history"], notes["best"]
+        stamp = _stamp(path)
+        state = _readable(path)
+        _refuse_other_variables(state, variables)
+        self._refuse_other_choice(state.notes)
+        for name, array in state.arrays():
+            variables[_without_counts(name)].assign(array)
+        self.history, self.best, self._known = state.notes["history"], state.notes["best"], stamp
+        (self.folder / FIRST_EPOCH).unlink(missing_ok=True)  # of a kill right behind the first state
+        if self.best is not None and not (self.folder / BEST).exists():
+            logger.warning("%s is missing: the best epoch from here on will replace it", self.folder / BEST)
+            self.best = None
         return len(self.history)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Refuses to train over a run, before an epoch is spent on it."""
+        if worker_index() == 0:
+            self._refuse_another_run()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the files; of several workers the first one does."""
+        refuse_non_finite(self.model, epoch)
         self.history = [*self.history[:epoch], {name: float(value) for name, value in (logs or {}).items()}]
         improved = self._improves(self.history[-1].get(self.monitor))
         if improved:
             self.best = epoch
         if worker_index() != 0:
             return
+        self._refuse_another_run()
         self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / STATE
+        if self._known is None:
+            (self.folder / FIRST_EPOCH).touch()
         with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
             kept = self._without_optimizer()
         for name in (LAST, BEST) if improved else (LAST,):
@@ -101,7 +136,51 @@ class Checkpoint(keras.callbacks.Callback):
                 kept.save(partial)
         if improved and self.when_best is not None:
             self.when_best(epoch)
-        save_state(self.model, self.folder / STATE, {"history": self.history, "best": self.best})
+        notes = {"history": self.history, "best": self.best, "monitor": self.monitor, "mode": self.mode}
+        save_state(self.model, path, notes)
+        self._known = _stamp(path)
+        (self.folder / FIRST_EPOCH).unlink(missing_ok=True)
+
+    def _refuse_lost_state(self) -> None:
+        """Raises where models of a run are left of which the state is gone."""
+        models = [name for name in (BEST, LAST) if (self.folder / name).exists()]
+        if models and not (self.folder / FIRST_EPOCH).exists():
+            raise ValueError(
+                f"{self.folder} holds {' and '.join(models)} of a run, but not its {STATE}, without which it cannot go "
+                f"on: bring the file back, or start from {self.folder / models[0]} in a new folder"
+            )
+
+    def _refuse_another_run(self) -> None:
+        """Raises where writing would lose what this object has neither read nor written."""
+        path = self.folder / STATE
+        stamp = _stamp(path)
+        if stamp == self._known:
+            if stamp is None:
+                self._refuse_lost_state()
+            return
+        if stamp is None:
+            return  # its own, removed since: it is written again
+        if self._known is None:
+            raise ValueError(
+                f"{self.folder} holds a run already: go on with it (restore the checkpoint before fit), or give "
+                "another folder"
+            )
+        raise ValueError(
+            f"another program has written {path} since this one did: give each a folder of its own; the file is left "
+            "as that program wrote it"
+        )
+
+    def _refuse_other_choice(self, notes: Mapping[str, Any]) -> None:
+        """Raises where the best model so far was chosen by another figure than the next ones would be."""
+        history, best = notes["history"], notes["best"]
+        before = notes.get("monitor", self.monitor), notes.get("mode", self.mode)
+        unknown = best is not None and self.monitor not in history[best]
+        if before != (self.monitor, self.mode) or unknown:
+            chosen = f"the {before[1]} of {before[0]}" if before[0] != self.monitor or not unknown else "another figure"
+            raise ValueError(
+                f"{self.folder} chose its best model by {chosen}, not by the {self.mode} of {self.monitor}: go on with "
+                f"the same validation records, or begin a new run from {self.folder / LAST}"
+            )
 
     def _without_optimizer(self) -> keras.Model:
         """A copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
@@ -125,31 +204,30 @@ class Checkpoint(keras.callbacks.Callback):
 def save_state(model: keras.Model, path: str | Path, notes: Mapping[str, Any]) -> None:
     """Writes every variable of a compiled model and its optimizer, and some notes, into one safetensors file."""
     arrays = {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()}
-    with whole_file(path) as partial:
-        save_file(arrays, partial, metadata={"notes": json.dumps(notes)})
+    write_arrays(path, arrays, notes)
 
 
-def load_state(model: keras.Model, path: str | Path) -> dict[str, Any]:
-    """Reads what `save_state` wrote back into the variables, and returns the notes.
-
-    Raises:
-        ValueError: the file is damaged, or its variables are not those of the model and its optimizer.
-    """
-    variables = _variables(model)
+def _readable(path: Path) -> StateFile:
+    """Opens a state, and says what else there is to go on from where it cannot be used."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            expected = {name: tuple(variable.shape) for name, variable in variables.items()}
-            if wrong := sorted(name for name, _ in shapes.items() ^ expected.items()):
-                raise ValueError(
-                    f"{path} is of another model or optimizer: {len(set(wrong))} variables differ in name or shape, "
-                    f"{wrong[0]} for one; make and compile the model as it was"
-                )
-            for name, variable in variables.items():
-                variable.assign(file.get_tensor(name))
-            return json.loads(file.metadata()["notes"])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole training state ({error})") from error
+        state = StateFile(path)
+        if not isinstance(state.notes, dict) or not {"history", "best"} <= set(state.notes):
+            raise ValueError(f"{path} is not a whole training state (it does not say which epochs were done)")
+        return state
+    except ValueError as error:
+        last = path.with_name(LAST)
+        way = f"start from {last} in a new folder" if last.exists() else "start again in a new folder"
+        raise ValueError(f"{error}: bring back a copy of it, or {way}") from error
+
+
+def _refuse_other_variables(state: StateFile, variables: Mapping[str, Any]) -> None:
+    shapes = {_without_counts(name): shape for name, shape in state.shapes.items()}
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if wrong := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+        raise ValueError(
+            f"{state.path} is of another model or optimizer: {len(wrong)} variables differ in name or shape, "
+            f"{wrong[0]} for one; make and compile the model as it was"
+        )
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
@@ -158,7 +236,21 @@ def _variables(model: keras.Model) -> dict[str, Any]:
         raise ValueError("the model has no optimizer: call compile first")
     model.optimizer.build(model.trainable_variables)
     return {
-        f"{owner}/{index:05d}/{_COUNTED.sub('', variable.path)}": variable
+        _without_counts(f"{owner}/{index:05d}/{variable.path}"): variable
         for owner, variables in (("model", model.variables), ("optimizer", model.optimizer.variables))
         for index, variable in enumerate(variables)
     }
+
+
+def _without_counts(name: str) -> str:
+    """A variable's name, which its place keeps apart from others, without what differs between two equal models."""
+    return _COUNTED.sub("", name)
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What tells one file at a path from the next one there; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -7,29 +7,37 @@ import importlib.util
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.data.record import reader_of
+from tfdetr_keras.full_disk import told_if_full
 from tfdetr_keras.models import DETR, DETRForSegmentation
 from tfdetr_keras.models.quantization import check_trainable
 from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training.checkpoint import Checkpoint
+from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
+from tfdetr_keras.training.fingerprint import count, fingerprint
+from tfdetr_keras.training.going_on import (
+    CHANGEABLE,
+    counts_in_words,
+    records_before,
+    refuse_other_data,
+    refuse_other_settings,
+)
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
 from tfdetr_keras.training.progress import Progress
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.schedules import learning_rate
-from tfdetr_keras.training.settings import Settings
+from tfdetr_keras.training.settings import Settings, check_against_steps
 from tfdetr_keras.training.starting_model import starting_model
 from tfdetr_keras.training.story import Story
 from tfdetr_keras.workers import gather, number_of_workers, worker_index
@@ -37,7 +45,6 @@ from tfdetr_keras.workers import gather, number_of_workers, worker_index
 logger = logging.getLogger(__name__)
 
 PRETRAINING_LEARNING_RATE = 2e-3
-CHANGEABLE = ("epochs", "evaluate_every", "tensorboard")
 
 
 def fit_detector(
@@ -49,6 +56,7 @@ def fit_detector(
     resume: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     data: Mapping[str, Any] | None = None,
+    accept_changed_data: bool = False,
     **settings: Any,
 ) -> RunFolder:
     """Trains a detector on records and keeps everything of the run in a folder.
@@ -56,7 +64,7 @@ def fit_detector(
     A `DETRForSegmentation` is trained with masks, and so is a detector with `masks=True`: the paper's second stage.
 
     A run that was stopped, killed even, goes on with `resume=True` from its last whole epoch, and ends with the weights
-    that it would have had.
+    that it would have had. While a process trains in a folder, no other may.
 
     Args:
         records: to train on, see `tfdetr_keras.data.record`; for segmentation read with masks.
@@ -68,6 +76,8 @@ def fit_detector(
         resume: whether to go on with the run in `out`; a new one is begun where there is none.
         callbacks: further callbacks of `fit`, which run after those of the run itself.
         data: a note for the run's `config.json` on how the records can be read again.
+        accept_changed_data: whether to go on although the records are others than the run had before: by their number,
+            their names or their annotations, as far as that is known without decoding images. The report then tells.
         **settings: see `tfdetr_keras.training.Settings`.
 
     The folder holds the run from the end of its first epoch on. Where that is not reached, nothing stays.
@@ -76,8 +86,12 @@ def fit_detector(
         The folder, with `metrics` and `load_model()`, the best model.
 
     Raises:
-        ValueError: bad records or settings; records without masks for segmentation; a folder that holds a run already,
-            or, to resume, one of other settings; a loss that is not finite, with the ids of the images.
+        ValueError: bad records or settings; records without masks for segmentation; a folder that holds a run already
+            or in which another process trains, or, to resume, one of other settings or records, of more epochs, with a
+            damaged state or without one beside its results; a loss that is not finite, with the ids of the images, or
+            weights that are not. The last checkpoint is then as it was.
+        FullDiskError: the disk has no room; likewise.
+        KeyboardInterrupt: at Ctrl-C, with how to go on.
 
     Source:
         The recipe is that of DETR, section 4 and appendix A.4.
@@ -88,19 +102,60 @@ def fit_detector(
     run = RunFolder(out)
     if not resume:
         run.refuse_other_run()
+    with told_if_full(run.path), _told_what_is_left(run):
+        with run.held() if worker_index() == 0 else contextlib.nullcontext():
+            _train(run, records, class_names, validation, source, resume, callbacks, data, accept_changed_data, chosen)
+        gather(None)  # until the files are written
+    return run
+
+
+@contextlib.contextmanager
+def _told_what_is_left(run: RunFolder) -> Iterator[None]:
+    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, what is left of a run and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        left = "no epoch was finished, and nothing is left of it"
+        if run.state_path().exists():
+            left = f"{run.path} keeps all finished epochs, fit_detector(…, resume=True) goes on with them"
+        raise KeyboardInterrupt(left) from None
+
+
+def _train(
+    run: RunFolder,
+    records: tf.data.Dataset,
+    class_names: Sequence[str],
+    validation: tf.data.Dataset | None,
+    source: Any,
+    resume: bool,
+    callbacks: Sequence[keras.callbacks.Callback],
+    data: Mapping[str, Any] | None,
+    accept_changed_data: bool,
+    chosen: Settings,
+) -> None:
+    """Trains in the run's folder; arguments and errors are those of `fit_detector`."""
+    if resume:
+        run.refuse_lost_state()
+    else:
+        run.refuse_other_run()  # another process may have begun one, before the folder was held
     # The first worker's word counts, and is heard by all before it writes what the others would find.
     going_on = gather(resume and run.state_path().exists())[0]
     if going_on:
-        _refuse_other_settings(run, class_names, chosen)
+        refuse_other_settings(run, class_names, chosen)
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
     check_trainable(model)
     _check_workers(chosen)
     _check_masks(model, training=records, validation=validation)
-    count = _count(records)
-    if count < chosen.batch_size:
-        raise ValueError(f"{count} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
-    steps = chosen.steps_per_epoch or max(1, count // chosen.batch_size)
+    found = fingerprint(records)
+    noted = {"training": found, "validation": None if validation is None else fingerprint(validation)}
+    changed = going_on and refuse_other_data(run, noted, accept_changed_data)
+    number = found.images
+    images = 0 if noted["validation"] is None else noted["validation"].images
+    if number < chosen.batch_size:
+        raise ValueError(f"{number} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
+    steps = chosen.steps_per_epoch or max(1, number // chosen.batch_size)
+    check_against_steps(chosen, steps)
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation)
     masks = isinstance(model, DETRForSegmentation)
     checkpoint = Checkpoint(
@@ -111,27 +166,34 @@ def fit_detector(
         averaged=chosen.ema_momentum is not None,
     )
     done = checkpoint.restore(model)
+    if chosen.epochs < done:
+        raise ValueError(f"epochs must be at least {done}, which {run.path} has done already, not {chosen.epochs}")
     if going_on and worker_index() == 0:
-        run.change_settings(**{name: getattr(chosen, name) for name in CHANGEABLE})
+        others: dict[str, Any] = {} if data is None else {"data": data, "folder": str(run.path.absolute())}
+        if changed or "records" not in run.config():
+            others["records"] = {part: one and one.as_json() for part, one in noted.items()}
+        if changed:
+            others["counts"] = counts_in_words(noted, records_before(run.config()), done)
+            logger.warning("going on with other data than before: AP before and after do not compare")
+        run.change({name: getattr(chosen, name) for name in CHANGEABLE}, **others)
         logger.info("going on after epoch %d of %d", done, chosen.epochs)
-    images = 0 if validation is None else _count(validation)
     story = Story(run, checkpoint, validation, class_names, chosen, masks)
     progress = Progress(steps, images, bar=_verbose() == 1)
     if story.precision is not None:
         story.precision.progress = progress.measured
     with run.start() if worker_index() == 0 and not going_on else contextlib.nullcontext():
         if done < chosen.epochs:
-            _announce(model, chosen, steps, count, images)
-            counts = {"training": f"{count} images"} | (
-                {} if validation is None else {"validation": f"{images} images"}
-            )
-            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data))
+            _announce(model, chosen, steps, number, images)
+            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts_in_words(noted), data, noted))
             guard = StopAtNonFiniteLoss()
             with readable_errors():
                 if not done:
                     _pretrain(model, records, chosen)
+                batches = guard.watch(_epochs(records, chosen, done, number))
+                if worker_index() == 0 and not tell_crowded_images(records, model.config.num_queries):
+                    batches = watch_crowding(batches, model.config.num_queries)
                 model.fit(
-                    guard.watch(_epochs(records, chosen, done, count)),
+                    batches,
                     epochs=chosen.epochs,
                     initial_epoch=done,
                     validation_data=_validation_batches(validation, chosen),
@@ -143,8 +205,6 @@ def fit_detector(
                     verbose=_verbose(),
                 )
     story.tell()
-    gather(None)  # until the files are written
-    return run
 
 
 class _Begin(keras.callbacks.Callback):
@@ -180,37 +240,6 @@ def _announce(model: DETR, settings: Settings, steps: int, images: int, validati
             "there is no validation set: AP is not measured, and the best model is the one of the lowest training "
             "loss; --val-split 0.2 keeps a fifth of the images for it, in Python td.data.split and validation="
         )
-
-
-def _refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:
-    """Stops where a run would go on as another one than it was."""
-    config = run.config()
-    if list(class_names) != tidy_names(config["class_names"], run.path):
-        raise ValueError(f"{run.path} was trained on other classes: {', '.join(config['class_names'])}")
-    before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
-    if not callable(settings.augmentation):
-        before = Settings.of(config["settings"])
-    changed = [
-        f"{name} was {getattr(before, name)}, not {value}"
-        for name, value in vars(settings).items()
-        if value != getattr(before, name) and name not in CHANGEABLE
-    ]
-    if changed:
-        raise ValueError(
-            f"{run.path} cannot go on with other settings ({'; '.join(changed)}): only {', '.join(CHANGEABLE)} may "
-            "change; to train on with others, begin a new run from its last.keras"
-        )
-
-
-def _count(records: tf.data.Dataset) -> int:
-    """The number of records, unreadable ones included; where only a pass can tell, nothing is decoded for it."""
-    reader = reader_of(records)
-    entries = records if reader is None else reader.entries
-    count = int(entries.cardinality())
-    if count < 0:
-        logger.info("counting the records")
-        count = int(entries.reduce(np.int64(0), lambda total, _: total + 1))
-    return count
 
 
 def _optimizer(model: DETR, settings: Settings, steps_per_epoch: int) -> AdamW:
@@ -291,8 +320,8 @@ def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None
     if not epochs:
         return
     logger.info("the trunk alone learns first, for %d epochs", epochs)
-    batches = _epochs(records, settings, 0, count := _count(records))
-    steps = epochs * (settings.steps_per_epoch or max(1, count // settings.batch_size))
+    batches = _epochs(records, settings, 0, number := count(records))
+    steps = epochs * (settings.steps_per_epoch or max(1, number // settings.batch_size))
     schedule = keras.optimizers.schedules.CosineDecay(PRETRAINING_LEARNING_RATE, steps)
     trunk = BackbonePretraining(model)
     trunk.compile(

@@ -1,4 +1,4 @@
-"""Training that stops where its loss is no number any more, and says on which images."""
+"""Training that stops where its loss or its weights are no numbers any more, and says on which images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import tensorflow as tf
 
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import file_of
+from tfdetr_keras.training.finite import refuse_non_finite
 
 SHOWN = 16  # images in a message
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
     """Ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
+
+    The last step of an epoch has no loss behind it that would tell: the weights and what the optimizer keeps of them
+    are looked at then, before anything is measured or saved.
 
     The message names the epoch, the step and its images, by their files where these are known, else by their ids, if
     `fit` got the batches by way of `watch`. The epoch's end is not reached, so no checkpoint is written over the last
@@ -31,6 +35,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         super().__init__()
         self._epoch = 0
         self._next_step = 0
+        self._looked_at: int | None = None  # the epoch whose end the weights were looked at
         self._image_ids: dict[int, list[int]] = {}
         self._batches: tf.data.Dataset | None = None
 
@@ -51,7 +56,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Counts steps anew."""
-        self._epoch, self._next_step = epoch, 0
+        self._epoch, self._next_step, self._looked_at = epoch, 0, None
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Looks at the loss. Keras logs its mean over the epoch, which is finite no longer than all of its parts."""
@@ -65,6 +70,21 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             + (f" ({self._described(image_ids)})" if image_ids else "")
             + ": look at these images and boxes, or lower the learning rate; the last checkpoint is as it was"
         )
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Looks at the weights before they are measured, inside of `fit`."""
+        if self._next_step:
+            self._look_at_weights()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Looks at the weights."""
+        self._look_at_weights()
+
+    def _look_at_weights(self) -> None:
+        if self._looked_at == self._epoch or getattr(self, "model", None) is None:
+            return
+        refuse_non_finite(self.model, self._epoch)
+        self._looked_at = self._epoch
 
     def _described(self, image_ids: list[int]) -> str:
         shown, more = image_ids[:SHOWN], " …" if len(image_ids) > SHOWN else ""

@@ -7,7 +7,9 @@ second moment, not to the root as it is; and weight decay follows each group's o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import keras
@@ -41,7 +43,7 @@ class AdamW(keras.optimizers.Adam):
         **kwargs: of `keras.optimizers.Adam`.
 
     Raises:
-        ValueError: a multiplier or weight decay below 0.
+        ValueError: a learning rate, multiplier, weight decay or limit that is not finite or below 0; a limit of 0.
 
     Source:
         Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101; DETR, section 4,
@@ -62,11 +64,18 @@ class AdamW(keras.optimizers.Adam):
     ) -> None:
         if learning_rate_multipliers is None:
             learning_rate_multipliers = {"backbone": BACKBONE_MULTIPLIER}
-        if weight_decay < 0 or any(factor < 0 for factor in learning_rate_multipliers.values()):
-            raise ValueError(
-                f"weight_decay={weight_decay} and learning_rate_multipliers={dict(learning_rate_multipliers)} must not "
-                "be below 0"
-            )
+        for value, what in (
+            (weight_decay, "weight_decay"),
+            *((factor, f"learning_rate_multipliers[{part!r}]") for part, factor in learning_rate_multipliers.items()),
+        ):
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"{what}={value!r} must not be below 0, NaN or infinite")
+        if isinstance(learning_rate, Real) and not (_is_number(learning_rate) and float(learning_rate) >= 0):
+            raise ValueError(f"learning_rate must be a finite number of at least 0, not {learning_rate!r}")
+        limits = {"global_clipnorm": global_clipnorm, **{name: kwargs.get(name) for name in ("clipnorm", "clipvalue")}}
+        for what, limit in limits.items():
+            if limit is not None and not (_is_number(limit) and limit > 0):
+                raise ValueError(f"{what} must be a finite number above 0, or None, not {limit!r}")
         if clipping := sorted({"clipnorm", "clipvalue"} & {key for key, value in kwargs.items() if value is not None}):
             global_clipnorm = None
             logger.info("%s instead of global_clipnorm", clipping[0])
@@ -144,3 +153,7 @@ class AdamW(keras.optimizers.Adam):
         """The longest name of a group that is a part of a variable's path."""
         names = [name for name in self.learning_rate_multipliers if f"/{name.strip('/')}/" in f"/{path}/"]
         return max(names, key=len, default=None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,6 +17,8 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "model": dict,
     "criterion": dict,
     "data": (dict, type(None)),
+    "records": dict,
+    "folder": str,
 }
 _NEEDED = ("settings", "class_names")
 

@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -29,14 +30,16 @@ import keras
 from PIL import Image
 
 from tfdetr_keras import notebook
-from tfdetr_keras.atomic import made_folder, whole_file, write_text
+from tfdetr_keras.atomic import clear_scratch, made_folder, whole_file, write_text
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.evaluation import MASK, class_table
+from tfdetr_keras.locks import HeldError, Lock
 from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
-from tfdetr_keras.training.checkpoint import BEST, LAST, STATE
+from tfdetr_keras.training.checkpoint import BEST, FIRST_EPOCH, LAST, STATE
+from tfdetr_keras.training.fingerprint import Fingerprint
 from tfdetr_keras.training.run_config import read_config, read_object, said_of
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves
@@ -44,8 +47,23 @@ from tfdetr_keras.visualize import plot_curves
 CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metrics.csv", "curves.png"
 BEST_METRICS, PREDICTIONS, SEGMENTS = "best.json", "predictions.png", "segments.png"
 REPORT, TENSORBOARD = "report.md", "tensorboard"
-FILES = (CLASS_NAMES, METRICS, CURVES, BEST_METRICS, PREDICTIONS, SEGMENTS, REPORT, BEST, LAST, STATE, CONFIG)
-OF_AN_EPOCH = (STATE, LAST, BEST, METRICS)  # which of these there is tells that one was finished
+LOCK = ".lock"  # while a process trains
+FILES = (
+    CLASS_NAMES,
+    METRICS,
+    CURVES,
+    BEST_METRICS,
+    PREDICTIONS,
+    SEGMENTS,
+    REPORT,
+    BEST,
+    LAST,
+    STATE,
+    CONFIG,
+    FIRST_EPOCH,
+)
+RESULTS = (BEST, LAST, METRICS)  # of finished epochs; while the first one is being written, FIRST_EPOCH is there, too
+logger = logging.getLogger(__name__)
 FORMAT = 1  # of config.json
 CURVES_WIDTH = 800  # pixels, in notebooks
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
@@ -67,25 +85,64 @@ class RunFolder:
         self.path = Path(path)
 
     @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder and keeps other processes from training in it; what killed ones left half-written goes.
+
+        A process that is killed holds it no longer. Where an error follows and the folder is new and empty, it goes.
+
+        Raises:
+            ValueError: another process trains in it.
+        """
+        with made_folder(self.path):
+            try:
+                lock = Lock(self.path / LOCK)
+            except HeldError as error:
+                raise ValueError(
+                    f"{self.path} is in use, {error or 'another process'} trains in it: wait until it has ended, or "
+                    "give another folder"
+                ) from None
+            try:
+                if not lock.is_real:
+                    logger.warning("no locks on this disk: see to it that no other process trains in %s", self.path)
+                clear_scratch(self.path)
+                yield
+            finally:
+                lock.release()
+
+    @contextlib.contextmanager
     def start(self) -> Iterator[None]:
-        """Makes the folder for a new run; where that fails before its first epoch is finished, nothing of it stays.
+        """Begins a new run; where that fails before its first epoch is finished, nothing of it stays.
 
         What a start that was killed has left there goes first.
         """
         if self.is_start_alone():
             self.remove()
-        with made_folder(self.path):
-            before = {name for name in (*FILES, TENSORBOARD) if (self.path / name).exists()}
-            try:
-                yield
-            except BaseException:
-                if not self.state_path().exists():
-                    self._remove_all_but(before)
-                raise
+        before = {name for name in (*FILES, TENSORBOARD) if (self.path / name).exists()}
+        try:
+            yield
+        except BaseException:
+            if not self.state_path().exists():
+                self._remove_all_but(before)
+            raise
 
     def has_epochs(self) -> bool:
         """Whether an epoch was finished: before, there is no run to speak of."""
-        return any((self.path / name).exists() for name in OF_AN_EPOCH)
+        if self.state_path().exists():
+            return True
+        return not (self.path / FIRST_EPOCH).exists() and any((self.path / name).exists() for name in RESULTS)
+
+    def refuse_lost_state(self) -> None:
+        """Raises a `ValueError` if the folder holds results of a run, but no state that it could go on from."""
+        if self.has_epochs() and not self.state_path().exists():
+            left = [name for name in RESULTS if (self.path / name).exists()]
+            models = [name for name in left if name != METRICS]
+            way = "give another folder"
+            if models:
+                way = f"begin a new run from its model (tfdetr train --from {self.path / models[0]}) in another folder"
+            raise ValueError(
+                f"{self.path} holds {' and '.join(left)} of a run, but not its {STATE}, without which it cannot be "
+                f"resumed: bring the file back, or {way}"
+            )
 
     def is_start_alone(self) -> bool:
         """Whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
@@ -142,6 +199,7 @@ class RunFolder:
         model: DETR,
         counts: Mapping[str, str],
         data: Mapping[str, Any] | None,
+        records: Mapping[str, Fingerprint | None],
     ) -> None:
         """Writes what the run is, which is due with its first epoch.
 
@@ -152,6 +210,7 @@ class RunFolder:
             model: the model at its start.
             counts: what the data is, by name, e.g. `{"training": "292 images"}`.
             data: how the records can be read again, for the command line; None if only the program knows.
+            records: what the training and the validation records are, by name; None where there are none.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = dataclasses.asdict(settings)
@@ -163,6 +222,8 @@ class RunFolder:
             "settings": described,
             "data": data,
             "counts": dict(counts),
+            "records": {part: one and one.as_json() for part, one in records.items()},
+            "folder": str(self.path.absolute()),
             "class_names": list(class_names),
             "model": describe(model.config),
             "criterion": keras.saving.serialize_keras_object(model.criterion),
@@ -196,10 +257,11 @@ class RunFolder:
         if (self.path / CONFIG).exists() and not self.is_start_alone():
             raise ValueError(f"{self.path} holds a {CONFIG} of something else: give another folder")
 
-    def change_settings(self, **changes: Any) -> None:
-        """Writes other settings into the configuration, e.g. more epochs."""
+    def change(self, settings: Mapping[str, Any], **others: Any) -> None:
+        """Writes other settings into the configuration, e.g. more epochs, and other parts of it."""
         content = self.config()
-        content["settings"] |= changes
+        content["settings"] |= settings
+        content |= others
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def config(self) -> dict[str, Any]:
@@ -239,7 +301,8 @@ class RunFolder:
         self.config()
         path = self.path / {"best": BEST, "last": LAST}[which]
         if not path.is_file():
-            raise ValueError(f"{self.path} has no {path.name}: no epoch was finished yet")
+            why = "it was removed" if self.has_epochs() else "no epoch was finished yet"
+            raise ValueError(f"{self.path} has no {path.name}: {why}")
         return path
 
     @property

@@ -5,16 +5,35 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
 BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
-
-
+AUGMENTATIONS = ("paper", "flip", "none")
 SEEDS = 2**32  # of NumPy's generator, which is one of those that are set
+
+# Which fields are of which kind, for the checks.
+_COUNTS = (
+    *("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"),
+    *("max_boxes", "num_queries", "steps_per_epoch"),
+)
+_NUMBERS_FROM_0 = ("pretraining_epochs", "warmup_steps", "seed")
+_REALS = {
+    "learning_rate": (0, math.inf, "a finite number above 0"),
+    "weight_decay": (0, math.inf, "a finite number of at least 0"),
+    "backbone_multiplier": (0, math.inf, "a finite number of at least 0"),
+    "global_clipnorm": (0, math.inf, "a finite number above 0, or None"),
+    "ema_momentum": (0, 1, "in [0, 1), or None"),
+    "dropout": (0, 1, "in [0, 1), or None"),
+}
+_ABOVE_0 = ("learning_rate", "global_clipnorm")
+_OPTIONAL = (
+    *("max_boxes", "num_queries", "steps_per_epoch", "global_clipnorm", "ema_momentum", "dropout", "batch_norm"),
+    *("jit_compile", "keep_head"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,45 +112,59 @@ class Settings:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("pretraining_epochs", "warmup_steps", "weight_decay", "backbone_multiplier", "learning_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)}")
-        if self.global_clipnorm is not None and not 0 < self.global_clipnorm < math.inf:
-            raise ValueError(f"global_clipnorm must be a number above 0, not {self.global_clipnorm}")
-        if not 0 <= self.seed < SEEDS:
-            raise ValueError(f"seed must be a whole number from 0 to {SEEDS - 1}, not {self.seed}")
-        for name in ("max_boxes", "num_queries", "steps_per_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name, choices in (("schedule", Schedule), ("precision", Precision), ("batch_norm", BatchNorm)):
-            value = getattr(self, name)
-            if value not in get_args(choices) and not (name == "batch_norm" and value is None):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
-        if self.ema_momentum is not None and not 0 <= self.ema_momentum < 1:
-            raise ValueError(f"ema_momentum must be in [0, 1), not {self.ema_momentum}")
-        if self.keep_head not in (None, True, False):
-            raise ValueError(f"keep_head must be True, False or None, not {self.keep_head!r}")
         if self.keep_head and self.random_weights:
             raise ValueError("keep_head keeps the class head of the source, and random_weights nothing: leave one away")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
         for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        for names, limit in ((_COUNTS, 1), (_NUMBERS_FROM_0, 0)):
+            for name in names:
+                value = getattr(self, name)
+                if value is None and name in _OPTIONAL:
+                    continue
+                if not _is_whole(value):
+                    raise ValueError(f"{name} must be a whole number of at least {limit}, not {value!r}")
+                if name == "seed" and not 0 <= value < SEEDS:
+                    raise ValueError(f"seed must be a whole number from 0 to {SEEDS - 1}, not {value}")
+                if value < limit:
+                    raise ValueError(f"{name} must be at least {limit}, not {value}")
+                object.__setattr__(self, name, int(value))  # of NumPy's, which JSON does not know
+        for name, (least, below, wanted) in _REALS.items():
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not _is_real(value) or not (least <= value < below) or (name in _ABOVE_0 and value == 0):
+                raise ValueError(f"{name} must be {wanted}, not {value!r}")
+            object.__setattr__(self, name, float(value))
+        for name in ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "keep_head"):
+            value = getattr(self, name)
+            if not _is_bool(value) and not (value is None and name in _OPTIONAL):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
+            object.__setattr__(self, name, value if value is None else bool(value))
+        for name, choices in (("schedule", Schedule), ("precision", Precision), ("batch_norm", BatchNorm)):
+            value = getattr(self, name)
+            if value not in get_args(choices) and not (value is None and name in _OPTIONAL):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+        if not callable(self.augmentation) and self.augmentation not in AUGMENTATIONS:
+            raise ValueError(
+                f"augmentation must be one of {', '.join(AUGMENTATIONS)}, or a function, not {self.augmentation!r}"
+            )
+        parts = self.freeze if isinstance(self.freeze, tuple) else (self.freeze,)
+        if self.freeze is not None and not all(isinstance(part, str) for part in parts):
+            raise ValueError(f'freeze must be names of parts such as "stem+stage1", not {self.freeze!r}')
         if not _is_pair(self.size) or not 1 <= self.size[0] <= self.size[1]:
             raise ValueError(
                 "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not "
                 f"{_listed(self.size)}"
             )
         canvas: Any = self.pad_to
-        if canvas not in (None, "buckets") and not (_is_pair(canvas) and min(canvas) >= 1):
+        if canvas is not None and canvas != "buckets" and not (_is_pair(canvas) and min(canvas) >= 1):
             raise ValueError(
                 f'pad_to must be None, (height, width) of at least 1 pixel, or "buckets", not {_listed(self.pad_to)}'
             )
+        for name in ("size", "pad_to"):
+            if _is_pair(getattr(self, name)):
+                object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
 
     @property
     def compilation(self) -> bool | Literal["auto"]:
@@ -169,8 +202,44 @@ class Settings:
         return cls(**values)
 
 
+def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
+    """Raise where a setting lies beyond the end of a run, and so would have no effect or not the one that is meant.
+
+    Args:
+        settings: of the run.
+        steps_per_epoch: batches of an epoch.
+
+    Raises:
+        ValueError: warm-up or accumulation take more steps than the run has.
+    """
+    steps = settings.epochs * steps_per_epoch
+    for name, effect in (
+        ("gradient_accumulation_steps", "no weight would ever move"),
+        ("warmup_steps", "the learning rate would never be reached"),
+    ):
+        if getattr(settings, name) > steps:
+            raise ValueError(
+                f"{name} must be at most {steps}, the steps of the run ({settings.epochs} epochs of "
+                f"{steps_per_epoch}), not {getattr(settings, name)}: {effect}"
+            )
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether it is Python's or NumPy's, without loading NumPy: the command line reads the defaults first."""
+    kind = type(value)
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not _is_bool(value)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not _is_bool(value) and math.isfinite(value)
+
+
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, Integral) for side in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
 
 
 def _listed(value: Any) -> str:

@@ -1,0 +1,110 @@
+"""Whether a run that is to be gone on with is the run that it was: classes, settings, records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfdetr_keras.data.class_names import tidy_names
+from tfdetr_keras.training.fingerprint import Fingerprint
+from tfdetr_keras.training.run_folder import RunFolder
+from tfdetr_keras.training.settings import Settings
+
+CHANGEABLE = ("epochs", "evaluate_every", "tensorboard")
+_COUNT = re.compile(r"\d+")
+
+
+def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:
+    """Raise if the run was started with other classes or settings.
+
+    Raises:
+        ValueError: it was; the message names what differs.
+    """
+    config = run.config()
+    if list(class_names) != tidy_names(config["class_names"], run.path):
+        raise ValueError(f"{run.path} was trained on other classes: {', '.join(config['class_names'])}")
+    before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
+    if not callable(settings.augmentation):
+        before = Settings.of(config["settings"])
+    changed = [
+        f"{name} was {getattr(before, name)}, not {value}"
+        for name, value in vars(settings).items()
+        if value != getattr(before, name) and name not in CHANGEABLE
+    ]
+    if changed:
+        raise ValueError(
+            f"{run.path} cannot go on with other settings ({'; '.join(changed)}): only {', '.join(CHANGEABLE)} may "
+            "change; to train on with others, begin a new run from its last.keras"
+        )
+
+
+def refuse_other_data(run: RunFolder, records: Mapping[str, Fingerprint | None], accepted: bool) -> bool:
+    """Raise if the run was started with other records.
+
+    Args:
+        run: that is gone on with.
+        records: the training and the validation records of now, by these names; None where there are none.
+        accepted: whether other records than before are meant.
+
+    Returns:
+        Whether they are others.
+
+    Raises:
+        ValueError: there are validation records now and there were none, or the reverse; or, unless that is accepted,
+            records of another number, other names or other annotations. What an earlier version did not note, and what
+            a reader does not know without decoding images, is not compared.
+    """
+    before = records_before(run.config())
+    last = run.path / "last.keras"
+    if (before["validation"] is None) != (records["validation"] is None):
+        was, now = ("without", "with") if before["validation"] is None else ("with", "without")
+        raise ValueError(
+            f"{run.path} was trained {was} validation records and cannot go on {now} them, since its best model is "
+            f"chosen by them: give what it had, or begin a new run from {last}"
+        )
+    changed = [
+        f"{part}: {difference}"
+        for part, found in records.items()
+        if found is not None
+        for difference in found.differences(before[part] or found)
+    ]
+    if changed and not accepted:
+        raise ValueError(
+            f"{run.path} was trained on other data ({'; '.join(changed)}): bring that back, say accept_changed_data to "
+            f"go on with what is there now, or begin a new run from {last}"
+        )
+    return bool(changed)
+
+
+def records_before(config: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
+    """Return what a run noted of its records; of runs of earlier versions, which noted their number alone, that.
+
+    Args:
+        config: the content of the run's `config.json`.
+    """
+    if "records" in config:
+        noted = {part: one and Fingerprint.of_json(one) for part, one in config["records"].items()}
+    else:
+        found = {part: _COUNT.match(text) for part, text in config["counts"].items()}
+        noted = {part: Fingerprint(int(number[0])) for part, number in found.items() if number}
+    return {"training": None, "validation": None} | noted
+
+
+def counts_in_words(
+    records: Mapping[str, Fingerprint | None], before: Mapping[str, Fingerprint | None] | None = None, done: int = 0
+) -> dict[str, str]:
+    """Return how many images each part has, for the report.
+
+    Args:
+        records: by part.
+        before: those of the epochs before, where they were others.
+        done: the number of these epochs.
+    """
+    told = {}
+    for part, one in records.items():
+        if one is not None:
+            earlier = before and before.get(part)
+            changed = f", {earlier.images} up to epoch {done}" if earlier and one.differences(earlier) else ""
+            told[part] = f"{one.images} images{changed}"
+    return told
