@@ -120,6 +120,60 @@ def test_an_image_of_a_pixel_s_height(detector, tmp_path):
     assert picture.height < 40  # the line, and a word that nothing was found
 
 
+@pytest.fixture(scope="module")
+def enlarged(shapes, tmp_path_factory):
+    """The same at ten times its size, 960 x 1280 pixels."""
+    path = tmp_path_factory.mktemp("images") / "large.png"
+    with Image.open(shapes) as image:
+        image.resize((1280, 960), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+@pytest.mark.parametrize("most", [2**24, 2**19])
+def test_of_a_large_image_a_small_picture_is_kept(detector, enlarged, monkeypatch, most):
+    """Boxes are those of the whole image; with fewer pixels allowed, it is halved on being decoded."""
+    monkeypatch.setattr(app, "MOST_PIXELS", most)
+    expected = detector.detect(enlarged, SIZE, 0.5)
+    look = app.look_at(detector, enlarged, SIZE)
+    assert look.found.image.shape == (450, 600, 3)
+    seen = app.view(look, 0.5)
+    assert [name for _, name, _, _ in seen.rows] == expected.names
+    corners = [[int(side) for side in box.split(", ")] for *_, box in seen.rows]
+    np.testing.assert_allclose(corners, expected.boxes, rtol=0, atol=1 if most == 2**24 else 12)
+    if most == 2**24:
+        attended = detector.detect(enlarged, SIZE, 0.5, attention=True)
+        assert equal(seen.picture, image_of_detections(attended, app.LONGEST))
+        assert equal(seen.attended, image_of_attention(attended, 0, app.LONGEST))
+
+
+def test_too_many_pixels_are_told(detector, enlarged, monkeypatch):
+    monkeypatch.setenv("TFDETR_MAX_IMAGE_PIXELS", "1000000")
+    assert "large.png has too many pixels: 960 x 1280" in app.view(app.look_at(detector, enlarged, SIZE), 0.5).told
+
+
+def test_a_truncated_image_is_looked_at_and_told(detector, shapes, tmp_path):
+    with Image.open(shapes) as image:
+        image.save(tmp_path / "cut.jpg", quality=95)
+    content = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[:-100])
+    seen = app.view(app.look_at(detector, tmp_path / "cut.jpg", SIZE), 0.5)
+    assert "It is truncated: " in seen.told
+    assert seen.picture is not None
+
+
+def test_sessions_and_waiting_images_are_limited(detector, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="the page needs gradio")
+    launched = {}
+    monkeypatch.setattr(
+        gradio.Blocks, "launch", lambda self, **options: launched.update(options) or (None, "http://x/", None)
+    )
+    blocks = app.page(detector, "a model", SIZE)
+    app.serve(blocks)
+    assert launched["state_session_capacity"] == app.SESSIONS <= 100
+    assert launched["max_file_size"] == app.LARGEST_FILE
+    assert blocks._queue.max_size == app.WAITING
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"this is text", "is not an image that can be read"), (b"", "is not an image"), (None, "is damaged")],

@@ -25,6 +25,16 @@ def with_whole_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def with_whole_places(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of a run's data as its folder keeps it: with paths that hold from any working directory.
+
+    Args:
+        description: with the arguments of the training set and, or None, of the validation set.
+    """
+    parts = {part: description[part] for part in ("training", "validation")}
+    return {**description, **{part: one and with_whole_paths(one) for part, one in parts.items()}}
+
+
 def find_moved(description: Mapping[str, Any], folder: Path, noted_folder: str | None) -> dict[str, Any]:
     """Return the description of a run's data with the places where it is now.
 

@@ -16,7 +16,7 @@ from tfdetr_keras.cli.data_options import (
     source_arguments,
 )
 from tfdetr_keras.cli.model_options import check_weights
-from tfdetr_keras.cli.moved_data import with_whole_paths
+from tfdetr_keras.cli.moved_data import with_whole_places
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
 from tfdetr_keras.full_disk import FullDiskError
 from tfdetr_keras.training.settings import Settings
@@ -158,7 +158,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
     description = {
-        "training": with_whole_paths(source_arguments(options)),
+        "training": source_arguments(options),
         "validation": _validation_arguments(options),
         "val_split": options.val_split,
         "split_seed": options.seed,
@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
             options.out,
             validation,
             options.source,
-            data=description,
+            data=with_whole_places(description),
             **recipe | batch_arguments(options),
         )
     say_result(run_folder)
@@ -225,7 +225,7 @@ def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(f"--val-split takes its images from the training set: leave {others} away")
     if set(given) <= {"images", "segments", "count"} and options.data != "voc":
         raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
-    return with_whole_paths(source_arguments(options) | given)
+    return source_arguments(options) | given
 
 
 def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
