@@ -105,11 +105,11 @@ def load_yolo(
     paths, label_files = _one_per_label_file(paths, label_files, border)
 
     images, rows, labels, boxes = [], [], [], []
-    for line, corners in _read_lines(label_files, lines, math.prod(description.get("kpt_shape") or [0]), border):
+    for line, box in _read_lines(label_files, lines, math.prod(description.get("kpt_shape") or [0]), border):
         images.append(line.file)
         rows.append(line.row)
         labels.append(line.label)
-        boxes.append(corners)
+        boxes.append(box)
     label_array = np.array(labels, np.int64)
     corners, kept = border.admit_boxes(
         np.array(boxes, np.float64).reshape(-1, 4),
