@@ -144,7 +144,7 @@ def load_tfrecord(
 
     def element(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.Tensor) -> dict[str, tf.Tensor]:
         found = host_function(
-            lambda *parts: tuple(parse_example(*parts, places=places, by_name=by_name).values()),
+            lambda place, file, row, example: tuple(parse_example(place, file, row, example, places, by_name).values()),
             [place, file, row, example],
             [spec.dtype for spec in ELEMENT_SPEC.values()],
         )
