@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,19 +14,16 @@ import tensorflow as tf
 from google.protobuf import text_encoding
 from PIL import Image
 
-from tfdetr_keras.data.border import Border, OnError
+from tfdetr_keras.data.border import OnError
 from tfdetr_keras.data.files import read_text
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record, name_of
-from tfdetr_keras.data.tensors import records_of
-from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, image_id_of, parse_example
+from tfdetr_keras.data.tensors import from_dataset
 
 LABEL_MAP = "label_map.pbtxt"
 # Files that are read at the same time. TensorFlow opens twice as many ahead; often no more than 1024 may be open, on
 # macOS 256.
 OPEN_FILES = 64
 BACKGROUND = "background"  # the one name that the API's label maps may have for the id 0
-HEAD = 4096  # bytes of a file that tell how it is compressed
 _SIDES = ("ymin", "xmin", "ymax", "xmax")
 _TEXT = r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _TEXT_OR_COMMENT = re.compile(rf"{_TEXT}|#.*")
@@ -104,8 +100,7 @@ def load_tfrecord(
     `image/source_id` is the image id where it is a number; elsewhere this is −1 − the place in the set, which no number
     from 0 on is. `image/height` and `image/width` tell whether the boxes of a photograph belong to its pixels as stored
     or as turned upright; where they are not stated, to the upright ones. Where `image/object/is_crowd` and
-    `image/object/area` are there, they have a value per object; one of `image/object/group_of`, as of Open Images, is a
-    crowd, too. Messages call an image by its `image/filename`. Files may be compressed by gzip or zlib.
+    `image/object/area` have a value per object, they are used. Messages call an image by its `image/filename`.
 
     Args:
         pattern: the files, "*" and "?" allowed, or a list of them; they are read one record from each in turn, from up
@@ -120,9 +115,9 @@ def load_tfrecord(
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
 
     Raises:
-        ValueError: no file or only empty ones, no or a malformed label map; while iterating, unless skipped: a record
-            that is no such example, whose file and feature are named; as `from_dataset`.
-        tf.errors.OpError: while iterating, for a damaged file.
+        ValueError: no file or only empty ones, no or a malformed label map; while iterating, unless skipped: as
+            `from_dataset`.
+        tf.errors.OpError: while iterating, for a damaged file, or one of other things than such examples.
     """
     patterns = [str(one) for one in ([pattern] if isinstance(pattern, (str, Path)) else pattern)]
     files = _matching(patterns)
@@ -136,31 +131,15 @@ def load_tfrecord(
         classes = {number: (name,) for number, name in enumerate(class_names, 1)}
     numbers = sorted(classes)
     names = [classes[number] for number in numbers]
-    places = {number: place for place, number in enumerate(numbers)}
-    by_name: dict[bytes, int] = {}
-    for place, both in enumerate(names):
-        for name in both:
-            by_name.setdefault(name.encode(), place)
-
-    def element(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = host_function(
-            lambda *parts: tuple(parse_example(*parts, places, by_name).values()),
-            [place, file, row, example],
-            [spec.dtype for spec in ELEMENT_SPEC.values()],
-        )
-        pairs = zip(ELEMENT_SPEC.items(), found, strict=True)
-        return {key: tf.ensure_shape(value, spec.shape) for (key, spec), value in pairs}
-
-    examples = _examples(files)
-    return records_of(
-        examples.map(element, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True),
-        {key: key for key in ELEMENT_SPEC},
-        [name[0] for name in names],
-        "yxyx",
-        relative=True,
-        border=Border(on_error),
-        image_ids=examples.map(image_id_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True),
+    ids, texts = tf.constant(numbers, tf.int64), tf.constant([[name[0], name[-1]] for name in names])
+    examples = tf.data.TFRecordDataset(files) if len(files) == 1 else _interleaved(files)
+    elements = examples.enumerate().map(
+        lambda place, example: _element(place, example, ids, texts),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
+    fields = {key: key for key in elements.element_spec}
+    return from_dataset(elements, fields, [name[0] for name in names], "yxyx", relative=True, on_error=on_error)
 
 
 def _matching(patterns: Sequence[str]) -> list[str]:
@@ -173,42 +152,72 @@ def _matching(patterns: Sequence[str]) -> list[str]:
     return sorted(file for file in found if not file.endswith((".part", ".pbtxt")) and not tf.io.gfile.isdir(file))
 
 
-def compression_of(file: str) -> str:
-    """Tell how a TFRecord file is compressed, as TensorFlow calls it: "GZIP", "ZLIB" or "", by its first bytes.
-
-    A file that is not compressed begins with the length of a record, which may look like the mark of one that is; so
-    they must also decompress.
-    """
-    with tf.io.gfile.GFile(file, "rb") as opened:
-        head = opened.read(HEAD)
-    for name, mark, window in (("GZIP", b"\x1f\x8b\x08", 31), ("ZLIB", b"\x78", 15)):
-        if head.startswith(mark):
-            try:
-                zlib.decompressobj(window).decompress(head, HEAD)
-            except zlib.error:
-                continue
-            return name
-    return ""
+def _features() -> dict[str, Any]:
+    whole, real = tf.io.RaggedFeature(tf.int64), tf.io.RaggedFeature(tf.float32)
+    return {
+        "image/encoded": tf.io.FixedLenFeature((), tf.string, ""),
+        "image/height": tf.io.FixedLenFeature((), tf.int64, 0),
+        "image/width": tf.io.FixedLenFeature((), tf.int64, 0),
+        "image/source_id": tf.io.FixedLenFeature((), tf.string, ""),
+        "image/filename": tf.io.FixedLenFeature((), tf.string, ""),
+        "image/object/class/label": whole,
+        "image/object/class/text": tf.io.RaggedFeature(tf.string),
+        "image/object/is_crowd": whole,
+        "image/object/area": real,
+        **{f"image/object/bbox/{side}": real for side in _SIDES},
+    }
 
 
-def _examples(files: list[str]) -> tf.data.Dataset:
-    """(place, file, number in its file, example) of all records.
+def _element(place: tf.Tensor, example: tf.Tensor, ids: tf.Tensor, texts: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The fields of an example, as `from_dataset` takes them."""
+    parsed = tf.io.parse_single_example(example, _features())
+    sides = [parsed[f"image/object/bbox/{side}"] for side in _SIDES]
+    counts = tf.stack([tf.size(side) for side in sides])
+    # Where the sides differ in number, a box with one too many, for `from_dataset` to refuse.
+    boxes = tf.cond(
+        tf.reduce_all(counts == counts[0]), lambda: tf.stack(sides, axis=-1), lambda: tf.zeros((1, len(sides) + 1))
+    )
+    labels = _labels(parsed["image/object/class/label"], parsed["image/object/class/text"], ids, texts)
 
-    One record of each file in turn, which undoes `write_tfrecord`'s dealing out.
-    """
+    def column(key: str, default: tf.Tensor) -> tf.Tensor:
+        return tf.cond(tf.size(parsed[key]) == tf.size(labels), lambda: parsed[key], lambda: default)
 
-    def of_file(file: tf.Tensor, compression: tf.Tensor) -> tf.data.Dataset:
-        examples = tf.data.TFRecordDataset(file, compression_type=compression)
-        return examples.enumerate().map(lambda row, example: (file, row, example))
+    return {
+        "image": parsed["image/encoded"],
+        "size": tf.stack([parsed["image/height"], parsed["image/width"]]),
+        "boxes": boxes,
+        "labels": labels,
+        "image_id": _image_id(parsed["image/source_id"], place),
+        "file_name": parsed["image/filename"],
+        "iscrowd": column("image/object/is_crowd", tf.zeros_like(labels)),
+        # −1: not known, left to `from_dataset`, which knows the image's size.
+        "area": column("image/object/area", -tf.ones_like(labels, tf.float32)),
+    }
 
-    sources = tf.data.Dataset.from_tensor_slices((files, [compression_of(file) for file in files]))
-    examples = sources.interleave(
-        of_file,
+
+def _labels(numbers: tf.Tensor, text: tf.Tensor, ids: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+    """The classes of objects, by number or else by name; −1 for one that does not exist."""
+    matches = tf.cond(
+        tf.size(numbers) > 0,
+        lambda: numbers[:, None] == ids,
+        lambda: tf.reduce_any(text[:, None, None] == texts, axis=2),
+    )
+    return tf.where(tf.reduce_any(matches, axis=1), tf.argmax(matches, axis=1), -1)
+
+
+def _interleaved(files: list[str]) -> tf.data.Dataset:
+    """One record of each file in turn, which undoes `write_tfrecord`'s dealing out."""
+    return tf.data.Dataset.from_tensor_slices(files).interleave(
+        tf.data.TFRecordDataset,
         cycle_length=min(len(files), OPEN_FILES),
-        num_parallel_calls=tf.data.AUTOTUNE if len(files) > 1 else None,
+        num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
-    return examples.enumerate().map(lambda place, parts: (place, *parts))
+
+
+def _image_id(source_id: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    is_number = tf.strings.regex_full_match(source_id, r"-?\d{1,18}")
+    return tf.strings.to_number(tf.where(is_number, source_id, tf.strings.as_string(-1 - place)), tf.int64)
 
 
 def _label_map_beside(file: str) -> Path:
