@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfdetr_keras.data import load_shapes, load_tfrecord, readable_errors, write_tfrecord
+from tfdetr_keras.cli import main
+from tfdetr_keras.data import load_shapes, load_tfrecord, prepare, readable_errors, write_tfrecord
+from tfdetr_keras.data.areas import NOT_BELIEVED
+from tfdetr_keras.data.border import EMPTY_BOX, WITHOUT_BOXES
 from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
-from tfdetr_keras.data.tfrecord import LABEL_MAP, OPEN_FILES, _read_label_map
+from tfdetr_keras.data.tfrecord import LABEL_MAP, OPEN_FILES, _read_label_map, compression_of
+from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, parse_example
+from tfdetr_keras.evaluation import Evaluator
 
 BUFFER = io.BytesIO()
 Image.new("RGB", (40, 20)).save(BUFFER, "PNG")
@@ -208,10 +213,144 @@ def test_a_bad_example_is_explained_or_skipped_and_counted(write, bad, complaint
     assert sum(len(record["labels"]) for record in records) == 2
 
 
-@pytest.mark.parametrize("content", [b"no example", example(image__object__class__label=[1.5])])
-def test_what_is_no_example_is_no_silent_end(write, content):
-    with pytest.raises(tf.errors.OpError):
-        as_arrays(load_tfrecord(write(example(), content), NAMES, on_error="skip")[0])
+TYPES = [
+    (b"no example", "is not a tf.train.Example"),
+    (
+        example(image__object__class__label=[1.5]),
+        "has image/object/class/label as numbers with fractions",
+    ),
+    (example(image__object__class__label=[b"dog"]), "has image/object/class/label as texts, not as whole numbers"),
+    (example(BOX | {"xmin": [b"0.1"]}), "has image/object/bbox/xmin as texts, not as numbers with fractions"),
+    (example(image__encoded=[1]), r"has image/encoded as whole numbers \(int64\), not as texts"),
+    (example(image__encoded=[b"a", b"b"]), "has 2 values of image/encoded, not one"),
+    (example(image__height=[1.5]), "has image/height as numbers with fractions"),
+    (example(image__source_id=[7]), "has image/source_id as whole numbers"),
+    (example(image__object__area=[1.5, 2.5]), "has 2 values of image/object/area for 1 objects"),
+    (example(image__object__is_crowd=[0, 1]), "has 2 values of image/object/is_crowd for 1 objects"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), TYPES)
+def test_features_of_another_type_are_named_with_their_file_and_record(write, bad, complaint):
+    file = write(example(), bad, example())
+    with pytest.raises(ValueError, match=rf"^record 1 \(image -2\) {complaint}.* \(record 1 of .*set\.tfrecord\)$"):
+        as_arrays(load_tfrecord(file, NAMES)[0])
+    dataset, _ = load_tfrecord(file, NAMES, on_error="skip")
+    assert ids(as_arrays(dataset)) == [-1, -3]
+    assert dataset.tally.counts() == {FAULTY_RECORDS: 1}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=60) | st.tuples(st.integers(0, 10**4), st.integers(0, 255)))
+def test_whatever_an_example_is_it_is_read_or_explained(change):
+    """Bytes at random, and an example of which one is another."""
+    content = change
+    if isinstance(change, tuple):
+        content = bytearray(example(image__encoded=[b"x"], image__source_id=[b"7"]))
+        content[change[0] % len(content)] = change[1]
+    found = parse_example(np.int64(3), b"a.tfrecord", np.int64(1), bytes(content), {1: 0, 2: 1}, {})
+    assert found.keys() == ELEMENT_SPEC.keys()
+    for key, spec in ELEMENT_SPEC.items():
+        value = np.asarray(found[key])
+        assert value.dtype.kind == "S" if spec.dtype == tf.string else value.dtype == spec.dtype.as_numpy_dtype
+        assert spec.shape.is_compatible_with(value.shape)
+    assert not found["fault"] or found["fault"].endswith(b" (record 1 of a.tfrecord)")
+
+
+def test_whole_numbers_are_numbers_too(write):
+    sides = {"xmin": [0], "ymin": [0], "xmax": [1], "ymax": [1]}
+    (record,) = as_arrays(load_tfrecord(write(example(sides, image__object__area=[700])), NAMES)[0])
+    assert (record["boxes"].tolist(), record["area"].tolist()) == ([[0, 0, 40, 20]], [700])
+
+
+def test_a_group_is_a_crowd(write):
+    two = {side: values * 2 for side, values in BOX.items()}
+    content = example(two, image__object__class__label=[1, 2], image__object__group_of=[0, 1])
+    (record,) = as_arrays(load_tfrecord(write(content), NAMES)[0])
+    assert record["iscrowd"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("kinds", [("GZIP",), ("ZLIB",), ("GZIP", "", "ZLIB")])
+def test_compressed_files(tmp_path, kinds):
+    for number, kind in enumerate(kinds):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{number}.tfrecord"), kind) as writer:
+            writer.write(example(image__source_id=[f"{number}".encode()]))
+    assert ids(as_arrays(load_tfrecord(tmp_path / "*", NAMES)[0])) == list(range(len(kinds)))
+
+
+@pytest.mark.parametrize("mark", [b"\x1f\x8b\x08", b"\x78\x9c", b"\x78\x01", b"\x78\xda"])
+def test_a_length_that_looks_like_a_compressed_files_mark(write, mark):
+    length = int.from_bytes(mark, "little")
+    image = b""
+    while (missing := length - len(example(image__encoded=[image]))) > 0:
+        image += b"x" * max(1, missing - 8 if missing > 8 else missing)
+    content = example(image__encoded=[image])
+    if len(content) == length:  # by luck of the lengths' own length
+        file = write(content)
+        assert file.read_bytes().startswith(mark)
+    else:
+        file = write(b"x" * length)
+    assert compression_of(str(file)) == ""
+
+
+def pixels(**more):
+    return example({"xmin": [10.0], "ymin": [10.0], "xmax": [30.0], "ymax": [20.0]}, **more)
+
+
+LOST = r"none of \d+ boxes has an area inside its image, e\.g\. .*; are relative boxes taken for pixels"
+
+
+def test_a_set_all_of_whose_boxes_are_lost_is_an_error_before_it_is_trained_on(write, tmp_path):
+    """Pixels where relative boxes are meant: in training, at the end of a pass, and on the command line."""
+    file = write(*[pixels(image__source_id=[f"{n}".encode()]) for n in range(3)])
+    dataset, _ = load_tfrecord(file, NAMES)
+    with pytest.raises(ValueError, match=LOST):
+        as_arrays(dataset)
+    for on_error in ("raise", "skip"):
+        dataset, _ = load_tfrecord(file, NAMES, on_error=on_error)
+        with pytest.raises(ValueError, match=LOST):
+            prepare(dataset, 1, training=True, size=(32, 64))
+        with pytest.raises(ValueError, match=LOST):
+            Evaluator(dataset, NAMES)
+    assert len(as_arrays(dataset)) == 3  # skipped, and told
+    assert dataset.tally.counts()[WITHOUT_BOXES] == 1
+    (tmp_path / "names.txt").write_text("cat\ndog")
+    command = ["inspect-data", "--data", "tfrecord", "--annotations", str(file), "--out", str(tmp_path / "look.png")]
+    assert main([*command, "--class-names", str(tmp_path / "names.txt")]) != 0
+
+
+def test_labels_that_are_all_no_class_are_no_set_to_train_on(write):
+    dataset, _ = load_tfrecord(write(*[example(image__object__class__label=[9])] * 2), NAMES, on_error="skip")
+    with pytest.raises(ValueError, match=r"none of \d objects can be used, e\.g\. record 0 .*label outside 0\.\.1"):
+        prepare(dataset, 1, training=True, size=(32, 64))
+
+
+def test_one_box_that_is_left_makes_a_set(write):
+    dataset, _ = load_tfrecord(write(pixels(), pixels(), example(), pixels()), NAMES)
+    assert len(list(prepare(dataset, 2, training=True, size=(32, 64), augmentation="none"))) == 2
+    assert sum(len(record["labels"]) for record in as_arrays(dataset)) == 1
+    assert dataset.tally.counts() == {EMPTY_BOX: 3}
+
+
+def test_a_set_without_any_object_is_honest(write):
+    empty = example({side: None for side in BOX}, image__object__class__label=None)
+    dataset, _ = load_tfrecord(write(empty, empty), NAMES)
+    assert len(as_arrays(dataset)) == 2
+    assert len(list(prepare(dataset, 2, training=True, size=(32, 64)))) == 1
+
+
+def test_an_area_of_zero_is_that_of_the_box(write):
+    areas = [0.0, 1e-3, 1e9, 150.0]
+    dataset, _ = load_tfrecord(write(*(example(image__object__area=[area]) for area in areas)), NAMES)
+    assert [record["area"].tolist() for record in as_arrays(dataset)] == [[200], [200], [200], [150]]
+    assert len(dataset.tally.noticed()[NOT_BELIEVED]) == 3
+
+
+def test_an_image_id_that_repeats_is_named_before_a_model_runs(write):
+    file = write(*(example(image__source_id=[name]) for name in (b"7", b"8", b"", b"7")))
+    dataset, names = load_tfrecord(file, NAMES)
+    with pytest.raises(ValueError, match="records 0 and 3 have one image id, 7"):
+        Evaluator(dataset, names)
 
 
 def test_a_damaged_file_is_no_silent_end(write):
