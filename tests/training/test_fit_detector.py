@@ -154,7 +154,8 @@ def test_the_model_of_a_preset(settings, expected):
 
 def test_the_model_of_a_file_keeps_its_weights(run):
     source = run.load_model()
-    model = starting_model(run.path / "best.keras", ["x", "y", "z"], Settings(batch_norm="frozen", freeze="encoder"))
+    settings = Settings(batch_norm="frozen", freeze="encoder", keep_head=True)
+    model = starting_model(run.path / "best.keras", ["x", "y", "z"], settings)
     assert model.config.backbone.batch_norm == "frozen"
     assert model.config.frozen == ("encoder",)
     assert list(model.id2label.values()) == ["x", "y", "z"]

@@ -122,7 +122,7 @@ class DETRConfig:
             _whole_number(name, getattr(self, name))
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= value <= 1:
+            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
         if not isinstance(self.activation_function, str):
             raise ValueError(f"activation_function must be the name of one, not {self.activation_function!r}")

@@ -310,9 +310,9 @@ class RunFolder:
         """How images were brought to the model: `size`, and `pad_to`, None unless all had one canvas."""
         settings = self.config()["settings"]
         with said_of(self.path / CONFIG):
-            checked = Settings.of({name: settings[name] for name in ("size", "pad_to")})
-            canvas = checked.pad_to
-            return {"size": checked.size, "pad_to": tuple(canvas) if _is_canvas(canvas) else None}
+            canvas = settings["pad_to"] if _is_canvas(settings["pad_to"]) else None
+            checked = Settings.of({"size": settings["size"], "pad_to": canvas})
+            return {"size": checked.size, "pad_to": checked.pad_to}
 
     @property
     def evaluation(self) -> dict[str, Any]:
