@@ -143,9 +143,9 @@ def test_killed_at_any_moment(processes, undisturbed, tmp_path):
 
 
 def test_its_disk_is_full(processes, undisturbed, half, tmp_path):
-    """By a limit on the size of files, so that each of the files is the one that finds no room."""
+    """By a limit on the size of files, so that one file after another is the one that finds no room."""
     sizes = sorted({path.stat().st_size for path in undisturbed.iterdir() if path.is_file()})
-    limits = [10, *(size - 1 for size in sizes), sizes[-1] // 2]
+    limits = [10, *(size - 1 for size in sizes[::2]), sizes[-1] // 2]
     told = 0
     for number, limit in enumerate(limits):
         folder = tmp_path / str(number)
