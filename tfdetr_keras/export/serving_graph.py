@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfdetr_keras.data.canvas import FACTOR, SHIFT
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels
+from tfdetr_keras.export.file_decoding import decoded
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models import DETR
 from tfdetr_keras.postprocess import TOP_K
@@ -61,8 +62,8 @@ class ServingGraph:
         """Detects in image files, each of its own size.
 
         Args:
-            files: `(batch,)` string, the contents of JPEG, PNG, GIF or BMP files. A camera's rotation note (EXIF) is
-                not followed.
+            files: `(batch,)` string, the contents of JPEG, PNG, WebP, GIF or BMP files, see `decoded`. They are turned
+                upright as a camera's rotation note (EXIF) says, and boxes are for the upright image.
 
         Returns:
             As `of_pixels`.
@@ -111,16 +112,6 @@ class ServingGraph:
             return levels
         margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
         return tf.ensure_shape(tf.pad(levels, [[0, 0], *margin, [0, 0]]), (None, *canvas, 3))
-
-
-def decoded(content: tf.Tensor) -> tf.Tensor:
-    """An image file's pixels, `(height, width, 3)` uint8; those of a JPEG as exact as Pillow has them."""
-    image = tf.cond(
-        tf.io.is_jpeg(content),
-        lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
-    )
-    return tf.ensure_shape(image, (None, None, 3))
 
 
 def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
