@@ -124,7 +124,7 @@ def _origin(commit: Commit) -> dict[str, str]:
 
 
 def _sum(array: np.ndarray) -> int:
-    return zlib.crc32(memoryview(np.ascontiguousarray(array)))
+    return zlib.crc32(np.ascontiguousarray(array).data)
 
 
 def _path(commit: Commit) -> Path:

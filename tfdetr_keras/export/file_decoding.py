@@ -17,7 +17,7 @@ _NOTES = 1 << 18  # bytes at a JPEG's beginning in which a note is looked for
 _ORIENTATION = 0x0112  # the number of the TIFF tag
 _MOST_TAGS = 512
 _LONG = 4  # TIFF's number of the type; a short one otherwise
-_GIF_NOTE = b"\x21\xf9\x04"  # begins a graphic control extension
+_GIF_EXTENSION, _GIF_NOTE = 0x21, 0xF9  # begin an extension, and as its second byte the one that tells transparency
 _XMP = b"tiff:Orientation"
 
 
@@ -76,7 +76,7 @@ def _begins(numbers: tf.Tensor, sign: bytes) -> tf.Tensor:
 def _number(numbers: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
     """The number whose bytes stand at places, the least one first; a place beyond the end repeats the last byte."""
     last = tf.size(numbers) - 1
-    parts = [tf.gather(numbers, tf.clip_by_value(place, 0, last)) << 8 * power for power, place in enumerate(places)]
+    parts = [tf.gather(numbers, tf.clip_by_value(place, 0, last)) * 256**power for power, place in enumerate(places)]
     return tf.add_n(parts)
 
 
@@ -103,17 +103,33 @@ def _checked_gif(content: tf.Tensor) -> tf.Tensor:
     """A GIF whose first frame is all of its image, and no pixel of it transparent."""
     numbers = _bytes(tf.strings.join([tf.strings.substr(content, 0, 4096), b"\0" * _HEAD]))
     flags = numbers[10]
-    begin = 13 + tf.where(flags >= 128, 3 << ((flags & 7) + 1), 0)
-    note = begin + _place_of(numbers[begin:], _GIF_NOTE)
-    has_note = note >= begin
-    frame = tf.where(has_note, note + 8, begin)
-    is_opaque = ~has_note | (_number(numbers, [note + 3]) % 2 == 0)
+    begin = 13 + tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
+    frame, is_opaque = _first_frame(numbers, begin)
     sides = [_number(numbers, [place, place + 1]) for place in (6, 8)]
     corner, extent = ([_number(numbers, [frame + at, frame + at + 1]) for at in places] for places in ((1, 3), (5, 7)))
     is_whole = tf.reduce_all([_number(numbers, [frame]) == ord(","), *(one == 0 for one in corner)])
     is_whole &= tf.reduce_all([one == other for one, other in zip(sides, extent, strict=True)])
     complaint = "a GIF file has transparent pixels, or a first frame that is a part of it: convert it to PNG"
     return _checked(content, is_opaque & is_whole, complaint)
+
+
+def _first_frame(numbers: tf.Tensor, begin: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where the first frame of a GIF begins, behind its extensions, and whether these make no pixel transparent.
+
+    An extension is two bytes and blocks, each of which begins with its length; an empty one is the last.
+    """
+
+    def goes_on(place: tf.Tensor, is_inside: tf.Tensor, is_opaque: tf.Tensor) -> tf.Tensor:
+        return (is_inside | (_number(numbers, [place]) == _GIF_EXTENSION)) & (place < tf.size(numbers))
+
+    def step(place: tf.Tensor, is_inside: tf.Tensor, is_opaque: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        length = _number(numbers, [place])
+        tells = ~is_inside & (_number(numbers, [place + 1]) == _GIF_NOTE)
+        is_opaque &= ~tells | (_number(numbers, [place + 3]) % 2 == 0)
+        return tf.where(is_inside, place + 1 + length, place + 2), ~is_inside | (length > 0), is_opaque
+
+    place, _, is_opaque = tf.while_loop(goes_on, step, (begin, tf.constant(False), tf.constant(True)))
+    return place, is_opaque
 
 
 def _place_of(numbers: tf.Tensor, sign: bytes) -> tf.Tensor:

@@ -187,7 +187,7 @@ class RunFolder:
             elif history:
                 parts.append(notebook.table(("last epoch", "value"), [pair for pair in history[-1].items() if pair[1]]))
             if (self.path / CURVES).is_file():
-                with Image.open(self.path / CURVES) as curves:
+                with Image.open(self.path / CURVES, formats=("PNG",)) as curves:
                     parts.append(notebook.picture(curves, CURVES_WIDTH))
         return notebook.page(f"Run {self.path}: {self._state()}", *parts)
 
