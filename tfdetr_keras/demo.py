@@ -30,13 +30,13 @@ DRAWN = (48, 64)  # smallest and largest side of the images, pixels
 # only 8 positions a side, the rounding of the mask to positions would otherwise shift boxes by a tenth of the image.
 SIDE = 64
 INPUT: dict[str, Any] = {"size": (SIDE, SIDE), "pad_to": (SIDE, SIDE)}
+WARMUP_STEPS = 50
 RECIPE: dict[str, Any] = {
     "batch_size": BATCH_SIZE,
     "max_boxes": 8,
     "augmentation": "flip",
     "learning_rate": 4e-4,
     "backbone_multiplier": 0.5,
-    "warmup_steps": 50,
     "freeze": "",
 }
 
@@ -96,6 +96,7 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
         checkpoint,
         epochs=epochs,
         steps_per_epoch=steps // epochs,
+        warmup_steps=min(WARMUP_STEPS, epochs * (steps // epochs)),
         evaluate_every=2,
         **INPUT,
         **RECIPE,

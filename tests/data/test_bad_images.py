@@ -35,18 +35,18 @@ ODD = {
     "deep.png": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "PNG"),
     "palette.png": encoded(RGB.quantize(16), "PNG", transparency=3),
     "animated.gif": encoded(RGB, "GIF", save_all=True, append_images=[RGB.rotate(180)]),
-    "a.webp": encoded(RGB, "WebP"),
-    "a.bmp": encoded(RGB, "BMP"),
-    "a.tiff": encoded(RGB, "TIFF"),
+    "google.webp": encoded(RGB, "WebP"),
+    "windows.bmp": encoded(RGB, "BMP"),
+    "scanned.tiff": encoded(RGB, "TIFF"),
     "LOUD.JPG": GOOD,
     "misnamed.png": GOOD,
     "with a space.jpg": GOOD,
     "Größe 猫.jpg": GOOD,
 }
-CUT = {"cut.jpg": GOOD[:-200], "cut.png": encoded(RGB, "PNG")[:-200]}  # as downloads that were broken off
+CUT = {"cut.jpg": GOOD[:-200], "ended early.png": encoded(RGB, "PNG")[:-200]}  # as downloads that were broken off
 BAD = {
     "truncated.jpg": GOOD[: len(GOOD) // 2],  # the other half are tables
-    "truncated.png": encoded(RGB, "PNG")[:3000],
+    "halved.png": encoded(RGB, "PNG")[:3000],
     "empty.jpg": b"",
     "text.jpg": b"<html>404 Not Found</html>",
 }
