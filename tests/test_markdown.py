@@ -39,7 +39,7 @@ def run(tmp_path):
     """A run's folder as it is read: what it is and its best metrics."""
     folder = RunFolder(tmp_path / "run")
     model = td.from_pretrained("detr-tiny")
-    folder.create("detr-tiny", NAMES, Settings.of({}), model, {"training": "8 images"}, None)
+    folder.create("detr-tiny", NAMES, Settings.of({}), model, {"training": "8 images"}, None, {})
     values = {name: 0.5 for name in METRIC_NAMES}
     values |= {f"{name}_per_class": dict.fromkeys(NAMES, 0.25) for name in ("AP", "AP50")}
     folder.write_best(values, 0)
@@ -69,7 +69,7 @@ def test_report_and_model_card(run):
 def test_a_name_with_a_line_break_is_one_line(tmp_path):
     folder = RunFolder(tmp_path / "run")
     names = ["a\nb", "c\u2028d", "e\tf "]
-    folder.create("detr-tiny", names, Settings.of({}), td.from_pretrained("detr-tiny"), {}, None)
+    folder.create("detr-tiny", names, Settings.of({}), td.from_pretrained("detr-tiny"), {}, None, {})
     assert (folder.path / "class_names.txt").read_text(encoding="utf-8").splitlines() == ["a b", "c d", "e f"]
 
 

@@ -84,7 +84,7 @@ def test_notebooks_find_it():
 def run(tmp_path):
     folder = RunFolder(tmp_path / "<run>")
     folder.path.mkdir()
-    (folder.path / "config.json").write_text('{"settings": {"epochs": 5}}')
+    (folder.path / "config.json").write_text('{"settings": {"epochs": 5}, "class_names": ["cat"]}')
     return folder
 
 

@@ -6,7 +6,7 @@ import string
 import numpy as np
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -64,6 +64,8 @@ def test_names_are_what_is_written(described, quote):
     assert read_description(described(f"names:{numbered}"))[0]["names"] == WORDS
 
 
+# Of these the dumper makes line breaks within quotes, which YAML folds into blanks.
+FOLDED = set("\x85\u2028\u2029")
 PLAIN = st.text(string.ascii_letters + string.digits + "._-:+~!@%^&=<>/\\ ", min_size=1, max_size=10)
 
 
@@ -71,6 +73,7 @@ PLAIN = st.text(string.ascii_letters + string.digits + "._-:+~!@%^&=<>/\\ ", min
 @given(st.lists(st.sampled_from(WORDS) | PLAIN | st.text(min_size=1, max_size=8), min_size=1, max_size=6))
 def test_every_name_comes_back_from_yaml(tmp_path_factory, names):
     """As a dumper writes it, quoted where it must be; JSON, which is YAML, too."""
+    assume(not FOLDED & set("".join(names)))
     folder = tmp_path_factory.mktemp("set")
     for text in (yaml.safe_dump({"names": names}, allow_unicode=True), json.dumps({"names": names})):
         try:

@@ -45,8 +45,8 @@ def test_a_schedule_is_saved():
     ("values", "message"),
     [
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"learning_rate": -1.0}, "learning_rate must be a number of at least 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a number of at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a finite number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number above 0"),
         ({"max_boxes": 0}, "max_boxes must be at least 1"),
         ({"schedule": "linear"}, "schedule must be one of cosine, step, constant, not 'linear'"),
         ({"batch_norm": "none"}, "batch_norm must be one of frozen, trainable"),
