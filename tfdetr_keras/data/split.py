@@ -57,7 +57,7 @@ def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.dat
 
 
 def split_by_count(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits records as `split` did in versions before 0.2: by places, all of which change with their number.
+    """Splits records as `split` did in earlier versions: by places, all of which change with their number.
 
     Runs that were begun with it are resumed with it. Arguments, results and errors are those of `split`.
     """
