@@ -19,7 +19,7 @@ def few_images(monkeypatch):
     monkeypatch.setitem(demo.RECIPE, "batch_size", 2)
 
 
-@pytest.mark.parametrize("missing", ["torch", "transformers"])
+@pytest.mark.parametrize("missing", ["torch", pytest.param("transformers", marks=pytest.mark.slow)])
 def test_without_pytorch_the_rest_runs(monkeypatch, tmp_path, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert demo.run_demo(tmp_path / "out", steps=1) is True
@@ -68,6 +68,7 @@ def test_a_file_in_the_folders_place(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_once(monkeypatch, tmp_path):
     from tfdetr_keras.models.packaged import packaged_checkpoints
 

@@ -252,7 +252,7 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["generator", "PyDataset"])
+@pytest.mark.parametrize("kind", ["generator", pytest.param("PyDataset", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("fault", "told"),
     [

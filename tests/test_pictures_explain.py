@@ -110,6 +110,7 @@ def test_mistakes_have_a_legend_and_are_counted(said, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_segments_are_counted(said, tmp_path):
     segmentation = np.zeros(GREY.shape[:2], np.int32)
     segmentation[20:100, 20:100] = 1

@@ -115,6 +115,7 @@ def test_some_layers_in_one_mode_and_some_in_another(batch, tmp_path):
     equal(outputs_of(loaded, batch), outputs_of(model, batch))
 
 
+@pytest.mark.slow
 def test_what_was_compiled_before_is_not_used_after():
     """`detect` and `predict` keep their graphs with the model, and those have the old weights."""
     model = td.from_pretrained("detr-tiny")
@@ -168,6 +169,7 @@ def test_a_run_is_not_started_with_integers(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_float8_is_trained(batch, tmp_path):
     model = make()
     model.quantize("float8")

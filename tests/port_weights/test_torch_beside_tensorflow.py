@@ -89,7 +89,7 @@ def test_the_stand_in_is_a_trap(stand_in, tmp_path):
     assert done.stderr.endswith("triton was imported after TensorFlow")
 
 
-@pytest.mark.parametrize("code", [PORTING, DEMO], ids=["porting", "demo"])
+@pytest.mark.parametrize("code", [PORTING, pytest.param(DEMO, marks=pytest.mark.slow)], ids=["porting", "demo"])
 def test_our_processes_do_not_import_triton(stand_in, tmp_path, code):
     done = run_python(code, tmp_path, stand_in)
     assert done.returncode == 0, done.stderr
