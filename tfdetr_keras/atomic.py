@@ -17,6 +17,7 @@ from tfdetr_keras.locks import HeldError, Lock, held
 _SCRATCH = ".partial-"
 _LOCK = ".lock"  # of a scratch folder: tells those of killed writers from others
 _SCRATCH_FOLDER = re.compile(r"\.partial-[0-9a-f]{8}-(.+)")
+_STARTS = (_SCRATCH, ".tmp")
 _OLD = re.compile(r"\.partial-.+|\.tmp[0-9A-Za-z]{6}")  # files of earlier versions: their own, and safetensors'
 
 
@@ -82,7 +83,9 @@ def clear_scratch(folder: str | Path, name: str | None = None) -> None:
         name: of the one file whose remains are meant; by default those of all.
     """
     folder = Path(folder)
-    for left in folder.iterdir() if folder.is_dir() else ():
+    # Names first, and nothing asked of other files: a command that writes thousands of pictures comes here for each.
+    names = [one for one in os.listdir(folder) if one.startswith(_STARTS)] if folder.is_dir() else []
+    for left in map(folder.joinpath, names):
         if left.is_symlink():
             continue
         if left.is_dir() and (found := _SCRATCH_FOLDER.fullmatch(left.name)) and name in (None, found[1]):
