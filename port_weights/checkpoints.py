@@ -7,7 +7,6 @@ of its own that leaves safetensors in a temporary folder; they are deleted with 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ import numpy as np
 
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
-from tfdetr_keras.models.whole_files import refuse_damaged_archive, refuse_stand_in
+from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -77,22 +76,6 @@ def open_checkpoint(source: Any) -> Checkpoint:
         f"{source}: no such file or folder, nor a hub id of the form owner/name; expected a folder with config.json "
         "and model.safetensors, a .safetensors, a .pth, or a .keras file"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ValueError: it is not JSON, or not an object.
-    """
-    refuse_stand_in(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, not a {type(content).__name__}")
-    return content
 
 
 def is_pickle(path: Path) -> bool:

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from port_weights.checkpoints import read_json
 from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.models.whole_files import read_json
 
 logger = logging.getLogger(__name__)
 

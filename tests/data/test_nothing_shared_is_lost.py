@@ -31,23 +31,6 @@ LINE = "1 0.5 0.5 0.5 0.25"
 
 
 @pytest.fixture
-def write(tmp_path):
-    """Writes files by path: images of 20 x 40 for `Image`, else text or bytes."""
-
-    def write(**files):
-        for name, content in files.items():
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if content is Image:
-                Image.new("RGB", (40, 20)).save(file)
-            else:
-                file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return tmp_path
-
-    return write
-
-
-@pytest.fixture
 def coco(tmp_path):
     """Writes images and the JSON file after a change to its content."""
 

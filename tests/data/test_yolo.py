@@ -12,23 +12,6 @@ LINE = "1 0.5 0.5 0.5 0.25"  # in an image 40 wide and 20 high:
 BOX = [10, 7.5, 30, 12.5]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Writes files by path: images of 20 x 40 for image names, else a text or bytes."""
-
-    def write(**files):
-        for name, content in files.items():
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if content is Image:
-                Image.new("RGB", (40, 20)).save(file)
-            else:
-                file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return tmp_path
-
-    return write
-
-
 def as_arrays(dataset):
     return list(dataset.as_numpy_iterator())
 

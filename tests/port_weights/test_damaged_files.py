@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from smallest import SMALLEST
 
 import tfdetr_keras as td
 from port_weights import load_model
@@ -182,25 +183,10 @@ def test_state_dicts_of_what_no_array_is(kind, facebook_state):
         load_model({**facebook_state, name: odd}, heads=2)
 
 
-CONFIG = td.DETRConfig(
-    backbone=td.ResNetConfig("basic", (1, 1), (8, 8), 8),
-    id2label=["cat", "dog"],
-    num_classes=2,
-    num_queries=3,
-    d_model=8,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=8,
-    decoder_ffn_dim=8,
-)
-
-
 @pytest.fixture(scope="module")
 def keras_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("keras") / "detector.keras"
-    model = td.DETR(CONFIG)
+    model = td.DETR(SMALLEST)
     model.compile(optimizer=td.AdamW(1e-3))
     model.save(path)
     return path
@@ -325,5 +311,5 @@ class Mine(td.DETR):
 
 
 def test_a_class_that_is_derived_from_ours(tmp_path):
-    Mine(CONFIG).save(tmp_path / "mine.keras")
+    Mine(SMALLEST).save(tmp_path / "mine.keras")
     assert type(td.load_model(tmp_path / "mine.keras")) is Mine

@@ -1,7 +1,6 @@
 """Kills, full disks, damage and two processes at once: what a run has finished is kept, and is the same in the end."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import small_run
+from run_process import TIMEOUT, heard, start, with_tensorflow
 
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.training import AdamW, Checkpoint, RunFolder
@@ -21,35 +21,11 @@ from tfdetr_keras.training.state_file import StateFile
 pytestmark = pytest.mark.slow
 
 KILLS, DAMAGES = 30, 60
-TIMEOUT = 600  # seconds to wait for a sign of life
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """Makes processes that have TensorFlow imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_run"])
-    return context
-
-
-def start(processes, target, folder, *arguments, **options):
-    here, there = processes.Pipe(duplex=False)
-    process = processes.Process(target=target, args=(folder, there, *arguments), kwargs=options)
-    process.start()
-    there.close()
-    return process, here
-
-
-def heard(pipe, number):
-    """The next so many words, fewer where the process ends before."""
-    words = []
-    while len(words) < number:
-        assert pipe.poll(TIMEOUT)
-        try:
-            words.append(pipe.recv())
-        except EOFError:
-            break
-    return words
+    return with_tensorflow()
 
 
 def end_of(processes, folder, limit=None):

@@ -8,6 +8,7 @@ from collections import Counter
 
 import keras
 import pytest
+from smallest import SMALLEST
 
 import tfdetr_keras as td
 from tfdetr_keras.models.family import describe
@@ -15,19 +16,6 @@ from tfdetr_keras.training import RunFolder
 from tfdetr_keras.training.settings import Settings
 
 JUNK = (None, [], {}, "", "x", -1, 0, 2.5, True, 1e300, [1, "a", None], {"0": []}, [[]])
-SMALL = td.DETRConfig(
-    backbone=td.ResNetConfig("basic", (1,), (8,), 8),
-    id2label=["cat", "dog"],
-    num_classes=2,
-    num_queries=3,
-    d_model=8,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=8,
-    decoder_ffn_dim=8,
-)
 CONFIG = {
     "format": 1,
     "source": "detr-tiny",
@@ -35,7 +23,7 @@ CONFIG = {
     "data": None,
     "counts": {"training": "8 images"},
     "class_names": ["cat", "dog"],
-    "model": describe(SMALL),
+    "model": describe(SMALLEST),
     "criterion": keras.saving.serialize_keras_object(td.SetCriterion()),
 }
 
@@ -65,7 +53,7 @@ def mutated(rng):
 def test_what_it_says_when_it_is_whole(tmp_path):
     run = written(tmp_path, CONFIG)
     assert run.sizes == {"size": (800, 1333), "pad_to": None}
-    assert run.new_model().config == SMALL
+    assert run.new_model().config == SMALLEST
 
 
 def test_any_value_of_another_kind(tmp_path):
@@ -109,8 +97,8 @@ def test_what_is_no_configuration(content, message, tmp_path):
     [
         ({"model": {"class": "Net"}}, "no class 'Net' of models is known here"),
         ({"model": {"class": []}}, "no class"),
-        ({"model": describe(SMALL) | {"depth": 3}}, "does not describe a DETR"),
-        ({"model": describe(SMALL) | {"num_queries": "many"}}, "num_queries must be a whole number, not 'many'"),
+        ({"model": describe(SMALLEST) | {"depth": 3}}, "does not describe a DETR"),
+        ({"model": describe(SMALLEST) | {"num_queries": "many"}}, "num_queries must be a whole number, not 'many'"),
         ({"criterion": {}}, "its criterion is no loss"),
         (
             {"criterion": CONFIG["criterion"] | {"module": "os", "registered_name": "os", "class_name": "x"}},

@@ -1,9 +1,11 @@
-"""Files as they should be: not a stand-in for one that was never fetched, and, of an archive, every byte as written."""
+"""Files as they should be: no stand-in for one that was never fetched, of JSON an object, of an archive every byte."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 _LFS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _HTML = (b"<!doctype html", b"<html")
@@ -21,6 +23,26 @@ def refuse_stand_in(path: Path) -> None:
         )
     if start.lstrip().lower().startswith(_HTML):
         raise ValueError(f"{path} is a web page, not the file: download the file itself, from its raw address")
+
+
+def read_json(path: Path, wanted: str = "a JSON object") -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Args:
+        path: the file.
+        wanted: what it should hold, for the message.
+
+    Raises:
+        ValueError: a stand-in, not JSON, or not an object.
+    """
+    refuse_stand_in(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold {wanted}, not a {type(content).__name__}")
+    return content
 
 
 def refuse_damaged_archive(path: Path) -> None:

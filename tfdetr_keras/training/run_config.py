@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras.models.whole_files import refuse_stand_in
+from tfdetr_keras.models.whole_files import read_json
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "settings": dict,
@@ -20,32 +19,17 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "records": dict,
     "folder": str,
 }
+OBJECT = "a JSON object, as a training run writes it"
 _NEEDED = ("settings", "class_names")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a run.
-
-    Raises:
-        ValueError: it is not JSON, or not an object.
-    """
-    refuse_stand_in(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, as a training run writes it, not a {type(content).__name__}")
-    return content
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a run's `config.json`, in which what is there is of its kind.
 
     Raises:
-        ValueError: as `read_object`; or it is not that of a training run, or one of its values is of another kind.
+        ValueError: as `read_json`; or it is not that of a training run, or one of its values is of another kind.
     """
-    content = read_object(path)
+    content = read_json(path, OBJECT)
     if lacking := [name for name in _NEEDED if name not in content]:
         raise ValueError(f"{path} is not the configuration of a training run: it has no {', '.join(lacking)}")
     for name, kind in _KINDS.items():

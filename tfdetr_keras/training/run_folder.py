@@ -38,9 +38,10 @@ from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
+from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.training.checkpoint import BEST, FIRST_EPOCH, LAST, STATE
 from tfdetr_keras.training.fingerprint import Fingerprint
-from tfdetr_keras.training.run_config import read_config, read_object, said_of
+from tfdetr_keras.training.run_config import OBJECT, read_config, said_of
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves
 
@@ -328,7 +329,7 @@ class RunFolder:
         Empty where there was no validation set.
         """
         path = self.path / BEST_METRICS
-        return read_object(path) if path.is_file() else {}
+        return read_json(path, OBJECT) if path.is_file() else {}
 
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
         """Notes the metrics of a new best model."""
