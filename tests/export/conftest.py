@@ -56,6 +56,25 @@ def by_matrices(detector, photographs):
     return {False: found(None), True: found(CANVAS)}
 
 
+@pytest.fixture(scope="session")
+def unresized(detector, photographs):
+    """Parts of the size that the model sees, in which no level is rounded, and what Keras finds in them.
+
+    By whether they are padded to a canvas.
+    """
+    parts = [image[: SIZE[0], -SIZE[1] :] for image in photographs[1] if image.shape[0] >= SIZE[0]]
+
+    def found(pad_to):
+        graph = ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, portable=True)
+        results = [graph.of_pixels(tf.constant(image)[None]) for image in parts]
+        return [
+            (image, {key: value[0].numpy() for key, value in one.items()})
+            for image, one in zip(parts, results, strict=True)
+        ]
+
+    return {False: found(None), True: found(CANVAS)}
+
+
 @pytest.fixture
 def assert_same():
     """Compares the detections of a runtime with Keras': scores to 5e-5, boxes to 0.01 pixels.

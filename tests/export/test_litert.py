@@ -18,12 +18,14 @@ def run(path, images):
 
 
 @pytest.mark.slow
-def test_litert_finds_what_keras_finds(detector, photographs, by_matrices, assert_same, tmp_path):
+def test_litert_finds_what_keras_finds(detector, photographs, by_matrices, unresized, assert_same, tmp_path):
     path = export.litert(detector, tmp_path / "detector.tflite", SIZE, CANVAS)
     for image, wanted in zip(photographs[1], by_matrices[True], strict=True):
+        assert_same({key: value[0] for key, value in run(path, image[None]).items()}, wanted, rounded=True)
+    for image, wanted in unresized[True]:
         assert_same({key: value[0] for key, value in run(path, image[None]).items()}, wanted)
-    together = run(path, np.stack([photographs[1][0]] * 3))["scores"]
-    np.testing.assert_allclose(together[2], np.sort(by_matrices[True][0]["scores"])[::-1], rtol=0, atol=5e-5)
+    together, alone = (run(path, np.stack([photographs[1][0]] * count))["scores"] for count in (3, 1))
+    np.testing.assert_allclose(together[2], alone[0], rtol=0, atol=5e-5)
 
 
 @pytest.mark.slow

@@ -6,16 +6,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tensorflow as tf
 from photograph_sizes import CANVAS, SIZE
 
 from tfdetr_keras import export
-from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.export import ServingGraph
 
 
 @pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
-def test_onnx_runtime_finds_what_keras_finds(detector, photographs, by_matrices, assert_same, tmp_path, pad_to):
+def test_onnx_runtime_finds_what_keras_finds(
+    detector, photographs, by_matrices, unresized, assert_same, tmp_path, pad_to
+):
     path = export.onnx(detector, tmp_path / "detector.onnx", SIZE, pad_to)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(path)
@@ -25,11 +24,8 @@ def test_onnx_runtime_finds_what_keras_finds(detector, photographs, by_matrices,
     for image, wanted in zip(photographs[1], by_matrices[pad_to is not None], strict=True):
         found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
         assert_same({key: value[0] for key, value in found.items()}, wanted, rounded=True)
-    # Parts of the size that the model sees, in which no level is rounded.
-    graph = ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, portable=True)
-    for image in (image[: SIZE[0], -SIZE[1] :] for image in photographs[1] if image.shape[0] >= SIZE[0]):
+    for image, wanted in unresized[pad_to is not None]:
         found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
-        wanted = {key: value[0].numpy() for key, value in graph.of_pixels(tf.constant(image)[None]).items()}
         assert_same({key: value[0] for key, value in found.items()}, wanted)
     together, alone = (session.run(["scores"], {"images": np.stack([image] * count)})[0] for count in (3, 1))
     np.testing.assert_allclose(together[2], alone[0], rtol=0, atol=5e-5)
