@@ -34,6 +34,7 @@ def test_without_pytorch_the_rest_runs(monkeypatch, tmp_path, capsys, missing):
     )
 
 
+@pytest.mark.slow
 def test_out_of_tolerance(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "compare", lambda source: ([comparing.Row(s, 1.0, 0.5) for s in OUTPUTS], "a stand-in"))
     assert demo.run_demo(tmp_path / "out", steps=1) is False

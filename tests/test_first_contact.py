@@ -256,7 +256,7 @@ except Exception as error:
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("raises", 'KeyError "the user\'s own"'),
+        pytest.param("raises", 'KeyError "the user\'s own"', marks=pytest.mark.slow),
         ("label", "ValueError targets, image 0 of the batch, row 0: label 7 is"),
     ],
 )

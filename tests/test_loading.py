@@ -53,8 +53,8 @@ def file(model, tmp_path_factory):
     "program",
     [
         "import tfdetr_keras as td; import keras; td.load_model(file)",
-        "import keras; import tfdetr_keras as td; td.load_model(file)",
-        "import keras; import tfdetr_keras; keras.saving.load_model(file)",
+        pytest.param("import keras; import tfdetr_keras as td; td.load_model(file)", marks=pytest.mark.slow),
+        pytest.param("import keras; import tfdetr_keras; keras.saving.load_model(file)", marks=pytest.mark.slow),
         # Until one of its names is used, the package need not have brought Keras along.
         "import tfdetr_keras as td; import keras; td.DETR; keras.saving.load_model(file)",
     ],

@@ -21,10 +21,10 @@ def test_onnx_runtime_finds_what_keras_finds(
     assert [(x.name, x.type, len(x.shape)) for x in session.get_inputs()] == [("images", "tensor(uint8)", 4)]
     names = [output.name for output in session.get_outputs()]
     assert sorted(names) == ["boxes", "labels", "scores"]
-    for image, wanted in zip(photographs[1], by_matrices[pad_to is not None], strict=True):
+    for image, wanted in zip(photographs[1], by_matrices(pad_to), strict=True):
         found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
         assert_same({key: value[0] for key, value in found.items()}, wanted, rounded=True)
-    for image, wanted in unresized[pad_to is not None]:
+    for image, wanted in unresized(pad_to):
         found = dict(zip(names, session.run(names, {"images": image[None]}), strict=True))
         assert_same({key: value[0] for key, value in found.items()}, wanted)
     together, alone = (session.run(["scores"], {"images": np.stack([image] * count)})[0] for count in (3, 1))

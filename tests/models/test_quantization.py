@@ -41,8 +41,14 @@ def equal(first, second):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param(kind, mode, marks=() if kind == "detr" or mode == "int8" else pytest.mark.slow)
+        for kind in CONFIGS
+        for mode in ("int8", "int4", "float8")
+    ],
+)
 def test_a_file_gives_the_model_that_was_saved(kind, mode, batch, tmp_path):
     model = make(kind)
     model.quantize(mode)

@@ -7,9 +7,12 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).resolve().parent
 
 
+@pytest.mark.slow
 def test_first_steps(tmp_path):
     done = subprocess.run(
         [sys.executable, FOLDER / "first_steps.py"],

@@ -281,8 +281,15 @@ THIN = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16)
 DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation=True)
 
 
-@pytest.mark.parametrize("trunk", [THIN, DC5], ids=["plain", "dc5"])
-@pytest.mark.parametrize("config_class", [td.SegmentationConfig, td.ConditionalDETRConfig])
+@pytest.mark.parametrize(
+    ("config_class", "trunk"),
+    [
+        pytest.param(td.SegmentationConfig, THIN, marks=pytest.mark.slow, id="segmentation"),
+        pytest.param(td.SegmentationConfig, DC5, id="segmentation dc5"),
+        pytest.param(td.ConditionalDETRConfig, THIN, id="conditional"),
+        pytest.param(td.ConditionalDETRConfig, DC5, marks=pytest.mark.slow, id="conditional dc5"),
+    ],
+)
 def test_the_comparison_knows_the_relatives(config_class, trunk, pytorch, tmp_path):
     """Also of dilated trunks, which transformers has with timm alone: there its own are dilated by hand."""
     config = config_class(backbone=trunk, **SMALL)

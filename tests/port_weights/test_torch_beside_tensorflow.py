@@ -95,7 +95,13 @@ def test_our_processes_do_not_import_triton(stand_in, tmp_path, code):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["td.data.load_shapes(1)", "td.evaluation", "td.DETR", "td.export"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "td.data.load_shapes(1)",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("td.evaluation", "td.DETR", "td.export")),
+    ],
+)
 def test_with_kerass_torch_backend_keras_comes_before_tensorflow(stand_in, tmp_path, first):
     """Keras imports triton with that backend, so that whatever of ours is touched first has to import Keras first."""
     code = f"import tfdetr_keras as td; {first}; td.data.load_shapes(1); td.DETR"
