@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+import signal
 
 import keras
 import numpy as np
@@ -196,6 +197,49 @@ def test_stopped_from_python(validated, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="no epoch was finished, and nothing is left of it"):
         fit(tmp_path / "run", records, callbacks=[Stop()])
     assert not (tmp_path / "run").exists()
+
+
+class Dropped:
+    """Something in whose destructor Ctrl-C arrives, where Python drops what is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_stopped_where_python_drops_what_is_raised(validated, tmp_path):
+    _, records, _ = validated
+    begun = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            begun.append(epoch)
+
+        def on_epoch_end(self, epoch, logs=None):
+            Dropped()
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="keeps all finished epochs"):
+        fit(tmp_path / "run", records, callbacks=[Stop()], epochs=3)
+    assert begun == [0]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_handler_that_raises_nothing_stops_nothing(validated, tmp_path):
+    _, records, _ = validated
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+
+    class Press(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            Dropped()
+
+    try:
+        fit(tmp_path / "run", records, callbacks=[Press()], epochs=2)
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_fingerprints_compare_what_both_know():

@@ -32,6 +32,7 @@ from tfdetr_keras.training.going_on import (
     refuse_other_data,
     refuse_other_settings,
 )
+from tfdetr_keras.training.interrupt import StopAtInterrupt
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
 from tfdetr_keras.training.progress import Progress
@@ -185,8 +186,8 @@ def _train(
         if done < chosen.epochs:
             _announce(model, chosen, steps, number, images)
             begin = _Begin(partial(run.create, source, class_names, chosen, model, counts_in_words(noted), data, noted))
-            guard = StopAtNonFiniteLoss()
-            with readable_errors():
+            guard, stop = StopAtNonFiniteLoss(), StopAtInterrupt()
+            with readable_errors(), stop:
                 if not done:
                     _pretrain(model, records, chosen)
                 batches = guard.watch(_epochs(records, chosen, done, number))
@@ -198,7 +199,7 @@ def _train(
                     initial_epoch=done,
                     validation_data=_validation_batches(validation, chosen),
                     callbacks=[
-                        *(guard, *((progress,) if worker_index() == 0 else ()), *story.before()),
+                        *(stop, guard, *((progress,) if worker_index() == 0 else ()), *story.before()),
                         *(() if going_on or worker_index() != 0 else (begin,)),
                         *(checkpoint, story, *callbacks),
                     ],

@@ -1,0 +1,62 @@
+"""A Ctrl-C that ends training wherever it comes.
+
+Python raises `KeyboardInterrupt` in the code that happens to run. In a destructor or the callback of a weak reference,
+of which matplotlib and TensorFlow run many, it is printed and dropped, and the program goes on as if nobody had asked.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType, TracebackType
+from typing import Any
+
+import keras
+
+
+class StopAtInterrupt(keras.callbacks.Callback):
+    """Raises a `KeyboardInterrupt` that was dropped once more, before the next step.
+
+    It listens while it is entered as a context manager; outside of the main thread, which alone hears of signals, and
+    where Ctrl-C is ignored, it does nothing.
+
+    Raises:
+        KeyboardInterrupt: while training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: Any = None
+        self._raised = False
+
+    def __enter__(self) -> StopAtInterrupt:
+        before = signal.getsignal(signal.SIGINT)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            self._before = before
+            signal.signal(signal.SIGINT, self._raise)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._before(number, frame)
+        except KeyboardInterrupt:  # a handler of somebody's own may not raise it
+            self._raised = True
+            raise
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Stops before the epoch."""
+        self._stop()
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Stops before the step."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._raised:
+            raise KeyboardInterrupt
