@@ -38,6 +38,16 @@ def _no_triton_beside_tensorflow():
     assert not beside, f"a test imported {beside} into the process of TensorFlow; see tests/reference"
 
 
+@pytest.fixture(scope="module")
+def without_tracing():
+    """Runs TensorFlow's functions eagerly: tracing takes most of the time of so short a training."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def coco128() -> Path:
     """The folder of the COCO128 sample: `images/` and `annotations/instances_train2017.json`."""

@@ -9,6 +9,8 @@ from port_weights import compare as comparing
 from port_weights.hub import Commit
 from tfdetr_keras import demo
 
+pytestmark = pytest.mark.usefixtures("without_tracing")
+
 OUTPUTS = ("logits", "pred_boxes")
 
 

@@ -10,6 +10,8 @@ import tfdetr_keras as td
 from tfdetr_keras.cli import main
 from tfdetr_keras.models import PRESETS
 
+pytestmark = pytest.mark.usefixtures("without_tracing")
+
 COUNT, SHARE, SEED = 20, 0.3, 3
 SHAPES = ["--data", "shapes", "--count", str(COUNT), "--drawn-size", "48", "64"]
 SPLIT = ["--val-split", str(SHARE), "--seed", str(SEED)]

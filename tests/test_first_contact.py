@@ -260,6 +260,7 @@ except Exception as error:
         ("label", "ValueError targets, image 0 of the batch, row 0: label 7 is"),
     ],
 )
+@pytest.mark.slow
 def test_a_users_own_error_comes_as_it_was(kind, fault, told):
     done = subprocess.run(
         [sys.executable, "-c", GENERATORS, fault, kind], capture_output=True, text=True, timeout=300, check=True

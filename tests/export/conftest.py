@@ -12,7 +12,7 @@ from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.export import ServingGraph
 
-PHOTOGRAPHS = 24
+PHOTOGRAPHS = 12
 SCORE, PIXELS = 5e-5, 0.01  # measured: 8e-6
 # Where runtimes add up in other orders, which depends on the processor, a level may be rounded to the other side.
 OF_A_LEVEL, PIXELS_OF_A_LEVEL = 3e-3, 0.3  # measured: 5e-4, 0.03

@@ -89,6 +89,7 @@ def test_a_metric_of_ones_own(make_model, make_batch):
     assert {"loss", "loss_ce", "confidence"} <= set(logs)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_comes_back_compiled(make_model, make_batch, tmp_path):
     model = make_model()
     model.compile(td.AdamW(1e-3), steps_per_execution=2, jit_compile=False)

@@ -186,6 +186,7 @@ def test_float8_is_trained(batch, tmp_path):
     equal(outputs_of(td.load_model(tmp_path / "float8.keras"), batch), outputs_of(model, batch))
 
 
+@pytest.mark.slow
 def test_after_training(batch, tmp_path, recwarn):
     """The optimizer's moments are of weights that are gone, and would be most of the file."""
     model = make()

@@ -1,6 +1,7 @@
 """DETRForSegmentation and ConditionalDETR as objects: outputs, saving, precision, XLA, training, first weights."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import keras
@@ -112,10 +113,9 @@ def test_compiled_by_xla(models, batch, kind):
 @pytest.mark.parametrize(
     ("kind", "jit_compile"),
     [
-        ("segmentation", False),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("conditional", False), ("segmentation", True), ("conditional", True))
+            for case in itertools.product(("segmentation", "conditional"), (False, True))
         ),
     ],
 )

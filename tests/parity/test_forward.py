@@ -66,7 +66,7 @@ FACEBOOK = {
     "dc5-bottleneck": {**FACEBOOK_BOTTLENECK, "dilated": True},
     "pre-norm": {**FACEBOOK_BOTTLENECK, "pre_norm": True},
 }
-LONGER = ("resnet-101", "segmentation-resnet-50", "segmentation-resnet-101", "conditional-resnet-50")
+LONGER = ("resnet-34", "resnet-101", "segmentation-resnet-50", "segmentation-resnet-101", "conditional-resnet-50")
 CASES = [
     *(
         pytest.param(hugging_face_pair, options, id=f"huggingface-{name}", marks=[pytest.mark.slow] * (name in LONGER))

@@ -324,7 +324,9 @@ FACEBOOK_CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("kind", FACEBOOK_CONFIGS)
+@pytest.mark.parametrize(
+    "kind", ["post-norm", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("pre-norm", "dilated"))]
+)
 def test_a_pth_file(kind, pytorch, weights_of, tmp_path):
     """Read by a plain PyTorch DETR with facebookresearch's names, and by `load_model` that is told nothing."""
     config = FACEBOOK_CONFIGS[kind]
@@ -375,6 +377,7 @@ def test_a_trunk_that_torchvision_lacks_is_written_and_said(tmp_path, caplog):
     assert "load_model reads this trunk from the .pth, but torchvision has none like it" in caplog.text
 
 
+@pytest.mark.slow
 def test_learned_positions_before_the_norm_agree_through_the_tables(tmp_path):
     """Table Transformer keeps them where version 4 of DETR did."""
     export_pth(random_model(changed(FACEBOOK, pre_norm=True, position_embedding="learned")), tmp_path / "detr.pth")
@@ -658,7 +661,13 @@ def test_the_command_exports_a_folder(keras_file, read_by_transformers, tmp_path
     assert size == {"shortest_edge": 800, "longest_edge": 1333}
 
 
-@pytest.mark.parametrize("arguments", [["detr.pth"], ["detr.pt", "--format", "pth"]], ids=["by-name", "by-option"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["detr.pth"], id="by-name"),
+        pytest.param(["detr.pt", "--format", "pth"], id="by-option", marks=pytest.mark.slow),
+    ],
+)
 def test_the_command_exports_a_file(arguments, keras_file, tmp_path, weights_of):
     path = tmp_path / arguments[0]
     assert command_line.main(["export", str(keras_file), str(path), *arguments[1:]]) == 0

@@ -50,10 +50,15 @@ def test_the_state_is_all_of_model_and_optimizer(compiled, batches, tmp_path):
     [
         ("max", [0.0, 0.0, 0.2, 0.1], 2),
         ("max", [0.0, 0.0, 0.0, 0.0], 3),  # nothing found yet: the one trained longest
-        ("min", [4.0, 2.0, 3.0, 2.5], 1),
-        ("max", [None, 0.3, None, 0.2], 1),
-        ("max", [None, float("nan"), 0.1, None], 2),
-        ("max", [None, None, None, None], None),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("min", [4.0, 2.0, 3.0, 2.5], 1),
+                ("max", [None, 0.3, None, 0.2], 1),
+                ("max", [None, float("nan"), 0.1, None], 2),
+                ("max", [None, None, None, None], None),
+            )
+        ),
     ],
 )
 def test_the_best_model_is_kept(compiled, tmp_path, mode, figures, best):

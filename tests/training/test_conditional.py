@@ -22,11 +22,9 @@ SIZES = {"size": (small_run.SIDE, small_run.SIDE), "batch_size": 4, "pad_to": (s
 
 
 @pytest.fixture(scope="module", autouse=True)
-def smallest():
+def smallest(without_tracing):
     PRESETS["conditional-smallest"] = td.ConditionalDETRConfig(**dataclasses.asdict(small_run.SMALLEST))
-    tf.config.run_functions_eagerly(True)  # tracing takes most of so short a run's time
     yield
-    tf.config.run_functions_eagerly(False)
     del PRESETS["conditional-smallest"]
 
 

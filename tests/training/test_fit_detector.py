@@ -99,6 +99,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, sets):
     assert again.metrics == run.metrics
 
 
+@pytest.mark.slow
 def test_without_validation_the_least_loss_is_best(sets, tmp_path):
     training, _, names = sets
     short = {"epochs": 1, "ema_momentum": None, "warmup_steps": 0}

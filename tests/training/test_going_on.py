@@ -24,11 +24,9 @@ SETTINGS = small_run.SETTINGS | {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def smallest():
-    tf.config.run_functions_eagerly(True)  # tracing takes most of so short a run's time
+def smallest(without_tracing):
     with small_run.smallest_preset():
         yield
-    tf.config.run_functions_eagerly(False)
 
 
 def coco(folder, count, boxes=1, shift=0):
@@ -225,6 +223,7 @@ def test_stopped_where_python_drops_what_is_raised(validated, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_nothing_stops_nothing(validated, tmp_path):
     _, records, _ = validated
