@@ -29,7 +29,7 @@ WRITTEN = ("run", "served", "found")
 def furnish(workplace):
     """Puts into the workplace everything else that the README speaks of; gives the names that its programs know."""
     # Few images, for fifty epochs at 800 × 1333.
-    write_coco(workplace / "photos", workplace / "train.json", 5)
+    write_coco(workplace / "photos", workplace / "train.json", 8)
     write_images(workplace / "photos" / "new", 2)
     write_coco(workplace / "images", workplace / "annotations.json", 8)
     for name in ("held_out.json", "instances.json"):
