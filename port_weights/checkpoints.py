@@ -174,7 +174,8 @@ def _open_pickle(path: Path) -> Checkpoint:
             is_zip = file.read(len(_ZIP)) == _ZIP
         if is_zip:
             refuse_damaged_archive(path)
-        answer = run("port_weights.pytorch.pickles:read", folder, path=os.fspath(path.absolute()))
+        place, name = os.fspath(path.absolute()), os.fspath(path)
+        answer = run("port_weights.pytorch.pickles:read", folder, path=place, name=name)
         opened = _open_safetensors(folder / TENSORS, None, title=os.fspath(path))
     except PyTorchMissingError as error:
         shutil.rmtree(folder, ignore_errors=True)

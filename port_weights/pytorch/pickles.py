@@ -25,12 +25,13 @@ _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$
 _NO_MODEL = re.compile(r"optim|sched|scaler|criterion|callback|loop|hyper_parameters|metric|^args$", re.IGNORECASE)
 
 
-def read(folder: Path, path: str) -> dict[str, Any]:
+def read(folder: Path, path: str, name: str) -> dict[str, Any]:
     """Write the state dict of a pickle to `TENSORS` in the folder, in float32.
 
     Args:
         folder: where to write.
         path: the pickle: a state dict, or what a training program keeps, which has one among other things.
+        name: what to call it in messages.
 
     Returns:
         `"arguments"`: those of the training script, or Lightning's hyperparameters, that are numbers and texts; and
@@ -39,18 +40,18 @@ def read(folder: Path, path: str) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged, holds anything but weights, or not one state dict.
     """
-    content = _opened(path)
+    content = _opened(path, name)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict")
-    state, notes = _state_of(path, content)
-    save_file({name: _array(f"{path}: {name}", tensor) for name, tensor in state.items()}, folder / TENSORS)
+        raise ValueError(f"{name} holds a {type(content).__name__}, not a state dict")
+    state, notes = _state_of(name, content)
+    save_file({key: _array(f"{name}: {key}", tensor) for key, tensor in state.items()}, folder / TENSORS)
     arguments = content.get("args", content.get("hyper_parameters"))
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
     return {"arguments": _plain(arguments) if isinstance(arguments, Mapping) else {}, "notes": notes}
 
 
-def _state_of(path: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
+def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
     """The one state dict of a model in what a training program keeps, and what is to be said of it."""
     if _is_state(content):
         return content, []
@@ -59,12 +60,12 @@ def _state_of(path: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch
     plain = [name for name in states if name not in averaged]
     chosen = [name for name in _USUAL if name in plain][:1] or plain or averaged
     if len(chosen) > 1:
-        raise ValueError(f"{path} holds several state dicts ({', '.join(chosen)}): save that of the model alone")
+        raise ValueError(f"{title} holds several state dicts ({', '.join(chosen)}): save that of the model alone")
     if not chosen:
         named = next((content[key] for key in _USUAL if isinstance(content.get(key), Mapping)), content)
         odd = [name for name, tensor in named.items() if not _is_named_tensor(name, tensor)]
         raise ValueError(
-            f"{path} is not a state dict of named tensors: {', '.join(map(str, odd[:5])) or 'it is empty'}"
+            f"{title} is not a state dict of named tensors: {', '.join(map(str, odd[:5])) or 'it is empty'}"
         )
     left = [name for name in states if name not in chosen]
     what = "an average of the weights" if set(left) <= set(averaged) else "other weights"
@@ -109,7 +110,7 @@ def write(folder: Path, path: str, arguments: Mapping[str, Any]) -> None:
         raise OSError(f"{path} could not be written: {_first_line(error)}") from error
 
 
-def _opened(path: str) -> Any:
+def _opened(path: str, name: str) -> Any:
     try:
         # From an open file: by its name torch would take some for safetensors.
         with torch.serialization.safe_globals([argparse.Namespace]), Path(path).open("rb") as file:
@@ -118,10 +119,10 @@ def _opened(path: str) -> Any:
         # Without torch's advice on how to let it run all the same.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0].split(" Please use")[0]
         raise ValueError(
-            f"{path} is damaged, or holds more than weights and is refused, because opening it could run code: {reason}"
+            f"{name} is damaged, or holds more than weights and is refused, because opening it could run code: {reason}"
         ) from error
     except Exception as error:  # torch has one of many kinds for each byte that is wrong
-        raise ValueError(f"{path} is not a PyTorch checkpoint, or it is truncated: {_first_line(error)}") from error
+        raise ValueError(f"{name} is not a PyTorch checkpoint, or it is truncated: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

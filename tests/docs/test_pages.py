@@ -69,7 +69,7 @@ def run_on_its_stage(name):
 
 def _fine_tuning(folder):
     """Few images, for many epochs; those of BCCD are squares, which fit on the canvas whichever side is the longer."""
-    write_coco(folder / "photos", folder / "train.json", 5)
+    write_coco(folder / "photos", folder / "train.json", 8)
     write_images(folder / "photos" / "new", 2)
     images, annotations, lists = (folder / "BCCD" / name for name in ("JPEGImages", "Annotations", "ImageSets"))
     names = write_voc(images, annotations, 10, size=(64, 64))

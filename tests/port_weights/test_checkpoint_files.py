@@ -204,3 +204,11 @@ def test_safetensors_need_no_torch(hf_folder, ported, pytorch, tmp_path, request
     total, error = done.stdout.splitlines()
     assert float(total) == float(np.abs(np.asarray(ported.class_head.kernel)).sum())
     assert "detr.pth is a pickle, which only torch can open: pip install torch, or use safetensors" in error
+
+
+def test_a_file_is_called_as_the_caller_did(tmp_path, monkeypatch):
+    """torch opens it in a process of its own, by its whole path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.pth").write_bytes(b"no pickle " * 20)
+    with pytest.raises(ValueError, match=r"^broken\.pth is not a PyTorch checkpoint|^broken\.pth is damaged"):
+        load_model("broken.pth")

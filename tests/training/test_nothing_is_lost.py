@@ -172,7 +172,8 @@ def test_its_state_is_damaged(undisturbed, tmp_path):
     content = path.read_bytes()
     model = RunFolder(folder).new_model()
     options = {"use_ema": True, "ema_momentum": 0.9, "gradient_accumulation_steps": 2}
-    model.compile(optimizer=AdamW(1e-3, **options), jit_compile=False)
+    # A schedule, as in the run: for a number the optimizer would have a variable more.
+    model.compile(optimizer=AdamW(keras.optimizers.schedules.CosineDecay(1e-3, 8), **options), jit_compile=False)
     checkpoint = Checkpoint(folder, averaged=True)
     assert checkpoint.restore(model) == small_run.EPOCHS
     weights = model.get_weights()
