@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 SMALL = ("--size", "32", "32", "--pad-to", "32", "32", "--batch-size", "2")
-# The smallest model there can be, under a name to start from; before the command line, in its process.
+# The smallest model there can be, under a name to start from; once the command line has begun, in its process.
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs in the background
@@ -31,17 +31,21 @@ configure = standard_error.configure
 def and_then(whole_process):
     configure(whole_process)
     smallest()
+    prepare()
 standard_error.configure = and_then
+
+def prepare():
+    pass
 """
 END = "\nsys.exit(main())\n"
 FROM = ("--from", "detr-smallest")
 
 
 def start(folder, *arguments, before=""):
-    """Starts the command line in a folder; `before` is run in its process first."""
+    """Starts the command line in a folder; `before` is run in its process, once stderr is filtered."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TF_CPP", "TFDETR_LOG"))}
     return subprocess.Popen(
-        [sys.executable, "-c", f"{PROGRAM}{textwrap.dedent(before)}{END}", *arguments],
+        [sys.executable, "-c", f"{PROGRAM}{textwrap.indent(textwrap.dedent(before), '    ')}{END}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,6 +82,7 @@ EXPECTED = (
     "INFO: ",
     "WARNING: there is no validation set",
     "WARNING: detr-smallest is an architecture without weights",
+    *("measured ", "looked at "),  # so far, where it takes long
 )
 
 

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from tfdetr_keras.cli import standard_error
+from tfdetr_keras.cli.standard_error import Filter
 
 HEAVY = ("absl", "jax", "keras", "matplotlib", "numpy", "PIL", "pycocotools", "tensorflow", "torch", "transformers")
 COMMANDS = ("demo", "inspect-data", "train", "resume", "evaluate", "predict", "app", "export")
@@ -214,3 +215,18 @@ def test_without_a_terminal_or_stderr():
     standard_error.configure(whole_process=True)
     """
     assert run("-c", textwrap.dedent(program)).returncode == 0
+
+
+NOTE = "2026-01-01 00:00:00.000000: W tensorflow/core/framework/op_kernel.cc:1829] INVALID_ARGUMENT: ValueError: a.png"
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "a.b.UnreadableImage", "__main__.Fault", "KeyboardInterrupt"])
+@pytest.mark.parametrize("chain", ["During handling of the above exception, another exception occurred:", None])
+def test_the_tracebacks_that_go_on_with_a_note_are_left_out_with_it(kind, chain):
+    """As TensorFlow writes them where a function of a pipeline raises; what comes after is shown again."""
+    traceback = ["Traceback (most recent call last):", "", '  File "a.py", line 1, in f', "", f"{kind}: is damaged", ""]
+    lines = [NOTE, *traceback, *([chain, "", *traceback] if chain else []), "\t [[{{node PyFunc}}]]", ""]
+    wanted = Filter()
+    assert not any(wanted(line.encode()) for line in lines)
+    for line in ("error: a.png is damaged", *traceback[:1], traceback[4]):
+        assert wanted(line.encode()), line

@@ -33,10 +33,11 @@ _FALSE_ALARM = re.compile(
     rb"failed call to cuInit: |Unable to register cu\w+ factory: "
     rb"|oneDNN supports DT_INT64 only on platforms with AVX-512"
 )
-# What goes on with a note: where in a graph, or the traceback of a Python function that TensorFlow called. The error
-# itself is raised, and told, as a Python exception.
+# What goes on with a note: where in a graph, or the tracebacks of a Python function that TensorFlow called, whose last
+# line is an exception of any name. The error itself is raised, and told, as a Python exception.
 _CONTINUED = re.compile(
-    rb"\s|$|Traceback \(most recent call last\):|(\w+\.)*\w*(Error|Exception|Iteration|Interrupt)\b|\[\[|\{\{"
+    rb"\s|$|Traceback \(most recent call last\):|(\w+\.)*\w*(Error|Exception|Iteration|Interrupt)\b|(\w+\.)+\w+: "
+    rb"|During handling of the above exception, |The above exception was the direct cause |\[\[|\{\{"
 )
 _LAST_WORDS = 1.0  # seconds that the end of the program waits for the child
 
