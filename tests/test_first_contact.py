@@ -257,11 +257,11 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["generator", pytest.param("PyDataset", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["generator", "PyDataset"])
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        pytest.param("raises", 'KeyError "the user\'s own"', marks=pytest.mark.slow),
+        ("raises", 'KeyError "the user\'s own"'),
         ("label", "ValueError targets, image 0 of the batch, row 0: label 7 is"),
     ],
 )

@@ -9,7 +9,6 @@ import textwrap
 import pytest
 
 from tfdetr_keras.cli import standard_error
-from tfdetr_keras.cli.standard_error import Filter
 
 HEAVY = ("absl", "jax", "keras", "matplotlib", "numpy", "PIL", "pycocotools", "tensorflow", "torch", "transformers")
 COMMANDS = ("demo", "inspect-data", "train", "resume", "evaluate", "predict", "app", "export")
@@ -226,7 +225,7 @@ def test_the_tracebacks_that_go_on_with_a_note_are_left_out_with_it(kind, chain)
     """As TensorFlow writes them where a function of a pipeline raises; what comes after is shown again."""
     traceback = ["Traceback (most recent call last):", "", '  File "a.py", line 1, in f', "", f"{kind}: is damaged", ""]
     lines = [NOTE, *traceback, *([chain, "", *traceback] if chain else []), "\t [[{{node PyFunc}}]]", ""]
-    wanted = Filter()
+    wanted = standard_error.Filter()
     assert not any(wanted(line.encode()) for line in lines)
     for line in ("error: a.png is damaged", *traceback[:1], traceback[4]):
         assert wanted(line.encode()), line

@@ -1,7 +1,6 @@
 """DETRForSegmentation and ConditionalDETR as objects: outputs, saving, precision, XLA, training, first weights."""
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 import keras
@@ -110,15 +109,9 @@ def test_compiled_by_xla(models, batch, kind):
         np.testing.assert_allclose(compiled[name], value, rtol=0, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("kind", "jit_compile"),
-    [
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in itertools.product(("segmentation", "conditional"), (False, True))
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["segmentation", "conditional"])
+@pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_lowers_every_loss(batch, kind, jit_compile):
     model = make(kind, backbone=dataclasses.replace(CONFIG.backbone, batch_norm="trainable"))
     model.compile(optimizer=keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
