@@ -52,7 +52,7 @@ def damage(path, seed, count, legacy):
         try:
             if harmed.startswith(b"PK\x03\x04"):
                 refuse_damaged_archive(path)
-            read_pickle(path.parent, str(path))
+            read_pickle(path.parent, str(path), path.name)
             arrays = load_file(path.parent / TENSORS)
             same = arrays.keys() == state.keys() and all(np.array_equal(arrays[n], t.numpy()) for n, t in state.items())
             outcomes.append("right" if same or legacy else "wrong")
