@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tfdetr_keras.cli import INTERRUPTED, standard_error
+from tfdetr_keras.cli.input_options import add_input_options
 from tfdetr_keras.cli.model_options import check_weights
-from tfdetr_keras.preprocessing import SIZE
 
 EXPORT = """\
 Write a model trained in Keras for PyTorch.
@@ -92,21 +92,8 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="hf: whose ResNet the model is to have there. hugging-face: transformers' own, which has no dilation "
         "(DC5); timm: that of the package timm, which readers must then have installed (default: hugging-face)",
     )
-    command.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("SHORT", "LONG"),
-        help="hf: the image processor resizes images until their shorter side is SHORT pixels, or the longer one LONG: "
-        f"give the sizes of your training (default: {SIZE[0]} {SIZE[1]})",
-    )
-    command.add_argument(
-        "--pad-to",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="hf: the canvas of the training in pixels, where it had one",
-    )
+    processor = command.add_argument_group("hf: what the image processor does")
+    add_input_options(processor, "as the model was trained")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier export of that name")
 
 
@@ -152,7 +139,7 @@ def _compare(source: str, **options: Any) -> int:
 def _export(source: str, target: str, format: str | None, **options: Any) -> int:
     from port_weights.exports import export, export_pth
 
-    folder_options = ("backbone", "pad_to", "size")
+    folder_options = ("backbone", "pad_to", "size", "size_rule")
     for name in folder_options:
         if options[name] is None:
             del options[name]

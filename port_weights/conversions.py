@@ -28,7 +28,7 @@ from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # another one where a path comes to mean another array
+FORMAT = 3  # another one where a path comes to mean another array, or more is kept
 
 
 @dataclasses.dataclass(frozen=True)

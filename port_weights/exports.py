@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import operator
 import os
 import tempfile
 from collections.abc import Mapping
@@ -29,33 +28,34 @@ from port_weights.architecture import (
     timm_name,
 )
 from port_weights.port import load_model, refuse_quantized, to_torch
+from port_weights.processor import FILE, processor_of
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
 from port_weights.schemes import Scheme
 from tfdetr_keras.atomic import check_new_file, check_new_folder, whole_file, whole_folder
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, SegmentationConfig
+from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.presets import RESNETS
-from tfdetr_keras.preprocessing import SIZE
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 logger = logging.getLogger(__name__)
 
-FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+FILES = ("config.json", FILE, "model.safetensors")
 PICKLES = (".pth", ".pt", ".bin")
 # The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
 ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
-_BILINEAR = 2  # PIL.Image.Resampling
 
 
 def export(
     source: Any,
     folder: str | os.PathLike[str],
     backbone: Backbone = "hugging-face",
-    size: tuple[int, int] = SIZE,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     pad_to: tuple[int, int] | None = None,
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
     **options: Any,
 ) -> DETR:
     """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
@@ -72,9 +72,11 @@ def export(
         backbone: under whose names the trunk is written. `"hugging-face"`: transformers alone reads it; any ResNet
             without dilation. `"timm"`: transformers reads it where the package timm is installed; ResNet-18, -34, -50
             and -101, with dilation (DC5) or without.
-        size: (shortest edge, longest edge) in pixels to which the image processor resizes: those of the training.
+        size: to which the image processor resizes, in place of that of the preprocessing, see `td.Preprocessing`.
         overwrite: whether an earlier export in the folder is replaced.
-        pad_to: (height, width) of the canvas to which the image processor pads, pixels, where the training had one.
+        pad_to: (height, width) of the canvas to which it pads, pixels, in place of that of the preprocessing.
+        size_rule: by which it resizes, in place of that of the preprocessing.
+        preprocessing: what the image processor does; by default the model's own.
         **options: of `load_model`, for a checkpoint.
 
     Returns:
@@ -91,10 +93,9 @@ def export(
     check_new_folder(target, FILES, overwrite)
     if backbone not in get_args(Backbone):
         raise ValueError(f"backbone={backbone!r} must be one of {', '.join(map(repr, get_args(Backbone)))}")
-    processor = _processor(size, pad_to)
+    preprocessing_for(None, preprocessing, size, pad_to, size_rule)  # what cannot be is refused before much is read
     model, name = _model(source, options)
-    if isinstance(model.config, ConditionalDETRConfig):
-        processor["image_processor_type"] = "ConditionalDetrImageProcessor"
+    processor = processor_of(preprocessing_for(model, preprocessing, size, pad_to, size_rule), model.config)
     _check_hugging_face(model.config, backbone, name)
     arrays = _arrays(model, hugging_face_scheme(model.config, backbone), name)
     config = hugging_face_config(model.config, model.criterion, backbone)
@@ -106,7 +107,7 @@ def export(
 
     with whole_folder(target) as written:
         _write_json(written / "config.json", config)
-        _write_json(written / "preprocessor_config.json", processor)
+        _write_json(written / FILE, processor)
         save_file(arrays, written / "model.safetensors", metadata={"format": "pt"})  # transformers insists on it
         # safetensors lets its file be read by nobody else.
         (written / "model.safetensors").chmod((written / "config.json").stat().st_mode)
@@ -239,36 +240,6 @@ def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str
         "masks": isinstance(config, SegmentationConfig),
         "aux_loss": config.auxiliary_outputs,
         **loss_arguments(criterion),
-    }
-
-
-def _processor(size: tuple[int, int], pad_to: tuple[int, int] | None) -> dict[str, Any]:
-    """What `preprocessor_config.json` says: all that `DetrImageProcessor` does to an image."""
-    shortest, longest = (operator.index(edge) for edge in size)
-    if not 1 <= shortest <= longest:
-        raise ValueError(f"size={tuple(size)} must be (shortest edge, longest edge) in pixels, the shorter one first")
-    canvas: dict[str, Any] = {}
-    if pad_to is not None:
-        height, width = (operator.index(side) for side in pad_to)
-        if min(height, width) < shortest:
-            raise ValueError(
-                f"pad_to={tuple(pad_to)} must be (height, width) in pixels, for images of size={tuple(size)}"
-            )
-        canvas["pad_size"] = {"height": height, "width": width}
-    return {
-        "image_processor_type": "DetrImageProcessor",
-        "format": "coco_detection",
-        "do_resize": True,
-        "size": {"shortest_edge": shortest, "longest_edge": longest},
-        "resample": _BILINEAR,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
-        "do_convert_annotations": True,
-        "do_pad": True,
-        **canvas,
     }
 
 

@@ -16,7 +16,7 @@ from port_weights.changes import Changes
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
 from port_weights.pairing import CLASS_HEAD, QUERIES, pair
-from port_weights.processor import tell_processor
+from port_weights.processor import with_preprocessing
 from port_weights.schemes import Scheme, detect_scheme
 from port_weights.wrappers import unwrapped
 from tfdetr_keras.atomic import whole_file
@@ -79,7 +79,6 @@ def load_model(
     refuse_unknown_name(source)
     if hub.is_hub_id(source):
         source = hub.fetch(str(source), revision)
-    tell_processor(source.folder if isinstance(source, hub.Commit) else source)
 
     def wanted(config: DETRConfig) -> DETRConfig:
         try:
@@ -101,7 +100,7 @@ def load_model(
     elif isinstance(source, hub.Commit):
         conversion, model = _of_hub(source, new_model, changes, heads, dilation)
     else:
-        conversion, model = _ported(open_checkpoint(source), new_model, changes, heads, dilation)
+        conversion, model = _ported(open_checkpoint(source), new_model, changes, heads, dilation, source)
     _refuse_lost_parts(conversion, changes, source)
     rows = changes.rows(conversion.config)
     _assign(model, conversion, rows)
@@ -246,7 +245,7 @@ def _of_hub(
         if set(_variables(model)) <= set(kept.readers).union(kept.lacking):
             return kept, model
     hub.verify(commit)
-    conversion, model = _ported(open_checkpoint(commit.folder), new_model, changes, heads, dilation)
+    conversion, model = _ported(open_checkpoint(commit.folder), new_model, changes, heads, dilation, commit)
     # What the caller says of the checkpoint itself is not kept: the next start may say something else.
     is_its_own = heads is None and dilation is None and not conversion.are_names_unknown
     return (conversions.keep(commit, conversion) if is_its_own else conversion), model
@@ -258,6 +257,7 @@ def _ported(
     changes: Changes,
     heads: int | None,
     dilation: bool | None,
+    source: Any,
 ) -> tuple[Conversion, DETR]:
     """Pairs a checkpoint's tensors with the variables of a new model."""
     checkpoint = unwrapped(checkpoint)
@@ -271,6 +271,7 @@ def _ported(
     if changes.keep_head and classes_of_head(checkpoint, scheme) is None:
         raise ValueError(f"{checkpoint.name} holds no class head that keep_head=True could keep: leave keep_head out")
     config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
+    config = with_preprocessing(config, source)
     model = new_model(Conversion(config, criterion, {}, []))
     readers, lacking = pair(checkpoint, scheme, _shapes(model, config))
     return Conversion(config, criterion, readers, lacking, bool(doubt)), model

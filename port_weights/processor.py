@@ -1,30 +1,43 @@
-"""What a checkpoint's `preprocessor_config.json` says of its images, as far as this package prepares images so.
+"""`preprocessor_config.json` of a checkpoint, read as a `Preprocessing` and written from one.
 
-The package resizes to a shortest and a longest edge, bilinearly, and normalises with ImageNet's mean and deviation. A
-file that says otherwise is refused by the name of the setting: a model answers worse, and in silence, for images that
-are not prepared as in its training. Settings that change no pixel may be anything.
+Every key is followed, known to change no pixel, or refused by its name: a model answers worse, and in silence, for
+images that are not prepared as in its training. Where the file does not say a thing, transformers' default counts, and
+for a checkpoint without the file what the authors of its architecture do.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from port_weights.hub import Commit
+from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
+from tfdetr_keras.models.presets import published_preprocessing
 from tfdetr_keras.models.whole_files import read_json
+from tfdetr_keras.preprocessing import SIZE, Interpolation, Preprocessing, SizeRule
 
 logger = logging.getLogger(__name__)
 
 FILE = "preprocessor_config.json"
-LONGEST = 1333  # of older files, which name a shortest edge alone
+LONGEST = SIZE[1]  # of older files, which name a shortest edge alone
 _FAMILY = ("Detr", "ConditionalDetr", "DeformableDetr", "TableTransformer", "Yolos")
 _TYPES = {f"{name}{kind}" for name in _FAMILY for kind in ("ImageProcessor", "ImageProcessorFast", "FeatureExtractor")}
-_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
-_TOLERANCE = 1e-4  # of means and deviations, which are written with three to six digits
+_RESAMPLING: dict[Interpolation, int] = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
+# Keys of `size`, in the order of `Preprocessing.size`, and the rule that they stand for.
+_SIZES: dict[tuple[str, str], SizeRule] = {
+    ("shortest_edge", "longest_edge"): "huggingface",
+    ("max_height", "max_width"): "fit",
+    ("height", "width"): "stretch",
+}
+# Of rules that transformers does not have, the one that comes nearest; `RULE` keeps the name for this package.
+_NEAREST: dict[SizeRule, SizeRule] = {"facebook": "huggingface", "table": "huggingface"}
+RULE = "size_rule"  # this package's own key
+_TOLERANCE = 1e-4  # of means, deviations and factors, which are written with three to six digits
 # What changes no pixel, or is done always: annotations, channels' order of what comes out, names, and sizes that `size`
 # or `do_center_crop` make use of.
 _WITHOUT_EFFECT = {
@@ -56,15 +69,16 @@ _WITHOUT_EFFECT = {
 }
 
 
-def read_processor(folder: Path, with_size: bool = True) -> dict[str, Any]:
-    """Reads the sizes that images are resized and padded to, and refuses what the package would do otherwise.
+def read_processor(folder: Path, default: Preprocessing | None = None, with_size: bool = True) -> Preprocessing | None:
+    """Read how a checkpoint's images are prepared.
 
     Args:
-        folder: of a checkpoint.
+        folder: of the checkpoint.
+        default: what counts where the file does not name a size; by default a published DETR's.
         with_size: whether its sizes are wanted; without, they may be of any form.
 
     Returns:
-        `{"size": (shortest edge, longest edge), "pad_to": (height, width)}`, pixels, as far as the file says them.
+        None if the folder does not hold the file.
 
     Raises:
         ValueError: not JSON of an object, or a setting that the package does not follow; names the file, the key and
@@ -74,7 +88,7 @@ def read_processor(folder: Path, with_size: bool = True) -> dict[str, Any]:
     """
     path = folder / FILE
     if not path.is_file():
-        return {}
+        return None
     told = read_json(path)
     for key, value in told.items():
         if complaint := _complaint(key, value, told):
@@ -87,79 +101,201 @@ def read_processor(folder: Path, with_size: bool = True) -> dict[str, Any]:
     if unknown:
         named = ", ".join(f'"{key}": {json.dumps(told[key])}' for key in unknown)
         logger.warning("%s has settings that are not known here, and are not followed: %s", path, named)
+    default = default or Preprocessing()
+    levels = _levels(told)
     if not with_size:
-        return {}
-    canvas = _canvas(path, told)
-    size = _size(path, told)
-    return ({"size": size} if size else {}) | ({"pad_to": canvas} if canvas else {})
+        return dataclasses.replace(default, **levels)
+    size, rule = _size(path, told) or (default.size, default.rule)
+    try:
+        return Preprocessing(size, rule, _canvas(path, told), **levels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def tell_processor(source: Any) -> None:
-    """Logs what `read_processor` would refuse of a checkpoint's folder: its weights are right, `detect` is not."""
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        try:
-            read_processor(Path(source), with_size=False)
-        except ValueError as error:
-            logger.warning("%s", error)
+def with_preprocessing(config: DETRConfig, source: Any) -> DETRConfig:
+    """Return the architecture of a checkpoint with the preprocessing that its folder tells.
+
+    Without a file, that is what the authors of the architecture do, which a line of the log says of a folder. What
+    cannot be followed is logged: the weights are right, but what the model answers may not be.
+
+    Args:
+        config: the architecture.
+        source: of the checkpoint: a folder, or what `hub.fetch` made of a hub id; anything else tells nothing.
+    """
+    published, folder = published_preprocessing(config), _folder_of(source)
+    if folder is None:
+        return dataclasses.replace(config, preprocessing=published)
+    try:
+        found = read_processor(folder, published)
+    except ValueError as error:
+        logger.warning("%s; images are prepared otherwise until model.preprocessing is set", error)
+        found = _levels_alone(folder, published)
+    else:
+        if found is None:
+            logger.info("%s has no %s, so images are prepared as its authors do: %s", folder, FILE, published)
+    return dataclasses.replace(config, preprocessing=found or published)
+
+
+def check_processor(source: Any, with_size: bool = True) -> None:
+    """Raise a `ValueError` if a checkpoint's images are to be prepared in a way that the package does not follow.
+
+    Args:
+        source: as for `with_preprocessing`.
+        with_size: whether its sizes matter.
+    """
+    if (folder := _folder_of(source)) is not None:
+        read_processor(folder, with_size=with_size)
+
+
+def processor_of(preprocessing: Preprocessing, config: DETRConfig) -> dict[str, Any]:
+    """Return what `preprocessor_config.json` says of a preprocessing: all that transformers does to an image.
+
+    Args:
+        preprocessing: of the model.
+        config: the model's architecture.
+    """
+    rule = _NEAREST.get(preprocessing.rule, preprocessing.rule)
+    first, second = next(keys for keys, its_rule in _SIZES.items() if its_rule == rule)
+    size = preprocessing.size if preprocessing.rule != "table" else (preprocessing.size[1],) * 2
+    plain = Preprocessing()
+    others = {
+        key: getattr(preprocessing, key)
+        for key in ("antialias", "multiple_of")
+        if getattr(preprocessing, key) != getattr(plain, key)
+    }
+    if others or preprocessing.rule == "facebook":
+        named = [f"{key}={value}" for key, value in others.items()]
+        named += [f"{RULE}={preprocessing.rule}"] if preprocessing.rule == "facebook" else []
+        logger.warning("transformers does not know, and prepares images without, %s", ", ".join(named))
+    canvas = preprocessing.pad_to and dict(zip(("height", "width"), preprocessing.pad_to, strict=True))
+    is_conditional = isinstance(config, ConditionalDETRConfig)
+    return {
+        "image_processor_type": f"{'ConditionalDetr' if is_conditional else 'Detr'}ImageProcessor",
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": {first: size[0], second: size[1]},
+        "resample": _RESAMPLING[preprocessing.interpolation],
+        "do_rescale": True,
+        "rescale_factor": preprocessing.rescale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_annotations": True,
+        "do_pad": True,
+        **({"pad_size": canvas} if canvas else {}),
+        **({RULE: preprocessing.rule} if rule != preprocessing.rule else {}),
+        **others,
+    }
+
+
+def _folder_of(source: Any) -> Path | None:
+    """The folder whose files describe a checkpoint; None if there is none."""
+    if isinstance(source, Commit):
+        return source.folder
+    return Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
+
+
+def _levels_alone(folder: Path, default: Preprocessing) -> Preprocessing | None:
+    """What can be followed of a file whose sizes cannot; None where nothing can."""
+    try:
+        return read_processor(folder, default, with_size=False)
+    except ValueError:
+        return None
+
+
+def _levels(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Preprocessing` beside the sizes, as far as the file tells them."""
+    fields: dict[str, Any] = {}
+    if told.get("do_rescale") is False:
+        fields["rescale"] = 1.0
+    elif told.get("rescale_factor") is not None:
+        factor = told["rescale_factor"]
+        fields["rescale"] = 1 / 255 if math.isclose(factor, 1 / 255, rel_tol=_TOLERANCE) else factor
+    if told.get("do_normalize") is False:
+        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    else:
+        for name in ("mean", "std"):
+            if (values := told.get(f"image_{name}")) is not None:
+                values = values if isinstance(values, list) else [values] * 3
+                usual = getattr(Preprocessing(), name)
+                is_usual = all(abs(one - other) <= _TOLERANCE for one, other in zip(values, usual, strict=True))
+                fields[name] = usual if is_usual else tuple(values)
+    if (resample := told.get("resample")) is not None:
+        fields["interpolation"] = _interpolation(resample)
+    for name in ("antialias", "multiple_of"):
+        if told.get(name) is not None:
+            fields[name] = told[name]
+    return fields
+
+
+def _interpolation(resample: Any) -> Interpolation | None:
+    """The interpolation that a number or a name of Pillow's stands for; None for others."""
+    if isinstance(resample, str):
+        return next((name for name in _RESAMPLING if name == resample.lower()), None)
+    if isinstance(resample, bool) or not isinstance(resample, int):
+        return None
+    return next((name for name, number in _RESAMPLING.items() if number == resample), None)
 
 
 def _is_ours(value: Any) -> bool:
     return isinstance(value, str) and value in _TYPES
 
 
-def _is_true(value: Any) -> bool:
-    return value is None or value is True
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
-def _is_ratio(value: Any, wanted: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isclose(value, wanted, rel_tol=1e-4)
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
-def _are(values: Any, wanted: tuple[float, ...]) -> bool:
-    if not isinstance(values, list) or len(values) != len(wanted):
-        return False
-    pairs = zip(values, wanted, strict=True)
-    return all(isinstance(one, (int, float)) and abs(one - other) <= _TOLERANCE for one, other in pairs)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# Key -> (whether a value is what the package does, what it does). A value of null is the processor's default.
-_CHECKS: dict[str, tuple[Any, str]] = {
-    "image_processor_type": (
-        _is_ours,
-        "but images are prepared as DetrImageProcessor does",
-    ),
-    "feature_extractor_type": (
-        _is_ours,
-        "but images are prepared as DetrFeatureExtractor does",
-    ),
-    "do_resize": (_is_true, "but images are always resized"),
-    "do_rescale": (_is_true, "but levels are always divided by 255"),
-    "rescale_factor": (lambda value: _is_ratio(value, 1 / 255), "but levels are always divided by 255"),
-    "do_normalize": (_is_true, "but images are always normalised"),
-    "image_mean": (lambda value: _are(value, IMAGENET_MEAN), f"but images are normalised with {list(IMAGENET_MEAN)}"),
-    "image_std": (lambda value: _are(value, IMAGENET_STD), f"but images are normalised with {list(IMAGENET_STD)}"),
+def _are_numbers(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)))
+
+
+def _are_positive(value: Any) -> bool:
+    return _are_numbers(value) and min(value if isinstance(value, list) else [value]) > 0
+
+
+_COLOURS = "which is no number, nor three of them for red, green and blue"
+# Key -> (whether a value is followed, what it is otherwise). A value of null is the processor's default.
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "image_processor_type": (_is_ours, "but images are prepared as DetrImageProcessor does"),
+    "feature_extractor_type": (_is_ours, "but images are prepared as DetrFeatureExtractor does"),
+    "do_resize": (lambda value: value is True, "but images are always resized"),
+    "do_rescale": (_is_flag, "not true or false"),
+    "rescale_factor": (lambda value: _is_number(value) and value > 0, "which is no number above 0"),
+    "do_normalize": (_is_flag, "not true or false"),
+    "image_mean": (_are_numbers, _COLOURS),
+    "image_std": (_are_positive, f"{_COLOURS}, above 0"),
     "resample": (
-        lambda value: value in (_BILINEAR, "bilinear", "BILINEAR") and not isinstance(value, bool),
-        "but images are resized bilinearly (2)",
+        lambda value: _interpolation(value) is not None,
+        "but images are resized bilinearly (2) or bicubically (3)",
     ),
     "do_center_crop": (lambda value: value is False, "but images are not cropped"),
     "size_divisor": (lambda value: value in (0, 1), "but images are not padded to multiples"),
     "size_divisibility": (lambda value: value in (0, 1), "but images are not padded to multiples"),
-    "antialias": (_is_true, "but images are resized with antialiasing"),
+    "antialias": (_is_flag, "not true or false"),
+    "multiple_of": (_is_side, "which is no whole number above 0"),
+    RULE: (lambda value: value in get_args(SizeRule), f"but the rules are {', '.join(get_args(SizeRule))}"),
     "auto_map": (lambda value: not value, "a processor of its own, which is not run"),
-    "do_pad": (lambda value: isinstance(value, bool), "not true or false"),
+    "do_pad": (_is_flag, "not true or false"),
     "pad_size": (lambda value: True, ""),
     "size": (lambda value: True, ""),
 }
+# What is not looked at where a flag is false.
+_OF_FLAG = {"image_mean": "do_normalize", "image_std": "do_normalize", "rescale_factor": "do_rescale"}
 
 
 def _complaint(key: str, value: Any, told: Mapping[str, Any]) -> str:
-    if key not in _CHECKS or value is None:
+    if key not in _CHECKS or value is None or told.get(_OF_FLAG.get(key, "")) is False:
         return ""
-    is_done, otherwise = _CHECKS[key]
-    if key.startswith("image_") and told.get("do_normalize") is False:
-        return ""  # which is refused itself
-    return "" if is_done(value) else otherwise
+    is_followed, otherwise = _CHECKS[key]
+    return "" if is_followed(value) else otherwise
 
 
 def _canvas(path: Path, told: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -173,26 +309,22 @@ def _canvas(path: Path, told: Mapping[str, Any]) -> tuple[int, int] | None:
     return canvas["height"], canvas["width"]
 
 
-def _size(path: Path, told: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size(path: Path, told: Mapping[str, Any]) -> tuple[tuple[int, int], SizeRule] | None:
+    """Size and rule of a preprocessing; None where the file names no size."""
     size = told.get("size")
     if size is None:
         return None
     if _is_side(size) and not told.get("default_to_square"):  # older files
         longest = told.get("max_size")
         size = {"shortest_edge": size, "longest_edge": LONGEST if longest is None else longest}
-    if isinstance(size, dict) and set(size) == {"shortest_edge", "longest_edge"} and all(map(_is_side, size.values())):
-        return size["shortest_edge"], size["longest_edge"]
+    if isinstance(size, dict) and size and all(map(_is_side, size.values())):
+        if set(size) == {"longest_edge"}:  # Table Transformer's, which transformers itself refuses
+            return (size["longest_edge"],) * 2, "table"
+        for keys, rule in _SIZES.items():
+            if set(size) == set(keys):
+                return (size[keys[0]], size[keys[1]]), told.get(RULE) or rule
+    forms = ", ".join(" and ".join(keys) for keys in _SIZES)
     raise ValueError(
-        f'{path} says "size": {json.dumps(told["size"])}, but images are resized to a shortest_edge and longest_edge, '
-        "and keep their shape: give --size SHORT LONG if the model was trained on such images" + _hint(size)
+        f'{path} says "size": {json.dumps(told["size"])}, but it must be whole numbers of pixels as {forms}, or '
+        "longest_edge alone: give --size, and --size-rule, as the model was trained"
     )
-
-
-def _hint(size: Any) -> str:
-    if isinstance(size, dict) and set(size) == {"longest_edge"} and _is_side(edge := size["longest_edge"]):
-        return f", here --size {edge} {edge} --size-rule table"
-    return ""
-
-
-def _is_side(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31

@@ -23,12 +23,12 @@ from tfdetr_keras import evaluation_batches, panoptic_evaluation
 from tfdetr_keras.data import load_shapes, prepare
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
 from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator, class_table, evaluate_detections, write_coco_results
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.inference import detect, segment
 from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
 from tfdetr_keras.panoptic_quality import panoptic_quality
 from tfdetr_keras.panoptic_results import panoptic_truth
 from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tfdetr_keras.segments import post_process_masks, post_process_panoptic
 
 CLASSES = ["circle", "square", "triangle", "paper", "table"]

@@ -21,6 +21,7 @@ from .models.family import from_pretrained as from_pretrained
 from .models.presets import PRESETS as PRESETS
 from .models.segmentation import DETRForSegmentation as DETRForSegmentation
 from .postprocess import post_process as post_process
+from .preprocessing import Preprocessing as Preprocessing
 from .pretraining import BackbonePretraining as BackbonePretraining
 from .segments import Segments as Segments
 from .segments import post_process_instance as post_process_instance

@@ -16,12 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import LARGEST_FILE, TURNED, decode_reduced
-from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.detections import Detections
 from tfdetr_keras.models import DETR
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
 from tfdetr_keras.visualize.drawing import fitted
 
@@ -89,9 +87,7 @@ def require_gradio() -> None:
 def look_at(
     model: DETR,
     path: str | Path,
-    size: tuple[int, int],
-    pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    preprocessing: Preprocessing,
 ) -> Look:
     """Runs a model over an image file, which may be none.
 
@@ -101,9 +97,7 @@ def look_at(
     Args:
         model: what is tried.
         path: the file.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels.
-        pad_to: (height, width) of a fixed canvas, pixels.
-        size_rule: by which rule images are resized, see `prepare`.
+        preprocessing: how images are prepared.
     """
     file = Path(path).name
     notes: list[str] = []
@@ -113,14 +107,14 @@ def look_at(
             notes.append(f"It {what}.")
 
     try:
-        pixels, (height, width) = decode_reduced(Path(path).read_bytes(), MOST_PIXELS, 2 * size[0], notice)
+        pixels, (height, width) = decode_reduced(
+            Path(path).read_bytes(), MOST_PIXELS, 2 * min(preprocessing.size), notice
+        )
     except ValueError as error:
         return Look(file, None, f"{file} {error}")
     try:
         # Without masks: of all queries they would fill the memory, and the page shows boxes.
-        found = model.detect(
-            pixels, size, threshold=0.0, attention=True, pad_to=pad_to, size_rule=size_rule, masks=False
-        )
+        found = model.detect(pixels, threshold=0.0, attention=True, masks=False, preprocessing=preprocessing)
     except ValueError as error:  # it does not fit the canvas
         return Look(file, None, f"{file}: {error}")
     picture, ratio = (pixels, 1.0) if max(pixels.shape) <= LONGEST else _smaller(pixels)
@@ -183,18 +177,20 @@ def _surer_than(found: Detections, threshold: float) -> Detections:
 def page(
     model: DETR,
     name: str,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Any:
     """Builds the page.
 
     Args:
         model: what is tried.
         name: of the model, for the title.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
-        pad_to: (height, width) of a fixed canvas, pixels; as in training.
-        size_rule: by which rule images are resized, see `prepare`; as in training.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         `gradio.Blocks`, for `serve`.
@@ -205,13 +201,11 @@ def page(
     require_gradio()
     import gradio
 
-    prepare(
-        records_of([]), 1, size=size, pad_to=pad_to, size_rule=size_rule
-    )  # which checks the sizes before there is an image
+    chosen_preprocessing = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
 
     def dropped(path: str) -> tuple[Look, None, None]:
         return (
-            look_at(model, path, size, pad_to, size_rule),
+            look_at(model, path, chosen_preprocessing),
             None,
             None,
         )  # nothing is chosen yet, and the field waits for more

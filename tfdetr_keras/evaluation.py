@@ -26,12 +26,12 @@ from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.evaluation_batches import evaluation_batches
+from tfdetr_keras.evaluation_batches import check_measurable, evaluation_batches
 from tfdetr_keras.forward_pass import forward_function
 from tfdetr_keras.inference import check_classes, classification_of
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.postprocess import post_process
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.segments import objects_with_masks
 from tfdetr_keras.workers import gather
 
@@ -189,12 +189,13 @@ def evaluate_detections(
     model: keras.Model,
     records: tf.data.Dataset,
     class_names: Sequence[str],
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
     masks: bool = False,
     max_detections: int = MOST_COUNTED,
+    preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
     """Runs a model over a dataset of records and computes COCO's metrics.
 
@@ -204,12 +205,14 @@ def evaluate_detections(
         model: see `Evaluator`.
         records: see `tfdetr_keras.data.record`.
         class_names: name of each label.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         batch_size: images a batch.
-        pad_to: (height, width) of a fixed canvas, pixels: on JAX, one compilation instead of one per image size.
-        size_rule: by which rule images are resized, see `td.data.prepare`; as in training.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing: on JAX, one
+            compilation instead of one per image size.
+        size_rule: by which images are resized, in place of that of the preprocessing.
         masks: whether AP of masks is computed, too, of records with masks and a model with a mask head.
         max_detections: of an image and a class that count, see `coco_metrics`.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         See `coco_metrics`; with `masks` also the same of the masks, under names with "mask_" before them: `mask_AP`,
@@ -219,7 +222,10 @@ def evaluate_detections(
         ValueError: the model's number of classes is not that of `class_names`; there are no masks; or as
             `coco_metrics`.
     """
-    return Evaluator(records, class_names, size, batch_size, pad_to, size_rule, masks, max_detections)(model)
+    evaluator = Evaluator(
+        records, class_names, size, batch_size, pad_to, size_rule, masks, max_detections, preprocessing
+    )
+    return evaluator(model)
 
 
 class Evaluator:
@@ -240,31 +246,34 @@ class Evaluator:
     Args:
         records: as for `evaluate_detections`, like the other arguments.
         class_names: name of each label.
-        size: (shortest_edge, longest_edge).
+        size: in place of that of the preprocessing.
         batch_size: images a batch.
         pad_to: (height, width) of a fixed canvas.
         size_rule: by which rule images are resized.
         masks: whether AP of masks is computed, too.
         max_detections: of an image and a class that count.
+        preprocessing: how images are prepared; by default each model's own.
 
     Attributes:
         ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were wanted, masks.
         detections: of the last run, as `coco_metrics` and `write_coco_results` take them.
 
     Raises:
-        ValueError: masks are wanted of records without; an unknown `size_rule`.
+        ValueError: masks are wanted of records without; a preprocessing that cannot be; records of whose objects none
+            can be used, or two of which have one image id.
     """
 
     def __init__(
         self,
         records: tf.data.Dataset,
         class_names: Sequence[str],
-        size: tuple[int, int] = (800, 1333),
+        size: tuple[int, int] | None = None,
         batch_size: int = 1,
         pad_to: tuple[int, int] | None = None,
-        size_rule: SizeRule = "huggingface",
+        size_rule: SizeRule | None = None,
         masks: bool = False,
         max_detections: int = MOST_COUNTED,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.max_detections, self._told = check_max_detections(max_detections), False
         if masks and "masks" not in records.element_spec:
@@ -272,7 +281,11 @@ class Evaluator:
         self.class_names, self.masks = list(class_names), masks
         self.ground_truth: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
-        self._batches = evaluation_batches(records, self._truth, size, batch_size, pad_to, size_rule)
+        check_measurable(records)
+        self._records, self._batch_size = records, batch_size
+        self._input = (preprocessing, size, pad_to, size_rule)
+        preprocessing_for(None, *self._input)  # what cannot be is refused here, not after an epoch of training
+        self._batches: dict[Preprocessing, tf.data.Dataset] = {}
 
     def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
         """Runs the model over all records; see `evaluate_detections` for what is returned and raised.
@@ -281,11 +294,12 @@ class Evaluator:
             model: see the class.
             progress: called with the number of images done, after each batch.
         """
-        forward = forward_function(model, self._batches.element_spec[0], 0.0 if self.masks else None)
+        batches = self._batches_for(preprocessing_for(model, *self._input))
+        forward = forward_function(model, batches.element_spec[0], 0.0 if self.masks else None)
         classification = classification_of(model)
         self.ground_truth, self.detections = [], []
         with readable_errors():
-            for inputs, targets in self._batches:
+            for inputs, targets in batches:
                 outputs = forward(inputs)
                 check_classes(model, outputs, len(self.class_names))
                 arrays = {key: value.numpy() for key, value in targets.items()}
@@ -303,6 +317,13 @@ class Evaluator:
             of_masks, _ = _measured(*found, "segm", self.max_detections)
             metrics |= {f"{MASK}{name}": value for name, value in of_masks.items()}
         return metrics
+
+    def _batches_for(self, preprocessing: Preprocessing) -> tf.data.Dataset:
+        """The records as models with a preprocessing take them."""
+        if preprocessing not in self._batches:
+            made = evaluation_batches(self._records, self._truth, preprocessing, self._batch_size)
+            self._batches[preprocessing] = made
+        return self._batches[preprocessing]
 
     def _truth(self, record: Record) -> dict[str, tf.Tensor]:
         """What a record says of its objects; masks as COCO's texts of run lengths, one an object."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import get_args
 
 import tensorflow as tf
 
@@ -11,39 +10,25 @@ from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.record import Record, reader_of
 from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.workers import number_of_workers, worker_index
 
 
 def evaluation_batches(
     records: tf.data.Dataset,
     truth: Callable[[Record], Mapping[str, tf.Tensor]],
-    size: tuple[int, int],
+    preprocessing: Preprocessing,
     batch_size: int,
-    pad_to: tuple[int, int] | None,
-    size_rule: SizeRule,
 ) -> tf.data.Dataset:
     """What `prepare` makes of records for a model, with what is true of them before the resize.
 
     Args:
         records: see `tfdetr_keras.data.record`; where several processes work, this one's part is taken.
         truth: from a record to tensors; their names get "true_" before them.
-        size: see `evaluate_detections`, as what follows.
+        preprocessing: of the model.
         batch_size: images a batch.
-        pad_to: (height, width) of a fixed canvas.
-        size_rule: by which rule images are resized.
-
-    Raises:
-        ValueError: an unknown `size_rule`; a set of whose objects none can be used; an image id that two records have,
-            where that is known before they are read.
     """
-    if size_rule not in get_args(SizeRule):
-        raise ValueError(f"size_rule must be one of {get_args(SizeRule)}, not {size_rule!r}")
-    if (reader := reader_of(records)) is not None:
-        reader.refuse_total_loss()
-        if reader.image_ids is not None:
-            _refuse_repeated(reader.image_ids)
-    resize = Resize(*size, size_rule, strict=pad_to is not None)
+    resize = Resize.of(preprocessing)
 
     def encode_with_truth(record: Record) -> Batch:
         # Masks are compared in the size of the original image: none are resized.
@@ -53,11 +38,23 @@ def evaluation_batches(
     examples = _part_of_this_worker(records).map(
         encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return pad_batches(examples, batch_size, pad_to)
+    return pad_batches(examples, batch_size, preprocessing.pad_to, preprocessing=preprocessing)
+
+
+def check_measurable(records: tf.data.Dataset) -> None:
+    """Raise a `ValueError` if nothing could be measured on records: before a model has been over all of them.
+
+    None of a set's objects can be used, or two of its records have one image id, where that is known before they are
+    read.
+    """
+    if (reader := reader_of(records)) is not None:
+        reader.refuse_total_loss()
+        if reader.image_ids is not None:
+            _refuse_repeated(reader.image_ids)
 
 
 def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
-    """Raises if two records have one image id, before a model has been over all of them."""
+    """Raises if two records have one image id."""
     seen: dict[int, int] = {}
     for place, image_id in enumerate(image_ids.as_numpy_iterator()):
         first = seen.setdefault(int(image_id), place)

@@ -19,7 +19,7 @@ from tfdetr_keras.forward_pass import forward_function, with_sure_masks
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident, post_process
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,13 @@ PANOPTIC_THRESHOLD = 0.85  # facebookresearch/detr, `PostProcessPanoptic`
 def detect(
     model: keras.Model,
     records: tf.data.Dataset,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
     threshold: float = 0.5,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
     masks: bool = True,
+    preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Detects objects in images.
 
@@ -44,12 +45,13 @@ def detect(
             cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is
             "focal", logits without the last one; with a mask head, `pred_masks`, too.
         records: of images, e.g. from `td.data.load_images`.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         batch_size: images a batch; the padding of a batch changes the answers a little, 1 has none.
-        pad_to: (height, width) of a fixed canvas, pixels.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
         threshold: only detections with a higher score are given.
-        size_rule: by which rule images are resized, see `prepare`; "table" for Table Transformer.
+        size_rule: by which images are resized, in place of that of the preprocessing.
         masks: whether masks are given, where the model has them: each takes a byte per pixel of the image.
+        preprocessing: how images are prepared; by default the model's own.
 
     Yields:
         Per record, in order, `{"image_id": int, "scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32
@@ -59,7 +61,8 @@ def detect(
     Raises:
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
     """
-    batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
+    batches = prepare(records, batch_size, preprocessing=chosen)
     forward = forward_function(model, batches.element_spec[0], threshold if masks else None)
     with readable_errors():
         for inputs, targets in batches:
@@ -71,13 +74,14 @@ def detect(
 def detect_images(
     model: keras.Model,
     images: Any,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     threshold: float = 0.5,
     urls: bool = False,
     attention: bool = False,
     pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
     masks: bool = True,
+    preprocessing: Preprocessing | None = None,
 ) -> Detections | list[Detections]:
     """Detects objects in images of whatever kind; what `DETR.detect` calls.
 
@@ -87,13 +91,14 @@ def detect_images(
         model: as for `detect`, with the class names in `id2label`.
         images: one image or a list of them; each a path, an array `(height, width, 3)` or `(height, width)` uint8, a
             PIL image, or, if allowed, a URL.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         threshold: only detections with a higher score are given.
         urls: whether text that begins with http:// or https:// is fetched.
         attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
-        pad_to: (height, width) of a fixed canvas, pixels; as in training.
-        size_rule: by which rule images are resized, see `prepare`; as in training.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        size_rule: by which images are resized, in place of that of the preprocessing.
         masks: see `detect`.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         The detections of each image, the surest first; of one image alone if `images` is one.
@@ -102,9 +107,10 @@ def detect_images(
         ValueError: something is no image, or cannot be read.
     """
     is_one, pixels = _pixels(images, urls)
-    options: dict[str, Any] = {"size": size, "pad_to": pad_to, "size_rule": size_rule, "masks": masks}
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     run = _detect_with_attention if attention else detect
-    found = run(model, records_of(pixels), threshold=threshold, **options) if pixels else iter(())
+    options: dict[str, Any] = {"threshold": threshold, "masks": masks, "preprocessing": chosen}
+    found = run(model, records_of(pixels), **options) if pixels else iter(())
     results = [_detections(model.id2label, image, result) for image, result in zip(pixels, found, strict=True)]
     return results[0] if is_one else results
 
@@ -112,25 +118,27 @@ def detect_images(
 def segment(
     model: keras.Model,
     records: tf.data.Dataset,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
     things: Sequence[bool] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Divides images into segments: things and stuff, each pixel in one of them at most.
 
     Args:
         model: as for `detect`, with a mask head.
         records: see `detect`, like the further arguments but these:
-        size: (shortest_edge, longest_edge).
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         batch_size: images a batch.
-        pad_to: (height, width) of a fixed canvas.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
         threshold: only queries with a higher score become segments.
         things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an image
             has one segment a label. By default all are things.
-        size_rule: by which rule images are resized.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Yields:
         Per record, in order, `{"image_id": int, "segmentation": (height, width) int32 of ids, "segments_info": [{"id":
@@ -142,7 +150,8 @@ def segment(
 
     Source: `tfdetr_keras.segments`, `post_process_panoptic` and `fuse_segments`.
     """
-    batches = prepare(records, batch_size, size=size, pad_to=pad_to, size_rule=size_rule)
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
+    batches = prepare(records, batch_size, preprocessing=chosen)
     forward = forward_function(model, batches.element_spec[0], threshold)
     with readable_errors():
         for inputs, targets in batches:
@@ -155,12 +164,13 @@ def segment(
 def segment_images(
     model: keras.Model,
     images: Any,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
     things: Sequence[bool] | None = None,
     urls: bool = False,
     pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Segments | list[Segments]:
     """Divides images of whatever kind into segments; what `DETRForSegmentation.segment` calls.
 
@@ -169,12 +179,13 @@ def segment_images(
     Args:
         model: as for `segment`, with the class names in `id2label`.
         images: see `detect_images`.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         threshold: see `segment`.
         things: see `segment`.
         urls: whether text that begins with http:// or https:// is fetched.
-        pad_to: (height, width) of a fixed canvas, pixels; as in training.
-        size_rule: by which rule images are resized, see `prepare`; as in training.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         The segments of each image; of one image alone if `images` is one.
@@ -183,8 +194,9 @@ def segment_images(
         ValueError: as `segment`, or something is no image.
     """
     is_one, pixels = _pixels(images, urls)
-    options: dict[str, Any] = {"size": size, "pad_to": pad_to, "size_rule": size_rule}
-    found = segment(model, records_of(pixels), threshold=threshold, things=things, **options) if pixels else iter(())
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
+    options: dict[str, Any] = {"threshold": threshold, "things": things, "preprocessing": chosen}
+    found = segment(model, records_of(pixels), **options) if pixels else iter(())
     results = [
         Segments(one["segmentation"], one["segments_info"], model.id2label, image)
         for image, one in zip(pixels, found, strict=True)
@@ -261,15 +273,13 @@ def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str,
 def _detect_with_attention(
     model: Any,
     records: tf.data.Dataset,
-    size: tuple[int, int],
-    pad_to: tuple[int, int] | None,
     threshold: float,
-    size_rule: SizeRule,
     masks: bool,
+    preprocessing: Preprocessing,
 ) -> Iterator[dict[str, Any]]:
     """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
     with readable_errors():
-        for inputs, targets in prepare(records, 1, size=size, pad_to=pad_to, size_rule=size_rule):
+        for inputs, targets in prepare(records, 1, preprocessing=preprocessing):
             arrays = {key: value.numpy() for key, value in inputs.items()}
             if isinstance(model, DETRForSegmentation):
                 outputs = stages = model.stages(arrays, attention=True, masks=False)

@@ -12,12 +12,12 @@ import tensorflow as tf
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
-from tfdetr_keras.evaluation_batches import evaluation_batches
+from tfdetr_keras.evaluation_batches import check_measurable, evaluation_batches
 from tfdetr_keras.forward_pass import forward_function
 from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
 from tfdetr_keras.panoptic_quality import PanopticQuality
 from tfdetr_keras.panoptic_results import panoptic_truth
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.workers import gather
 
 
@@ -26,12 +26,13 @@ def evaluate_panoptic(
     records: tf.data.Dataset,
     class_names: Sequence[str],
     things: Sequence[bool],
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
     threshold: float = PANOPTIC_THRESHOLD,
     progress: Callable[[int], None] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
     """Runs a model over a dataset of panoptic records and computes panoptic quality, one image after the other.
 
@@ -45,26 +46,29 @@ def evaluate_panoptic(
         records: of a panoptic set, with masks that do not overlap, see `td.data.load_coco_panoptic`.
         class_names: name of each label; "N/A" for a label that is not in use, which counts in no mean.
         things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
         batch_size: images a batch; the padding of a batch changes a model's answers a little, 1 has none.
-        pad_to: (height, width) of a fixed canvas, pixels.
-        size_rule: by which rule images are resized, see `td.data.prepare`; as in training.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        size_rule: by which images are resized, in place of that of the preprocessing.
         threshold: only queries with a higher score become segments.
         progress: called with the number of images done, after each batch.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         See `PanopticQuality.result`.
 
     Raises:
         ValueError: records without masks, or whose masks overlap; a model of another number of classes, or without a
-            mask head; another number of `things` than of class names; an unknown `size_rule`.
+            mask head; another number of `things` than of class names; a preprocessing that cannot be.
 
     Source: as `tfdetr_keras.panoptic_quality`; segments by `tfdetr_keras.segments`.
     """
     quality = PanopticQuality(class_names, things)
     if "masks" not in records.element_spec:
         raise ValueError("the records have no masks to measure segments by: read them with load_coco_panoptic")
-    batches = evaluation_batches(records, _truth, size, batch_size, pad_to, size_rule)
+    check_measurable(records)
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
+    batches = evaluation_batches(records, _truth, chosen, batch_size)
     forward = forward_function(model, batches.element_spec[0], threshold)
     done = 0
     with readable_errors():

@@ -1,8 +1,207 @@
-"""How an image becomes the model's input, by name: what data, inference, export and the command line agree on."""
+"""How an image becomes a model's input: to which size, onto which canvas, with which levels.
 
-from typing import Literal
+A model answers worse for images that are prepared otherwise than in its training, and nothing tells. So what is done to
+an image belongs to the model: it stands in its configuration, in `.keras` files and in `preprocessor_config.json`.
+"""
 
-# Whose rule says to which size an image is resized, see `tfdetr_keras.data.sizes.target_size`.
-SizeRule = Literal["huggingface", "facebook", "table"]
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
+
+# By which rule images are resized, see `tfdetr_keras.data.sizes.target_size`.
+SizeRule = Literal["huggingface", "facebook", "table", "fit", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
+Pair = tuple[int, int]
 
 SIZE = (800, 1333)  # shortest and longest edge, pixels: what published DETRs were trained and measured with
+# Of levels 0 … 1, red, green and blue: what published backbones were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_OF_RECTANGLES = ("fit", "stretch")  # rules whose size is a height and a width
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a model sees it; each model has its own, `model.preprocessing`.
+
+    Args:
+        size: to which images are resized, pixels: (shortest_edge, longest_edge), or (height, width) with the rules
+            "fit" and "stretch".
+        rule: how. "huggingface" and "facebook": the shorter side becomes `shortest_edge`, unless the longer one would
+            pass `longest_edge`; they differ by some pixels there. "table": the longer side becomes `longest_edge`,
+            whatever the shorter one is (Table Transformer). "fit": as large as fits into height and width. "stretch":
+            to just this height and width; the ratio of the sides is not kept.
+        pad_to: (height, width) of the canvas that images are padded to, pixels; None: that of the largest image of a
+            batch.
+        rescale: factor of the levels 0 … 255.
+        mean: subtracted from the rescaled levels of red, green and blue.
+        std: by which what is left is divided.
+        interpolation: "bilinear" or "bicubic".
+        antialias: whether images that become smaller are smoothed.
+        multiple_of: what the height and the width of a canvas are multiples of, pixels.
+
+    Raises:
+        ValueError: a value that cannot work, or of another kind.
+    """
+
+    size: Pair = SIZE
+    rule: SizeRule = "huggingface"
+    pad_to: Pair | None = None
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        for name, choices in (("rule", SizeRule), ("interpolation", Interpolation)):
+            if getattr(self, name) not in get_args(choices):
+                title = "size_rule" if name == "rule" else name
+                raise ValueError(f"{title} must be one of {get_args(choices)}, not {getattr(self, name)!r}")
+        check_size(self.size, self.rule)
+        object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+        if not _is_whole(self.multiple_of) or self.multiple_of < 1:
+            raise ValueError(f"multiple_of must be a whole number of at least 1, not {self.multiple_of!r}")
+        object.__setattr__(self, "multiple_of", int(self.multiple_of))
+        if self.pad_to is not None:
+            if not is_pair(self.pad_to) or min(self.pad_to) < 1:
+                raise ValueError(f"pad_to must be None or (height, width) of at least 1 pixel, not {self.pad_to!r}")
+            object.__setattr__(self, "pad_to", (int(self.pad_to[0]), int(self.pad_to[1])))
+            if any(side % self.multiple_of for side in self.pad_to):
+                raise ValueError(f"pad_to must be in multiples of {self.multiple_of}, not {self.pad_to}")
+        if not _is_real(self.rescale) or self.rescale <= 0:
+            raise ValueError(f"rescale must be a finite number above 0, not {self.rescale!r}")
+        object.__setattr__(self, "rescale", float(self.rescale))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or len(values) != 3 or not all(map(_is_real, values)):
+                raise ValueError(f"{name} must be three finite numbers, of red, green and blue, not {values!r}")
+            object.__setattr__(self, name, tuple(map(float, values)))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, not {self.std}")
+        if not isinstance(self.antialias, bool):
+            raise ValueError(f"antialias must be True or False, not {self.antialias!r}")
+
+    @classmethod
+    def of(cls, value: Any) -> Preprocessing:
+        """Return a preprocessing as it is, one from its fields, and DETR's published one for None.
+
+        Raises:
+            ValueError: none of these, an unknown field, or a value that cannot work.
+        """
+        if value is None or isinstance(value, cls):
+            return value or cls()
+        if not isinstance(value, Mapping):
+            raise ValueError(f"preprocessing must be a td.Preprocessing, or the mapping of one, not {value!r}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [str(name) for name in value if name not in known]:
+            raise ValueError(f"{', '.join(unknown)}: not a field of Preprocessing; there are {', '.join(known)}")
+        return cls(**value)
+
+    def changed(
+        self, size: Any = None, pad_to: Any = None, size_rule: SizeRule | None = None, multiple_of: int | None = None
+    ) -> Preprocessing:
+        """Return this with some fields changed; those that are None stay.
+
+        Another size leaves out the canvas, which was that of images of the old size, unless one is given, too.
+
+        Raises:
+            ValueError: a value that cannot work.
+        """
+        changes: dict[str, Any] = {} if size_rule is None else {"rule": size_rule}
+        if size is not None:
+            changes |= {"size": size, "pad_to": None}
+        if pad_to is not None:
+            changes["pad_to"] = pad_to
+        if multiple_of is not None:
+            changes["multiple_of"] = multiple_of
+        return dataclasses.replace(self, **changes) if changes else self
+
+    @property
+    def largest(self) -> Pair:
+        """The height and the width of a canvas that holds every image, pixels: `pad_to`, or what `size` allows."""
+        if self.pad_to is not None:
+            return self.pad_to
+        height, width = self.size if self.rule in _OF_RECTANGLES else (self.size[1], self.size[1])
+        return self.rounded_up(height), self.rounded_up(width)
+
+    def on_one_canvas(self) -> Preprocessing:
+        """Return this with a canvas that all images are padded to; its own, or the largest."""
+        return dataclasses.replace(self, pad_to=self.largest)
+
+    def rounded_up(self, side: int) -> int:
+        """Return a side of a canvas, pixels, as the next multiple of `multiple_of`."""
+        return side + -side % self.multiple_of
+
+    def __str__(self) -> str:
+        """Say in words what is done."""
+        first, second = self.size
+        texts = {
+            "table": f"longer side to {second} pixels",
+            "fit": f"to fit into {first} x {second} pixels (height x width)",
+            "stretch": f"stretched to {first} x {second} pixels (height x width)",
+        }
+        told = [texts.get(self.rule, f"shorter side to {first} pixels, longer to {second} at most")]
+        if self.rule == "facebook":
+            told[0] += " (facebook's rounding)"
+        if self.pad_to is not None:
+            told.append(f"padded to {self.pad_to[0]} x {self.pad_to[1]}")
+        plain = Preprocessing()
+        told += [
+            f"{name} {getattr(self, name)}"
+            for name in ("rescale", "mean", "std", "interpolation", "antialias", "multiple_of")
+            if getattr(self, name) != getattr(plain, name)
+        ]
+        return "; ".join(told)
+
+
+def preprocessing_for(
+    model: Any,
+    preprocessing: Any = None,
+    size: Any = None,
+    pad_to: Any = None,
+    size_rule: SizeRule | None = None,
+) -> Preprocessing:
+    """Return how images are prepared for a model.
+
+    Args:
+        model: whose own preprocessing counts where none is given; one without is taken for a published DETR.
+        preprocessing: in place of the model's, or None.
+        size: in place of that of the preprocessing, or None; as what follows.
+        pad_to: in place of its canvas.
+        size_rule: in place of its rule.
+
+    Raises:
+        ValueError: a value that cannot work.
+    """
+    own = getattr(model, "preprocessing", None) if preprocessing is None else preprocessing
+    return Preprocessing.of(own).changed(size, pad_to, size_rule)
+
+
+def check_size(size: Any, rule: str) -> None:
+    """Raise a `ValueError` if a size is none, or none of a rule."""
+    if rule in _OF_RECTANGLES:
+        if not is_pair(size) or min(size) < 1:
+            raise ValueError(f'size must be (height, width) of at least 1 pixel with the rule "{rule}", not {size!r}')
+    elif not is_pair(size) or not 1 <= size[0] <= size[1]:
+        raise ValueError(
+            f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {size!r}"
+        )
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a value is two whole numbers."""
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,7 +10,7 @@ from tfdetr_keras.data import batching, load_shapes, prepare, readable_errors
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resize
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (64, 96)
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.buffers import ALIGNMENT, BufferPool
 from tfdetr_keras.data.canvas import canvas_painter
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def test_pixels_zeros_and_mask():

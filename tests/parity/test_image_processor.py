@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras.data import load_coco, prepare
-from tfdetr_keras.imagenet import IMAGENET_STD
+from tfdetr_keras.preprocessing import IMAGENET_STD
 
 LEVEL = 1 / (255 * np.array(IMAGENET_STD))  # one uint8 level after the normalisation
 

@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from tfdetr_keras.cli.model_options import add_model_options, check_model, read_model, size_arguments
+from tfdetr_keras.cli.model_options import add_model_options, check_model, chosen_preprocessing, read_model
 
 EXAMPLES = """examples:
   tfdetr app --model run
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     port = _free_port(options.host, options.port)
     path = Path(options.model)
     name = path.resolve().name if path.exists() else options.model
-    blocks = app.page(read_model(options), name, **size_arguments(options))
+    model = read_model(options)
+    blocks = app.page(model, name, preprocessing=chosen_preprocessing(options, model))
     address = app.serve(blocks, options.host, port, browser=not options.no_browser)
     print(f"{name} is at {address} until Ctrl-C", flush=True)
     try:

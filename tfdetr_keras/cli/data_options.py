@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tfdetr_keras.cli.input_options import add_input_options, given_input
 from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, read_class_names
 
 
@@ -86,29 +87,20 @@ def add_source_options(command: argparse.ArgumentParser, otherwise: str | None =
     )
 
 
-def add_batch_options(command: argparse.ArgumentParser, batch_size: int) -> None:
-    """Adds the options that `batch_arguments` passes to `td.data.prepare`."""
+def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_default: str) -> None:
+    """Adds the options that `batch_arguments` passes to `td.data.prepare`.
+
+    Args:
+        command: that makes batches.
+        batch_size: by default.
+        input_default: how images are resized by default, for the help.
+    """
     batch = command.add_argument_group("the batches")
     batch.add_argument(
         "--batch-size", type=int, default=batch_size, metavar="N", help=f"images a batch (default: {batch_size})"
     )
+    add_input_options(batch, input_default)
     batch.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(800, 1333),
-        metavar=("SHORT", "LONG"),
-        help="images are resized until their shorter side is SHORT pixels, or the longer one LONG (default: 800 1333)",
-    )
-    padding = batch.add_mutually_exclusive_group()
-    padding.add_argument(
-        "--pad-to",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="pad all images to one size, pixels (default: that of the largest in the batch)",
-    )
-    padding.add_argument(
         "--buckets", action="store_true", help="pad to one of seven sizes, images of alike shape together"
     )
     batch.add_argument(
@@ -168,11 +160,18 @@ def read_source(options: argparse.Namespace) -> Loaded:
 
 
 def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `td.data.prepare`."""
+    """The options as arguments of `td.data.prepare`.
+
+    Raises:
+        ValueError: two canvases at once.
+    """
+    given = given_input(options)
+    if options.buckets and given["pad_to"]:
+        raise ValueError("--buckets chooses the canvases itself: leave --pad-to away")
     return {
         "batch_size": options.batch_size,
-        "size": tuple(options.size),
-        "pad_to": "buckets" if options.buckets else options.pad_to and tuple(options.pad_to),
+        **given,
+        **({"pad_to": "buckets"} if options.buckets else {}),
         "max_boxes": options.max_boxes,
         "color_jitter": options.color_jitter,
         "seed": options.seed,

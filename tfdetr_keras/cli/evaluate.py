@@ -113,8 +113,8 @@ def run(options: argparse.Namespace) -> int:
         records, names = read_source(options)
         source = source_arguments(options)
     names = _class_names(model, names, source.get("category_ids") == "original")
-    arguments = input_arguments(options)
-    if own and options.batch_size is None and options.size is None and options.pad_to is None:
+    arguments = input_arguments(options, model)
+    if own and not any((options.batch_size, options.size, options.pad_to, options.size_rule)):
         arguments |= RunFolder(options.model).evaluation  # to the last digit as the run measured it
     reader = reader_of(records)
     total = -1 if reader is None else int(reader.entries.cardinality())

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from tfdetr_keras.atomic import whole_file
-from tfdetr_keras.cli.model_options import add_model_options, check_model, is_run, read_model, size_arguments
+from tfdetr_keras.cli.model_options import add_model_options, check_model, chosen_preprocessing, is_run, read_model
 
 EXAMPLES = """examples:
   tfdetr export --model run --format saved-model --out served
@@ -81,7 +81,8 @@ def _write(options: argparse.Namespace) -> Path:
         return path
     extra = {"precision": options.precision} if options.precision else {}
     write = getattr(export, options.format.replace("-", "_"))
-    return write(model, options.out, **size_arguments(options), overwrite=options.overwrite, **extra)
+    preprocessing = chosen_preprocessing(options, model)
+    return write(model, options.out, preprocessing=preprocessing, overwrite=options.overwrite, **extra)
 
 
 def _refuse_for_hub(options: argparse.Namespace) -> None:

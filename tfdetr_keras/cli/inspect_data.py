@@ -36,7 +36,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_options(command)
-    add_batch_options(command, batch_size=8)
+    add_batch_options(command, 8, "800 1333, as published DETRs have it")
     command.add_argument("--training", action="store_true", help="draw a batch for training (default: for evaluation)")
     command.add_argument(
         "--masks",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
+from tfdetr_keras.cli.input_options import add_input_options, given_input
 from tfdetr_keras.models.packaged import find_source
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, preprocessing_for
 
 if TYPE_CHECKING:
     from tfdetr_keras.models import DETR
@@ -22,7 +23,7 @@ _PATHS = ("/", "./", "../", "~")
 
 
 def add_model_options(command: argparse.ArgumentParser, batches: bool = True) -> None:
-    """Adds the options that `read_model` and `input_arguments` read.
+    """Adds the options that `read_model`, `chosen_preprocessing` and `input_arguments` read.
 
     Args:
         command: that runs a model.
@@ -35,27 +36,7 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
         help="folder of a run (its best model), detr-tiny, or whatever else `tfdetr train --from` takes as weights",
     )
     command.add_argument("--last", action="store_true", help="of a run, the last model instead of the best")
-    command.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("SHORT", "LONG"),
-        help="images are resized until their shorter side is SHORT pixels, or the longer one LONG (default: as the run "
-        "was trained, or the checkpoint's preprocessor_config.json says, else 800 1333)",
-    )
-    command.add_argument(
-        "--pad-to",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="pad images to one canvas, pixels (default: as the run was trained, else not)",
-    )
-    command.add_argument(
-        "--size-rule",
-        choices=get_args(SizeRule),
-        help="by which rule images are resized; table is for Table Transformer: the longer side gets LONG pixels "
-        "(default: huggingface)",
-    )
+    add_input_options(command, "as the model was trained")
     if batches:
         command.add_argument(
             "--batch-size", type=int, metavar="N", help="images a batch (default: 1; 8 with one canvas)"
@@ -107,31 +88,29 @@ def read_model(options: argparse.Namespace) -> DETR:
     """The model that the options name, which `check_model` has looked at.
 
     Raises:
-        ValueError: as `DETR.from_pretrained`.
+        ValueError: as `DETR.from_pretrained`; or a checkpoint's `preprocessor_config.json` cannot be followed.
     """
+    from port_weights.processor import check_processor
     from tfdetr_keras.models import from_pretrained
     from tfdetr_keras.training import RunFolder
 
     if is_run(options.model):
         return RunFolder(options.model).load_model("last" if options.last else "best")
-    return from_pretrained(_source(options))
+    source = _source(options)
+    check_processor(source, with_size=options.size is None)
+    return from_pretrained(source)
 
 
-def input_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """How images become batches: arguments of `evaluate_detections` and `prepare`."""
-    arguments = size_arguments(options)
-    return arguments | {"batch_size": options.batch_size or (8 if arguments["pad_to"] else 1)}
+def input_arguments(options: argparse.Namespace, model: DETR) -> dict[str, Any]:
+    """How images become batches: arguments of `evaluate_detections` and `detect`."""
+    preprocessing = chosen_preprocessing(options, model)
+    batch_size = options.batch_size or (8 if preprocessing.pad_to else 1)
+    return {"preprocessing": preprocessing, "batch_size": batch_size}
 
 
-def size_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """How images are resized and padded."""
-    trained = _trained_on(options)
-    size, pad_to = options.size, options.pad_to
-    if size is None:
-        size = trained.get("size", (800, 1333))
-        pad_to = pad_to or trained.get("pad_to")
-    arguments = {"size": tuple(size), "pad_to": tuple(pad_to) if pad_to else None}
-    return arguments | ({"size_rule": options.size_rule} if options.size_rule else {})
+def chosen_preprocessing(options: argparse.Namespace, model: DETR) -> Preprocessing:
+    """How images are prepared: as the model has it, but for what the options say."""
+    return preprocessing_for(model, **given_input(options))
 
 
 def _source(options: argparse.Namespace) -> Any:
@@ -143,20 +122,3 @@ def _source(options: argparse.Namespace) -> Any:
     if not hasattr(options, "commit"):
         options.commit = fetch(options.model)
     return options.commit
-
-
-def _trained_on(options: argparse.Namespace) -> dict[str, Any]:
-    """The size, and the canvas if there was one, that a model's own files tell.
-
-    Raises:
-        ValueError: as `read_processor`.
-    """
-    from port_weights.hub import Commit
-    from port_weights.processor import read_processor
-    from tfdetr_keras.training import RunFolder
-
-    if is_run(options.model):
-        return RunFolder(options.model).sizes
-    source = _source(options)
-    folder = Path(source.folder if isinstance(source, Commit) else source)
-    return read_processor(folder, with_size=options.size is None)

@@ -80,7 +80,7 @@ def _draw_all(model: DETR, records: Any, paths: Sequence[Path], options: argpars
     new: list[Path] = []
     try:
         with Counter("looked at", len(paths)) as counter:
-            for image in detect(model, records, threshold=options.threshold, **input_arguments(options)):
+            for image in detect(model, records, threshold=options.threshold, **input_arguments(options, model)):
                 path = paths[image["image_id"]]
                 picture = options.out / f"{image['image_id']:0{len(str(len(paths)))}d}-{path.stem}.png"
                 new += [] if picture.exists() else [picture]

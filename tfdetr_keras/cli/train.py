@@ -35,7 +35,7 @@ VALIDATION = {
 }
 
 EXAMPLES = """examples:
-  tfdetr train --data shapes --from detr-tiny --size 96 128 --epochs 3 --val-split 0.2 --out run
+  tfdetr train --data shapes --from detr-tiny --epochs 3 --val-split 0.2 --out run
   tfdetr train --data coco --images photos --annotations train.json --val-images photos --val-annotations val.json \\
       --from facebook/detr-resnet-50 --epochs 50 --batch-size 4 --out run
   tfdetr train --data voc --images JPEGImages --annotations Annotations --val-split 0.2 --from detr-tiny \\
@@ -83,7 +83,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     validation.add_argument("--val-images", metavar="DIR", help="as --images (default: the same)")
     validation.add_argument("--val-segments", metavar="DIR", help="coco-panoptic: as --segments (default: the same)")
     validation.add_argument("--val-count", type=int, metavar="N", help="shapes: as --count (default: as many)")
-    add_batch_options(command, batch_size=DEFAULTS.batch_size)
+    add_batch_options(command, DEFAULTS.batch_size, "as SOURCE has it")
     _add_model_options(command)
     _add_recipe_options(command)
     command.set_defaults(run=run)

@@ -16,6 +16,7 @@ from tfdetr_keras.data.checks import refuse_empty
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.sizes import smallest_bucket
+from tfdetr_keras.preprocessing import Preprocessing
 
 Batch = tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]
 Canvas = tuple[int, int]
@@ -57,16 +58,22 @@ def pad_batches(
     drop_remainder: bool = False,
     box_reference: BoxReference = "image",
     may_be_empty: bool = True,
+    preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
     """Pads examples (see `encode`) to a common shape and batches them; see `prepare` for the arguments.
+
+    Of the preprocessing the levels count, and what the sides of a canvas are multiples of.
 
     Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere.
     Some batches are made ahead. Unless `may_be_empty`, a pass in which incomplete batches are all that there is is an
     error while iterating.
     """
-    canvases = _canvases(pad_to)
+    preprocessing = Preprocessing.of(preprocessing)
+    canvases = _canvases(pad_to, preprocessing)
     if canvases or max_boxes is not None:
         examples = _checked_to_fit(examples, canvases, max_boxes)
+    if not canvases and preprocessing.multiple_of > 1:
+        examples = examples.map(lambda inputs, targets: _rounded_up(inputs, targets, preprocessing.multiple_of))
     if len(canvases) < 2:
         height, width = canvases[0] if canvases else (None, None)
         batches = _padded(examples, batch_size, height, width, max_boxes, drop_remainder)
@@ -81,7 +88,7 @@ def pad_batches(
         )
     if not may_be_empty and not _must_fill_one(examples, batch_size, canvases):
         batches = refuse_empty(batches, _no_batch(batch_size, canvases))
-    paint = canvas_painter()
+    paint = canvas_painter(preprocessing)
 
     def finished(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor]) -> Batch:
         if max_boxes is None:
@@ -118,10 +125,19 @@ def _without_autotuning() -> tf.data.Options:
     return options
 
 
-def _canvases(pad_to: Canvas | Sequence[Canvas] | None) -> list[Canvas]:
+def _canvases(pad_to: Canvas | Sequence[Canvas] | None, preprocessing: Preprocessing) -> list[Canvas]:
     """None, one canvas or several as a list."""
     sides = [] if pad_to is None else np.reshape(pad_to, (-1, 2)).tolist()
-    return [(height, width) for height, width in sides]
+    return [(preprocessing.rounded_up(height), preprocessing.rounded_up(width)) for height, width in sides]
+
+
+def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], multiple: int) -> Batch:
+    """An example on a canvas of its own, whose sides are multiples; so are then those of the largest in a batch."""
+    height, width = tf.unstack(-inputs["size"] % multiple)
+    levels = tf.pad(inputs["levels"], [[0, height], [0, width], [0, 0]])
+    if "masks" in targets:
+        targets = targets | {"masks": tf.pad(targets["masks"], [[0, 0], [0, height], [0, width]])}
+    return inputs | {"levels": levels}, targets
 
 
 def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_boxes: int | None) -> tf.data.Dataset:

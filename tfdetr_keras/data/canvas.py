@@ -7,28 +7,38 @@ import tensorflow as tf
 
 from tfdetr_keras.data.buffers import BufferPool
 from tfdetr_keras.data.host import host_function
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
-
-# (x / 255 − mean) / deviation as x · factor − shift
-FACTOR = (1 / (255 * np.array(IMAGENET_STD))).astype(np.float32)
-SHIFT = (np.array(IMAGENET_MEAN) / np.array(IMAGENET_STD)).astype(np.float32)
+from tfdetr_keras.preprocessing import Preprocessing
 
 
-def canvas_painter() -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def factor_and_shift(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Return what normalises levels 0 … 255, x · factor − shift, `(3,)` float32 each.
+
+    It is (x · rescale − mean) / deviation, in one step less.
+    """
+    deviation = np.array(preprocessing.std)
+    factor, shift = preprocessing.rescale / deviation, np.array(preprocessing.mean) / deviation
+    return factor.astype(np.float32), shift.astype(np.float32)
+
+
+def canvas_painter(preprocessing: Preprocessing) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Makes the function that turns padded levels into a model's inputs; it keeps memory to use again.
 
+    Args:
+        preprocessing: of the model.
+
     The function takes levels `(batch, height, width, 3)` uint8 and sizes `(batch, 2)` int, the height and width of each
-    image at the top left of its canvas. It returns `pixel_values` `(batch, height, width, 3)` float32, with ImageNet's
-    mean 0 and deviation 1 per channel in the image and 0 in the padding, and `pixel_mask` `(batch, height, width)`
+    image at the top left of its canvas. It returns `pixel_values` `(batch, height, width, 3)` float32,
+    normalised in the image and 0 in the padding, and `pixel_mask` `(batch, height, width)`
     int32, 1 = image.
     """
     pool = BufferPool()
+    factor_of_pixel, shift_of_pixel = factor_and_shift(preprocessing)
 
     def paint(levels: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels, mask = pool.empty(levels.shape, np.float32), pool.empty(levels.shape[:3], np.int32)
         # As rows of width × 3 numbers: several times faster than broadcasting over an axis of 3.
         rows, row_levels = (array.reshape(*array.shape[:2], -1) for array in (pixels, levels))
-        factor, shift = (np.tile(values, levels.shape[2]) for values in (FACTOR, SHIFT))
+        factor, shift = (np.tile(values, levels.shape[2]) for values in (factor_of_pixel, shift_of_pixel))
         for place, (height, width) in enumerate(sizes.tolist()):
             image = rows[place, :height, : 3 * width]
             np.multiply(row_levels[place, :height, : 3 * width], factor[: 3 * width], out=image)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +13,8 @@ from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.recipes import RECIPES, Augmentation, evaluation
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, reader_of
-from tfdetr_keras.data.sizes import Resize, SizeRule, buckets
+from tfdetr_keras.data.sizes import Resize, buckets
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair
 
 # Records to shuffle from where they cannot all be held: images take most of the memory, about 1 MB each.
 SHUFFLE_BUFFER = 512
@@ -25,7 +25,7 @@ def prepare(
     dataset: tf.data.Dataset,
     batch_size: int,
     training: bool = False,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     pad_to: Canvas | Sequence[Canvas] | Literal["buckets"] | None = None,
     max_boxes: int | None = None,
     augmentation: Augmentation | Callable[[Record, tf.Tensor], Record] = "paper",
@@ -36,8 +36,9 @@ def prepare(
     first_epoch: int = 0,
     shard: tuple[int, int] = (1, 0),
     deterministic: bool = True,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
     box_reference: BoxReference = "image",
+    preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
     """Turns a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
 
@@ -52,9 +53,11 @@ def prepare(
         dataset: of records, see `tfdetr_keras.data.record`.
         batch_size: images a batch, of each shard.
         training: whether to shuffle and augment.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; in training with "paper", at most. With
-            `pad_to`, the limit holds to the pixel; without, the references' rounding may pass it.
-        pad_to: what images are padded to. None: the largest image of the batch. (height, width): a fixed canvas, e.g.
+        size: in place of that of the preprocessing: (shortest_edge, longest_edge) that images are resized to, pixels;
+            in training with "paper", at most. With `pad_to`, the limit holds to the pixel; without, the references'
+            rounding may pass it.
+        pad_to: what images are padded to. None: the canvas of the preprocessing, unless a size is given without one;
+            where it has none, the largest image of the batch. (height, width): a fixed canvas, e.g.
             a square of `size`'s longest edge; with `max_boxes` it makes all shapes static. A list of canvases: the
             smallest that the image fits on, batches being made of images with the same one; so a compiled model sees a
             few shapes. "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last,
@@ -72,10 +75,11 @@ def prepare(
         shard: (number of shards, index of this one): every so many-th record, for one of several workers.
         deterministic: whether batches come in the same order on every run; False is faster where images differ much in
             the time that they take.
-        size_rule: "huggingface", "facebook" (differs by some pixels where the longest edge is reached), or "table", of
-            Table Transformer: the longer side gets `size`'s longest edge, whatever the shorter one is.
+        size_rule: in place of that of the preprocessing, see `td.Preprocessing`.
         box_reference: "image": boxes are relative to the image without its padding, as the published weights were
             trained; "padded": to the canvas, as Hugging Face's image processor makes them.
+        preprocessing: of the model that the batches are for, `model.preprocessing`; by default that of published DETRs:
+            a shorter side of 800 pixels, a longer one of 1333 at most.
 
     Returns:
         A dataset of (inputs, targets):
@@ -92,8 +96,12 @@ def prepare(
             where records are skipped or share several canvases (`readable_errors` turns it into a `ValueError`).
     """
     _check_dataset(dataset)
-    _check_arguments(batch_size, size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, size_rule, box_reference)
-    resize = Resize(*size, size_rule, strict=pad_to is not None)
+    _check_arguments(batch_size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, box_reference)
+    preprocessing = Preprocessing.of(preprocessing).changed(size, None, size_rule)
+    canvases = preprocessing.pad_to if pad_to is None else pad_to
+    if canvases == "buckets":
+        canvases = buckets(preprocessing.size, preprocessing.rule)
+    resize = Resize.of(preprocessing, canvases is not None)
     reader = reader_of(dataset) or _as_read(dataset)
     if training:
         reader.refuse_total_loss()
@@ -122,8 +130,8 @@ def prepare(
 
     records = reader.records(entries, deterministic)
     examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
-    canvases = buckets(size, size_rule) if isinstance(pad_to, str) else pad_to
-    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference, not training or repeat)
+    may_be_empty = not training or repeat
+    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference, may_be_empty, preprocessing)
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -140,19 +148,13 @@ def _check_dataset(dataset: Any) -> None:
         )
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(side, Integral) for side in value)
-
-
 def _check_arguments(
     batch_size: int,
-    size: tuple[int, int],
     pad_to: Any,
     max_boxes: int | None,
     augmentation: Any,
     shuffle_buffer: int | None,
     shard: tuple[int, int],
-    size_rule: str,
     box_reference: str,
 ) -> None:
     if batch_size < 1:
@@ -161,19 +163,16 @@ def _check_arguments(
         raise ValueError(f"max_boxes must be at least 1, not {max_boxes}")
     if shuffle_buffer is not None and shuffle_buffer < 1:
         raise ValueError(f"shuffle_buffer must be at least 1, not {shuffle_buffer}")
-    if not _is_pair(size) or not 1 <= size[0] <= size[1]:
-        raise ValueError(f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {size}")
-    canvases = [pad_to] if _is_pair(pad_to) else pad_to
-    listed = isinstance(canvases, (tuple, list)) and len(canvases) > 0 and all(map(_is_pair, canvases))
+    canvases = [pad_to] if is_pair(pad_to) else pad_to
+    listed = isinstance(canvases, (tuple, list)) and len(canvases) > 0 and all(map(is_pair, canvases))
     if pad_to is not None and pad_to != "buckets" and not listed:
         raise ValueError(f'pad_to must be None, (height, width), a list of these, or "buckets", not {pad_to!r}')
     if isinstance(augmentation, str) and augmentation not in RECIPES:
         raise ValueError(f"augmentation must be one of {tuple(RECIPES)} or a function, not {augmentation!r}")
     if not 0 <= shard[1] < shard[0]:
         raise ValueError(f"shard must be (number, index), 0 <= index < number, not {shard}")
-    for name, value, choices in (("size_rule", size_rule, SizeRule), ("box_reference", box_reference, BoxReference)):
-        if value not in get_args(choices):
-            raise ValueError(f"{name} must be one of {get_args(choices)}, not {value!r}")
+    if box_reference not in get_args(BoxReference):
+        raise ValueError(f"box_reference must be one of {get_args(BoxReference)}, not {box_reference!r}")
 
 
 def _as_read(dataset: tf.data.Dataset) -> Reader:

@@ -1,9 +1,9 @@
 """Recipes of augmentation: from a record and a seed to the resized record that a model is trained on.
 
 `paper` is facebookresearch's (DETR, section 4 and appendix A.4), in proportion to the size asked for: the sides of
-480 … 800 that it gives for 800 are 0.6 … 1 of it (of the longer side by Table Transformer's rule). It differs in one
-thing: where the original enlarges or shrinks the image, crops it, and resizes it again, the window is cut from the
-original pixels here, and resized once.
+480 … 800 that it gives for 800 are 0.6 … 1 of it (of the longer side by Table Transformer's rule, of both sides by the
+rule "fit"; by "stretch" every image has the one size). It differs in one thing: where the original enlarges or shrinks
+the image, crops it, and resizes it again, the window is cut from the original pixels here, and resized once.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,19 @@ Augmentation = Literal["paper", "flip", "none"]
 SCALES = tuple(side / 800 for side in range(480, 801, 32))
 CROP_SCALES = (400 / 800, 500 / 800, 600 / 800)
 CROP_SIDES = (384 / 800, 600 / 800)
+# Which edges the scales are of, other than the shortest alone.
+_SCALED: dict[str, tuple[str, ...]] = {
+    "table": ("longest_edge",),
+    "fit": ("shortest_edge", "longest_edge"),
+    "stretch": (),
+}
 
 
 def evaluation(record: Record, resize: Resize) -> Record:
     """Resizes a record, and nothing else."""
     height, width = tf.unstack(tf.shape(record["image"])[:2])
-    return transforms.resize(record, tf.stack(target_size(height, width, resize)))
+    size = tf.stack(target_size(height, width, resize))
+    return transforms.resize(record, size, resize.interpolation, resize.antialias)
 
 
 def flip(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
@@ -48,11 +55,14 @@ def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     crops = tf.random.stateless_uniform((), seeds[0]) < 0.5
     height, width = tf.unstack(tf.shape(record["image"])[:2])
     whole = tf.stack([0, 0, height, width])
-    window = tf.cond(crops, lambda: _random_window(height, width, seeds[1], resize.shortest_edge), lambda: whole)
+    edge = min(resize.shortest_edge, resize.longest_edge)
+    window = tf.cond(crops, lambda: _random_window(height, width, seeds[1], edge), lambda: whole)
     record = transforms.random_horizontal_flip(transforms.crop(record, window), seeds[2])
-    wanted = "longest_edge" if resize.rule == "table" else "shortest_edge"
-    edges = tf.constant([max(round(getattr(resize, wanted) * scale), 1) for scale in SCALES])
-    return evaluation(record, resize._replace(**{wanted: _choice(edges, seeds[3])}))
+    changes = {}
+    for name in _SCALED.get(resize.rule, ("shortest_edge",)):
+        edges = tf.constant([max(round(getattr(resize, name) * scale), 1) for scale in SCALES])
+        changes[name] = _choice(edges, seeds[3])
+    return evaluation(record, resize._replace(**changes))
 
 
 RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {

@@ -1,11 +1,13 @@
 """To which size an image is resized, and onto which canvas it is padded."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Interpolation, Preprocessing, SizeRule
 
 NO_LIMIT = 2**31 - 1  # as longest_edge
 BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
@@ -16,16 +18,33 @@ class Resize(NamedTuple):
     """How images are resized.
 
     Attributes:
-        shortest_edge: wanted length of the shorter side, pixels; "table" does not look at it.
-        longest_edge: limit of the longer side, pixels; with "table", its length.
-        rule: "huggingface", "facebook" or "table", see `target_size`.
+        shortest_edge: wanted length of the shorter side, pixels; "table" does not look at it. With "fit" and "stretch",
+            the height.
+        longest_edge: limit of the longer side, pixels; with "table", its length. With "fit" and "stretch", the width.
+        rule: "huggingface", "facebook", "table", "fit" or "stretch", see `target_size`.
         strict: whether the limit is never passed, not by the references' rounding either: for canvases of that size.
+        interpolation: "bilinear" or "bicubic".
+        antialias: whether images that become smaller are smoothed.
     """
 
     shortest_edge: Any
     longest_edge: Any
     rule: SizeRule = "huggingface"
     strict: bool = False
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing, has_canvas: bool | None = None) -> Resize:
+        """Return how images are resized by a preprocessing.
+
+        Args:
+            preprocessing: of a model.
+            has_canvas: whether they are then padded to a canvas of a given size; by default, as it says.
+        """
+        strict = preprocessing.pad_to is not None if has_canvas is None else has_canvas
+        how = preprocessing.interpolation, preprocessing.antialias
+        return cls(*preprocessing.size, preprocessing.rule, strict, *how)
 
 
 def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
@@ -42,6 +61,9 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     pixel where it truncates 799.99…, and for the images that it leaves as they are. With 800 and 1000 it makes a square
     image one of 800 pixels, not of 1000.
 
+    With "fit", an image becomes as large as fits into `shortest_edge` × `longest_edge` (height × width), small ones,
+    too, each side truncated. With "stretch" every image becomes just that.
+
     Args:
         height: integer tensor of any shape, pixels.
         width: as `height`.
@@ -51,7 +73,8 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
         Height and width, int32 of the arguments' shape, at least 1: of images narrower than a pixel both references
         make none at all.
 
-    Source: `transformers.image_transforms.get_size_with_aspect_ratio`; facebookresearch/detr,
+    Source: `transformers.image_transforms.get_size_with_aspect_ratio` and, of "fit",
+    `get_image_size_for_max_height_width`; facebookresearch/detr,
     `datasets/transforms.py`; microsoft/table-transformer, `src/inference.py`, where the longer side is 800 for
     detection and 1000 for structure recognition. In float64, as Python's floats.
     """
@@ -61,6 +84,11 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     if resize.rule == "table":
         scale = limit / longer
         return _whole(tf.round(scale * height), tf.round(scale * width))
+    if resize.rule == "fit":
+        scale = tf.minimum(edge / height, limit / width)
+        return _whole(tf.floor(scale * height), tf.floor(scale * width))
+    if resize.rule == "stretch":
+        return _whole(edge + tf.zeros_like(height), limit + tf.zeros_like(width))
     limited = longer / shorter * edge > limit
     unrounded = tf.where(limited, limit * shorter / longer, edge)
     edge = tf.where(limited, tf.round(unrounded), edge)
@@ -80,20 +108,32 @@ def buckets(size: tuple[int, int], rule: SizeRule = "huggingface") -> list[tuple
     """A few canvases onto which images resized to `size` can be padded with little waste.
 
     Args:
-        size: (shortest_edge, longest_edge), pixels.
+        size: (shortest_edge, longest_edge), pixels; (height, width) with "fit" and "stretch".
         rule: by which images are resized. With "table", the longer side has always its length, and it is the shorter
-            one that differs: the canvases are from `shortest_edge` to `longest_edge` wide.
+            one that differs: the canvases are from `shortest_edge` to `longest_edge` wide. With "fit", one of the sides
+            has its length, and the other is from half of its own to all of it. With "stretch" there is one canvas.
 
     Returns:
         (height, width) of each, pixels, in multiples of 32, by area. The last two hold every image, upright or lying,
-        that was resized strictly; with "table" the last one does.
+        that was resized strictly; with "table", "fit" and "stretch" the last one does.
     """
+    if rule == "stretch":
+        return [(_in_steps(size[0]), _in_steps(size[1]))]
+    if rule == "fit":
+        shares = [0.5 + 0.5 * step / BUCKET_STEPS for step in range(BUCKET_STEPS + 1)]
+        sides = [(_in_steps(size[0] * share), _in_steps(size[1] * share)) for share in shares]
+        fitted = {canvas for height, width in sides for canvas in ((height, sides[-1][1]), (sides[-1][0], width))}
+        return sorted(fitted, key=lambda canvas: (canvas[0] * canvas[1], canvas))
     shortest, longest = size
     lengths = [shortest + (longest - shortest) * step / BUCKET_STEPS for step in range(BUCKET_STEPS + 1)]
-    sides = [-int(-length // BUCKET_MULTIPLE) * BUCKET_MULTIPLE for length in lengths]
-    fixed = sides[-1] if rule == "table" else sides[0]
-    canvases = {canvas for side in sides for canvas in ((fixed, side), (side, fixed))}
+    lengths_in_steps = [_in_steps(length) for length in lengths]
+    fixed = lengths_in_steps[-1] if rule == "table" else lengths_in_steps[0]
+    canvases = {canvas for side in lengths_in_steps for canvas in ((fixed, side), (side, fixed))}
     return sorted(canvases, key=lambda canvas: (canvas[0] * canvas[1], canvas))
+
+
+def _in_steps(length: float) -> int:
+    return -int(-length // BUCKET_MULTIPLE) * BUCKET_MULTIPLE
 
 
 def smallest_bucket(size: tf.Tensor, canvases: Sequence[tuple[int, int]]) -> tf.Tensor:

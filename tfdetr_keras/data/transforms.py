@@ -1,11 +1,13 @@
 """Transforms of a record, each a small function that runs inside a `tf.data` graph; random ones take a seed.
 
-The resampling is the one that the pretrained weights were evaluated with: bilinear with anti-aliasing, to whole levels.
+The resampling is by default the one that the published weights were evaluated with: bilinear with anti-aliasing, to
+whole levels.
 """
 
 import tensorflow as tf
 
 from tfdetr_keras.data.record import OBJECT_KEYS, Record
+from tfdetr_keras.preprocessing import Interpolation
 
 # Of `color_jitter`; those of SSD (Liu et al. 2016, arXiv:1512.02325), whose recipe detectors have used since.
 BRIGHTNESS = 32 / 255  # at most added or taken away, of the whole range
@@ -13,16 +15,18 @@ CONTRAST = SATURATION = 0.5  # the factor is 1 ± at most this
 HUE = 18 / 360  # of the colour circle
 
 
-def resize(record: Record, size: tf.Tensor) -> Record:
+def resize(
+    record: Record, size: tf.Tensor, interpolation: Interpolation = "bilinear", antialias: bool = True
+) -> Record:
     """Resizes a record's image to `size` (height, width), and its boxes, areas and masks with it.
 
-    Anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
+    For published DETRs anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
     """
     old_size = tf.shape(record["image"])[:2]
     scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
-    image = tf.ensure_shape(resized_levels(record["image"], size), (None, None, 3))
+    image = tf.ensure_shape(resized_levels(record["image"], size, interpolation, antialias), (None, None, 3))
     resized = record | {
-        "image": tf.cast(tf.round(image), tf.uint8),
+        "image": tf.cast(whole_levels(image), tf.uint8),
         "boxes": record["boxes"] * tf.gather(scale, [1, 0, 1, 0]),
         "area": record["area"] * scale[0] * scale[1],
     }
@@ -32,14 +36,25 @@ def resize(record: Record, size: tf.Tensor) -> Record:
     return resized
 
 
-def resized_levels(images: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def resized_levels(
+    images: tf.Tensor, size: tf.Tensor, interpolation: Interpolation = "bilinear", antialias: bool = True
+) -> tf.Tensor:
     """Images `(…, height, width, 3)` uint8, resized to `size` (height, width); float32, not rounded."""
     levels = tf.cast(images, tf.float32)
+    if interpolation == "bicubic":
+        return tf.image.resize(levels, size, method="bicubic", antialias=antialias)
+    if not antialias:
+        return tf.image.resize(levels, size, method="bilinear")
     return tf.cond(
         tf.reduce_all(size >= tf.shape(images)[-3:-1]),
         lambda: tf.image.resize(levels, size, method="bilinear"),  # nothing to smooth, and several times faster
         lambda: tf.image.resize(levels, size, method="bilinear", antialias=True),
     )
+
+
+def whole_levels(levels: tf.Tensor) -> tf.Tensor:
+    """Levels rounded to whole ones, 0 … 255; a bicubic resize passes both ends."""
+    return tf.clip_by_value(tf.round(levels), 0.0, 255.0)
 
 
 def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:

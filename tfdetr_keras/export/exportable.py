@@ -6,17 +6,16 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdetr_keras.atomic import check_new_file
-from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import describe_quantization, quantize_as
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing
 
 PIXELS = "serving_default"
 IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
@@ -44,30 +43,20 @@ def exportable(model: DETR) -> DETR:
     return twin if config.backbone.batch_norm == "folded" else twin.fold()
 
 
-def serving_graph(
-    model: DETR,
-    size: tuple[int, int],
-    pad_to: tuple[int, int] | None,
-    size_rule: SizeRule = "huggingface",
-    portable: bool = False,
-) -> ServingGraph:
+def serving_graph(model: DETR, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:
     """The graph of a model as it is exported; see `ServingGraph`.
 
     Args:
         model: the detector.
-        size: (shortest_edge, longest_edge), pixels.
-        pad_to: (height, width) of a canvas, pixels, or None.
-        size_rule: by which images are resized.
+        preprocessing: how images are prepared.
         portable: whether TensorFlow's own resize is left out.
 
     Raises:
-        ValueError: a canvas or a rule that is none, or as `exportable`.
+        ValueError: a rule that is not portable, or as `exportable`.
     """
-    rules = [rule for rule in get_args(SizeRule) if not (portable and rule == "facebook")]
-    if size_rule not in rules:
-        raise ValueError(f"size_rule must be one of {', '.join(map(repr, rules))} here, not {size_rule!r}")
-    canvas = _canvas(pad_to)
-    return ServingGraph(exportable(model), Resize(*size, size_rule, canvas is not None), canvas, portable)
+    if portable and preprocessing.rule == "facebook":
+        raise ValueError('size_rule="facebook" is known to TensorFlow alone: "huggingface" differs by some pixels')
+    return ServingGraph(exportable(model), preprocessing, portable)
 
 
 def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
@@ -104,13 +93,3 @@ def write_signatures(
         archive.write_out(folder, verbose=False)
     finally:
         log.setLevel(level)
-
-
-def _canvas(pad_to: Any) -> tuple[int, int] | None:
-    if pad_to is None:
-        return None
-    try:
-        height, width = (int(side) for side in pad_to)
-    except (TypeError, ValueError):
-        raise ValueError(f"pad_to must be (height, width) in pixels or None, not {pad_to!r}") from None
-    return height, width

@@ -27,7 +27,7 @@ def hub(
 ) -> Path:
     """Writes the folder to upload for a run: `hf upload OWNER/NAME PATH` then puts it on the hub.
 
-    It holds the best model as transformers and `DETR.from_pretrained` read it, its image sizes, the run's curves and
+    It holds the best model as transformers and `DETR.from_pretrained` read it, its preprocessing, the run's curves and
     pictures, and the model card, `README.md`. Nothing is sent anywhere.
 
     Args:
@@ -55,7 +55,6 @@ def hub(
             model,
             written,
             backbone="timm" if model.config.backbone.dilation else "hugging-face",
-            **run.sizes,
         )
         for name in COPIED:
             if (run.path / name).is_file():

@@ -12,7 +12,7 @@ from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import mode_of
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -20,11 +20,12 @@ Precision = Literal["float32", "float16", "int8"]
 def litert(
     model: DETR,
     path: str | Path,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,
     precision: Precision = "float32",
     overwrite: bool = False,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """Writes a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
@@ -33,13 +34,14 @@ def litert(
     Args:
         model: the detector.
         path: of the file, `.tflite`; it appears complete or not at all.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
-        pad_to: (height, width) of the canvas that images are padded to, pixels; by default the square of
-            `longest_edge`.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        pad_to: (height, width) of the canvas that images are padded to, pixels, in place of that of the preprocessing;
+            where that has none, the largest that an image can need, e.g. the square of `longest_edge`.
         precision: "float32"; "float16", weights of half the size; or "int8", weights of a quarter, with activations
             quantised as they come ("dynamic range").
         overwrite: whether to replace a file that is there.
-        size_rule: by which images are resized, as in training; see `prepare`.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         The file.
@@ -56,7 +58,8 @@ def litert(
             'precision="int8" for weights of a quarter'
         )
     path = file_to_write(path, ".tflite", overwrite)
-    graph = serving_graph(model, size, pad_to or (size[1], size[1]), size_rule, portable=True)
+    chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule).on_one_canvas()
+    graph = serving_graph(model, chosen, portable=True)
     with tempfile.TemporaryDirectory() as scratch:  # of functions alone the converter would forget weights, or names
         write_signatures(Path(scratch), graph.model, {PIXELS: (graph.of_pixels, IMAGES)})
         converter = tf.lite.TFLiteConverter.from_saved_model(scratch, signature_keys=[PIXELS])

@@ -13,7 +13,7 @@ from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
 from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
-from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, table
+from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, settings_in_words, table
 
 TAGS = ("object-detection", "detr", "vision", "keras", "tensorflow", "tfdetr_keras")
 HUB_METRICS = ("AP", "AP50", "AP75")  # that stand in the metadata
@@ -73,7 +73,7 @@ def model_card(
         *_picture(run, PREDICTIONS, "Predictions (solid) and true boxes (dashed) on validation images"),
         "## Use",
         "",
-        *_use(run, repository, _task(model)),
+        *_use(repository, _task(model)),
         "## Data",
         "",
         *([f"Data set: {escaped(dataset)}.", ""] if dataset else []),
@@ -82,7 +82,7 @@ def model_card(
         "",
         *_results(metrics),
         *_picture(run, CURVES, "Losses, AP and learning rate by epoch", "## Training"),
-        *table(("setting", "value"), [[name, f"`{value}`"] for name, value in config["settings"].items()]),
+        *table(("setting", "value"), [[name, f"`{value}`"] for name, value in settings_in_words(config["settings"])]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -111,14 +111,13 @@ def _task(model: DETR) -> str:
     return "image-segmentation" if isinstance(model, DETRForSegmentation) else "object-detection"
 
 
-def _use(run: RunFolder, repository: str, task: str) -> Sequence[str]:
-    sizes = ", ".join(f"{name}={value}" for name, value in run.sizes.items() if value)
+def _use(repository: str, task: str) -> Sequence[str]:
     return [
         "```python",
         "import tfdetr_keras as td",
         "",
         f'model = td.from_pretrained("{repository}")',
-        f'print(model.detect("photo.jpg", {sizes}))',
+        'print(model.detect("photo.jpg"))',
         "```",
         "",
         "or, in PyTorch,",

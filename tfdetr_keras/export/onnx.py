@@ -12,7 +12,7 @@ from tfdetr_keras.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import mode_of
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 OPSET = 18
 
@@ -20,10 +20,11 @@ OPSET = 18
 def onnx(
     model: DETR,
     path: str | Path,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,
     overwrite: bool = False,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """Writes an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
@@ -32,10 +33,11 @@ def onnx(
     Args:
         model: the detector.
         path: of the file, `.onnx`; it appears complete or not at all.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
-        pad_to: (height, width) of one canvas for all images, pixels.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        pad_to: (height, width) of one canvas for all images, pixels, in place of that of the preprocessing.
         overwrite: whether to replace a file that is there.
-        size_rule: by which images are resized, as in training; see `prepare`.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         The file.
@@ -51,7 +53,7 @@ def onnx(
     if mode_of(model) == "float8":
         raise ValueError("this model is quantised (float8), which tf2onnx does not know: export the original")
     path = file_to_write(path, ".onnx", overwrite)
-    graph = serving_graph(model, size, pad_to, size_rule, portable=True)
+    graph = serving_graph(model, preprocessing_for(model, preprocessing, size, pad_to, size_rule), portable=True)
     function = tf.function(graph.of_pixels, autograph=False)
     written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
     names = written.metadata_props.add()

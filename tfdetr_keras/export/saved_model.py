@@ -10,7 +10,7 @@ from tfdetr_keras.atomic import check_new_folder, whole_folder
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 FILES = "files"
 NAMES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")  # of what such a folder holds
@@ -19,10 +19,11 @@ NAMES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")  # of what s
 def saved_model(
     model: DETR,
     path: str | Path,
-    size: tuple[int, int] = (800, 1333),
+    size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,
     overwrite: bool = False,
-    size_rule: SizeRule = "huggingface",
+    size_rule: SizeRule | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Path:
     """Writes a SavedModel that takes raw images; to run it needs TensorFlow alone.
 
@@ -33,10 +34,11 @@ def saved_model(
     Args:
         model: the detector.
         path: the folder to write, which appears complete or not at all.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
-        pad_to: (height, width) of one canvas for all images, pixels.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        pad_to: (height, width) of one canvas for all images, pixels, in place of that of the preprocessing.
         overwrite: whether to replace a SavedModel that is there.
-        size_rule: by which images are resized, as in training; see `prepare`.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         The folder.
@@ -46,7 +48,7 @@ def saved_model(
     """
     path = Path(path)
     check_new_folder(path, NAMES, overwrite)
-    graph = serving_graph(model, size, pad_to, size_rule)
+    graph = serving_graph(model, preprocessing_for(model, preprocessing, size, pad_to, size_rule))
     files = tf.TensorSpec((None,), tf.string, "files")
     with whole_folder(path) as written:
         write_signatures(written, graph.model, {PIXELS: (graph.of_pixels, IMAGES), FILES: (graph.of_files, files)})

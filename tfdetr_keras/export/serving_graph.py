@@ -2,7 +2,7 @@
 
 TensorFlow's resizes are not known to other runtimes. For those, resizing is two products with matrices of interpolation
 weights, which are computed in the graph: plain arithmetic, in which padding to a canvas costs nothing, its rows of the
-matrices being zero. The weights are those of the anti-aliased bilinear resize of training; of 100,000 values about one
+matrices being zero. The weights are those of the resize of training, bilinear or bicubic; of 100,000 values about one
 falls to the other side of a half.
 """
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdetr_keras.data.canvas import FACTOR, SHIFT
+from tfdetr_keras.data.canvas import factor_and_shift
 from tfdetr_keras.data.sizes import Resize, target_size
-from tfdetr_keras.data.transforms import resized_levels
+from tfdetr_keras.data.transforms import resized_levels, whole_levels
 from tfdetr_keras.export.file_decoding import decoded
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models import DETR
 from tfdetr_keras.postprocess import TOP_K
+from tfdetr_keras.preprocessing import Interpolation, Preprocessing
 
 
 class ServingGraph:
@@ -26,16 +27,16 @@ class ServingGraph:
 
     Args:
         model: the detector.
-        resize: to which edges images are resized; strict where there is a canvas.
-        pad_to: (height, width) of a canvas that all images are padded to, pixels; None for none.
+        preprocessing: how images are prepared; by default the model's own.
         portable: whether only plain arithmetic is used, without float64. An image that `longest_edge` limits may then
             be longer by one pixel than in training.
     """
 
-    def __init__(
-        self, model: DETR, resize: Resize, pad_to: tuple[int, int] | None = None, portable: bool = False
-    ) -> None:
-        self.model, self.resize, self.pad_to, self.portable = model, resize, pad_to, portable
+    def __init__(self, model: DETR, preprocessing: Preprocessing | None = None, portable: bool = False) -> None:
+        self.model, self.portable = model, portable
+        self.preprocessing = preprocessing or model.preprocessing
+        self.resize, self.pad_to = Resize.of(self.preprocessing), self.preprocessing.pad_to
+        self._factor, self._shift = factor_and_shift(self.preprocessing)
 
     def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detects in images of one size.
@@ -48,9 +49,10 @@ class ServingGraph:
         """
         old = tf.shape(images)[1:3]
         new = self._target(old)
-        canvas = new if self.pad_to is None else self.pad_to
-        inputs = {"pixel_values": self._resized(images, new, canvas) * FACTOR - SHIFT}
-        if self.pad_to is not None:
+        has_margin = self.pad_to is not None or self.preprocessing.multiple_of > 1
+        canvas = self._canvas(new)
+        inputs = {"pixel_values": self._resized(images, new, canvas) * self._factor - self._shift}
+        if has_margin:
             mask = tf.cast(inside(tf.broadcast_to(new, (tf.shape(images)[0], 2)), canvas), tf.float32)
             inputs = {"pixel_values": inputs["pixel_values"] * mask[..., None], "pixel_mask": mask}
         outputs = self.model(inputs, training=False)
@@ -76,13 +78,13 @@ class ServingGraph:
             image = decoded(files[index])
             size = tf.shape(image)[:2]
             target = self._target(size)
-            pixels = self._resized(image[None], target, target)[0] * FACTOR - SHIFT
+            pixels = self._resized(image[None], target, target)[0] * self._factor - self._shift
             return index + 1, images.write(index, pixels), old.write(index, size), new.write(index, target)
 
         loop = (tf.constant(0), images, old, new)
         _, images, old, new = tf.while_loop(lambda index, *_: index < count, read, loop)
         sizes = new.stack()
-        canvas = tf.reduce_max(sizes, axis=0) if self.pad_to is None else tf.constant(self.pad_to)
+        canvas = self._canvas(tf.reduce_max(sizes, axis=0))
 
         def padded(index: tf.Tensor) -> tf.Tensor:
             pixels, margin = images.read(index), canvas - sizes[index]
@@ -103,21 +105,36 @@ class ServingGraph:
         target = whole_target_size if self.portable else target_size
         return tf.stack(target(size[0], size[1], self.resize))
 
+    def _canvas(self, size: tf.Tensor) -> Any:
+        """Height and width of the canvas, on which the largest of a batch's images is of `size`."""
+        if self.pad_to is not None:
+            return self.pad_to
+        return size if self.preprocessing.multiple_of == 1 else size + -size % self.preprocessing.multiple_of
+
     def _resized(self, images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
         """See `resized_by_matrices`."""
+        interpolation, antialias = self.resize.interpolation, self.resize.antialias
         if self.portable:
-            return resized_by_matrices(images, size, canvas)
-        levels = tf.round(resized_levels(images, size))
-        if canvas is size:
-            return levels
-        margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
-        return tf.ensure_shape(tf.pad(levels, [[0, 0], *margin, [0, 0]]), (None, *canvas, 3))
+            levels = resized_by_matrices(images, size, canvas, interpolation, antialias)
+        else:
+            levels = whole_levels(resized_levels(images, size, interpolation, antialias))
+            if canvas is not size:
+                margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
+                levels = tf.pad(levels, [[0, 0], *margin, [0, 0]])
+        return tf.ensure_shape(levels, (None, *(self.pad_to or (None, None)), 3)) if canvas is not size else levels
 
 
 def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
     """`target_size` in int32, by all rules but facebookresearch's, and without what float64's rounding does."""
     shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
     edge, limit = resize.shortest_edge, resize.longest_edge
+    if resize.rule == "stretch":
+        return tf.fill(tf.shape(height), edge), tf.fill(tf.shape(width), limit)
+    if resize.rule == "fit":
+        is_high = height * limit >= width * edge  # so that the height limits it
+        new_height = tf.where(is_high, edge, height * limit // width)
+        new_width = tf.where(is_high, width * edge // height, limit)
+        return tf.maximum(new_height, 1), tf.maximum(new_width, 1)
     whole, rest = limit * shorter // longer, limit * shorter % longer
     is_up = tf.logical_or(2 * rest > longer, tf.logical_and(tf.equal(2 * rest, longer), tf.equal(whole % 2, 1)))
     rounded = whole + tf.cast(is_up, tf.int32)
@@ -134,39 +151,58 @@ def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tu
     return tf.where(portrait, long, short), tf.where(portrait, short, long)
 
 
-def resized_by_matrices(images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
-    """Resizes images with anti-aliasing, at the top left of a canvas.
+def resized_by_matrices(
+    images: tf.Tensor,
+    size: tf.Tensor,
+    canvas: Any,
+    interpolation: Interpolation = "bilinear",
+    antialias: bool = True,
+) -> tf.Tensor:
+    """Resizes images, at the top left of a canvas.
 
     Args:
         images: `(batch, height, width, 3)` uint8.
         size: `(2,)` int32, height and width of the images then.
         canvas: (height, width) at least as large.
+        interpolation: "bilinear" or "bicubic".
+        antialias: whether images that become smaller are smoothed.
 
     Returns:
         `(batch, canvas height, canvas width, 3)` float32, whole levels 0 … 255; 0 in the padding.
     """
     old = tf.shape(images)[1:3]
-    rows, columns = (interpolation(old[axis], size[axis], canvas[axis]) for axis in (0, 1))
+    rows, columns = (
+        interpolation_weights(old[axis], size[axis], canvas[axis], interpolation, antialias) for axis in (0, 1)
+    )
     batch, height = tf.shape(images)[0], old[0]
     levels = tf.reshape(tf.cast(images, tf.float32), (batch, height, old[1] * 3))
     levels = tf.reshape(tf.linalg.matmul(rows[None], levels), (batch * canvas[0], old[1], 3))
     levels = tf.linalg.matmul(columns[None], levels)
-    return tf.round(tf.reshape(levels, (batch, canvas[0], canvas[1], 3)))
+    return whole_levels(tf.reshape(levels, (batch, canvas[0], canvas[1], 3)))
 
 
-def interpolation(old: Any, new: Any, rows: Any) -> tf.Tensor:
+def interpolation_weights(
+    old: Any, new: Any, rows: Any, interpolation: Interpolation = "bilinear", antialias: bool = True
+) -> tf.Tensor:
     """Weights of an axis's old pixels in each new one, `(rows, old)` float32; rows from `new` on are 0.
 
-    A triangle around the new pixel's centre, as wide as a pixel of the coarser of the two grids, and cut off at the
-    image's border. In the order of TensorFlow's own resizes, which differ between enlarging and shrinking: one rounding
-    more or less moves a level where a value lies halfway between two.
+    A triangle, or Keys' cubic of −1/2, around the new pixel's centre, as wide as a pixel of the coarser of the two
+    grids (without smoothing, of the old one), and cut off at the image's border. In the order of TensorFlow's own
+    resizes, which differ between enlarging and shrinking: one rounding more or less moves a level where a value lies
+    halfway between two.
     """
     old_size, new_size = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
     step = tf.where(new >= old, old_size / new_size, 1.0 / (new_size / old_size))
     places = tf.range(rows)
     centers = (tf.cast(places, tf.float32) + 0.5) * step
     distances = tf.cast(tf.range(old), tf.float32)[None] + 0.5 - centers[:, None]
-    weights = tf.maximum(0.0, 1.0 - tf.abs(distances * (1.0 / tf.maximum(step, 1.0))))
+    scaled = tf.abs(distances * (1.0 / tf.maximum(step, 1.0)) if antialias else distances)
+    if interpolation == "bicubic":
+        inner = (1.5 * scaled - 2.5) * scaled * scaled + 1.0
+        outer = ((-0.5 * scaled + 2.5) * scaled - 4.0) * scaled + 2.0
+        weights = tf.where(scaled < 1.0, inner, tf.where(scaled < 2.0, outer, tf.zeros_like(scaled)))
+    else:
+        weights = tf.maximum(0.0, 1.0 - scaled)
     weights = weights * (1.0 / tf.maximum(tf.reduce_sum(weights, axis=1, keepdims=True), 1e-6))
     return weights * tf.cast(places < new, tf.float32)[:, None]
 

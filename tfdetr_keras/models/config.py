@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tfdetr_keras.matcher import Classification
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.preprocessing import Preprocessing
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
 _WHOLE_NUMBERS = (
@@ -87,6 +88,7 @@ class DETRConfig:
             where left out. It is kept as a mapping.
         frozen: parts of the model that are not trained, as names or as a text like `"stem+stage1"`, which DETR froze in
             its experiments: any of `parts`. PyTorch calls the stages `layer1`, …; that is understood, too.
+        preprocessing: how images become the model's input.
 
     Source:
         DETR, section 3.2 and appendix A.4; the defaults are those of its experiments.
@@ -111,12 +113,14 @@ class DETRConfig:
     auxiliary_outputs: bool = True
     id2label: ClassNames | None = None
     frozen: str | Sequence[str] = ()
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
             object.__setattr__(self, "backbone", ResNetConfig(**self.backbone))
         if not isinstance(self.backbone, ResNetConfig):
             raise ValueError(f"backbone must be a ResNetConfig, or the mapping of one, not {self.backbone!r}")
+        object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
         _one_of("position_embedding", self.position_embedding, ("sine", "learned"))
         for name in _WHOLE_NUMBERS:
             _whole_number(name, getattr(self, name))

@@ -35,7 +35,7 @@ from tfdetr_keras.models.quantization import (
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class BoxHead(MLP):
 class DETR(OwnLossModel):
     """End-to-end object detection with transformers.
 
-    Inputs: `{"pixel_values": (batch, height, width, 3) float, ImageNet-normalised RGB, "pixel_mask": (batch, height,
-    width), 1 = image, 0 = padding}`. The mask may be left out (no padding), then the pixels may also stand alone. Any
-    size and batch.
+    Inputs: `{"pixel_values": (batch, height, width, 3) float, RGB, "pixel_mask": (batch, height, width), 1 = image,
+    0 = padding}`, made of images as `preprocessing` says. The mask may be left out (no padding), then the pixels may
+    also stand alone. Any size and batch.
 
     Outputs: `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4) cxcywh
     in [0, 1] of the unpadded image}`, float32; while `auxiliary_outputs` is true also `"aux_logits"` and `"aux_boxes"`,
@@ -234,6 +234,15 @@ class DETR(OwnLossModel):
         return self.config.names
 
     @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the model's input; what detects, measures, trains and exports goes by it."""
+        return self.config.preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        self.config = dataclasses.replace(self.config, preprocessing=value)
+
+    @property
     def auxiliary_outputs(self) -> bool:
         """Whether the outputs of the earlier decoder layers are returned, and so trained, too."""
         return self.config.auxiliary_outputs
@@ -319,25 +328,27 @@ class DETR(OwnLossModel):
     def detect(
         self,
         images: Any,
-        size: tuple[int, int] = (800, 1333),
+        size: tuple[int, int] | None = None,
         threshold: float = 0.5,
         urls: bool = False,
         attention: bool = False,
         pad_to: tuple[int, int] | None = None,
-        size_rule: SizeRule = "huggingface",
+        size_rule: SizeRule | None = None,
         masks: bool = True,
+        preprocessing: Preprocessing | None = None,
     ) -> Any:
         """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
 
         Args:
             images: see `tfdetr_keras.inference.detect_images`.
-            size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+            size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
             threshold: only detections with a higher score are given.
             urls: whether text that begins with http:// or https:// is fetched.
             attention: whether the decoder's attention is wanted, too, for `tfdetr_keras.visualize.draw_attention`.
-            pad_to: (height, width) of a fixed canvas, pixels; as in training.
-            size_rule: by which rule images are resized, see `td.data.prepare`; "table" for Table Transformer.
+            pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+            size_rule: by which images are resized, in place of that of the preprocessing.
             masks: whether masks are given, where the model has them: each takes a byte per pixel of the image.
+            preprocessing: how images are prepared; by default the model's own.
 
         Returns:
             `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
@@ -347,7 +358,7 @@ class DETR(OwnLossModel):
         """
         from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
 
-        return detect_images(self, images, size, threshold, urls, attention, pad_to, size_rule, masks)
+        return detect_images(self, images, size, threshold, urls, attention, pad_to, size_rule, masks, preprocessing)
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         """Detects: see the class for inputs and outputs."""

@@ -16,7 +16,8 @@ from keras import ops
 
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.serialized import find_class, refuse_foreign
-from tfdetr_keras.models.whole_files import refuse_damaged_archive, refuse_stand_in
+from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
+from tfdetr_keras.preprocessing import Preprocessing, is_pair
 
 
 def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own argument
@@ -41,7 +42,28 @@ def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own a
     except Exception as error:  # of Keras, HDF5 and the configurations, for each value that is not what it should be
         raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
     _refuse_non_finite(path, model)
+    if "preprocessing" not in _architecture(described) and (earlier := _of_earlier_run(path)):
+        model.preprocessing = earlier
     return model
+
+
+def _architecture(described: dict[str, Any]) -> dict[str, Any]:
+    """The description of the architecture in that of a model."""
+    architecture = described["config"].get("config")
+    return architecture if isinstance(architecture, dict) else {}
+
+
+def _of_earlier_run(path: Path) -> Preprocessing | None:
+    """The preprocessing of a run that an earlier version trained, whose models do not hold it; None if there is none.
+
+    It stands in the run's `config.json` beside them, as sizes.
+    """
+    try:
+        settings = read_json(path.parent / "config.json")["settings"]
+        canvas = settings["pad_to"] if is_pair(settings["pad_to"]) else None
+        return Preprocessing(tuple(settings["size"]), pad_to=canvas)
+    except (OSError, KeyError, TypeError, ValueError):  # no run, or none of that kind
+        return None
 
 
 def _described(path: Path) -> dict[str, Any]:

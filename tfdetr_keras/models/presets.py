@@ -7,6 +7,7 @@ from typing import Any
 
 from tfdetr_keras.losses import SetCriterion
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
+from tfdetr_keras.preprocessing import Preprocessing
 
 RESNETS: dict[str, ResNetConfig] = {
     "resnet-18": ResNetConfig(block="basic", depths=(2, 2, 2, 2), channels=(64, 128, 256, 512)),
@@ -49,10 +50,11 @@ PRESETS |= {
         num_queries=num_queries,
         pre_norm=True,
         id2label=dict(enumerate(labels)),
+        preprocessing=Preprocessing((side, side), "table"),
     )
-    for name, num_queries, labels in (
-        ("table-transformer-detection", 15, TABLE_LABELS),
-        (STRUCTURE, 125, TABLE_STRUCTURE_LABELS),
+    for name, num_queries, side, labels in (
+        ("table-transformer-detection", 15, 800, TABLE_LABELS),
+        (STRUCTURE, 125, 1000, TABLE_STRUCTURE_LABELS),
     )
 }
 PRESETS["conditional-detr-resnet-50"] = ConditionalDETRConfig()
@@ -71,6 +73,7 @@ PRESETS["detr-tiny"] = DETRConfig(
     dropout=0.0,
     attention_dropout=0.0,
     activation_dropout=0.0,
+    preprocessing=Preprocessing((64, 64), pad_to=(64, 64)),
 )
 
 # What was trained with another loss than its class's own.
@@ -85,3 +88,17 @@ PUBLISHED = {
         for trained_on in ("pub", "fin", "all")
     },
 }
+
+
+def published_preprocessing(config: DETRConfig) -> Preprocessing:
+    """Return how the authors of an architecture prepare images, for checkpoints that do not say it themselves.
+
+    It is that of the published model of the same kind, and of as many queries where there are several.
+    """
+    alike = [
+        PRESETS[name]
+        for name in PUBLISHED.values()
+        if type(PRESETS[name]) is type(config) and PRESETS[name].pre_norm == config.pre_norm
+    ]
+    chosen = [preset for preset in alike if preset.num_queries == config.num_queries] or alike
+    return chosen[0].preprocessing if chosen else Preprocessing()

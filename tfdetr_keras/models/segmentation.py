@@ -25,7 +25,7 @@ from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConf
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.transformer import NORM_EPSILON
-from tfdetr_keras.preprocessing import SizeRule
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
 
 class MaskAttention(layers.Layer):
@@ -241,24 +241,26 @@ class DETRForSegmentation(DETR):
     def segment(
         self,
         images: Any,
-        size: tuple[int, int] = (800, 1333),
+        size: tuple[int, int] | None = None,
         threshold: float = 0.85,
         things: Sequence[bool] | None = None,
         urls: bool = False,
         pad_to: tuple[int, int] | None = None,
-        size_rule: SizeRule = "huggingface",
+        size_rule: SizeRule | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> Any:
         """Divides images as people have them into segments: things and stuff, each pixel in one of them at most.
 
         Args:
             images: see `tfdetr_keras.inference.detect_images`.
-            size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+            size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
             threshold: only queries with a higher score become segments.
             things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an
                 image has one segment a label. By default all are things.
             urls: whether text that begins with http:// or https:// is fetched.
-            pad_to: (height, width) of a fixed canvas, pixels; as in training.
-            size_rule: by which rule images are resized, see `td.data.prepare`.
+            pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+            size_rule: by which images are resized, in place of that of the preprocessing.
+            preprocessing: how images are prepared; by default the model's own.
 
         Returns:
             `tfdetr_keras.segments.Segments`, of one image or a list of them.
@@ -268,7 +270,7 @@ class DETRForSegmentation(DETR):
         """
         from tfdetr_keras.inference import segment_images  # an upper floor, called only when it is wanted
 
-        return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule)
+        return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule, preprocessing)
 
     def _add_parts(self) -> None:
         policy: Any = self.dtype_policy

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdetr_keras.evaluation import MASK, METRIC_NAMES, Evaluator
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 from tfdetr_keras.training.averages import averaged_weights
 
 
@@ -24,13 +25,15 @@ class AveragePrecision(keras.callbacks.Callback):
     Args:
         records: held-out records, see `tfdetr_keras.data.record`; not batches.
         class_names: name of each label.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels; as in training.
+        size: of images, in place of that of the preprocessing, see `td.Preprocessing`; as in training.
         batch_size: images a batch; with 1 there is no padding to change the answers.
-        pad_to: (height, width) of a fixed canvas, pixels.
+        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
         every: epochs from one measurement to the next; the last epoch is always measured.
         averaged: whether the averages of the weights are measured in place of the weights, after each epoch (an
             optimizer with `use_ema`); not together with `keras.callbacks.SwapEMAWeights`, which does the same.
         masks: whether AP of masks is measured, too, of records with masks and a model with a mask head.
+        size_rule: by which images are resized, in place of that of the preprocessing.
+        preprocessing: how images are prepared; by default the model's own.
 
     Attributes:
         metrics: of the last measurement, see `tfdetr_keras.evaluation.evaluate_detections`; also the AP of each class.
@@ -46,17 +49,21 @@ class AveragePrecision(keras.callbacks.Callback):
         self,
         records: tf.data.Dataset,
         class_names: Sequence[str],
-        size: tuple[int, int] = (800, 1333),
+        size: tuple[int, int] | None = None,
         batch_size: int = 1,
         pad_to: tuple[int, int] | None = None,
         every: int = 1,
         averaged: bool = False,
         masks: bool = False,
+        size_rule: SizeRule | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be at least 1, not {every}")
-        self.evaluator = Evaluator(records, class_names, size, batch_size, pad_to, masks=masks)
+        self.evaluator = Evaluator(
+            records, class_names, size, batch_size, pad_to, size_rule, masks, preprocessing=preprocessing
+        )
         self.every, self.averaged = every, averaged
         self.metrics: dict[str, Any] = {}
         self.progress: Callable[[int], None] | None = None

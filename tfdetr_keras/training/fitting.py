@@ -142,9 +142,12 @@ def _train(
     # The first worker's word counts, and is heard by all before it writes what the others would find.
     going_on = gather(resume and run.state_path().exists())[0]
     if going_on:
+        chosen = chosen.resolved(run)
         refuse_other_settings(run, class_names, chosen)
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
+    chosen = chosen.resolved(model)
+    model.preprocessing = chosen.preprocessing_of(model)
     check_trainable(model)
     _check_workers(chosen)
     _check_masks(model, training=records, validation=validation)
@@ -157,7 +160,7 @@ def _train(
         raise ValueError(f"{number} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
     steps = chosen.steps_per_epoch or max(1, number // chosen.batch_size)
     check_against_steps(chosen, steps)
-    model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation)
+    model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation(model.preprocessing))
     masks = isinstance(model, DETRForSegmentation)
     checkpoint = Checkpoint(
         run.path,
@@ -232,7 +235,7 @@ def _announce(model: DETR, settings: Settings, steps: int, images: int, validati
         type(model).__name__,
         model.count_params() / 1e6,
         images,
-        *settings.size,
+        *model.preprocessing.largest,
         settings.epochs,
         steps,
     )
@@ -282,7 +285,7 @@ def _check_masks(model: DETR, **sets: tf.data.Dataset | None) -> None:
 
 def _batches(settings: Settings) -> dict[str, Any]:
     """Arguments of `prepare`, for training and for validation; of this worker's part of each batch."""
-    names = ("size", "pad_to", "max_boxes")
+    names = ("pad_to", "max_boxes", "preprocessing")
     return {"batch_size": settings.batch_size // number_of_workers()} | {
         name: getattr(settings, name) for name in names
     }
@@ -326,7 +329,8 @@ def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None
     schedule = keras.optimizers.schedules.CosineDecay(PRETRAINING_LEARNING_RATE, steps)
     trunk = BackbonePretraining(model)
     trunk.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay), jit_compile=settings.compilation
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
+        jit_compile=settings.compilation(model.preprocessing),
     )
     trunk.fit(batches, epochs=epochs, verbose=_verbose())
 

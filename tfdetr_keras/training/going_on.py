@@ -18,6 +18,11 @@ _COUNT = re.compile(r"\d+")
 def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:
     """Raise if the run was started with other classes or settings.
 
+    Args:
+        run: that is gone on with.
+        class_names: name of each label.
+        settings: with the preprocessing written out, see `Settings.resolved`.
+
     Raises:
         ValueError: it was; the message names what differs.
     """
@@ -27,6 +32,7 @@ def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: 
     before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
     if not callable(settings.augmentation):
         before = Settings.of(config["settings"])
+    before = before.resolved(None)  # those of earlier versions have sizes in its place
     changed = [
         f"{name} was {getattr(before, name)}, not {value}"
         for name, value in vars(settings).items()

@@ -39,6 +39,7 @@ from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.whole_files import read_json
+from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.checkpoint import BEST, FIRST_EPOCH, LAST, STATE
 from tfdetr_keras.training.fingerprint import Fingerprint
 from tfdetr_keras.training.run_config import OBJECT, read_config, said_of
@@ -281,10 +282,11 @@ class RunFolder:
 
     def new_model(self) -> DETR:
         """The run's model with random weights, for `Checkpoint.restore`."""
+        preprocessing = self.preprocessing
         config = self.config()
         with said_of(self.path / CONFIG):
             criterion = criterion_of(config["criterion"], CONFIG)
-            architecture = config_of(config["model"])
+            architecture = dataclasses.replace(config_of(config["model"]), preprocessing=preprocessing)
             return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
     def load_model(self, which: str = "best") -> DETR:
@@ -307,20 +309,18 @@ class RunFolder:
         return path
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """How images were brought to the model: `size`, and `pad_to`, None unless all had one canvas."""
-        settings = self.config()["settings"]
+    def preprocessing(self) -> Preprocessing:
+        """How images were brought to the model; with a canvas where all had one."""
+        config = self.config()
         with said_of(self.path / CONFIG):
-            canvas = settings["pad_to"] if _is_canvas(settings["pad_to"]) else None
-            checked = Settings.of({"size": settings["size"], "pad_to": canvas})
-            return {"size": checked.size, "pad_to": checked.pad_to}
+            return _settings_of_input(config["settings"]).preprocessing_of(None)
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """How the run measures its validation images: arguments of `tfdetr_keras.evaluation.evaluate_detections`."""
-        settings = self.config()["settings"]
+        config = self.config()
         with said_of(self.path / CONFIG):
-            return Settings.of({name: settings[name] for name in ("size", "pad_to", "batch_size")}).evaluation
+            return _settings_of_input(config["settings"]).evaluation(self.preprocessing)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -380,7 +380,7 @@ class RunFolder:
         for name, title in pictures.items():
             if (self.path / name).is_file():
                 lines += [f"## {title}", "", f"![{title}]({name})", ""]
-        settings = [[name, str(value)] for name, value in config["settings"].items()]
+        settings = settings_in_words(config["settings"])
         folder = self.path.as_posix()
         lines += [
             "## Going on",
@@ -414,9 +414,21 @@ def _shown(value: float) -> str:
     return "–" if value < 0 else f"{value:.3f}"
 
 
-def _is_canvas(pad_to: Any) -> bool:
-    """Whether it is one (height, width), not "buckets" nor a list of several."""
-    return isinstance(pad_to, (list, tuple)) and all(isinstance(side, int) for side in pad_to)
+def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
+    """Those of a run's settings that say how images become batches; earlier versions had but the first three."""
+    names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
+    return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
+
+
+def settings_in_words(settings: Mapping[str, Any]) -> list[list[str]]:
+    """Names and values of a run's settings, for tables that people read."""
+    of_image = settings.get("preprocessing")
+    words = {} if of_image is None else {"preprocessing": str(Preprocessing.of(of_image))}
+    told = {name: words.get(name, str(value)) for name, value in settings.items()}
+    if of_image is not None:  # which says it all
+        for name in ("size", "size_rule", *(() if settings.get("pad_to") else ("pad_to",))):
+            told.pop(name, None)
+    return [[name, value] for name, value in told.items()]
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> list[str]:

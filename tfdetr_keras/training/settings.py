@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, preprocessing_for
+
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
@@ -43,8 +45,9 @@ class Settings:
     Args:
         epochs: passes over the training records.
         batch_size: images a batch.
-        size: (shortest_edge, longest_edge) that images are resized to, pixels.
-        pad_to: (height, width) of a fixed canvas, "buckets" for a few of them, or None: the batch's largest image.
+        size: to which images are resized, pixels, where it should be other than the source's, see `td.Preprocessing`.
+        pad_to: (height, width) of a fixed canvas, or "buckets" for a few of them, where it should be other than the
+            source's.
         max_boxes: rows of the targets; by default those of the batch's fullest image.
         augmentation: "paper", "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
         color_jitter: whether colours are changed at random.
@@ -76,6 +79,9 @@ class Settings:
         jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow where there is an
             accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are the faster ones.
         tensorboard: whether to write TensorBoard's events as well.
+        size_rule: by which images are resized, where it should be other than the source's.
+        preprocessing: how images are prepared, a `td.Preprocessing` or the mapping of one; by default as the source has
+            it. `size`, `pad_to` and `size_rule` override fields of it. The trained model keeps it.
 
     Raises:
         ValueError: a value that cannot work.
@@ -83,7 +89,7 @@ class Settings:
 
     epochs: int = 50
     batch_size: int = 4
-    size: tuple[int, int] = (800, 1333)
+    size: tuple[int, int] | None = None
     pad_to: tuple[int, int] | Literal["buckets"] | None = None
     max_boxes: int | None = None
     augmentation: Literal["paper", "flip", "none"] | Callable[..., Any] = "paper"
@@ -110,6 +116,8 @@ class Settings:
     precision: Precision = "float32"
     jit_compile: bool | None = None
     tensorboard: bool = False
+    size_rule: SizeRule | None = None
+    preprocessing: Preprocessing | None = None
 
     def __post_init__(self) -> None:
         if self.keep_head and self.random_weights:
@@ -152,42 +160,58 @@ class Settings:
         parts = self.freeze if isinstance(self.freeze, tuple) else (self.freeze,)
         if self.freeze is not None and not all(isinstance(part, str) for part in parts):
             raise ValueError(f'freeze must be names of parts such as "stem+stage1", not {self.freeze!r}')
-        if not _is_pair(self.size) or not 1 <= self.size[0] <= self.size[1]:
-            raise ValueError(
-                "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not "
-                f"{_listed(self.size)}"
-            )
         canvas: Any = self.pad_to
-        if canvas is not None and canvas != "buckets" and not (_is_pair(canvas) and min(canvas) >= 1):
+        if canvas is not None and canvas != "buckets" and not (is_pair(canvas) and min(canvas) >= 1):
             raise ValueError(
                 f'pad_to must be None, (height, width) of at least 1 pixel, or "buckets", not {_listed(self.pad_to)}'
             )
         for name in ("size", "pad_to"):
-            if _is_pair(getattr(self, name)):
+            if is_pair(getattr(self, name)):
                 object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
+        if self.preprocessing is not None:
+            object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
+        self.preprocessing_of(None)  # what can be no size is refused before there is a model
 
-    @property
-    def compilation(self) -> bool | Literal["auto"]:
-        """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices."""
+    def preprocessing_of(self, model: Any) -> Preprocessing:
+        """Return how images are prepared in a run that starts from a model; without its buckets."""
+        canvas = None if self.pad_to == "buckets" else self.pad_to
+        chosen = preprocessing_for(model, self.preprocessing, self.size, canvas, self.size_rule)
+        return dataclasses.replace(chosen, pad_to=None) if self.pad_to == "buckets" else chosen
+
+    def resolved(self, model: Any) -> Settings:
+        """Return the same settings with what stands for the model's own written out, as a run's folder keeps them."""
+        buckets: Any = "buckets" if self.pad_to == "buckets" else None
+        return dataclasses.replace(
+            self, size=None, pad_to=buckets, size_rule=None, preprocessing=self.preprocessing_of(model)
+        )
+
+    def compilation(self, preprocessing: Preprocessing) -> bool | Literal["auto"]:
+        """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices.
+
+        Args:
+            preprocessing: of the run, see `preprocessing_of`.
+        """
         import keras  # here, since the command line reads the defaults before it knows that it will train
 
         if self.jit_compile is not None:
             return self.jit_compile
-        static = isinstance(self.pad_to, tuple) and self.max_boxes is not None
+        static = preprocessing.pad_to is not None and self.max_boxes is not None
         return "auto" if static or keras.backend.backend() == "jax" else False
 
-    @property
-    def evaluation(self) -> dict[str, Any]:
-        """How a run measures: `size`, `batch_size` and `pad_to` of `tfdetr_keras.evaluation.evaluate_detections`.
+    def evaluation(self, preprocessing: Preprocessing) -> dict[str, Any]:
+        """How a run measures: `preprocessing` and `batch_size` of `tfdetr_keras.evaluation.evaluate_detections`.
 
         As the model will be used: each image by itself, unless training has one canvas for all.
+
+        Args:
+            preprocessing: of the run, see `preprocessing_of`.
         """
         import keras  # here, since the command line reads the defaults before it knows that it will train
 
-        canvas = self.pad_to if isinstance(self.pad_to, tuple) else None
-        if canvas is None and keras.backend.backend() == "jax":  # which would compile again for each size of images
-            canvas = (self.size[1], self.size[1])
-        return {"size": self.size, "batch_size": 1 if canvas is None else self.batch_size, "pad_to": canvas}
+        if keras.backend.backend() == "jax":  # which would compile again for each size of images
+            preprocessing = preprocessing.on_one_canvas()
+        batch_size = 1 if preprocessing.pad_to is None else self.batch_size
+        return {"preprocessing": preprocessing, "batch_size": batch_size}
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -238,9 +262,5 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not _is_bool(value) and math.isfinite(value)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
-
-
 def _listed(value: Any) -> str:
-    return " ".join(map(str, value)) if _is_pair(value) else repr(value)
+    return " ".join(map(str, value)) if is_pair(value) else repr(value)

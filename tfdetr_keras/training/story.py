@@ -67,7 +67,7 @@ class Story(keras.callbacks.Callback):
             self.precision = AveragePrecision(
                 validation,
                 class_names,
-                **settings.evaluation,
+                **settings.evaluation(settings.preprocessing_of(None)),
                 every=settings.evaluate_every,
                 averaged=settings.ema_momentum is not None,
                 masks=masks,

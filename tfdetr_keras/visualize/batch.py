@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tfdetr_keras.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
 from tfdetr_keras.visualize.drawing import Crowding, cell_scale, class_colour, frames_with_tags, tint
 from tfdetr_keras.visualize.tags import Wording
@@ -27,6 +27,7 @@ def show_batch(
     columns: int = 4,
     box_reference: str = "image",
     titles: Mapping[int, str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> None:
     """Writes the images of a batch as the model will see them, with their boxes and masks, as a PNG.
 
@@ -44,6 +45,7 @@ def show_batch(
         columns: images in a row of the grid.
         box_reference: "image" or "padded", what the boxes are relative to; as it was given to `prepare`.
         titles: of images, by their ids, as their file names.
+        preprocessing: by which the batch was made; by default that of published DETRs.
 
     Raises:
         ValueError: something else than such a batch, shapes that do not fit, a mask that is not the top left corner of
@@ -51,6 +53,7 @@ def show_batch(
     """
     if box_reference not in ("image", "padded"):
         raise ValueError(f'box_reference must be "image" or "padded", not {box_reference!r}')
+    preprocessing = Preprocessing.of(preprocessing)
     pixels, mask, targets = _arrays(batch)
     validate_batch(targets, len(class_names))
     if len(targets["labels"]) != len(pixels):
@@ -70,7 +73,8 @@ def show_batch(
         across = (width, height) if box_reference == "image" else mask.shape[:0:-1]
         corners = _corners(boxes) * (across * 2)
         masks = targets["masks"][place][real] if "masks" in targets else ()
-        image, crowding = _draw(_levels(pixels[place], ids[place]), mask[place], corners, masks, labels, class_names)
+        levels = _levels(pixels[place], ids[place], preprocessing)
+        image, crowding = _draw(levels, mask[place], corners, masks, labels, class_names)
         objects = f"{len(labels) or 'no'} object{'' if len(labels) == 1 else 's'}"
         before = (
             f"{targets['orig_size'][place][0]} × {targets['orig_size'][place][1]} → " if "orig_size" in targets else ""
@@ -121,11 +125,11 @@ def _image_size(mask: np.ndarray, image_id: Any) -> tuple[int, int]:
     return height, width
 
 
-def _levels(pixels: np.ndarray, image_id: Any) -> np.ndarray:
+def _levels(pixels: np.ndarray, image_id: Any, preprocessing: Preprocessing) -> np.ndarray:
     """Levels 0 .. 255 of normalised pixels `(height, width, 3)`."""
     if not np.isfinite(pixels).all():
         raise ValueError(f"image {image_id}: pixel_values has values that are not finite")
-    levels = (pixels.astype(np.float64) * IMAGENET_STD + IMAGENET_MEAN) * 255
+    levels = (pixels.astype(np.float64) * preprocessing.std + preprocessing.mean) / preprocessing.rescale
     return levels.round().clip(0, 255).astype(np.uint8)
 
 
