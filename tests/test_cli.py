@@ -261,6 +261,7 @@ def test_the_demo_gets_its_options(monkeypatch, tmp_path):
     assert asked == [(tmp_path, 3, "somewhere")] * 2
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module(request, tmp_path):
     (tmp_path / "a.tfrecord").write_bytes(b"not a record " * 9)
     (tmp_path / "names.txt").write_text("cat")

@@ -226,6 +226,7 @@ def test_names_must_not_contradict(coco, models, tmp_path, capsys):
         main([*arguments, "--category-ids", "own"])
 
 
+@pytest.mark.slow
 def test_predict_writes_masks(coco, models, tmp_path, capsys):
     model = td.from_pretrained(models / "segmenter.keras")
     options = ["--model", str(models / "segmenter.keras"), *SIZE, "--threshold", "0.4", "--out", str(tmp_path / "out")]

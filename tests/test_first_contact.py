@@ -167,6 +167,7 @@ def stop(process):
     return process.returncode, out, err.splitlines()
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     process = start(tmp_path, "train", *SHAPES, *FROM, *SMALL, "--epochs", "10000", "--out", "run")
     until(tmp_path / "run/state.safetensors", process)

@@ -268,6 +268,7 @@ def test_the_spec_is_the_record_format(write):
     assert isinstance(spec["boxes"], tf.TensorSpec)
 
 
+@pytest.mark.slow
 def test_the_way_back_to_coco_ids(coco128, write):
     _, file = write()
     assert coco_category_ids(file) == [2, 7]

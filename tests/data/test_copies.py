@@ -291,6 +291,7 @@ def model():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["coco", "voc from 0", "yolo", "tfds", "tfrecord", "cxcywh relative"])
 def test_a_copy_trains(coco_sample, kind, tmp_path, model):
     """All images make one batch, so that its loss is another only by what was learned."""

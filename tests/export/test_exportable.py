@@ -87,6 +87,7 @@ def test_another_ending(smallest, tmp_path, kind):
         WRITERS[kind](smallest, tmp_path / "detector.bin")
 
 
+@pytest.mark.slow
 def test_a_saved_model_names_its_classes(smallest, tmp_path):
     folder = export.saved_model(smallest, tmp_path / "served", (32, 64))
     assert (folder / "assets" / "class_names.txt").read_text(encoding="utf-8") == "cat\ndög\n"

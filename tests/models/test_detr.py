@@ -228,6 +228,7 @@ def test_freeze(make_model, frozen, names, tmp_path):
             assert (weight.path in trained) != fixed, weight.path
 
 
+@pytest.mark.slow
 def test_what_is_frozen_later_is_trained_no_more(make_model, make_batch):
     model = make_model()
     inputs, targets = make_batch()

@@ -186,6 +186,7 @@ def test_a_step_is_traced_once(trained):
     assert int(model.optimizer.iterations) >= 10
 
 
+@pytest.mark.slow
 def test_switching_auxiliary_outputs_traces_anew(trained, batch):
     model, _, _ = trained
     with_both = model.evaluate(dataset_of(batch), return_dict=True, verbose=0)

@@ -129,6 +129,7 @@ def test_the_command_compares(hf_folder, capsys):
     assert {row.split()[-1] for row in rows} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_difference_is_the_commands_first_exit_code(hf_folder, capsys, monkeypatch):
     """A port that misplaces one bias is found, and from the stage on where it happened."""
 

@@ -178,7 +178,8 @@ def random_targets(batch, num_classes):
     return {"labels": rng.integers(0, num_classes, (batch, 4)), "boxes": boxes.astype(np.float32)}
 
 
-@pytest.mark.parametrize("start", ["ported", pytest.param("from-scratch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["ported", "from-scratch"])
 def test_a_trained_model(start, make_hugging_face_model, pytorch, read_by_transformers, weights_of, tmp_path):
     keras.utils.set_random_seed(0)
     if start == "ported":  # with a new head, and everything in it trained
@@ -621,6 +622,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_folder_needs_no_torch(hf_folder, state, tmp_path, request):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(hf_folder), str(tmp_path / "detr")],

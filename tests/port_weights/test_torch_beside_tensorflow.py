@@ -83,25 +83,22 @@ def real(request, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_stand_in_is_a_trap(stand_in, tmp_path):
     done = run_python("import tensorflow, torch; torch.optim.SGD([torch.ones(1)], 0.1)", tmp_path, stand_in)
     assert done.returncode == -signal.SIGABRT
     assert done.stderr.endswith("triton was imported after TensorFlow")
 
 
-@pytest.mark.parametrize("code", [PORTING, pytest.param(DEMO, marks=pytest.mark.slow)], ids=["porting", "demo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [PORTING, DEMO], ids=["porting", "demo"])
 def test_our_processes_do_not_import_triton(stand_in, tmp_path, code):
     done = run_python(code, tmp_path, stand_in)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "td.data.load_shapes(1)",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("td.evaluation", "td.DETR", "td.export")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["td.data.load_shapes(1)", "td.evaluation", "td.DETR", "td.export"])
 def test_with_kerass_torch_backend_keras_comes_before_tensorflow(stand_in, tmp_path, first):
     """Keras imports triton with that backend, so that whatever of ours is touched first has to import Keras first."""
     code = f"import tfdetr_keras as td; {first}; td.data.load_shapes(1); td.DETR"

@@ -61,6 +61,7 @@ def test_evaluate_measures_once(compiled, held_out, batches, capsys):
     assert f"AP50 {measured.metrics['AP50']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_measured_and_the_own_ones_come_back(compiled, held_out, batches):
     records, names = held_out
     figures, models = [], []

@@ -122,6 +122,7 @@ def test_a_set_that_moved_is_the_same(tmp_path):
     assert fingerprint(coco(one, 5)) == fingerprint(coco(other, 5))
 
 
+@pytest.mark.slow
 def test_changed_records_that_are_meant_are_told_in_the_report(validated, tmp_path, caplog):
     run, records, held_out = validated
     folder = tmp_path / "run"

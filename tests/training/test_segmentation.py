@@ -217,6 +217,7 @@ def test_records_without_masks_are_refused_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_frozen_detector_must_know_the_classes(detector, names):
     with pytest.raises(
         ValueError, match=r"is to stay as it is, but .*keras knows 3 classes and has 8 queries, not 2 and"
