@@ -23,6 +23,7 @@ from tfdetr_keras.cli import main
 from tfdetr_keras.visualize import draw_detections, image_of_attention, image_of_detections
 
 SIZE = (64, 128)
+INPUT = td.Preprocessing(SIZE)
 GAP = 8  # around the images of a grid
 
 
@@ -42,7 +43,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def look(detector, shapes):
-    return app.look_at(detector, shapes, SIZE)
+    return app.look_at(detector, shapes, INPUT)
 
 
 def equal(first, second):
@@ -70,7 +71,7 @@ def test_one_object_and_none(detector, look, tmp_path):
     alone = app.view(look, float(look.found.scores[1]))
     assert "1 object above" in alone.told
     Image.new("RGB", (90, 70), "grey").save(tmp_path / "grey.png")
-    nothing = app.view(app.look_at(detector, tmp_path / "grey.png", SIZE), 0.5, chosen=2)
+    nothing = app.view(app.look_at(detector, tmp_path / "grey.png", INPUT), 0.5, chosen=2)
     assert "nothing above 0.50; the surest has 0.0" in nothing.told
     assert (nothing.rows, nothing.choices, nothing.chosen, nothing.attended) == ((), (), None, None)
     width, height = nothing.picture.size
@@ -115,7 +116,7 @@ def test_pictures_are_those_of_the_package(look, detector, tmp_path):
 
 def test_an_image_of_a_pixel_s_height(detector, tmp_path):
     Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
-    picture = app.view(app.look_at(detector, tmp_path / "line.png", SIZE), 0.5).picture
+    picture = app.view(app.look_at(detector, tmp_path / "line.png", INPUT), 0.5).picture
     assert picture.width == app.LONGEST
     assert picture.height < 40  # the line, and a word that nothing was found
 
@@ -134,7 +135,7 @@ def test_of_a_large_image_a_small_picture_is_kept(detector, enlarged, monkeypatc
     """Boxes are those of the whole image; with fewer pixels allowed, it is halved on being decoded."""
     monkeypatch.setattr(app, "MOST_PIXELS", most)
     expected = detector.detect(enlarged, SIZE, 0.5)
-    look = app.look_at(detector, enlarged, SIZE)
+    look = app.look_at(detector, enlarged, INPUT)
     assert look.found.image.shape == (450, 600, 3)
     seen = app.view(look, 0.5)
     assert [name for _, name, _, _ in seen.rows] == expected.names
@@ -148,7 +149,7 @@ def test_of_a_large_image_a_small_picture_is_kept(detector, enlarged, monkeypatc
 
 def test_too_many_pixels_are_told(detector, enlarged, monkeypatch):
     monkeypatch.setenv("TFDETR_MAX_IMAGE_PIXELS", "1000000")
-    assert "large.png has too many pixels: 960 x 1280" in app.view(app.look_at(detector, enlarged, SIZE), 0.5).told
+    assert "large.png has too many pixels: 960 x 1280" in app.view(app.look_at(detector, enlarged, INPUT), 0.5).told
 
 
 def test_a_truncated_image_is_looked_at_and_told(detector, shapes, tmp_path):
@@ -156,7 +157,7 @@ def test_a_truncated_image_is_looked_at_and_told(detector, shapes, tmp_path):
         image.save(tmp_path / "cut.jpg", quality=95)
     content = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[:-100])
-    seen = app.view(app.look_at(detector, tmp_path / "cut.jpg", SIZE), 0.5)
+    seen = app.view(app.look_at(detector, tmp_path / "cut.jpg", INPUT), 0.5)
     assert "It is truncated: " in seen.told
     assert seen.picture is not None
 
@@ -181,7 +182,7 @@ def test_sessions_and_waiting_images_are_limited(detector, monkeypatch):
 def test_what_is_no_image_is_told(detector, shapes, tmp_path, content, message):
     path = tmp_path / "<i>&.png"
     path.write_bytes(shapes.read_bytes()[:2000] if content is None else content)
-    look = app.look_at(detector, path, SIZE)
+    look = app.look_at(detector, path, INPUT)
     assert look.found is None
     seen = app.view(look, 0.5)
     assert f"&lt;i&gt;&amp;.png {message}" in seen.told
@@ -190,11 +191,11 @@ def test_what_is_no_image_is_told(detector, shapes, tmp_path, content, message):
 
 
 def test_a_canvas_that_is_too_small_is_told(detector, shapes):
-    look = app.look_at(detector, shapes, SIZE, (64, 64))
+    look = app.look_at(detector, shapes, td.Preprocessing(SIZE, pad_to=(64, 64)))
     assert look.found is None
     assert look.wrong.startswith("shapes.png: ")
     assert "larger than pad_to = 64 x 64" in look.wrong
-    on_canvas = app.look_at(detector, shapes, SIZE, (128, 128))
+    on_canvas = app.look_at(detector, shapes, td.Preprocessing(SIZE, pad_to=(128, 128)))
     expected = detector.detect(shapes, SIZE, 0.0, attention=True, pad_to=(128, 128))
     np.testing.assert_array_equal(on_canvas.found.scores, expected.scores)
 
@@ -212,7 +213,7 @@ def test_the_model_runs_once_for_each_image(detector, shapes, monkeypatch):
     place, attended = behind["clicked"](look, SimpleNamespace(row_value=["2", "square", "1.00", "1, 2, 3, 4"]))
     assert place == 1
     assert equal(attended, app.attended_by(look, 1))
-    assert [options["pad_to"] for options in runs] == [(128, 128)]
+    assert [options["preprocessing"].pad_to for options in runs] == [(128, 128)]
     assert (blocks.title, blocks.analytics_enabled) == ("a model · tfdetr", False)
 
 
@@ -364,7 +365,7 @@ def test_the_page_in_a_browser(browser, command, detector, shapes, tmp_path):
     assert len(seen) == 3
     assert chosen.input_value().startswith("3: ")
     shown = Image.open(io.BytesIO(page.request.get(pictures.nth(1).get_attribute("src")).body()))
-    assert equal(shown, app.attended_by(app.look_at(detector, shapes, SIZE), 2))
+    assert equal(shown, app.attended_by(app.look_at(detector, shapes, INPUT), 2))
 
     page.set_viewport_size({"width": 420, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= 420

@@ -267,21 +267,21 @@ def test_sizes_by_table_transformers_rule(coco, models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("described", "expected"),
+    ("described", "size"),
     [
-        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, {"size": (480, 640), "pad_to": None}),
-        ({"size": 800, "max_size": 1000}, {"size": (800, 1000), "pad_to": None}),  # as older published files have it
-        ({"size": 600}, {"size": (600, 1333), "pad_to": None}),
-        ({"max_size": 1000}, {"size": (800, 1333), "pad_to": None}),
-        ({}, {"size": (800, 1333), "pad_to": None}),
+        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, (480, 640)),
+        ({"size": 800, "max_size": 1000}, (800, 1000)),  # as older published files have it
+        ({"size": 600}, (600, 1333)),
+        ({"max_size": 1000}, (800, 1333)),
+        ({}, (800, 1333)),
     ],
 )
-def test_sizes_that_a_checkpoint_tells(tmp_path, described, expected):
+def test_sizes_that_a_checkpoint_tells(tmp_path, described, size):
     port_weights.export(td.DETR(td.DETRConfig(**SMALL)), tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "preprocessor_config.json").write_text(json.dumps(described))
     command = argparse.ArgumentParser()
     model_options.add_model_options(command)
-    options = command.parse_args(["--model", str(tmp_path / "checkpoint")])
-    assert model_options.size_arguments(options) == expected
-    options = command.parse_args(["--model", str(tmp_path / "checkpoint"), "--size-rule", "table"])
-    assert model_options.size_arguments(options) == expected | {"size_rule": "table"}
+    for given, rule in (([], "huggingface"), (["--size-rule", "table"], "table")):
+        options = command.parse_args(["--model", str(tmp_path / "checkpoint"), *given])
+        model = model_options.read_model(options)
+        assert model_options.chosen_preprocessing(options, model) == td.Preprocessing(size, rule)

@@ -233,7 +233,9 @@ def test_a_detector_has_no_segments(images):
 def test_images_are_resized_by_the_rule(conditional, attention, monkeypatch):
     asked = []
     original = td.inference.prepare
-    monkeypatch.setattr(td.inference, "prepare", lambda *a, **o: asked.append(o["size_rule"]) or original(*a, **o))
+    monkeypatch.setattr(
+        td.inference, "prepare", lambda *a, **o: asked.append(o["preprocessing"].rule) or original(*a, **o)
+    )
     image = np.zeros((40, 40, 3), np.uint8)
     small = conditional.detect(image, SIZE, 0.0, attention=attention)
     large = conditional.detect(image, SIZE, 0.0, attention=attention, size_rule="table")  # 96 pixels, not 64
@@ -247,7 +249,7 @@ def test_images_are_resized_by_the_rule(conditional, attention, monkeypatch):
 def test_the_page_takes_the_relatives(conditional, segmenter, images, tmp_path):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     for model, count in ((conditional, 36), (segmenter, 12)):
-        look = app.look_at(model, tmp_path / "a.png", SIZE, size_rule="table")
+        look = app.look_at(model, tmp_path / "a.png", td.Preprocessing(SIZE, "table"))
         assert len(look.found) == count
         assert look.found.masks is None
         threshold = float(np.median(look.found.scores))

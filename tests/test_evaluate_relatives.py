@@ -28,7 +28,7 @@ from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
 from tfdetr_keras.panoptic_quality import panoptic_quality
 from tfdetr_keras.panoptic_results import panoptic_truth
 from tfdetr_keras.postprocess import post_process
-from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tfdetr_keras.segments import post_process_masks, post_process_panoptic
 
 CLASSES = ["circle", "square", "triangle", "paper", "table"]
@@ -412,7 +412,7 @@ def test_two_processes_measure_half_each(monkeypatch):
 def test_images_are_resized_by_the_models_rule(rule):
     records = dataset(instance_set(0))
     expected = prepare(records, 1, size=SIZE, size_rule=rule)
-    batches = evaluation_batches.evaluation_batches(records, lambda record: {}, SIZE, 1, None, rule)
+    batches = evaluation_batches.evaluation_batches(records, lambda record: {}, Preprocessing(SIZE, rule), 1)
     for (inputs, _), (other, _) in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(inputs["pixel_values"], other["pixel_values"])
 
@@ -431,7 +431,7 @@ def test_faults():
         evaluate_detections(model, dataset(records), CLASSES[:4], SIZE, masks=True)
     with pytest.raises(ValueError, match="the model gives 5 logits, but 4 class names need 4"):
         evaluate_detections(told(records, 0, classification="focal"), without, CLASSES[:4], SIZE)
-    with pytest.raises(ValueError, match=r"size_rule must be one of .*'table'\), not 'tables'"):
+    with pytest.raises(ValueError, match=r"size_rule must be one of .*'table'.*, not 'tables'"):
         evaluate_detections(model, without, CLASSES, SIZE, size_rule="tables")
 
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.buffers import ALIGNMENT, BufferPool
 from tfdetr_keras.data.canvas import canvas_painter
-from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 def test_pixels_zeros_and_mask():
@@ -15,7 +15,7 @@ def test_pixels_zeros_and_mask():
     sizes = np.array([[17, 23], [5, 9], [1, 23]])
     expected = (levels / 255 - IMAGENET_MEAN) / IMAGENET_STD
     inside = (np.arange(17)[:, None] < sizes[:, 0, None, None]) & (np.arange(23) < sizes[:, 1, None, None])
-    paint = canvas_painter()
+    paint = canvas_painter(Preprocessing())
     for _ in range(3):  # on memory that was used before, too
         pixels, mask = paint(tf.constant(levels), tf.constant(sizes, tf.int32))
         np.testing.assert_allclose(pixels, np.where(inside[..., None], expected, 0), rtol=0, atol=1e-6)
@@ -26,7 +26,7 @@ def test_pixels_zeros_and_mask():
 
 def test_what_is_held_is_never_handed_out_again():
     """Batches that a reader keeps must not change under its hands, however many come after."""
-    paint = canvas_painter()
+    paint = canvas_painter(Preprocessing())
     sizes = tf.constant([[6, 8]], tf.int32)
     dataset = tf.data.Dataset.range(40).map(lambda level: paint(tf.fill((1, 6, 8, 3), tf.cast(level, tf.uint8)), sizes))
     kept = [pixels.numpy() for pixels, _ in dataset.prefetch(3)]

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data import from_dataset, prepare
 from tfdetr_keras.data.border import EMPTY_BOX
-from tfdetr_keras.evaluation_batches import evaluation_batches
+from tfdetr_keras.evaluation_batches import check_measurable
 
 COUNT, HEIGHT, WIDTH = 6, 40, 60
 PIXELS = (8.0, 10.0, 30.0, 35.0)
@@ -54,14 +54,7 @@ def test_labels_that_are_no_class_are_all_lost():
 def test_nothing_is_measured(kind):
     options, complaint = LOST[kind]
     with pytest.raises(ValueError, match=complaint):
-        evaluation_batches(
-            records(**options, on_error="skip"),
-            lambda record: {"labels": record["labels"]},
-            (40, 60),
-            2,
-            None,
-            "huggingface",
-        )
+        check_measurable(records(**options, on_error="skip"))
 
 
 @pytest.mark.parametrize("kind", LOST)

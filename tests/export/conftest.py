@@ -9,7 +9,6 @@ from photograph_sizes import CANVAS, SIZE
 
 import tfdetr_keras as td
 from tfdetr_keras.data.images import decode_image
-from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.export import ServingGraph
 
 PHOTOGRAPHS = 12
@@ -52,7 +51,7 @@ def by_matrices(detector, photographs):
 
     @functools.cache
     def found(pad_to):
-        graph = ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, portable=True)
+        graph = ServingGraph(detector, td.Preprocessing(SIZE, pad_to=pad_to), portable=True)
         results = [graph.of_pixels(tf.constant(image)[None]) for image in photographs[1]]
         return [{key: value[0].numpy() for key, value in result.items()} for result in results]
 
@@ -69,7 +68,7 @@ def unresized(detector, photographs):
 
     @functools.cache
     def found(pad_to):
-        graph = ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, portable=True)
+        graph = ServingGraph(detector, td.Preprocessing(SIZE, pad_to=pad_to), portable=True)
         results = [graph.of_pixels(tf.constant(image)[None]) for image in parts]
         return [
             (image, {key: value[0].numpy() for key, value in one.items()})

@@ -1,5 +1,7 @@
 """Resizing by matrices against `prepare`'s, sizes in whole numbers, batches, files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,23 +10,24 @@ from hypothesis import strategies as st
 from photograph_sizes import CANVAS, SIZE
 
 import tfdetr_keras as td
-from tfdetr_keras.data.canvas import FACTOR, SHIFT
+from tfdetr_keras.data.canvas import factor_and_shift
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.export import serving_graph
 from tfdetr_keras.export.serving_graph import ServingGraph
 
 
 def graph_of(detector, pad_to=None, **options):
-    return ServingGraph(detector, Resize(*SIZE, strict=pad_to is not None), pad_to, **options)
+    return ServingGraph(detector, td.Preprocessing(SIZE, pad_to=pad_to), **options)
 
 
 @given(old=st.integers(1, 90), new=st.integers(1, 90), beyond=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_interpolation_is_tensorflows_antialiased_resize(old, new, beyond):
-    weights = serving_graph.interpolation(old, new, new + beyond).numpy()
-    expected = tf.image.resize(tf.eye(old)[:, None], (new, 1), antialias=True)[:, 0].numpy()
-    np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=1e-5)
-    assert not weights[new:].any()
+def test_interpolation_is_tensorflows_resize(old, new, beyond):
+    for method, antialias in (("bilinear", True), ("bilinear", False), ("bicubic", True)):
+        weights = serving_graph.interpolation_weights(old, new, new + beyond, method, antialias).numpy()
+        expected = tf.image.resize(tf.eye(old)[:, None], (new, 1), method, antialias=antialias)[:, 0].numpy()
+        np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=1e-5)
+        assert not weights[new:].any()
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000), strict=st.booleans())
@@ -44,7 +47,8 @@ def test_pixels_are_those_of_prepare(photographs):
     records, _ = td.data.load_images(paths)
     for image, (inputs, _) in zip(images, td.data.prepare(records, 1, size=SIZE), strict=True):
         size = tf.stack(target_size(*image.shape[:2], Resize(*SIZE)))
-        found = serving_graph.resized_by_matrices(tf.constant(image)[None], size, size) * FACTOR - SHIFT
+        factor, shift = factor_and_shift(td.Preprocessing())
+        found = serving_graph.resized_by_matrices(tf.constant(image)[None], size, size) * factor - shift
         level = 1 / (255 * 0.225)
         difference = np.abs(found - inputs["pixel_values"])
         assert difference.max() < 1.01 * level
@@ -75,6 +79,37 @@ def test_files_are_their_pixels(detector, photographs, pad_to):
     assert together["boxes"].shape == (4, detector.config.num_queries, 4)
     sizes = np.array([image.shape[1::-1] for image in images[:4]])
     assert (together["boxes"].numpy().max((1, 2)) < 1.5 * sizes.max(1)).all()
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), rule=st.sampled_from(["fit", "stretch"]))
+@settings(max_examples=300, deadline=None)
+def test_whole_sizes_are_those_of_rectangles(height, width, rule):
+    resize = Resize(480, 640, rule)
+    found = [int(x) for x in serving_graph.whole_target_size(tf.constant(height), tf.constant(width), resize)]
+    wanted = [int(x) for x in target_size(height, width, resize)]
+    # What float64 makes a little less than a whole number is truncated by the reference.
+    assert set(np.subtract(found, wanted).tolist()) <= ({0} if rule == "stretch" else {0, 1})
+    assert found[0] <= 480
+    assert found[1] <= 640
+
+
+OWN = td.Preprocessing((60, 90), "fit", None, 1.0, (120.0, 110.0, 100.0), (60.0, 61.0, 62.0), "bicubic", True, 32)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("pad_to", [None, (96, 96)])
+def test_images_are_prepared_as_the_model_has_it(detector, photographs, pad_to, portable):
+    """Levels, interpolation and canvas: what the graph finds is what `td.detect` finds."""
+    own = dataclasses.replace(OWN, pad_to=pad_to)
+    graph = ServingGraph(detector, own, portable=portable)
+    paths, images = photographs[0][:4], photographs[1][:4]
+    records, _ = td.data.load_images(paths)
+    wanted = td.detect(detector, records, threshold=-1, preprocessing=own)
+    for path, image, one in zip(paths, images, wanted, strict=True):
+        answers = [graph.of_pixels(tf.constant(image)[None])]
+        answers += [] if portable else [graph.of_files(tf.constant([path.read_bytes()]))]
+        for found in answers:
+            np.testing.assert_allclose(found["scores"][0], np.sort(one["scores"])[::-1], rtol=0, atol=0.02)
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from port_weights.processor import read_processor
 from tfdetr_keras.data import load_coco, prepare
 from tfdetr_keras.preprocessing import IMAGENET_STD
 
@@ -55,6 +56,34 @@ def test_one_image(annotated, size, pytorch):
         np.testing.assert_allclose(targets["boxes"][0, :count], labels["boxes"].reshape(-1, 4), atol=1e-5)
         np.testing.assert_array_equal(targets["masks"][0, :count], labels["masks"])
         np.testing.assert_array_equal(targets["orig_size"][0], labels["orig_size"])
+
+
+FORMS = [
+    {"size": {"max_height": 320, "max_width": 400}, "pad_size": {"height": 320, "width": 400}},
+    {"size": {"height": 320, "width": 256}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3},
+    {"size": {"shortest_edge": 320, "longest_edge": 400}, "do_normalize": False},
+    {"size": {"shortest_edge": 320, "longest_edge": 400}, "do_rescale": False, "image_mean": [120.0] * 3},
+    {"size": {"shortest_edge": 320, "longest_edge": 400}, "resample": 3, "rescale_factor": 1 / 127.5},
+]
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_images_are_prepared_as_a_folder_says(annotated, settings, pytorch, tmp_path):
+    folder, _, images, _ = annotated
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    own = read_processor(tmp_path)
+    found = ours(annotated, preprocessing=own)
+    level = own.rescale / np.array(own.std)
+    for image in images[:6]:
+        picture = Image.open(folder / image["file_name"]).convert("RGB")
+        expected = pytorch.call("processors:prepare", picture, settings)
+        inputs, _ = found[image["id"]]
+        pixels = expected["pixel_values"][0].transpose(1, 2, 0)
+        assert inputs["pixel_values"].shape[1:] == pixels.shape
+        np.testing.assert_array_equal(inputs["pixel_mask"][0], expected["pixel_mask"][0])
+        difference = np.abs(inputs["pixel_values"][0] - pixels) / level
+        assert difference.max() <= 1.01
+        assert (difference > 0.5).mean() < 0.01
 
 
 @pytest.mark.parametrize("reference", ["image", "padded"])

@@ -1,6 +1,5 @@
 """Exported models, read by the real transformers, by a plain PyTorch DETR and back into Keras; and what is refused."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -19,8 +18,7 @@ import port_weights.__main__ as command_line
 from port_weights import compare as comparing
 from port_weights import export, export_pth, exports, load_model
 from port_weights.exports import ACTIVATIONS, FILES
-from tfdetr_keras import DETR, DETRConfig, ResNetConfig, SetCriterion
-from tfdetr_keras.cli.model_options import size_arguments
+from tfdetr_keras import DETR, DETRConfig, Preprocessing, ResNetConfig, SetCriterion
 from tfdetr_keras.models.presets import RESNETS
 
 TRUNK = ResNetConfig(depths=(1, 2), channels=(16, 32), stem_channels=8)
@@ -239,8 +237,7 @@ def test_the_canvas_of_the_training(tiny, pytorch, tmp_path):
     inputs = pytorch.call("processors:prepare_by_folder", tmp_path / "canvas", image)
     assert inputs["pixel_values"].shape == (1, 3, 64, 80)
     assert inputs["pixel_mask"].sum() == 48 * 60
-    options = argparse.Namespace(model=str(tmp_path / "canvas"), size=None, pad_to=None, size_rule=None)
-    assert size_arguments(options) == {"size": (48, 64), "pad_to": (64, 80)}
+    assert load_model(tmp_path / "canvas").preprocessing == Preprocessing((48, 64), pad_to=(64, 80))
 
 
 def test_the_file_says_that_it_is_pytorchs(tiny, tmp_path):

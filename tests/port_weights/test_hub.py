@@ -14,8 +14,9 @@ from PIL import Image
 
 from port_weights import conversions, hub, load_model, port
 from tfdetr_keras.cli import main
-from tfdetr_keras.cli.model_options import size_arguments
+from tfdetr_keras.cli.model_options import chosen_preprocessing, read_model
 from tfdetr_keras.models import ConditionalDETR
+from tfdetr_keras.preprocessing import Preprocessing
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 ID = "somebody/detr"
@@ -211,8 +212,8 @@ def test_where_conversions_lie(monkeypatch, tmp_path, cached):
 def test_the_command_line_knows_the_size_of_the_images(cached):
     content = json.dumps({"size": {"shortest_edge": 64, "longest_edge": 96}})
     (cached / "preprocessor_config.json").write_text(content)
-    options = argparse.Namespace(model=ID, size=None, pad_to=None, size_rule=None)
-    assert size_arguments(options) == {"size": (64, 96), "pad_to": None}
+    options = argparse.Namespace(model=ID, size=None, pad_to=None, size_rule=None, last=False)
+    assert chosen_preprocessing(options, read_model(options)) == Preprocessing((64, 96))
 
 
 def test_a_commit_that_was_fetched_is_a_source(cached, hf_folder, monkeypatch):

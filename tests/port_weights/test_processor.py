@@ -1,11 +1,18 @@
 """Settings of a checkpoint's image processor: followed, of no effect, or refused by name; never defaults in silence."""
 
+import dataclasses
 import json
+import logging
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
+from smallest import SMALLEST
 
-from port_weights.exports import _processor
-from port_weights.processor import read_processor, tell_processor
+from port_weights.processor import check_processor, processor_of, read_processor, with_preprocessing
+from tfdetr_keras import PRESETS, ConditionalDETRConfig, Preprocessing
 
 PUBLISHED = {  # facebook/detr-resnet-50
     "do_normalize": True,
@@ -45,13 +52,31 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("settings", [PUBLISHED, NEWER])
 def test_published_files(folder, settings):
-    assert read_processor(folder(**settings)) == {"size": (800, 1333)}
+    assert read_processor(folder(**settings)) == Preprocessing()
 
 
-@pytest.mark.parametrize("canvas", [None, (640, 800)])
-def test_what_is_exported_is_read(folder, canvas):
-    expected = {"size": (480, 800)} | ({"pad_to": canvas} if canvas else {})
-    assert read_processor(folder(**_processor((480, 800), canvas))) == expected
+WRITTEN = [
+    Preprocessing(),
+    Preprocessing((480, 800), pad_to=(640, 800)),
+    Preprocessing((480, 640), "fit", (480, 640)),
+    Preprocessing((640, 512), "stretch"),
+    Preprocessing((1000, 1000), "table"),
+    Preprocessing((480, 640), "facebook"),
+    Preprocessing((64, 96), rescale=1.0, mean=(123.0, 116.0, 103.0), std=(58.0, 57.0, 56.0), interpolation="bicubic"),
+    Preprocessing((64, 96), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), antialias=False, multiple_of=32),
+]
+
+
+@pytest.mark.parametrize("preprocessing", WRITTEN, ids=str)
+def test_what_is_written_is_read(folder, preprocessing, caplog):
+    assert read_processor(folder(**processor_of(preprocessing, SMALLEST))) == preprocessing
+    told = preprocessing.rule == "facebook" or not preprocessing.antialias
+    assert bool(caplog.records) == told  # that transformers does otherwise
+
+
+def test_a_conditional_detr_has_its_own_processor():
+    written = processor_of(Preprocessing(), ConditionalDETRConfig())
+    assert written["image_processor_type"] == "ConditionalDetrImageProcessor"
 
 
 @pytest.mark.parametrize(
@@ -61,30 +86,45 @@ def test_what_is_exported_is_read(folder, canvas):
         ({"size": None}, {}),
         ({"size": 600}, {"size": (600, 1333)}),
         ({"size": 600, "max_size": 1000}, {"size": (600, 1000)}),
+        ({"size": {"longest_edge": 1000}}, {"size": (1000, 1000), "rule": "table"}),
+        ({"size": {"height": 640, "width": 512}}, {"size": (640, 512), "rule": "stretch"}),
+        ({"size": {"max_height": 480, "max_width": 640}}, {"size": (480, 640), "rule": "fit"}),
         ({"max_size": 1000}, {}),
         ({"pad_size": {"height": 700, "width": 900}}, {"pad_to": (700, 900)}),
         ({"pad_size": {"height": 700, "width": 900}, "do_pad": False}, {}),
         ({"do_pad": False}, {}),
         ({"image_mean": [0.4850, 0.45600001, 0.406], "rescale_factor": 0.003921569}, {}),
+        ({"image_mean": [0.5, 0.5, 0.5], "image_std": 0.25}, {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}),
+        ({"do_normalize": False, "image_mean": "any"}, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
+        ({"do_rescale": False, "rescale_factor": "any"}, {"rescale": 1.0}),
+        ({"rescale_factor": 0.0078125}, {"rescale": 0.0078125}),
+        ({"resample": 3}, {"interpolation": "bicubic"}),
+        ({"resample": "BICUBIC"}, {"interpolation": "bicubic"}),
+        ({"antialias": False}, {"antialias": False}),
         ({"format": "coco_panoptic", "do_convert_annotations": False, "do_convert_rgb": None}, {}),
         ({"do_center_crop": False, "crop_size": {"height": 224, "width": 224}, "size_divisor": None}, {}),
         ({"do_something_new": False, "something_newer": None}, {}),
     ],
 )
 def test_settings_that_are_followed_or_change_no_pixel(folder, settings, expected, caplog):
-    assert read_processor(folder(**settings)) == expected
+    assert read_processor(folder(**settings)) == Preprocessing(**expected)
     assert not caplog.records
+
+
+def test_where_no_size_is_named_the_default_counts(folder):
+    own = Preprocessing((1000, 1000), "table")
+    assert read_processor(folder(image_mean=0.5), own) == dataclasses.replace(own, mean=(0.5, 0.5, 0.5))
 
 
 REFUSED = {
     "size": [
-        {"longest_edge": 1000},
         {"shortest_edge": 800},
-        {"height": 640, "width": 640},
-        {"max_height": 800, "max_width": 1333},
         {"shortest_edge": 800, "longest_edge": 1333, "height": 640},
         {"shortest_edge": "800", "longest_edge": 1333},
         {"shortest_edge": 0, "longest_edge": 1333},
+        {"height": 640},
+        {"max_height": 640, "width": 640},
+        {"height": 640, "width": 640.5},
         [640, 640],
         640.5,
         True,
@@ -92,17 +132,19 @@ REFUSED = {
     ],
     "pad_size": [640, {"height": 640}, {"height": 640, "width": None}, [640, 640]],
     "do_resize": [False, "true"],
-    "do_rescale": [False],
-    "do_normalize": [False, 0],
-    "rescale_factor": [1, 0.0078125, "1/255", True],
-    "image_mean": [[0.5, 0.5, 0.5], [0.485], 0.485, [123.675, 116.28, 103.53], ["0.485", "0.456", "0.406"], []],
-    "image_std": [[0.5, 0.5, 0.5], [1, 1, 1]],
-    "resample": [0, 1, 3, "bicubic", True],
+    "do_rescale": [0, "no"],
+    "do_normalize": [0, "no"],
+    "rescale_factor": [0, -1, "1/255", True],
+    "image_mean": [[0.485], ["0.485", "0.456", "0.406"], [], "imagenet", True],
+    "image_std": [[0, 1, 1], 0, [1, 1]],
+    "resample": [0, 1, 4, 5, "lanczos", True, 2.5],
     "do_center_crop": [True],
     "size_divisor": [32],
     "size_divisibility": [64],
     "do_pad": ["yes"],
-    "antialias": [False],
+    "antialias": ["no", 0],
+    "multiple_of": [0, 1.5],
+    "size_rule": ["tables", 3],
     "image_processor_type": ["ViTImageProcessor", "RTDetrImageProcessor", ["DetrImageProcessor"]],
     "feature_extractor_type": ["ViTFeatureExtractor"],
     "auto_map": [{"AutoImageProcessor": "own.Processor"}],
@@ -117,19 +159,20 @@ def test_settings_that_are_not_followed_are_refused_by_name(folder, key, value):
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_edges_in_the_wrong_order_are_told_of_the_file(folder):
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: size must be .*, not \(800, 640\)"):
+        read_processor(folder(size={"shortest_edge": 800, "longest_edge": 640}))
+
+
 def test_a_size_that_is_given_otherwise_may_be_of_any_form(folder):
-    assert read_processor(folder(size={"height": 640, "width": 640}), with_size=False) == {}
-    with pytest.raises(ValueError, match="do_normalize"):
-        read_processor(folder(size=800, do_normalize=False), with_size=False)
-
-
-def test_the_message_for_a_longest_edge_alone_says_what_to_give(folder):
-    with pytest.raises(ValueError, match=r"give --size .*, here --size 1000 1000 --size-rule table$"):
-        read_processor(folder(size={"longest_edge": 1000}))
+    found = read_processor(folder(size=[640], pad_size=3, image_mean=0.5), with_size=False)
+    assert found == Preprocessing(mean=(0.5, 0.5, 0.5))
+    with pytest.raises(ValueError, match="do_resize"):
+        read_processor(folder(size=800, do_resize=False), with_size=False)
 
 
 def test_unknown_settings_are_told(folder, caplog):
-    assert read_processor(folder(**PUBLISHED, do_sharpen=True, gamma=2.2)) == {"size": (800, 1333)}
+    assert read_processor(folder(**PUBLISHED, do_sharpen=True, gamma=2.2)) == Preprocessing()
     [told] = [record.getMessage() for record in caplog.records]
     assert told.endswith('are not followed: "do_sharpen": true, "gamma": 2.2')
 
@@ -141,14 +184,71 @@ def test_a_file_that_holds_no_settings(tmp_path, content):
         read_processor(tmp_path)
 
 
-def test_no_file(tmp_path):
-    assert read_processor(tmp_path) == {}
+def test_files_of_random_values():
+    """Whatever stands in them, it is followed or refused."""
+    rng, outcomes = random.Random(0), Counter()
+    junk = (
+        None,
+        True,
+        False,
+        0,
+        1,
+        2,
+        3,
+        -1,
+        0.5,
+        1e300,
+        float("nan"),
+        "x",
+        "",
+        [],
+        [1, 2, 3],
+        [0.5] * 3,
+        {},
+        {"height": 3},
+    )
+    keys = [*NEWER, "antialias", "size_rule", "multiple_of", "max_size", "default_to_square"]
+    for _ in range(600):
+        told = NEWER | {rng.choice(keys): rng.choice(junk) for _ in range(rng.randint(1, 3))}
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "preprocessor_config.json").write_text(json.dumps(told))
+            try:
+                outcomes[type(read_processor(Path(folder))).__name__] += 1
+            except ValueError:
+                outcomes["ValueError"] += 1
+    assert set(outcomes) == {"Preprocessing", "ValueError"}
+    assert min(outcomes.values()) > 100
 
 
-def test_loading_weights_in_python_tells(folder, caplog):
-    tell_processor(folder(do_normalize=False))
-    tell_processor(folder(**PUBLISHED))
-    tell_processor("no folder")
-    tell_processor(None)
-    [told] = [record.getMessage() for record in caplog.records]
-    assert '"do_normalize": false, but images are always normalised' in told
+def test_no_file_means_what_the_authors_of_the_architecture_do(tmp_path, caplog):
+    assert read_processor(tmp_path) is None
+    table = PRESETS["table-transformer-structure-recognition"]
+    with caplog.at_level(logging.INFO):
+        assert with_preprocessing(SMALLEST, tmp_path) == SMALLEST
+        assert with_preprocessing(dataclasses.replace(table, preprocessing=Preprocessing()), tmp_path) == table
+    assert (
+        "has no preprocessor_config.json, so images are prepared as its authors do: longer side to 1000" in caplog.text
+    )
+    caplog.clear()
+    assert with_preprocessing(SMALLEST, {"a": 1}) == SMALLEST
+    assert not caplog.records
+
+
+def test_loading_weights_in_python_tells_what_is_not_followed(folder, caplog):
+    assert with_preprocessing(SMALLEST, folder(**PUBLISHED)).preprocessing == Preprocessing()
+    assert not caplog.records
+    path = folder(size={"shortest_edge": 800}, do_normalize=False)
+    found = with_preprocessing(SMALLEST, path).preprocessing
+    assert found == Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # as far as it can be followed
+    assert with_preprocessing(SMALLEST, folder(do_resize=False)).preprocessing == Preprocessing()
+    for record, key in zip(caplog.records, ("size", "do_resize"), strict=True):
+        assert f'says "{key}": ' in record.getMessage()
+        assert "until model.preprocessing is set" in record.getMessage()
+
+
+def test_the_command_line_refuses_what_is_not_followed(folder):
+    path = folder(size={"shortest_edge": 800})
+    with pytest.raises(ValueError, match='says "size"'):
+        check_processor(path)
+    check_processor(path, with_size=False)
+    check_processor("no folder")

@@ -52,7 +52,7 @@ def mutated(rng):
 
 def test_what_it_says_when_it_is_whole(tmp_path):
     run = written(tmp_path, CONFIG)
-    assert run.sizes == {"size": (800, 1333), "pad_to": None}
+    assert run.preprocessing == td.Preprocessing()
     assert run.new_model().config == SMALLEST
 
 
@@ -60,7 +60,7 @@ def test_any_value_of_another_kind(tmp_path):
     rng, outcomes = random.Random(0), Counter()
     for index in range(500):
         run = written(tmp_path, mutated(rng))
-        calls = [run.config, lambda run=run: run.sizes, lambda run=run: run.evaluation]
+        calls = [run.config, lambda run=run: run.preprocessing, lambda run=run: run.evaluation]
         for call in [*calls, run.new_model] if index < 12 else calls:
             try:
                 call()

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+import tfdetr_keras as td
 from tfdetr_keras.training.schedules import WarmUp, learning_rate
 from tfdetr_keras.training.settings import Settings
 
@@ -63,17 +64,18 @@ def test_settings_that_cannot_work(values, message):
 
 
 def test_steps_may_be_compiled_where_all_shapes_are_the_same():
-    assert Settings().compilation is False
-    assert Settings(pad_to=(64, 64)).compilation is False
-    assert Settings(pad_to="buckets", max_boxes=8).compilation is False
-    assert Settings(pad_to=(64, 64), max_boxes=8).compilation == "auto"
-    assert Settings(pad_to=(64, 64), max_boxes=8, jit_compile=False).compilation is False
-    assert Settings(jit_compile=True).compilation is True
+    own, on_canvas = td.Preprocessing(), td.Preprocessing((64, 64), pad_to=(64, 64))
+    assert Settings().compilation(own) is False
+    assert Settings().compilation(on_canvas) is False
+    assert Settings(pad_to="buckets", max_boxes=8).compilation(own) is False
+    assert Settings(max_boxes=8).compilation(on_canvas) == "auto"
+    assert Settings(max_boxes=8, jit_compile=False).compilation(on_canvas) is False
+    assert Settings(jit_compile=True).compilation(own) is True
 
 
 def test_on_jax_steps_are_compiled_whatever_their_shapes(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    assert Settings().compilation == "auto"
+    assert Settings().compilation(td.Preprocessing()) == "auto"
 
 
 def test_lists_are_tuples():
