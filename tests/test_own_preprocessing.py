@@ -132,7 +132,7 @@ def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
         settings["epochs"] += 1
         run = td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, **said)
         assert run.preprocessing == OTHER
-    with pytest.raises(ValueError, match="preprocessing was stretched to 64 x 48 .* not stretched to 64 x 64"):
+    with pytest.raises(ValueError, match=r"preprocessing was stretched to 64 x 48 .* not stretched to 64 x 64"):
         td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, size=(64, 64))
 
 

@@ -14,6 +14,9 @@ def python_size(height: int, width: int, shortest: int, longest: int, rule: str)
     if rule == "table":
         scale = longest / high
         return round(scale * height), round(scale * width)
+    if rule == "fit":
+        scale = min(shortest / height, longest / width)
+        return int(scale * height), int(scale * width)
     exact = shortest
     if high / low * shortest > longest:
         exact = longest * low / high
@@ -22,7 +25,7 @@ def python_size(height: int, width: int, shortest: int, longest: int, rule: str)
     return (other, edge) if width < height else (edge, other)
 
 
-@pytest.mark.parametrize("rule", ["huggingface", "facebook", "table"])
+@pytest.mark.parametrize("rule", ["huggingface", "facebook", "table", "fit"])
 def test_target_size_is_exact(rule, pytorch):
     rng = np.random.default_rng(0)
     for shortest, longest in [(800, 1333), (480, 640), (96, 128), (600, 600)]:
@@ -32,9 +35,27 @@ def test_target_size_is_exact(rule, pytorch):
         found = np.stack(graph(*tf.constant(sides.T, tf.int32)), axis=1)
         expected = np.array([python_size(h, w, shortest, longest, rule) for h, w in sides.tolist()])
         np.testing.assert_array_equal(found, np.maximum(expected, 1))
-        if rule == "huggingface":
-            reference = pytorch.call("processors:sizes", sides.tolist(), shortest, longest)
+        if rule in ("huggingface", "fit"):
+            reference = pytorch.call("processors:sizes", sides.tolist(), shortest, longest, rule)
             np.testing.assert_array_equal(found, np.maximum(reference, 1))
+
+
+def test_a_stretched_image_has_the_one_size():
+    sides = np.random.default_rng(0).integers(1, 3000, (50, 2))
+    found = np.stack(target_size(*tf.constant(sides.T, tf.int32), Resize(480, 640, "stretch")), axis=1)
+    np.testing.assert_array_equal(found, np.broadcast_to([480, 640], found.shape))
+
+
+@pytest.mark.parametrize("rule", ["fit", "stretch"])
+def test_buckets_of_rectangles(rule):
+    canvases = buckets((480, 640), rule)
+    assert all(height % 32 == width % 32 == 0 for height, width in canvases)
+    assert canvases[-1] == (480, 640)
+    sides = np.random.default_rng(0).integers(8, 3000, (300, 2))
+    resized = np.stack(target_size(*tf.constant(sides.T, tf.int32), Resize(480, 640, rule)), axis=1)
+    places = [int(smallest_bucket(tf.constant(size), canvases)) for size in resized]
+    assert max(places) < len(canvases)
+    assert len(set(places)) == len(canvases)
 
 
 def test_the_rules_differ_where_the_limit_is_reached():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import transformers
 from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import get_image_size_for_max_height_width
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 from transformers.models.detr.image_processing_pil_detr import (
     DetrImageProcessorPil,  # by its own name; as DetrImageProcessor it asks for torchvision
@@ -31,8 +32,10 @@ def size_of(settings):
     return dict(transformers.DetrImageProcessor(**settings).size)
 
 
-def sizes(sides, shortest, longest):
+def sizes(sides, shortest, longest, rule):
     """The new (height, width) of each (height, width)."""
+    if rule == "fit":
+        return [get_image_size_for_max_height_width(tuple(side), shortest, longest) for side in sides]
     return [get_size_with_aspect_ratio(tuple(side), shortest, longest) for side in sides]
 
 
