@@ -2,12 +2,11 @@
 
     python benchmarks/bfloat16.py [--images 1000] [--epochs 5] [--seeds 3]
 
-The data are drawn shapes, prepared as the weights have it (`model.preprocessing`). Inference measures one set of weights
-in
-float32 and in `mixed_bfloat16`, as they are and with batch normalisation folded, on the weights' own classes. Training
-starts from them with three new classes, by `fit_detector`, in either precision from the same seeds; AP is that of the
-last epoch, measured in the precision of the training. How much AP differs between seeds of one precision says what a
-difference between precisions means. Times are not compared here: `inference.py` does that.
+The data are drawn shapes, prepared as the weights have it (`model.preprocessing`). Inference measures one set of
+weights in float32 and in `mixed_bfloat16`, as they are and with batch normalisation folded, on the weights' own
+classes. Training starts from them with three new classes, by `fit_detector`, in either precision from the same seeds;
+AP is that of the last epoch, measured in the precision of the training. How much AP differs between seeds of one
+precision says what a difference between precisions means. Times are not compared here: `inference.py` does that.
 """
 
 from __future__ import annotations
