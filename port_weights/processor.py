@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from port_weights.hub import Commit
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
-from tfdetr_keras.models.presets import published_preprocessing
+from tfdetr_keras.models.presets import nearest_preset
 from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.preprocessing import SIZE, Interpolation, Preprocessing, SizeRule
 
@@ -113,16 +113,19 @@ def read_processor(folder: Path, default: Preprocessing | None = None, with_size
 
 
 def with_preprocessing(config: DETRConfig, source: Any) -> DETRConfig:
-    """Return the architecture of a checkpoint with the preprocessing that its folder tells.
+    """Return the architecture of a checkpoint with the preprocessing that its folder tells, and its authors' recipe.
 
-    Without a file, that is what the authors of the architecture do, which a line of the log says of a folder. What
-    cannot be followed is logged: the weights are right, but what the model answers may not be.
+    Without a file, images are prepared as the authors of the architecture do, which a line of the log says of a folder.
+    What cannot be followed is logged: the weights are right, but what the model answers may not be.
 
     Args:
         config: the architecture.
         source: of the checkpoint: a folder, or what `hub.fetch` made of a hub id; anything else tells nothing.
     """
-    published, folder = published_preprocessing(config), _folder_of(source)
+    preset, folder = nearest_preset(config), _folder_of(source)
+    if preset is not None:
+        config = dataclasses.replace(config, recipe=preset.recipe)
+    published = Preprocessing() if preset is None else preset.preprocessing
     if folder is None:
         return dataclasses.replace(config, preprocessing=published)
     try:

@@ -19,7 +19,8 @@ from tfdetr_keras.cli.model_options import check_weights
 from tfdetr_keras.cli.moved_data import with_whole_places
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
 from tfdetr_keras.full_disk import FullDiskError
-from tfdetr_keras.training.settings import Settings
+from tfdetr_keras.models.recipe import RECIPE
+from tfdetr_keras.training.settings import OF_RECIPE, Settings
 
 DEFAULTS = Settings()
 BY_NAME = "name"  # how `--val-split` draws: by the images' names
@@ -125,8 +126,9 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     recipe = command.add_argument_group("the recipe")
 
     def add(name: str, help: str, **options: Any) -> None:
-        default = getattr(DEFAULTS, name.strip("-").replace("-", "_"))
-        shown = "none" if default is None else f"{default:g}" if isinstance(default, float) else default
+        field = name.strip("-").replace("-", "_")
+        default = getattr(DEFAULTS, field)
+        shown = f"as SOURCE's authors, DETR: {RECIPE[field]}" if field in OF_RECIPE else default
         recipe.add_argument(name, default=default, help=f"{help} (default: {shown})", **options)
 
     add("--epochs", "passes over the training images", type=int, metavar="N")
@@ -139,9 +141,9 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     add("--schedule", "cosine to 0, a tenth for the last quarter, or constant", choices=("cosine", "step", "constant"))
     add("--warmup-steps", "batches in which the rate rises from 0", type=int, metavar="N")
     add("--weight-decay", "decoupled", type=float, metavar="RATE")
-    add("--global-clipnorm", "limit of the norm of all gradients together", type=float, metavar="NORM")
+    add("--global-clipnorm", "limit of the norm of all gradients together, inf for none", type=float, metavar="NORM")
     add("--gradient-accumulation-steps", "batches for each step of the optimizer", type=int, metavar="N")
-    add("--ema-momentum", "keep an average of the weights and use that, e.g. 0.999", type=float, metavar="M")
+    add("--ema-momentum", "use an average of the weights, of e.g. 0.999; 0 for none", type=float, metavar="M")
     add("--pretraining-epochs", "the trunk alone learns first, for random weights", type=int, metavar="N")
     add("--evaluate-every", "epochs from one measurement of AP to the next", type=int, metavar="N")
     add("--precision", "of the computation", choices=("float32", "mixed_bfloat16"))

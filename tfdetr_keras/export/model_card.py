@@ -82,7 +82,7 @@ def model_card(
         "",
         *_results(metrics),
         *_picture(run, CURVES, "Losses, AP and learning rate by epoch", "## Training"),
-        *table(("setting", "value"), [[name, f"`{value}`"] for name, value in settings_in_words(config["settings"])]),
+        *table(("setting", "value"), [[name, f"`{value}`"] for name, value in settings_in_words(config)]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -89,6 +89,8 @@ class DETRConfig:
         frozen: parts of the model that are not trained, as names or as a text like `"stem+stage1"`, which DETR froze in
             its experiments: any of `parts`. PyTorch calls the stages `layer1`, …; that is understood, too.
         preprocessing: how images become the model's input.
+        recipe: settings of training in which the model's authors differ from DETR's, by their names in
+            `tfdetr_keras.training.Settings`.
 
     Source:
         DETR, section 3.2 and appendix A.4; the defaults are those of its experiments.
@@ -114,6 +116,7 @@ class DETRConfig:
     id2label: ClassNames | None = None
     frozen: str | Sequence[str] = ()
     preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
@@ -121,6 +124,9 @@ class DETRConfig:
         if not isinstance(self.backbone, ResNetConfig):
             raise ValueError(f"backbone must be a ResNetConfig, or the mapping of one, not {self.backbone!r}")
         object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
+        if not isinstance(self.recipe, Mapping) or not all(isinstance(name, str) for name in self.recipe):
+            raise ValueError(f"recipe must be settings of a training run by their names, not {self.recipe!r}")
+        object.__setattr__(self, "recipe", dict(self.recipe))
         _one_of("position_embedding", self.position_embedding, ("sine", "learned"))
         for name in _WHOLE_NUMBERS:
             _whole_number(name, getattr(self, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -32,6 +33,7 @@ from tfdetr_keras.models.quantization import (
     selects,
     without_full_collections,
 )
+from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
@@ -241,6 +243,11 @@ class DETR(OwnLossModel):
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing) -> None:
         self.config = dataclasses.replace(self.config, preprocessing=value)
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The settings that the model's authors train with, by their names in `tfdetr_keras.training.Settings`."""
+        return MappingProxyType({**RECIPE, **self.config.recipe})
 
     @property
     def auxiliary_outputs(self) -> bool:

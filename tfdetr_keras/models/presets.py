@@ -26,6 +26,8 @@ TABLE_STRUCTURE_LABELS = (
     "table projected row header",
     "table spanning cell",
 )
+# microsoft/table-transformer, `src/*_config.json`. Mirrored pages have mirrored text, so nothing is mirrored.
+TABLE_RECIPE = {"learning_rate": 5e-5, "backbone_multiplier": 0.2, "augmentation": "none"}
 
 
 def _fields(config: DETRConfig, without: str) -> dict[str, Any]:
@@ -51,6 +53,7 @@ PRESETS |= {
         pre_norm=True,
         id2label=dict(enumerate(labels)),
         preprocessing=Preprocessing((side, side), "table"),
+        recipe=TABLE_RECIPE,
     )
     for name, num_queries, side, labels in (
         ("table-transformer-detection", 15, 800, TABLE_LABELS),
@@ -74,6 +77,7 @@ PRESETS["detr-tiny"] = DETRConfig(
     attention_dropout=0.0,
     activation_dropout=0.0,
     preprocessing=Preprocessing((64, 64), pad_to=(64, 64)),
+    recipe={"learning_rate": 4e-4, "backbone_multiplier": 0.5, "augmentation": "flip", "freeze": ""},
 )
 
 # What was trained with another loss than its class's own.
@@ -90,15 +94,16 @@ PUBLISHED = {
 }
 
 
-def published_preprocessing(config: DETRConfig) -> Preprocessing:
-    """Return how the authors of an architecture prepare images, for checkpoints that do not say it themselves.
+def nearest_preset(config: DETRConfig) -> DETRConfig | None:
+    """Return the preset of the same architecture; None if there is none.
 
-    It is that of the published model of the same kind, and of as many queries where there are several.
+    It says what a checkpoint itself may not: how its authors prepare images, and with which settings they train.
+    Classes and queries may be others; of several presets the one with as many queries is taken.
     """
-    alike = [
-        PRESETS[name]
-        for name in PUBLISHED.values()
-        if type(PRESETS[name]) is type(config) and PRESETS[name].pre_norm == config.pre_norm
-    ]
-    chosen = [preset for preset in alike if preset.num_queries == config.num_queries] or alike
-    return chosen[0].preprocessing if chosen else Preprocessing()
+
+    def architecture(of: DETRConfig) -> tuple[Any, ...]:
+        trunk = dataclasses.replace(of.backbone, batch_norm="frozen")
+        return type(of), of.pre_norm, trunk, of.d_model, of.encoder_layers, of.decoder_layers
+
+    alike = [preset for preset in PRESETS.values() if architecture(preset) == architecture(config)]
+    return next((preset for preset in alike if preset.num_queries == config.num_queries), next(iter(alike), None))

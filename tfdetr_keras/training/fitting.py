@@ -141,12 +141,11 @@ def _train(
         run.refuse_other_run()  # another process may have begun one, before the folder was held
     # The first worker's word counts, and is heard by all before it writes what the others would find.
     going_on = gather(resume and run.state_path().exists())[0]
-    if going_on:
-        chosen = chosen.resolved(run)
-        refuse_other_settings(run, class_names, chosen)
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
-    chosen = chosen.resolved(model)
+    given, chosen = chosen, chosen.resolved(model)
+    if going_on:
+        refuse_other_settings(run, class_names, chosen)
     model.preprocessing = chosen.preprocessing_of(model)
     check_trainable(model)
     _check_workers(chosen)
@@ -167,7 +166,7 @@ def _train(
         # A frozen detector's boxes stay as they are.
         monitor="loss" if validation is None else "val_mask_AP" if masks else "val_AP",
         mode="min" if validation is None else "max",
-        averaged=chosen.ema_momentum is not None,
+        averaged=bool(chosen.ema_momentum),
     )
     done = checkpoint.restore(model)
     if chosen.epochs < done:
@@ -188,7 +187,9 @@ def _train(
     with run.start() if worker_index() == 0 and not going_on else contextlib.nullcontext():
         if done < chosen.epochs:
             _announce(model, chosen, steps, number, images)
-            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts_in_words(noted), data, noted))
+            of_recipe = sorted(given.of_recipe(model))
+            counts = counts_in_words(noted)
+            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data, noted, of_recipe))
             guard, stop = StopAtNonFiniteLoss(), StopAtInterrupt()
             with readable_errors(), stop:
                 if not done:
@@ -251,13 +252,13 @@ def _optimizer(model: DETR, settings: Settings, steps_per_epoch: int) -> AdamW:
     # AdamW warns of a part without trainable variables.
     frozen = "backbone" in model.config.frozen
     averages: dict[str, Any] = {}
-    if settings.ema_momentum is not None:
+    if settings.ema_momentum:
         averages = {"use_ema": True, "ema_momentum": settings.ema_momentum}
     return AdamW(
         learning_rate(settings, steps_per_epoch),
         learning_rate_multipliers={} if frozen else {"backbone": settings.backbone_multiplier},
         weight_decay=settings.weight_decay,
-        global_clipnorm=settings.global_clipnorm,
+        global_clipnorm=None if settings.global_clipnorm == math.inf else settings.global_clipnorm,
         gradient_accumulation_steps=settings.gradient_accumulation_steps if several else None,
         **averages,
     )

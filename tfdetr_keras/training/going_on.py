@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: 
     Args:
         run: that is gone on with.
         class_names: name of each label.
-        settings: with the preprocessing written out, see `Settings.resolved`.
+        settings: with what is the model's own written out, see `Settings.resolved`.
 
     Raises:
         ValueError: it was; the message names what differs.
@@ -29,10 +30,10 @@ def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: 
     config = run.config()
     if list(class_names) != tidy_names(config["class_names"], run.path):
         raise ValueError(f"{run.path} was trained on other classes: {', '.join(config['class_names'])}")
-    before = Settings.of(config["settings"] | {"augmentation": settings.augmentation})
-    if not callable(settings.augmentation):
-        before = Settings.of(config["settings"])
-    before = before.resolved(None)  # those of earlier versions have sizes in its place
+    before = Settings.of(config["settings"])
+    if callable(settings.augmentation):  # which no file can hold
+        before = dataclasses.replace(before, augmentation=settings.augmentation)
+    before = before.resolved(None)  # those of earlier versions have sizes in place of a preprocessing
     changed = [
         f"{name} was {getattr(before, name)}, not {value}"
         for name, value in vars(settings).items()

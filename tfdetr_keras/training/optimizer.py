@@ -15,8 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
-from tfdetr_keras.training.settings import BACKBONE_MULTIPLIER
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class AdamW(keras.optimizers.Adam):
         **kwargs: Any,
     ) -> None:
         if learning_rate_multipliers is None:
-            learning_rate_multipliers = {"backbone": BACKBONE_MULTIPLIER}
+            learning_rate_multipliers = {"backbone": RECIPE["backbone_multiplier"]}
         for value, what in (
             (weight_decay, "weight_decay"),
             *((factor, f"learning_rate_multipliers[{part!r}]") for part, factor in learning_rate_multipliers.items()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "criterion": dict,
     "data": (dict, type(None)),
     "records": dict,
+    "of_recipe": list,
     "folder": str,
 }
 OBJECT = "a JSON object, as a training run writes it"
@@ -37,7 +39,15 @@ def read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is damaged: its {name} must not be a {type(content[name]).__name__}")
     if not all(isinstance(name, str) for name in content["class_names"]):
         raise ValueError(f"{path} is damaged: its class_names must be texts")
+    if content.get("format") == 1:
+        content["settings"] = _of_format_1(content["settings"])
     return content
+
+
+def _of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run of an earlier version, in which null meant no limit and no average."""
+    meant = {"global_clipnorm": math.inf, "ema_momentum": 0.0}
+    return settings | {name: value for name, value in meant.items() if name in settings and settings[name] is None}
 
 
 @contextlib.contextmanager

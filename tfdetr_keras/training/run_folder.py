@@ -66,7 +66,7 @@ FILES = (
 )
 RESULTS = (BEST, LAST, METRICS)  # of finished epochs; while the first one is being written, FIRST_EPOCH is there, too
 logger = logging.getLogger(__name__)
-FORMAT = 1  # of config.json
+FORMAT = 2  # of config.json: of 1, what is null of clipping and averaging is none, not the recipe's
 CURVES_WIDTH = 800  # pixels, in notebooks
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
@@ -202,6 +202,7 @@ class RunFolder:
         counts: Mapping[str, str],
         data: Mapping[str, Any] | None,
         records: Mapping[str, Fingerprint | None],
+        of_recipe: Sequence[str] = (),
     ) -> None:
         """Writes what the run is, which is due with its first epoch.
 
@@ -213,6 +214,7 @@ class RunFolder:
             counts: what the data is, by name, e.g. `{"training": "292 images"}`.
             data: how the records can be read again, for the command line; None if only the program knows.
             records: what the training and the validation records are, by name; None where there are none.
+            of_recipe: names of the settings that are as the model's recipe has them.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = dataclasses.asdict(settings)
@@ -222,6 +224,7 @@ class RunFolder:
             "format": FORMAT,
             "source": str(source),
             "settings": described,
+            "of_recipe": list(of_recipe),
             "data": data,
             "counts": dict(counts),
             "records": {part: one and one.as_json() for part, one in records.items()},
@@ -380,7 +383,7 @@ class RunFolder:
         for name, title in pictures.items():
             if (self.path / name).is_file():
                 lines += [f"## {title}", "", f"![{title}]({name})", ""]
-        settings = settings_in_words(config["settings"])
+        settings = settings_in_words(config)
         folder = self.path.as_posix()
         lines += [
             "## Going on",
@@ -397,6 +400,8 @@ class RunFolder:
             "## Settings",
             "",
             *table(("setting", "value"), settings),
+            "",
+            *_told_recipe(config),
         ]
         write_text(self.path / REPORT, "\n".join(lines) + "\n")
 
@@ -414,17 +419,23 @@ def _shown(value: float) -> str:
     return "–" if value < 0 else f"{value:.3f}"
 
 
+def _told_recipe(config: Mapping[str, Any]) -> list[str]:
+    """What the mark in the table of settings means, where there is one."""
+    return ["\\* as the model's own recipe has it", ""] if config.get("of_recipe") else []
+
+
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
     """Those of a run's settings that say how images become batches; earlier versions had but the first three."""
     names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
     return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
 
 
-def settings_in_words(settings: Mapping[str, Any]) -> list[list[str]]:
-    """Names and values of a run's settings, for tables that people read."""
+def settings_in_words(config: Mapping[str, Any]) -> list[list[str]]:
+    """Names and values of a run's settings, for tables that people read; those of the model's recipe with a mark."""
+    settings, of_recipe = config["settings"], config.get("of_recipe", ())
     of_image = settings.get("preprocessing")
     words = {} if of_image is None else {"preprocessing": str(Preprocessing.of(of_image))}
-    told = {name: words.get(name, str(value)) for name, value in settings.items()}
+    told = {name: words.get(name, str(value)) + " *" * (name in of_recipe) for name, value in settings.items()}
     if of_image is not None:  # which says it all
         for name in ("size", "size_rule", *(() if settings.get("pad_to") else ("pad_to",))):
             told.pop(name, None)

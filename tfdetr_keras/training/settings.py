@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
+from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, preprocessing_for
 
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
-BACKBONE_MULTIPLIER = 0.1  # facebookresearch/detr: lr 1e-4, lr_backbone 1e-5
 AUGMENTATIONS = ("paper", "flip", "none")
+OWN: Any = None  # of a setting: as the model's recipe has it, which `Settings.resolved` writes out
 SEEDS = 2**32  # of NumPy's generator, which is one of those that are set
 
 # Which fields are of which kind, for the checks.
@@ -27,13 +28,21 @@ _REALS = {
     "learning_rate": (0, math.inf, "a finite number above 0"),
     "weight_decay": (0, math.inf, "a finite number of at least 0"),
     "backbone_multiplier": (0, math.inf, "a finite number of at least 0"),
-    "global_clipnorm": (0, math.inf, "a finite number above 0, or None"),
+    "global_clipnorm": (0, math.inf, "a number above 0, infinity for no limit, or None"),
     "ema_momentum": (0, 1, "in [0, 1), or None"),
     "dropout": (0, 1, "in [0, 1), or None"),
 }
 _ABOVE_0 = ("learning_rate", "global_clipnorm")
+# Which fields are by default what the authors of the model train with, `model.recipe`.
+OF_RECIPE = (
+    *("augmentation", "learning_rate", "backbone_multiplier", "schedule", "warmup_steps", "weight_decay"),
+    *("global_clipnorm", "ema_momentum"),
+)
+# Which a recipe may say, too; by default they are as the source has them.
+OF_SOURCE = ("freeze", "batch_norm", "dropout")
 _OPTIONAL = (
-    *("max_boxes", "num_queries", "steps_per_epoch", "global_clipnorm", "ema_momentum", "dropout", "batch_norm"),
+    *OF_RECIPE,
+    *("max_boxes", "num_queries", "steps_per_epoch", "dropout", "batch_norm"),
     *("jit_compile", "keep_head"),
 )
 
@@ -42,6 +51,9 @@ _OPTIONAL = (
 class Settings:
     """The settings of a training run; the defaults suit fine-tuning a published DETR on some thousand photographs.
 
+    What is None of augmentation, learning rates, schedule, warm-up, weight decay, clipping and averaging is as the
+    authors of the model train it, `model.recipe`.
+
     Args:
         epochs: passes over the training records.
         batch_size: images a batch.
@@ -49,7 +61,7 @@ class Settings:
         pad_to: (height, width) of a fixed canvas, or "buckets" for a few of them, where it should be other than the
             source's.
         max_boxes: rows of the targets; by default those of the batch's fullest image.
-        augmentation: "paper", "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
+        augmentation: "paper" (DETR's), "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
         color_jitter: whether colours are changed at random.
         seed: of fresh weights, dropout, shuffling and augmentation. The program's own seeds are set to it.
         steps_per_epoch: batches an epoch where it is not to be one pass over the records, e.g. many passes over few.
@@ -64,16 +76,16 @@ class Settings:
         batch_norm: "frozen" or "trainable"; by default as the source has it, and trainable from random weights.
         dropout: of every residual branch; by default as the source has it.
         pretraining_epochs: epochs in which the trunk alone learns first (`BackbonePretraining`), for random weights.
-        learning_rate: the highest, of all but the trunk.
-        backbone_multiplier: factor on the learning rate in the trunk.
-        schedule: "cosine" to 0; "step", a tenth for the last quarter of the run (the paper: the last 100 of 300 or 400
-            epochs); or "constant".
-        warmup_steps: batches over which the learning rate rises from 0.
-        weight_decay: decoupled.
-        global_clipnorm: limit of the norm of all gradients together; None for none.
+        learning_rate: the highest, of all but the trunk (DETR: 1e-4).
+        backbone_multiplier: factor on the learning rate in the trunk (DETR: 0.1).
+        schedule: "cosine" to 0 (by default, of DETR); "step", a tenth for the last quarter of the run (the paper: the
+            last 100 of 300 or 400 epochs); or "constant".
+        warmup_steps: batches over which the learning rate rises from 0 (DETR: 0).
+        weight_decay: decoupled (DETR: 1e-4).
+        global_clipnorm: limit of the norm of all gradients together (DETR: 0.1); `math.inf` for none.
         gradient_accumulation_steps: batches whose gradients are averaged before each step of the optimizer.
-        ema_momentum: of an average of the weights, which is then evaluated and kept instead of them, e.g. 0.999; None
-            for no average.
+        ema_momentum: of an average of the weights, which is then evaluated and kept instead of them, e.g. 0.999; 0 for
+            no average (DETR).
         evaluate_every: epochs from one measurement of AP to the next.
         precision: "float32", or "mixed_bfloat16" on hardware that has it.
         jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow where there is an
@@ -92,7 +104,7 @@ class Settings:
     size: tuple[int, int] | None = None
     pad_to: tuple[int, int] | Literal["buckets"] | None = None
     max_boxes: int | None = None
-    augmentation: Literal["paper", "flip", "none"] | Callable[..., Any] = "paper"
+    augmentation: Literal["paper", "flip", "none"] | Callable[..., Any] = OWN
     color_jitter: bool = False
     seed: int = 0
     steps_per_epoch: int | None = None
@@ -104,14 +116,14 @@ class Settings:
     batch_norm: BatchNorm | None = None
     dropout: float | None = None
     pretraining_epochs: int = 0
-    learning_rate: float = 1e-4
-    backbone_multiplier: float = BACKBONE_MULTIPLIER
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 1e-4
-    global_clipnorm: float | None = 0.1
+    learning_rate: float = OWN
+    backbone_multiplier: float = OWN
+    schedule: Schedule = OWN
+    warmup_steps: int = OWN
+    weight_decay: float = OWN
+    global_clipnorm: float = OWN
     gradient_accumulation_steps: int = 1
-    ema_momentum: float | None = None
+    ema_momentum: float = OWN
     evaluate_every: int = 1
     precision: Precision = "float32"
     jit_compile: bool | None = None
@@ -141,7 +153,9 @@ class Settings:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not _is_real(value) or not (least <= value < below) or (name in _ABOVE_0 and value == 0):
+            is_no_limit = name == "global_clipnorm" and isinstance(value, Real) and value == math.inf
+            is_real = _is_real(value) and least <= value < below and not (name in _ABOVE_0 and value == 0)
+            if not (is_real or is_no_limit):
                 raise ValueError(f"{name} must be {wanted}, not {value!r}")
             object.__setattr__(self, name, float(value))
         for name in ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "keep_head"):
@@ -153,7 +167,7 @@ class Settings:
             value = getattr(self, name)
             if value not in get_args(choices) and not (value is None and name in _OPTIONAL):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
-        if not callable(self.augmentation) and self.augmentation not in AUGMENTATIONS:
+        if self.augmentation is not None and not callable(self.augmentation) and self.augmentation not in AUGMENTATIONS:
             raise ValueError(
                 f"augmentation must be one of {', '.join(AUGMENTATIONS)}, or a function, not {self.augmentation!r}"
             )
@@ -179,11 +193,36 @@ class Settings:
         return dataclasses.replace(chosen, pad_to=None) if self.pad_to == "buckets" else chosen
 
     def resolved(self, model: Any) -> Settings:
-        """Return the same settings with what stands for the model's own written out, as a run's folder keeps them."""
+        """Return the same settings with what stands for the model's own written out, as a run's folder keeps them.
+
+        Args:
+            model: that the run starts from; None for a published DETR.
+
+        Raises:
+            ValueError: the model's recipe has a setting that is none, or cannot be.
+        """
         buckets: Any = "buckets" if self.pad_to == "buckets" else None
-        return dataclasses.replace(
-            self, size=None, pad_to=buckets, size_rule=None, preprocessing=self.preprocessing_of(model)
-        )
+        preprocessing = self.preprocessing_of(model)
+        own: dict[str, Any] = {"size": None, "pad_to": buckets, "size_rule": None, "preprocessing": preprocessing}
+        return dataclasses.replace(self, **own, **self.of_recipe(model))
+
+    def of_recipe(self, model: Any) -> dict[str, Any]:
+        """Return what the recipe of a model says, of what is not set; None stands for a published DETR.
+
+        A recipe freezes nothing where a mask head is trained: then it is the head alone, unless that is set.
+
+        Raises:
+            ValueError: the recipe has what no recipe may say.
+        """
+        recipe = getattr(model, "recipe", RECIPE)
+        if unknown := sorted(set(recipe).difference(OF_RECIPE, OF_SOURCE)):
+            known = ", ".join((*OF_RECIPE, *OF_SOURCE))
+            raise ValueError(f"the model's recipe has {', '.join(unknown)}, and may say {known}")
+        return {
+            name: value
+            for name, value in {**RECIPE, **recipe}.items()
+            if getattr(self, name) is None and not (name == "freeze" and self.masks)
+        }
 
     def compilation(self, preprocessing: Preprocessing) -> bool | Literal["auto"]:
         """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices.
@@ -241,7 +280,7 @@ def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
         ("gradient_accumulation_steps", "no weight would ever move"),
         ("warmup_steps", "the learning rate would never be reached"),
     ):
-        if getattr(settings, name) > steps:
+        if (getattr(settings, name) or 0) > steps:
             raise ValueError(
                 f"{name} must be at most {steps}, the steps of the run ({settings.epochs} epochs of "
                 f"{steps_per_epoch}), not {getattr(settings, name)}: {effect}"

@@ -35,6 +35,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
     keras.config.set_dtype_policy(settings.precision)
     try:
         model, is_random = _model(source, names, settings)
+        settings = dataclasses.replace(settings, **settings.of_recipe(model))
         backbone = model.config.backbone
         if backbone.batch_norm == "folded":
             raise ValueError(f"{source}: its batch normalisation was folded for inference; train on from the original")

@@ -69,7 +69,7 @@ class Story(keras.callbacks.Callback):
                 class_names,
                 **settings.evaluation(settings.preprocessing_of(None)),
                 every=settings.evaluate_every,
-                averaged=settings.ema_momentum is not None,
+                averaged=bool(settings.ema_momentum),
                 masks=masks,
             )
             checkpoint.when_best = self.keep_best
