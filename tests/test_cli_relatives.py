@@ -107,6 +107,7 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_masks_are_measured_beside_boxes(coco, models, tmp_path, capsys):
     arguments = ["evaluate", *instances(coco), "--model", str(models / "segmenter.keras"), *SIZE]
     assert main([*arguments, "--out", str(tmp_path / "results")]) == 0

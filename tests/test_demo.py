@@ -21,7 +21,8 @@ def few_images(monkeypatch):
     monkeypatch.setitem(demo.RECIPE, "batch_size", 2)
 
 
-@pytest.mark.parametrize("missing", ["torch", pytest.param("transformers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_pytorch_the_rest_runs(monkeypatch, tmp_path, capsys, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert demo.run_demo(tmp_path / "out", steps=1) is True

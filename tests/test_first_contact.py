@@ -91,6 +91,7 @@ def told(lines):
     return [line for line in lines if not line.startswith(EXPECTED)]
 
 
+@pytest.mark.slow
 def test_too_few_rows_are_one_line_with_the_file_and_leave_nothing(tmp_path, yolo):
     before = entries(tmp_path)
     arguments = ("train", *yolo, *FROM, *SMALL, "--max-boxes", "2", "--epochs", "1", "--out", "runs/first")

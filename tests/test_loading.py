@@ -66,6 +66,7 @@ def test_whatever_was_imported_before(program, file):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_program_without_the_package_is_told_which_class_is_missing(file):
     program = f"import keras; keras.saving.load_model({str(file)!r})"
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)

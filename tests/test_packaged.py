@@ -23,6 +23,7 @@ def test_size_and_architecture():
     assert list(config.id2label.values()) == ["circle", "square", "triangle"]
 
 
+@pytest.mark.slow
 def test_pytorch_reads_the_same_model_from_it(pytorch):
     rows, origin = compare("detr-tiny")
     assert "transformers" in origin

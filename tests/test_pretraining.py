@@ -66,6 +66,7 @@ def test_images_without_objects_count_as_background(detector, batch):
     assert loss == pytest.approx(expected_loss(np.asarray(logits), inputs, empty), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_trains_the_detectors_own_trunk_and_nothing_else(detector):
     records, _ = data.load_shapes(16, size=(48, 64))
     dataset = data.prepare(records, 8, training=True, size=(48, 64), pad_to=(64, 64))

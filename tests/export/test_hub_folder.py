@@ -107,6 +107,7 @@ def test_the_cards_code_runs(folder, records, pytorch, tmp_path, monkeypatch):
     assert pytorch.call("programs:run", theirs, "README.md", tmp_path).startswith("[")
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_or_names(records, tmp_path):
     run = train(td.data.split(records[0], 0.25)[1], records[1], tmp_path / "run")
     path = td.export.hub(run.path, tmp_path / "detector")

@@ -44,7 +44,7 @@ def equal(first, second):
 @pytest.mark.parametrize(
     ("kind", "mode"),
     [
-        pytest.param(kind, mode, marks=() if kind == "detr" or mode == "int8" else pytest.mark.slow)
+        pytest.param(kind, mode, marks=() if (kind, mode) == ("detr", "int8") else pytest.mark.slow)
         for kind in CONFIGS
         for mode in ("int8", "int4", "float8")
     ],

@@ -191,6 +191,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_safetensors_need_no_torch(hf_folder, ported, pytorch, tmp_path, request):
     pytorch.call("pickles:write", tmp_path / "detr.pth", {"a": np.ones(1, np.float32)})
     done = subprocess.run(

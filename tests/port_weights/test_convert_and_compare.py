@@ -97,6 +97,7 @@ def test_compare_agrees_stage_by_stage(hf_folder):
     assert {row.stage: row.tolerance for row in rows}["logits"] == 1e-4
 
 
+@pytest.mark.slow
 def test_other_names_are_compared_through_the_tables(facebook_state):
     rows, origin = comparing.compare(facebook_state, height=64, width=96, heads=2)
     assert [row.stage for row in rows] == STAGES

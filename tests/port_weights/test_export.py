@@ -355,6 +355,7 @@ def test_a_pth_file(kind, pytorch, weights_of, tmp_path):
     assert again.config == changed(as_ported(config), **kept)
 
 
+@pytest.mark.slow
 def test_the_arguments_of_a_pth_file(pytorch, tmp_path, caplog):
     trunk = changed(FACEBOOK, dataclasses.asdict(RESNETS["resnet-18"]), position_embedding="learned")
     export_pth(random_model(trunk, CRITERION), tmp_path / "detr.pth")
@@ -660,13 +661,8 @@ def test_the_command_exports_a_folder(keras_file, read_by_transformers, tmp_path
     assert size == {"shortest_edge": 800, "longest_edge": 1333}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        pytest.param(["detr.pth"], id="by-name"),
-        pytest.param(["detr.pt", "--format", "pth"], id="by-option", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["detr.pth"], ["detr.pt", "--format", "pth"]], ids=["by-name", "by-option"])
 def test_the_command_exports_a_file(arguments, keras_file, tmp_path, weights_of):
     path = tmp_path / arguments[0]
     assert command_line.main(["export", str(keras_file), str(path), *arguments[1:]]) == 0

@@ -204,6 +204,7 @@ def test_a_keras_file(kind, ported, tmp_path):
     assert_same(again, ported[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pth_file(kind, pytorch, tmp_path):
     pytorch.call("models:save", relative(kind, encoder_ffn_dim=20), tmp_path / "folder")
