@@ -120,7 +120,7 @@ def number_made(most):
     return min(max(1, -(-most // GROUP)) * GROUP, QUERIES)
 
 
-def whole(model, inputs_spec, masks_above):
+def whole(model, inputs_spec, masks_above, folded=False):
     """In place of `forward_function`: the whole model, with the masks of all queries."""
     return lambda inputs: model(inputs, training=False)
 

@@ -7,6 +7,7 @@ two the host looks at the scores, by the rule of `tfdetr_keras.postprocess`. Fea
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,16 +17,21 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.models.detr import INFERENCE_GRAPHS
+from tfdetr_keras.models.detr import DETR, INFERENCE_GRAPHS
+from tfdetr_keras.models.folding import FoldedTrunk
 from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.postprocess import confident
 from tfdetr_keras.workers import number_of_workers
 
+FOLDED_TRUNK = "_folded_trunk"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
 
 
 def forward_function(
-    model: keras.Model, inputs_spec: Mapping[str, tf.TensorSpec], masks_above: float | None
+    model: keras.Model,
+    inputs_spec: Mapping[str, tf.TensorSpec],
+    masks_above: float | None,
+    folded: bool = False,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
 
@@ -35,28 +41,34 @@ def forward_function(
         model: a `DETRForSegmentation`, or any that gives outputs of that kind, with masks or without.
         inputs_spec: of `prepare`'s inputs.
         masks_above: the score above which a query's mask is wanted; None where no masks are.
+        folded: whether the trunk's batch normalisation is folded into its convolutions, as it is now: the same outputs
+            to a rounding, in less time, for the weights of a second trunk.
 
     Returns:
         A function from `prepare`'s inputs to the model's outputs. A `DETRForSegmentation`'s are those of queries with a
         score above `masks_above`, see `with_sure_masks`, or without masks.
     """
+    trunk = _folded_trunk(model) if folded else None
     if isinstance(model, DETRForSegmentation):
-        return _with_masks_apart(model, inputs_spec, masks_above)
+        return _with_masks_apart(model, inputs_spec, masks_above, trunk)
     backend, kept = keras.backend.backend(), _kept(model)
 
     def whole(inputs: Any) -> Any:
-        return model(inputs, training=False)
+        with contextlib.nullcontext() if trunk is None else trunk.in_place():
+            return model(inputs, training=False)
 
     if backend == "tensorflow":
-        key = _key(inputs_spec)
+        key = _key(inputs_spec, trunk)
         if key not in kept:
-            kept[key] = tf.function(whole, input_signature=[inputs_spec])
+            kept[key] = tf.function(whole, input_signature=[inputs_spec], autograph=False)
         return kept[key]
-    if number_of_workers() > 1:
-        if None not in kept:
-            kept[None] = _jitted(model, whole)
-        return lambda inputs: kept[None](_arrays(inputs))
-    return lambda inputs: model.predict_on_batch(_arrays(inputs))
+    if backend == "jax" and (trunk is not None or number_of_workers() > 1):
+        key = trunk is not None
+        if key not in kept:
+            kept[key] = _jitted(model, whole, trunk)
+        return lambda inputs: kept[key](_arrays(inputs))
+    runner = model if trunk is None else _Pass(whole)
+    return lambda inputs: runner.predict_on_batch(_arrays(inputs))
 
 
 def with_sure_masks(
@@ -92,12 +104,16 @@ def with_sure_masks(
 
 
 def _with_masks_apart(
-    model: DETRForSegmentation, inputs_spec: Mapping[str, tf.TensorSpec], masks_above: float | None
+    model: DETRForSegmentation,
+    inputs_spec: Mapping[str, tf.TensorSpec],
+    masks_above: float | None,
+    trunk: FoldedTrunk | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """The forward pass in two parts, with a look at the scores between them."""
 
     def before_masks(inputs: Any) -> dict[str, Any]:
-        stages = model.stages(inputs, masks=False)
+        with contextlib.nullcontext() if trunk is None else trunk.in_place():
+            stages = model.stages(inputs, masks=False)
         return {name: stages[name] for name in ("logits", "pred_boxes", "mask_inputs")}
 
     def forward(detector: Callable[[Any], Any], masks_of: Callable[[Any, Any], Any], inputs: Any) -> dict[str, Any]:
@@ -108,15 +124,16 @@ def _with_masks_apart(
 
     backend, kept = keras.backend.backend(), _kept(model)
     if backend == "tensorflow":
-        key = _key(inputs_spec)
+        key = _key(inputs_spec, trunk)
         if key not in kept:
             kept[key] = _graphs(before_masks, model.masks_of, inputs_spec)
         detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, inputs)
     if backend == "jax":
-        if None not in kept:
-            kept[None] = _jitted(model, before_masks), _jitted(model, model.masks_of)
-        detector, masks_of = kept[None]
+        key = trunk is not None
+        if key not in kept:
+            kept[key] = _jitted(model, before_masks, trunk), _jitted(model, model.masks_of)
+        detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, _arrays(inputs))
     whole = _Pass(functools.partial(forward, before_masks, model.masks_of))
     return lambda inputs: whole.predict_on_batch(_arrays(inputs))
@@ -127,8 +144,19 @@ def _kept(model: keras.Model) -> dict[Any, Any]:
     return model.__dict__.setdefault(INFERENCE_GRAPHS, {})
 
 
-def _key(inputs_spec: Mapping[str, tf.TensorSpec]) -> Any:
-    return tuple(sorted((name, str(spec)) for name, spec in inputs_spec.items()))
+def _key(inputs_spec: Mapping[str, tf.TensorSpec], trunk: FoldedTrunk | None) -> Any:
+    return trunk is not None, *sorted((name, str(spec)) for name, spec in inputs_spec.items())
+
+
+def _folded_trunk(model: keras.Model) -> FoldedTrunk | None:
+    """The model's trunk, folded as it is now; None where there is none to fold."""
+    if not isinstance(model, DETR) or model.config.backbone.batch_norm == "folded":
+        return None
+    trunk = model.__dict__.setdefault(FOLDED_TRUNK, None)
+    if trunk is None:
+        trunk = model.__dict__[FOLDED_TRUNK] = FoldedTrunk(model)
+    trunk.follow()
+    return trunk
 
 
 def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
@@ -146,14 +174,15 @@ def _graphs(
     return detector, tf.function(masks_of, input_signature=[specs, queries], autograph=False)
 
 
-def _jitted(model: keras.Model, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of the model's, compiled by JAX.
+def _jitted(model: keras.Model, function: Callable[..., Any], trunk: FoldedTrunk | None = None) -> Callable[..., Any]:
+    """A function of the model's, with a folded trunk or its own, compiled by JAX.
 
     Where there are several workers it runs on the first device of this one: a batch is this worker's alone.
     """
     import jax
 
     variables = model.trainable_variables + model.non_trainable_variables
+    variables += [] if trunk is None else trunk.variables
     here = number_of_workers() > 1
 
     @jax.jit

@@ -63,7 +63,7 @@ def detect(
     """
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     batches = prepare(records, batch_size, preprocessing=chosen)
-    forward = forward_function(model, batches.element_spec[0], threshold if masks else None)
+    forward = forward_function(model, batches.element_spec[0], threshold if masks else None, folded=True)
     with readable_errors():
         for inputs, targets in batches:
             results = _found(model, forward(inputs), inputs, targets, threshold, masks)
@@ -152,7 +152,7 @@ def segment(
     """
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     batches = prepare(records, batch_size, preprocessing=chosen)
-    forward = forward_function(model, batches.element_spec[0], threshold)
+    forward = forward_function(model, batches.element_spec[0], threshold, folded=True)
     with readable_errors():
         for inputs, targets in batches:
             sizes, pixel_mask = targets["orig_size"].numpy(), inputs["pixel_mask"].numpy()

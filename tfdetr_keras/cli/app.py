@@ -7,7 +7,12 @@ import socket
 import time
 from pathlib import Path
 
-from tfdetr_keras.cli.model_options import add_model_options, check_model, chosen_preprocessing, read_model
+from tfdetr_keras.cli.model_options import (
+    add_model_options,
+    check_model,
+    chosen_preprocessing,
+    read_model_for_inference,
+)
 
 EXAMPLES = """examples:
   tfdetr app --model run
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     port = _free_port(options.host, options.port)
     path = Path(options.model)
     name = path.resolve().name if path.exists() else options.model
-    model = read_model(options)
+    model = read_model_for_inference(options)
     blocks = app.page(model, name, preprocessing=chosen_preprocessing(options, model))
     address = app.serve(blocks, options.host, port, browser=not options.no_browser)
     print(f"{name} is at {address} until Ctrl-C", flush=True)

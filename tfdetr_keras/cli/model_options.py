@@ -101,6 +101,12 @@ def read_model(options: argparse.Namespace) -> DETR:
     return from_pretrained(source)
 
 
+def read_model_for_inference(options: argparse.Namespace) -> DETR:
+    """The model that the options name, with its batch normalisation folded; see `read_model`."""
+    model = read_model(options)
+    return model if model.config.backbone.batch_norm == "folded" else model.fold()
+
+
 def input_arguments(options: argparse.Namespace, model: DETR) -> dict[str, Any]:
     """How images become batches: arguments of `evaluate_detections` and `detect`."""
     preprocessing = chosen_preprocessing(options, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdetr_keras.atomic import made_folder, whole_file, write_text
-from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model
+from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model_for_inference
 from tfdetr_keras.cli.progress import Counter
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     for path in paths if options.on_error == "raise" else ():
         if upright_size(path) is None:
             read_pixels(path)  # says what is wrong, before anything is written
-    model = read_model(options)
+    model = read_model_for_inference(options)
     with made_folder(options.out):
         found = _draw_all(model, records, paths, options)
         write_text(options.out / "detections.json", json.dumps(found, indent=1) + "\n")
