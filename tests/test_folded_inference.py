@@ -1,4 +1,4 @@
-"""Detection folds batch normalisation by itself, and is that of the model as it is now, whatever changed its weights."""
+"""Detection folds batch normalisation by itself, and is the model's as it is now, whatever changed its weights."""
 
 import keras
 import numpy as np
