@@ -156,7 +156,15 @@ def processor_of(preprocessing: Preprocessing, config: DETRConfig) -> dict[str, 
     Args:
         preprocessing: of the model.
         config: the model's architecture.
+
+    Raises:
+        ValueError: a canvas that is too small for images of that size.
     """
+    has_edges = preprocessing.rule in ("huggingface", "facebook")
+    if has_edges and preprocessing.pad_to and min(preprocessing.pad_to) < preprocessing.size[0]:
+        raise ValueError(
+            f"pad_to={preprocessing.pad_to} must be (height, width) in pixels, for images of size={preprocessing.size}"
+        )
     rule = _NEAREST.get(preprocessing.rule, preprocessing.rule)
     first, second = next(keys for keys, its_rule in _SIZES.items() if its_rule == rule)
     size = preprocessing.size if preprocessing.rule != "table" else (preprocessing.size[1],) * 2

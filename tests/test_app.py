@@ -260,7 +260,8 @@ def served(monkeypatch):
 def test_the_command(served, capsys):
     assert main(["app", "--model", "detr-tiny", "--port", "0", "--pad-to", "64", "64"]) == 0
     assert served.pop("port") > 0
-    expected = {"name": "detr-tiny", "size": (64, 64), "pad_to": (64, 64), "host": "127.0.0.1"}
+    own = td.Preprocessing((64, 64), pad_to=(64, 64))
+    expected = {"name": "detr-tiny", "preprocessing": own, "host": "127.0.0.1"}
     assert served == expected | {"browser": True, "closed": True}
     assert "detr-tiny is at http://127.0.0.1:" in capsys.readouterr().out
 

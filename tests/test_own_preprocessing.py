@@ -16,7 +16,7 @@ from tfdetr_keras.training import RunFolder
 SHAPES = ["--data", "shapes", "--count", "10", "--drawn-size", "40", "90"]
 TRAIN = [*SHAPES, "--val-split", "0.3", "--epochs", "1", "--batch-size", "4", "--augmentation", "flip"]
 CANVAS = td.Preprocessing((64, 64), pad_to=(64, 64))  # detr-tiny's
-TABLE = td.Preprocessing((48, 96), "table")
+TABLE = td.Preprocessing((96, 96), "table")
 OTHER = td.Preprocessing((64, 48), "stretch", None, 1.0, (120.0, 120.0, 120.0), (60.0, 60.0, 60.0), "bicubic")
 
 
@@ -67,7 +67,9 @@ def test_it_is_measured_by_it(runs, name, own, tmp_path):
     }
 
 
-@OWN
+@pytest.mark.parametrize(
+    ("name", "own"), [("canvas", CANVAS), pytest.param("table", TABLE, marks=pytest.mark.slow), ("other", OTHER)]
+)
 def test_what_is_predicted_and_exported(runs, name, own, photographs, tmp_path):
     model = td.load_model(runs / name)
     wanted = list(td.detect(model, td.data.load_images(photographs)[0], threshold=-1, preprocessing=own))
@@ -115,9 +117,10 @@ def test_pytorchs_folder_has_it(runs, name, own, tmp_path):
 
 
 def test_one_field_is_overridden(runs, tmp_path, capsys):
-    arguments = ["train", *TRAIN, "--from", "detr-tiny", "--size", "48", "80", "--out", str(tmp_path / "run")]
+    arguments = ["train", *TRAIN, "--from", str(runs / "table.keras"), "--size", "48", "80", "--out"]
+    arguments.append(str(tmp_path / "run"))
     assert main(arguments) == 0
-    assert RunFolder(tmp_path / "run").preprocessing == td.Preprocessing((48, 80))
+    assert RunFolder(tmp_path / "run").preprocessing == td.Preprocessing((48, 80), "table")
     assert main([*arguments[:-1], str(tmp_path / "other"), "--buckets", "--pad-to", "96", "96"]) == 2
     assert "--buckets chooses the canvases itself: leave --pad-to away" in capsys.readouterr().err
 
@@ -128,7 +131,7 @@ def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
     settings = {"epochs": 1, "batch_size": 4, "source": runs / "other.keras"}
     td.fit_detector(records, names, tmp_path / "run", **settings)
     settings["epochs"] = 2
-    for said in ({}, {"preprocessing": OTHER}, {"size": OTHER.size}, {"size_rule": "stretch"}):
+    for said in ({}, {"preprocessing": OTHER}, {"size": OTHER.size, "size_rule": "stretch"}):
         settings["epochs"] += 1
         run = td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, **said)
         assert run.preprocessing == OTHER
@@ -136,10 +139,11 @@ def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
         td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, size=(64, 64))
 
 
-def test_a_run_of_an_earlier_version(runs, tmp_path):
+def test_a_run_of_an_earlier_version(tmp_path):
     """Which wrote sizes, and models that do not say how images are prepared."""
     records, names = td.data.load_shapes(8, seed=2, size=(40, 90))
-    settings = {"epochs": 1, "batch_size": 4, "source": "detr-tiny", "size": (48, 64), "pad_to": (64, 64)}
+    td.DETR(SMALLEST).save(tmp_path / "a.keras")
+    settings = {"epochs": 1, "batch_size": 4, "source": tmp_path / "a.keras", "size": (48, 64), "pad_to": (64, 64)}
     run = td.fit_detector(records, names, tmp_path / "run", **settings)
     config = run.config()
     for name in ("preprocessing", "size_rule"):

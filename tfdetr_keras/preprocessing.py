@@ -187,16 +187,23 @@ def check_size(size: Any, rule: str) -> None:
     """Raise a `ValueError` if a size is none, or none of a rule."""
     if rule in _OF_RECTANGLES:
         if not is_pair(size) or min(size) < 1:
-            raise ValueError(f'size must be (height, width) of at least 1 pixel with the rule "{rule}", not {size!r}')
+            raise ValueError(
+                f'size must be (height, width) of at least 1 pixel with the rule "{rule}", not {_told(size)}'
+            )
     elif not is_pair(size) or not 1 <= size[0] <= size[1]:
         raise ValueError(
-            f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {size!r}"
+            f"size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not {_told(size)}; with "
+            'size_rule "fit" or "stretch" it is (height, width)'
         )
 
 
 def is_pair(value: Any) -> bool:
     """Whether a value is two whole numbers."""
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _told(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def _is_whole(value: Any) -> bool:

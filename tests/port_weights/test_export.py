@@ -459,9 +459,9 @@ def test_weights_that_are_not_finite(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"size": (1333, 800)}, ValueError, r"size=\(1333, 800\) must be \(shortest edge, longest edge\)"),
-        ({"size": (0, 800)}, ValueError, r"size=\(0, 800\) must be"),
-        ({"size": (480.5, 800)}, TypeError, "float"),
+        ({"size": (1333, 800)}, ValueError, r"size must be \(shortest_edge, longest_edge\), .* not \(1333, 800\)"),
+        ({"size": (0, 800)}, ValueError, "size must be"),
+        ({"size": (480.5, 800)}, ValueError, "size must be"),
         ({"pad_to": (800, 700)}, ValueError, r"pad_to=\(800, 700\) must be \(height, width\) in pixels, for images of"),
         ({"backbone": "torchvision"}, ValueError, "backbone='torchvision' must be one of 'hugging-face', 'timm'"),
         ({"heads": 4}, ValueError, "heads: for a checkpoint that is yet to be read, and this is a model"),
@@ -677,7 +677,10 @@ def test_the_command_exports_a_file(arguments, keras_file, tmp_path, weights_of)
         (["detr.pth", "--backbone", "timm"], "--backbone is of a Hugging Face folder, and "),
         (["detr", "--format", "pth"], "the file to write must end in .pth"),
         (["detr.pth", "--format", "hf"], "that is the name of a file"),
-        (["detr", "--size", "800", "480"], "size=(800, 480) must be"),
+        (
+            ["detr", "--size", "800", "480"],
+            "size must be (shortest_edge, longest_edge), 1 <= shortest_edge <= longest_edge, not (800, 480)",
+        ),
     ],
 )
 def test_bad_input_is_the_commands_second_exit_code(arguments, message, keras_file, tmp_path, capsys):

@@ -129,7 +129,7 @@ def test_steps_per_epoch_takes_passes_of_its_own(sets):
 
     def ids(first_epoch):
         side = (small_run.SIDE, small_run.SIDE)
-        settings = Settings(size=side, pad_to=side, steps_per_epoch=5, batch_size=4)
+        settings = Settings(size=side, pad_to=side, steps_per_epoch=5, batch_size=4).resolved(None)
         epochs = _epochs(training, settings, first_epoch, count=8)
         assert epochs.cardinality() == 5
         return [[targets["image_id"].numpy().tolist() for _, targets in epochs] for _ in range(2)]

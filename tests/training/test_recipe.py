@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import math
 
 import pytest
 from smallest import SMALLEST
 
 import tfdetr_keras as td
 from tfdetr_keras.models.recipe import RECIPE
-from tfdetr_keras.training.settings import OF_RECIPE, Settings
+from tfdetr_keras.training.settings import NO_LIMIT, OF_RECIPE, Settings
 
-OWN = {"learning_rate": 3e-3, "schedule": "constant", "augmentation": "none", "global_clipnorm": math.inf, "freeze": ""}
+OWN = {"learning_rate": 3e-3, "schedule": "constant", "augmentation": "none", "global_clipnorm": NO_LIMIT, "freeze": ""}
 
 
 def test_detrs_own_recipe_is_that_of_before():
@@ -39,7 +38,7 @@ def test_what_is_set_counts_more():
     model = td.DETR(dataclasses.replace(SMALLEST, recipe=OWN))
     settings = Settings(learning_rate=1.0, ema_momentum=0.9).resolved(model)
     assert (settings.learning_rate, settings.ema_momentum) == (1.0, 0.9)
-    assert (settings.schedule, settings.global_clipnorm, settings.freeze) == ("constant", math.inf, "")
+    assert (settings.schedule, settings.global_clipnorm, settings.freeze) == ("constant", NO_LIMIT, "")
     assert settings.backbone_multiplier == RECIPE["backbone_multiplier"]
     assert settings.resolved(model) == settings
     assert Settings(masks=True).resolved(model).freeze is None  # the mask head alone is trained then
@@ -72,7 +71,7 @@ def test_a_run_goes_by_it_tells_it_and_goes_on(tmp_path):
     run = td.fit_detector(records, names, tmp_path / "run", epochs=1, **options)
     settings = run.config()["settings"]
     assert (settings["learning_rate"], settings["weight_decay"], settings["augmentation"]) == (3e-3, 0.01, "none")
-    assert settings["global_clipnorm"] == math.inf
+    assert settings["global_clipnorm"] == NO_LIMIT
     assert run.config()["of_recipe"] == sorted({*OF_RECIPE, "freeze"} - {"weight_decay"})
     report = (run.path / "report.md").read_text()
     assert "| learning_rate | 0.003 * |" in report
@@ -85,7 +84,7 @@ def test_a_run_goes_by_it_tells_it_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("noted", "meant"), [({"global_clipnorm": None, "ema_momentum": None}, (math.inf, 0.0)), ({}, (0.1, 0.0))]
+    ("noted", "meant"), [({"global_clipnorm": None, "ema_momentum": None}, (NO_LIMIT, 0.0)), ({}, (0.1, 0.0))]
 )
 def test_null_of_an_earlier_version_was_none(noted, meant, tmp_path):
     settings = dataclasses.asdict(Settings().resolved(None)) | {"global_clipnorm": 0.1} | noted

@@ -8,7 +8,8 @@ from tfdetr_keras.training.settings import Settings
 
 
 def rates(steps, **settings):
-    schedule = learning_rate(Settings(learning_rate=2.0, epochs=10, **settings), batches_per_epoch=4)
+    chosen = Settings(learning_rate=2.0, epochs=10, **settings).resolved(None)
+    schedule = learning_rate(chosen, batches_per_epoch=4)
     return [float(schedule(step)) for step in steps]
 
 

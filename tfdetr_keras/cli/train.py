@@ -141,7 +141,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     add("--schedule", "cosine to 0, a tenth for the last quarter, or constant", choices=("cosine", "step", "constant"))
     add("--warmup-steps", "batches in which the rate rises from 0", type=int, metavar="N")
     add("--weight-decay", "decoupled", type=float, metavar="RATE")
-    add("--global-clipnorm", "limit of the norm of all gradients together, inf for none", type=float, metavar="NORM")
+    add("--global-clipnorm", "limit of the norm of all gradients together, 1e9 for none", type=float, metavar="NORM")
     add("--gradient-accumulation-steps", "batches for each step of the optimizer", type=int, metavar="N")
     add("--ema-momentum", "use an average of the weights, of e.g. 0.999; 0 for none", type=float, metavar="M")
     add("--pretraining-epochs", "the trunk alone learns first, for random weights", type=int, metavar="N")

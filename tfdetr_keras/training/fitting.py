@@ -38,7 +38,7 @@ from tfdetr_keras.training.optimizer import AdamW
 from tfdetr_keras.training.progress import Progress
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.schedules import learning_rate
-from tfdetr_keras.training.settings import Settings, check_against_steps
+from tfdetr_keras.training.settings import NO_LIMIT, Settings, check_against_steps
 from tfdetr_keras.training.starting_model import starting_model
 from tfdetr_keras.training.story import Story
 from tfdetr_keras.workers import gather, number_of_workers, worker_index
@@ -258,7 +258,7 @@ def _optimizer(model: DETR, settings: Settings, steps_per_epoch: int) -> AdamW:
         learning_rate(settings, steps_per_epoch),
         learning_rate_multipliers={} if frozen else {"backbone": settings.backbone_multiplier},
         weight_decay=settings.weight_decay,
-        global_clipnorm=None if settings.global_clipnorm == math.inf else settings.global_clipnorm,
+        global_clipnorm=None if settings.global_clipnorm >= NO_LIMIT else settings.global_clipnorm,
         gradient_accumulation_steps=settings.gradient_accumulation_steps if several else None,
         **averages,
     )

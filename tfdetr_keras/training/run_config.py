@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfdetr_keras.models.whole_files import read_json
+from tfdetr_keras.training.settings import NO_LIMIT
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "settings": dict,
@@ -46,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run of an earlier version, in which null meant no limit and no average."""
-    meant = {"global_clipnorm": math.inf, "ema_momentum": 0.0}
+    meant = {"global_clipnorm": NO_LIMIT, "ema_momentum": 0.0}
     return settings | {name: value for name, value in meant.items() if name in settings and settings[name] is None}
 
 

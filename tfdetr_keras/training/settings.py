@@ -18,6 +18,8 @@ AUGMENTATIONS = ("paper", "flip", "none")
 OWN: Any = None  # of a setting: as the model's recipe has it, which `Settings.resolved` writes out
 SEEDS = 2**32  # of NumPy's generator, which is one of those that are set
 
+NO_LIMIT = 1e9  # as a clipping norm, which no gradients reach
+
 # Which fields are of which kind, for the checks.
 _COUNTS = (
     *("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"),
@@ -28,7 +30,7 @@ _REALS = {
     "learning_rate": (0, math.inf, "a finite number above 0"),
     "weight_decay": (0, math.inf, "a finite number of at least 0"),
     "backbone_multiplier": (0, math.inf, "a finite number of at least 0"),
-    "global_clipnorm": (0, math.inf, "a number above 0, infinity for no limit, or None"),
+    "global_clipnorm": (0, math.inf, f"a finite number above 0 ({NO_LIMIT:g} for no limit), or None"),
     "ema_momentum": (0, 1, "in [0, 1), or None"),
     "dropout": (0, 1, "in [0, 1), or None"),
 }
@@ -82,7 +84,7 @@ class Settings:
             last 100 of 300 or 400 epochs); or "constant".
         warmup_steps: batches over which the learning rate rises from 0 (DETR: 0).
         weight_decay: decoupled (DETR: 1e-4).
-        global_clipnorm: limit of the norm of all gradients together (DETR: 0.1); `math.inf` for none.
+        global_clipnorm: limit of the norm of all gradients together (DETR: 0.1); `NO_LIMIT`, 1e9, for none.
         gradient_accumulation_steps: batches whose gradients are averaged before each step of the optimizer.
         ema_momentum: of an average of the weights, which is then evaluated and kept instead of them, e.g. 0.999; 0 for
             no average (DETR).
@@ -153,9 +155,7 @@ class Settings:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            is_no_limit = name == "global_clipnorm" and isinstance(value, Real) and value == math.inf
-            is_real = _is_real(value) and least <= value < below and not (name in _ABOVE_0 and value == 0)
-            if not (is_real or is_no_limit):
+            if not _is_real(value) or not (least <= value < below) or (name in _ABOVE_0 and value == 0):
                 raise ValueError(f"{name} must be {wanted}, not {value!r}")
             object.__setattr__(self, name, float(value))
         for name in ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "keep_head"):
