@@ -228,7 +228,9 @@ def test_without_gradio(detector, monkeypatch, capsys):
     assert "page" in runpy.run_path(app.__file__)  # the module itself needs none
     with pytest.raises(ValueError, match=r"pip install 'tfdetr-keras\[app\]'"):
         app.page(detector, "a model")
-    monkeypatch.setattr("tfdetr_keras.cli.app.read_model", lambda _: pytest.fail("a model was loaded in vain"))
+    monkeypatch.setattr(
+        "tfdetr_keras.cli.app.read_model_for_inference", lambda _: pytest.fail("a model was loaded in vain")
+    )
     assert main(["app", "--model", "detr-tiny"]) == 2
     assert "pip install 'tfdetr-keras[app]'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

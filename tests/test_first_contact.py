@@ -198,8 +198,9 @@ def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path):
     shown = [line for line in lines if "without weights" not in line]
     assert shown[0].startswith("INFO: training a DETR of ")
     assert "12 images" in shown[0]
-    assert shown[1].startswith("WARNING: there is no validation set")
-    assert "tracing and compiling the first step" in shown[2]
+    assert shown[1].startswith("INFO: a training step takes about ")
+    assert shown[2].startswith("WARNING: there is no validation set")
+    assert "tracing and compiling the first step" in shown[3]
 
 
 @pytest.mark.slow

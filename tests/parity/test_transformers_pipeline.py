@@ -18,15 +18,24 @@ FORMS = {
     "levels": {"size": {"shortest_edge": 64, "longest_edge": 96}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3},
     "not normalised": {"size": {"shortest_edge": 64, "longest_edge": 96}, "do_normalize": False},
     "stretched": {"size": {"height": 64, "width": 96}, "do_pad": False, "resample": 3},
+    "as they are": {"size": {"height": 64, "width": 96}, "do_pad": False},
 }
+
+
+def drawn(folder, as_they_are=False):
+    """Files of drawn shapes; of many sizes, or all of that to which a form stretches them."""
+    folder.mkdir()
+    for record in td.data.load_shapes(IMAGES, seed=6, size=(96, 96) if as_they_are else (60, 140))[
+        0
+    ].as_numpy_iterator():
+        image = record["image"][:64] if as_they_are else record["image"]
+        Image.fromarray(image).save(folder / f"{record['image_id']}.png")
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for record in td.data.load_shapes(IMAGES, seed=6, size=(60, 140))[0].as_numpy_iterator():
-        Image.fromarray(record["image"]).save(folder / f"{record['image_id']}.png")
-    return sorted(folder.iterdir())
+    return drawn(tmp_path_factory.mktemp("drawn") / "images")
 
 
 def folder_of(form, tmp_path):
@@ -52,8 +61,14 @@ def _accustom(folder, told):
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_predict_finds_what_the_pipeline_finds(form, images, pytorch, tmp_path):
+# A resize differs by a level in up to a sixth of the pixels, for Pillow rounds between its passes; this small model, on
+# images that are larger than those of its training, answers to that by 0.07 at most; where nothing is resized, not.
+@pytest.mark.parametrize(
+    ("form", "tolerance"), [*((form, 0.1) for form in FORMS if form != "as they are"), ("as they are", 1e-3)]
+)
+def test_predict_finds_what_the_pipeline_finds(form, tolerance, images, pytorch, tmp_path):
+    if form == "as they are":
+        images = drawn(tmp_path / "images", as_they_are=True)
     folder = folder_of(form, tmp_path)
     options = ["--model", str(folder), "--threshold", str(THRESHOLD), "--out", str(tmp_path / "found")]
     assert main(["predict", *map(str, images), *options]) == 0
@@ -61,17 +76,26 @@ def test_predict_finds_what_the_pipeline_finds(form, images, pytorch, tmp_path):
     expected = pytorch.call("programs:pipeline", folder, [str(path) for path in images], THRESHOLD)
     count = 0
     for ours, theirs in zip(predicted, expected, strict=True):
-        found = sorted(ours["detections"], key=lambda row: -row["score"])
-        wanted = sorted(theirs, key=lambda row: -row["score"])
-        assert [row["class"] for row in found] == [row["label"] for row in wanted]
-        for row, other in zip(found, wanted, strict=True):
-            corners = [other["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")]  # truncated to whole pixels
-            width, height = Image.open(ours["file"]).size
-            clipped = np.clip(corners, 0, [width, height] * 2)
-            assert np.abs(np.trunc(row["box"]) - clipped).max() <= 1
-            assert row["score"] == pytest.approx(other["score"], abs=0.01)
-        count += len(found)
+        width, height = Image.open(ours["file"]).size
+        wanted = [(row["label"], np.clip(_corners(row["box"]), 0, [width, height] * 2), row["score"]) for row in theirs]
+        assert len(ours["detections"]) == len(wanted)
+        for row in ours["detections"]:
+            alike = [
+                place
+                for place, (label, box, score) in enumerate(wanted)
+                if label == row["class"]
+                and np.abs(np.trunc(row["box"]) - box).max() <= 1
+                and abs(row["score"] - score) <= tolerance
+            ]
+            assert alike, (row, wanted)
+            wanted.pop(alike[0])
+        count += len(ours["detections"])
     assert count > IMAGES
+
+
+def _corners(box):
+    """Which the pipeline truncates to whole pixels."""
+    return [box[side] for side in ("xmin", "ymin", "xmax", "ymax")]
 
 
 def test_what_is_not_followed_is_refused_by_name(images, tmp_path, capsys):

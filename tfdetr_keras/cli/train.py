@@ -15,6 +15,7 @@ from tfdetr_keras.cli.data_options import (
     batch_arguments,
     source_arguments,
 )
+from tfdetr_keras.cli.dry_run import dry_run
 from tfdetr_keras.cli.model_options import check_weights
 from tfdetr_keras.cli.moved_data import with_whole_places
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
@@ -84,6 +85,11 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     validation.add_argument("--val-images", metavar="DIR", help="as --images (default: the same)")
     validation.add_argument("--val-segments", metavar="DIR", help="coco-panoptic: as --segments (default: the same)")
     validation.add_argument("--val-count", type=int, metavar="N", help="shapes: as --count (default: as many)")
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take one step, measure a few images, export the model, print what that took, and keep nothing",
+    )
     add_batch_options(command, DEFAULTS.batch_size, "as SOURCE has it")
     _add_model_options(command)
     _add_recipe_options(command)
@@ -179,6 +185,9 @@ def run(options: argparse.Namespace) -> int:
     from tfdetr_keras.training import fit_detector
 
     (records, names), validation = read_run_data(description)
+    if options.dry_run:
+        dry_run(records, names, validation, options.source, recipe | batch_arguments(options))
+        return 0
     with told_how_to_go_on(options.out):
         run_folder = fit_detector(
             records,

@@ -42,6 +42,9 @@ def resized_levels(
     """Images `(…, height, width, 3)` uint8, resized to `size` (height, width); float32, not rounded."""
     levels = tf.cast(images, tf.float32)
     if interpolation == "bicubic":
+        # As Pillow, which makes levels whole after each of its passes: what the first one overshoots is cut off.
+        across = tf.stack([tf.shape(images)[-3], size[1]])
+        levels = whole_levels(tf.image.resize(levels, across, method="bicubic", antialias=antialias))
         return tf.image.resize(levels, size, method="bicubic", antialias=antialias)
     if not antialias:
         return tf.image.resize(levels, size, method="bilinear")

@@ -175,9 +175,15 @@ def resized_by_matrices(
         interpolation_weights(old[axis], size[axis], canvas[axis], interpolation, antialias) for axis in (0, 1)
     )
     batch, height = tf.shape(images)[0], old[0]
-    levels = tf.reshape(tf.cast(images, tf.float32), (batch, height, old[1] * 3))
-    levels = tf.reshape(tf.linalg.matmul(rows[None], levels), (batch * canvas[0], old[1], 3))
-    levels = tf.linalg.matmul(columns[None], levels)
+    levels = tf.cast(images, tf.float32)
+    if interpolation == "bicubic":  # across first, to whole levels, as `resized_levels`
+        levels = tf.linalg.matmul(columns[None], tf.reshape(levels, (batch * height, old[1], 3)))
+        levels = tf.reshape(whole_levels(levels), (batch, height, canvas[1] * 3))
+        levels = tf.linalg.matmul(rows[None], levels)
+    else:
+        levels = tf.reshape(levels, (batch, height, old[1] * 3))
+        levels = tf.reshape(tf.linalg.matmul(rows[None], levels), (batch * canvas[0], old[1], 3))
+        levels = tf.linalg.matmul(columns[None], levels)
     return whole_levels(tf.reshape(levels, (batch, canvas[0], canvas[1], 3)))
 
 

@@ -33,6 +33,7 @@ from tfdetr_keras.training.going_on import (
     refuse_other_settings,
 )
 from tfdetr_keras.training.interrupt import StopAtInterrupt
+from tfdetr_keras.training.memory import advice_on_memory
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
 from tfdetr_keras.training.progress import Progress
@@ -240,6 +241,8 @@ def _announce(model: DETR, settings: Settings, steps: int, images: int, validati
         settings.epochs,
         steps,
     )
+    if (advice := advice_on_memory(model, settings, model.preprocessing)) is not None:
+        logger.log(logging.WARNING if advice.is_too_much else logging.INFO, "%s", advice.text)
     if not validation_images:
         logger.warning(
             "there is no validation set: AP is not measured, and the best model is the one of the lowest training "

@@ -2,8 +2,8 @@
 
 Counted are the numbers that the way back needs: of the trunk the results of its convolutions from the first trained
 part on, of the transformer tokens and attention weights, of the mask head the maps of the objects; and for each trained
-weight its gradient and two moments. Steps take about twice the former (RESULTS.md, "Memory of a step"), for there are
-gradients of activations, workspaces, and what an allocator does not give back.
+weight gradient and moments. What a step takes of each was measured on a CPU with TensorFlow, see "Memory of a step" in
+benchmarks/RESULTS.md; it is float32, or less.
 """
 
 from __future__ import annotations
@@ -14,38 +14,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
+
 from tfdetr_keras.models.config import DETRConfig, ResNetConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.preprocessing import Preprocessing
+from tfdetr_keras.training.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+GB = 1e9
 NUMBER = 4  # bytes
-STATE = 3  # numbers of a trained weight: gradient, two moments
 OBJECTS = 10  # of an image, where nobody says how many there are
-# What a step takes of what is counted: measured, see the benchmark `step_memory.py`.
-OF_COUNTED = 2.0
-TOKEN_WIDTHS, ATTENTION_COPIES = 14, 3  # numbers kept of a token, in widths, and of an attention weight, in a layer
+# Measured: bytes of the traced graph and its runtime; bytes of each trained weight; and how often each counted number
+# is held at the highest point.
+RUNTIME, STATE = 400 * 2**20, 22
+OF_TRUNK, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
+TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
 
 
-class StepMemory(NamedTuple):
-    """Bytes that a training step takes beyond the model's own.
-
-    Attributes:
-        activations: what is kept for the way back, and what comes with it.
-        state: gradients and moments of the trained weights.
-    """
-
-    activations: int
-    state: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.activations + self.state
-
-
-def step_memory(model: DETR, batch_size: int, height: int, width: int, objects: int | None = None) -> StepMemory:
-    """Estimate what a training step takes.
+def step_memory(model: DETR, batch_size: int, height: int, width: int, objects: int | None = None) -> int:
+    """Estimate the bytes that a training step takes beyond the model's own.
 
     Args:
         model: that is trained.
@@ -55,12 +44,85 @@ def step_memory(model: DETR, batch_size: int, height: int, width: int, objects: 
         objects: of an image, whose masks are made; `OBJECTS` by default.
     """
     config = model.config
-    kept = _of_trunk(config.backbone, config.frozen, height, width)
-    kept += _of_transformer(config, *_cells(config.backbone, height, width))
+    cells = _cells(config.backbone, height, width)
+    kept = OF_TRUNK * _of_trunk(config.backbone, config.frozen, height, width)
+    kept += OF_TOKENS * _of_tokens(config, *cells) + OF_ATTENTION * _of_attention(config, *cells)
     if isinstance(config, SegmentationConfig):
-        kept += _of_masks(config, height, width, min(objects or OBJECTS, config.num_queries))
+        kept += OF_MASKS * _of_masks(config, *cells, min(objects or OBJECTS, config.num_queries))
     trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-    return StepMemory(int(OF_COUNTED * NUMBER * batch_size * kept), NUMBER * STATE * trained)
+    return int(RUNTIME + NUMBER * batch_size * kept + STATE * trained)
+
+
+class Advice(NamedTuple):
+    """What a training step is estimated to take.
+
+    Attributes:
+        needed: bytes.
+        free: bytes that this process may still take; None where the system does not tell.
+        text: what to say of it.
+        is_too_much: whether more is needed than is free.
+    """
+
+    needed: int
+    free: int | None
+    text: str
+    is_too_much: bool
+
+
+def advice_on_memory(model: DETR, settings: Settings, preprocessing: Preprocessing) -> Advice | None:
+    """Say what a training step will take, and what to change where that is more than is free.
+
+    Args:
+        model: that is trained, compiled or not.
+        settings: of the run.
+        preprocessing: of the run.
+
+    Returns:
+        None where the model is trained on an accelerator, whose memory nobody asks for here.
+    """
+    if any(not device.startswith("cpu") for device in keras.distribution.list_devices()):
+        return None
+    height, width = usual_canvas(preprocessing)
+
+    def needed(batch_size: int, share: float = 1.0) -> int:
+        sides = max(1, round(height * share)), max(1, round(width * share))
+        return step_memory(model, batch_size, *sides, settings.max_boxes)
+
+    free, own = free_memory(), needed(settings.batch_size)
+    text = (
+        f"a training step takes about {_gb(own)} for {settings.batch_size} images of {height} x {width} pixels"
+        f"{'' if free is None else f', and {_gb(free)} are free'}"
+    )
+    if free is None or own <= free:
+        return Advice(own, free, text, False)
+    fewer = next((size for size in _halves(settings.batch_size) if needed(size) <= free), None)
+    smaller = next((share for share in (0.75, 0.5, 0.375, 0.25) if needed(settings.batch_size, share) <= free), None)
+    ways = []
+    if fewer is not None:
+        steps = settings.gradient_accumulation_steps * -(-settings.batch_size // fewer)
+        ways.append(f"batch_size={fewer} with gradient_accumulation_steps={steps} ({_gb(needed(fewer))})")
+    if smaller is not None:
+        sides = tuple(max(1, round(side * smaller)) for side in preprocessing.size)
+        ways.append(f"size={sides} ({_gb(needed(settings.batch_size, smaller))})")
+    todo = " or ".join(ways) or "a smaller model, or images of a fraction of this size"
+    return Advice(own, free, f"{text}: the system may end the run. Lower it by {todo}", True)
+
+
+def usual_canvas(preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the height and the width of the canvas of lying photographs, pixels."""
+    if preprocessing.pad_to is not None or preprocessing.rule not in ("huggingface", "facebook"):
+        return preprocessing.largest
+    height, width = (preprocessing.rounded_up(side) for side in preprocessing.size)
+    return height, width
+
+
+def _halves(batch_size: int) -> list[int]:
+    """Smaller batches, the largest first."""
+    return [batch_size >> shift for shift in range(1, batch_size.bit_length())]
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.1f} GB"
 
 
 def free_memory() -> int | None:
@@ -116,21 +178,24 @@ def _of_trunk(backbone: ResNetConfig, frozen: Sequence[str], height: int, width:
     return sum(parts[name] for name in names[trained[0] :]) if trained else 0
 
 
-def _of_transformer(config: DETRConfig, height: int, width: int) -> int:
-    """Numbers kept of one image: tokens of the layers, and the weights of their attentions."""
-    tokens, queries, width_of_token = height * width, config.num_queries, config.d_model
-    encoder = tokens * (TOKEN_WIDTHS * width_of_token + 2 * config.encoder_ffn_dim)
-    encoder += ATTENTION_COPIES * config.encoder_attention_heads * tokens**2
-    decoder = queries * (2 * TOKEN_WIDTHS * width_of_token + 2 * config.decoder_ffn_dim) + 2 * tokens * width_of_token
-    decoder += ATTENTION_COPIES * config.decoder_attention_heads * queries * (tokens + queries)
+def _of_tokens(config: DETRConfig, height: int, width: int) -> int:
+    """Numbers kept of one image for the tokens of all layers."""
+    tokens, queries, d_model = height * width, config.num_queries, config.d_model
+    encoder = tokens * (TOKEN_WIDTHS * d_model + 2 * config.encoder_ffn_dim)
+    decoder = queries * (2 * TOKEN_WIDTHS * d_model + 2 * config.decoder_ffn_dim) + 2 * tokens * d_model
+    decoder += 3 * config.decoder_attention_heads * queries * (tokens + queries)
     return config.encoder_layers * encoder + config.decoder_layers * decoder
+
+
+def _of_attention(config: DETRConfig, height: int, width: int) -> int:
+    """Weights of the encoder's attention for one image: each token's to each."""
+    return config.encoder_layers * config.encoder_attention_heads * (height * width) ** 2
 
 
 def _of_masks(config: SegmentationConfig, height: int, width: int, objects: int) -> int:
     """Numbers kept of one image: the mask head's maps of the objects, the finest of which are the most."""
-    cells, kept = _cells(config.backbone, height, width), 0
-    maps = min(len(config.backbone.depths) - 1, len(config.mask_head_widths) - 1)
-    for level, channels in enumerate(config.mask_head_widths):
-        scale = 4 ** min(level, maps)
-        kept += 3 * objects * cells[0] * cells[1] * scale * channels
-    return kept
+    finer = len(config.mask_head_widths) - 1
+    return sum(
+        3 * objects * height * width * 4 ** min(level, finer) * channels
+        for level, channels in enumerate(config.mask_head_widths)
+    )
