@@ -56,7 +56,7 @@ def _outputs(scenes: Scenes) -> dict[str, np.ndarray]:
 def _ours(jit_compile: bool) -> Callable[[], list[np.ndarray]]:
     import tensorflow as tf
 
-    from tfdetr_keras.losses import SetCriterion
+    from tfdetr_keras.losses.criterion import SetCriterion
 
     scenes, criterion = draw_scenes(LOAD, BATCH, LAYERS), SetCriterion()
     outputs = {name: tf.constant(value) for name, value in _outputs(scenes).items()}
@@ -103,7 +103,7 @@ def _training_step() -> dict[str, Callable[[], Any]]:
     import keras
     import tensorflow as tf
 
-    from tfdetr_keras.matcher import match
+    from tfdetr_keras.matching.matcher import match
     from tfdetr_keras.models.detr import DETR
 
     keras.utils.set_random_seed(0)

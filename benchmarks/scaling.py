@@ -64,7 +64,7 @@ def _inference(quantity: str, value: int) -> Callable[[], Any]:
 def _loss(targets: int) -> Callable[[], Any]:
     import tensorflow as tf
 
-    from tfdetr_keras.losses import SetCriterion
+    from tfdetr_keras.losses.criterion import SetCriterion
 
     scenes, criterion = draw_scenes("crowded", LOSS_BATCH, LAYERS), SetCriterion()
     logits, boxes = tf.math.log(tf.maximum(scenes.probabilities, 1e-6)), tf.constant(scenes.pred_boxes)

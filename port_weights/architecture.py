@@ -14,7 +14,7 @@ from typing import Any, Literal
 from port_weights.checkpoints import Checkpoint
 from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
 from port_weights.schemes import Scheme, scheme
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.class_names import names_by_id
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
 from tfdetr_keras.models.family import model_class

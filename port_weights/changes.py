@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.class_rows import ClassRows, match_rows
 from tfdetr_keras.models.config import DETRConfig

@@ -19,7 +19,7 @@ from port_weights.pairing import CLASS_HEAD, QUERIES, pair
 from port_weights.processor import with_preprocessing
 from port_weights.schemes import Scheme, detect_scheme
 from port_weights.wrappers import unwrapped
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.class_rows import ClassRows
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig

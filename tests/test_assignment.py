@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from scipy import optimize
 
-from tfdetr_keras.assignment import linear_sum_assignment
+from tfdetr_keras.matching.assignment import linear_sum_assignment
 
 
 def assert_optimal(cost, assigned, row_mask=None, column_mask=None, resolution=None):
@@ -264,7 +264,7 @@ def test_other_backends(backend, tmp_path):
         import sys
         import keras
         import numpy as np
-        from tfdetr_keras.assignment import linear_sum_assignment
+        from tfdetr_keras.matching.assignment import linear_sum_assignment
 
         given = dict(np.load(sys.argv[1]))
         tensors = {name: keras.ops.convert_to_tensor(array) for name, array in given.items()}

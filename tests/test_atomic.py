@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from tfdetr_keras.atomic import clear_scratch, whole_file, write_text
-from tfdetr_keras.full_disk import FullDiskError, is_full_disk, size_in_words
+from tfdetr_keras.backend.atomic import clear_scratch, whole_file, write_text
+from tfdetr_keras.backend.full_disk import FullDiskError, is_full_disk, size_in_words
 
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):

@@ -13,8 +13,8 @@ from pycocotools.coco import COCO
 import port_weights
 import tfdetr_keras as td
 from tfdetr_keras.cli import main, model_options
-from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
-from tfdetr_keras.segments import lay_masks
+from tfdetr_keras.evaluation.panoptic import evaluate_panoptic
+from tfdetr_keras.inference.segments import lay_masks
 from tfdetr_keras.visualize import draw_segments
 
 SIZE = ["--size", "64", "96"]

@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_sentence(folder, capsys, monkeypatch):
 
     before = content_of(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("tfdetr_keras.atomic.os.fsync", full)
+        patch.setattr("tfdetr_keras.backend.atomic.os.fsync", full)
         assert main(["resume", str(folder), "--epochs", "9"]) == 1
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert f"{folder / 'config.json'} could not be written: the disk of {folder} has no room" in told

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.compiler import compiled
+from tfdetr_keras.backend.compiler import compiled
 
 
 def collatz(start):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import tfdetr_keras as td
 from tfdetr_keras import app
-from tfdetr_keras.segments import fuse_segments, post_process_masks, post_process_panoptic
+from tfdetr_keras.inference.segments import fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.visualize import draw_attention, draw_segments, image_of_segments
 
 SIZE, CANVAS = (64, 96), (96, 128)

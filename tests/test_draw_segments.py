@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tfdetr_keras.data import load_coco
-from tfdetr_keras.segments import Segments
+from tfdetr_keras.inference.segments import Segments
 from tfdetr_keras.visualize import draw_segments, image_of_segments
 from tfdetr_keras.visualize.drawing import class_colour
 

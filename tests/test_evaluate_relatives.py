@@ -19,17 +19,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tfdetr_keras import evaluation_batches, panoptic_evaluation
 from tfdetr_keras.data import load_shapes, prepare
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
-from tfdetr_keras.evaluation import METRIC_NAMES, Evaluator, class_table, evaluate_detections, write_coco_results
-from tfdetr_keras.inference import detect, segment
-from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
-from tfdetr_keras.panoptic_quality import panoptic_quality
-from tfdetr_keras.panoptic_results import panoptic_truth
-from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.evaluation import batches as evaluation_batches
+from tfdetr_keras.evaluation import panoptic as panoptic_evaluation
+from tfdetr_keras.evaluation.coco import METRIC_NAMES, Evaluator, class_table, evaluate_detections, write_coco_results
+from tfdetr_keras.evaluation.panoptic import evaluate_panoptic
+from tfdetr_keras.evaluation.panoptic_quality import panoptic_quality
+from tfdetr_keras.evaluation.panoptic_results import panoptic_truth
+from tfdetr_keras.inference.detection import detect, segment
+from tfdetr_keras.inference.postprocess import post_process
+from tfdetr_keras.inference.segments import post_process_masks, post_process_panoptic
 from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from tfdetr_keras.segments import post_process_masks, post_process_panoptic
 
 CLASSES = ["circle", "square", "triangle", "paper", "table"]
 THINGS = [True, True, True, False, False]

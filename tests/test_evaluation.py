@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data import load_coco, load_shapes, prepare
 from tfdetr_keras.data.record import RECORD_SPEC
-from tfdetr_keras.evaluation import (
+from tfdetr_keras.evaluation.coco import (
     METRIC_NAMES,
     Evaluator,
     class_table,

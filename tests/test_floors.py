@@ -27,7 +27,14 @@ sys.modules.update(dict.fromkeys(blocked))  # None: whoever imports it gets a Mo
 
 import keras
 import numpy as np
-from tfdetr_keras import assignment, boxes, losses, matcher, models, postprocess, segments, tables, targets
+from tfdetr_keras import boxes, models
+from tfdetr_keras.matching import assignment
+from tfdetr_keras.losses import criterion as losses
+from tfdetr_keras.matching import matcher
+from tfdetr_keras.inference import postprocess
+from tfdetr_keras.inference import segments
+from tfdetr_keras.inference import tables
+from tfdetr_keras.losses import targets
 
 example = dict(np.load(folder + "/example.npz"))
 inputs = {name: example[name] for name in ("pixel_values", "pixel_mask")}

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.inference.postprocess import post_process
 
 SIZES = np.array([[480, 640], [427, 333], [1, 1000]])
 # Where scores are as close as that, sigmoids of different libraries may order them differently; and of equal scores

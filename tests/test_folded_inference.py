@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfdetr_keras as td
-from tfdetr_keras.forward_pass import FOLDED_TRUNK, forward_function
+from tfdetr_keras.inference.forward_pass import FOLDED_TRUNK, forward_function
 
 SIZE = (64, 64)
 

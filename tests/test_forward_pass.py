@@ -15,12 +15,15 @@ from keras import ops
 from pycocotools import mask as coco_mask
 
 import tfdetr_keras as td
-from tfdetr_keras import evaluation, forward_pass, inference, panoptic_evaluation
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
-from tfdetr_keras.forward_pass import GROUP, forward_function, with_sure_masks
+from tfdetr_keras.evaluation import coco as evaluation
+from tfdetr_keras.evaluation import panoptic as panoptic_evaluation
+from tfdetr_keras.inference import detection as inference
+from tfdetr_keras.inference import forward_pass
+from tfdetr_keras.inference.forward_pass import GROUP, forward_function, with_sure_masks
+from tfdetr_keras.inference.segments import post_process_masks, post_process_panoptic
 from tfdetr_keras.models.segmentation import MaskHead
-from tfdetr_keras.segments import post_process_masks, post_process_panoptic
 
 SIZE, QUERIES, CLASSES = (64, 96), 14, ["cat", "dog", "sky"]
 SHAPES = [(70, 90), (64, 64), (120, 50)]  # height, width
@@ -349,7 +352,7 @@ SCRIPT = """
     if workers > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     import test_forward_pass as tests
-    from tfdetr_keras.workers import by_this_worker_alone
+    from tfdetr_keras.backend.workers import by_this_worker_alone
 
     model = tests.random_model()
     rng = np.random.default_rng(index)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tfdetr_keras.panoptic_results import number_segments
-from tfdetr_keras.segments import fuse_segments, lay_masks, post_process_panoptic
+from tfdetr_keras.evaluation.panoptic_results import number_segments
+from tfdetr_keras.inference.segments import fuse_segments, lay_masks, post_process_panoptic
 
 
 def random_segments(rng, labels=4):

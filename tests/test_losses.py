@@ -8,8 +8,8 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from tfdetr_keras.losses import SetCriterion
-from tfdetr_keras.matcher import match
+from tfdetr_keras.losses.criterion import SetCriterion
+from tfdetr_keras.matching.matcher import match
 
 BATCH, QUERIES, OBJECTS, CLASSES = 3, 5, 3, 3
 NO_OBJECT = CLASSES

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tfdetr_keras as td
-from tfdetr_keras.evaluation import METRIC_NAMES, class_table, coco_metrics
+from tfdetr_keras.evaluation.coco import METRIC_NAMES, class_table, coco_metrics
+from tfdetr_keras.evaluation.panoptic_quality import PanopticQuality
 from tfdetr_keras.export.model_card import model_card
-from tfdetr_keras.markdown import escaped
-from tfdetr_keras.panoptic_quality import PanopticQuality
+from tfdetr_keras.training.markdown import escaped
 from tfdetr_keras.training.run_folder import RunFolder, metric_tables
 from tfdetr_keras.training.settings import Settings
 

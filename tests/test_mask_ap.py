@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.data import coco_category_ids, load_coco
 from tfdetr_keras.data.segmentations import rasterise, run_lengths
-from tfdetr_keras.evaluation import METRIC_NAMES, class_table, coco_metrics, write_coco_results
+from tfdetr_keras.evaluation.coco import METRIC_NAMES, class_table, coco_metrics, write_coco_results
 
 IMAGES = 40
 

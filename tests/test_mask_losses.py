@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdetr_keras.losses import SetCriterion, _paired_masks
-from tfdetr_keras.mask_losses import mask_losses
+from tfdetr_keras.losses.criterion import SetCriterion, _paired_masks
+from tfdetr_keras.losses.masks import mask_losses
 
 BATCHES, BATCH, QUERIES, MOST = 100, 3, 7, 9
 LOSS, GRADIENT = 1e-5, 1e-4  # measured: 5e-7, 2e-6

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from tfdetr_keras.matcher import match, matching_cost
+from tfdetr_keras.matching.matcher import match, matching_cost
 
 LAYERS, QUERIES, OBJECTS, CLASSES = 2, 5, 3, 4
 WEIGHTS = {"cost_class": 1.5, "cost_bbox": 4.0, "cost_giou": 2.5}

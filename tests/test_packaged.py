@@ -6,7 +6,7 @@ import pytest
 
 import tfdetr_keras as td
 from port_weights.compare import compare
-from tfdetr_keras.evaluation import evaluate_detections
+from tfdetr_keras.evaluation.coco import evaluate_detections
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.models.packaged import find_source, packaged_checkpoints
 

@@ -8,8 +8,8 @@ from hotcoco.panoptic import pq_compute
 from PIL import Image
 
 from tfdetr_keras.data import load_coco_panoptic
-from tfdetr_keras.panoptic_quality import PanopticQuality, panoptic_quality
-from tfdetr_keras.panoptic_results import number_segments, panoptic_truth, write_coco_panoptic
+from tfdetr_keras.evaluation.panoptic_quality import PanopticQuality, panoptic_quality
+from tfdetr_keras.evaluation.panoptic_results import number_segments, panoptic_truth, write_coco_panoptic
 
 NAMES = ["person", "dog", "car", "sky", "grass"]
 THINGS = [True, True, True, False, False]

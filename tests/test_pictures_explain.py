@@ -10,7 +10,7 @@ from PIL import Image
 
 from tfdetr_keras.data import load_coco, load_shapes, split
 from tfdetr_keras.data.record import title_of
-from tfdetr_keras.detections import Detections
+from tfdetr_keras.inference.detections import Detections
 from tfdetr_keras.training import story
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import (

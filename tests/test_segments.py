@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfdetr_keras.postprocess import post_process
-from tfdetr_keras.segments import (
+from tfdetr_keras.inference.postprocess import post_process
+from tfdetr_keras.inference.segments import (
     Segments,
     post_process_instance,
     post_process_masks,

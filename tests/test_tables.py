@@ -12,10 +12,18 @@ import pytest
 from PIL import Image
 
 import tfdetr_keras as td
-from tfdetr_keras import tables
 from tfdetr_keras.data.image_files import records_of
-from tfdetr_keras.inference import detect_images
-from tfdetr_keras.tables import COLUMN, COLUMN_HEADER, PROJECTED_ROW_HEADER, ROW, SPANNING_CELL, STRUCTURE, TABLE
+from tfdetr_keras.inference import tables
+from tfdetr_keras.inference.detection import detect_images
+from tfdetr_keras.inference.tables import (
+    COLUMN,
+    COLUMN_HEADER,
+    PROJECTED_ROW_HEADER,
+    ROW,
+    SPANNING_CELL,
+    STRUCTURE,
+    TABLE,
+)
 
 SEEDS = range(400)
 

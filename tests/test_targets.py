@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.targets import validate_batch, validate_targets
+from tfdetr_keras.losses.targets import validate_batch, validate_targets
 
 BOX = [0.5, 0.5, 0.2, 0.2]
 GARBAGE = [np.nan, -3.0, np.inf, 7.0]

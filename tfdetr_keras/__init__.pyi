@@ -2,14 +2,20 @@
 from . import data as data
 from . import evaluation as evaluation
 from . import export as export
-from . import tables as tables
 from . import training as training
 from . import visualize as visualize
-from .assignment import linear_sum_assignment as linear_sum_assignment
-from .detections import Detections as Detections
-from .inference import detect as detect
+from .inference import tables as tables
+from .inference.detection import detect as detect
+from .inference.detections import Detections as Detections
+from .inference.postprocess import post_process as post_process
+from .inference.segments import Segments as Segments
+from .inference.segments import post_process_instance as post_process_instance
+from .inference.segments import post_process_masks as post_process_masks
+from .inference.segments import post_process_panoptic as post_process_panoptic
+from .inference.segments import post_process_semantic as post_process_semantic
 from .loading import load_model as load_model
-from .losses import SetCriterion as SetCriterion
+from .losses.criterion import SetCriterion as SetCriterion
+from .matching.assignment import linear_sum_assignment as linear_sum_assignment
 from .models.conditional import ConditionalDETR as ConditionalDETR
 from .models.config import ConditionalDETRConfig as ConditionalDETRConfig
 from .models.config import DETRConfig as DETRConfig
@@ -20,15 +26,9 @@ from .models.family import from_preset as from_preset
 from .models.family import from_pretrained as from_pretrained
 from .models.presets import PRESETS as PRESETS
 from .models.segmentation import DETRForSegmentation as DETRForSegmentation
-from .postprocess import post_process as post_process
 from .preprocessing import Preprocessing as Preprocessing
-from .pretraining import BackbonePretraining as BackbonePretraining
-from .segments import Segments as Segments
-from .segments import post_process_instance as post_process_instance
-from .segments import post_process_masks as post_process_masks
-from .segments import post_process_panoptic as post_process_panoptic
-from .segments import post_process_semantic as post_process_semantic
 from .training.fitting import fit_detector as fit_detector
 from .training.optimizer import AdamW as AdamW
+from .training.pretraining import BackbonePretraining as BackbonePretraining
 
 __version__: str

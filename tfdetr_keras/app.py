@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tfdetr_keras.data.images import LARGEST_FILE, TURNED, decode_reduced
-from tfdetr_keras.detections import Detections
+from tfdetr_keras.inference.detections import Detections
 from tfdetr_keras.models import DETR
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.visualize import image_of_attention, image_of_detections

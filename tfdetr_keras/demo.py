@@ -13,7 +13,7 @@ from port_weights import hub
 from port_weights.compare import Row, compare, table
 from port_weights.pytorch.process import PyTorchMissingError
 from tfdetr_keras import data
-from tfdetr_keras.evaluation import evaluate_detections
+from tfdetr_keras.evaluation.coco import evaluate_detections
 from tfdetr_keras.models import from_pretrained
 from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.training import RunFolder, fit_detector

@@ -1,6 +1,5 @@
 """Imports every class that stands in `.keras` files, and so registers it with Keras."""
 
-from tfdetr_keras import losses as losses
 from tfdetr_keras import models as models
 from tfdetr_keras.models import attention as attention
 from tfdetr_keras.models import conditional as conditional

@@ -77,7 +77,7 @@ def _scipy(cost: np.ndarray, counts: np.ndarray) -> Solver:
 def _ours_tensorflow(cost: np.ndarray, counts: np.ndarray, jit_compile: bool) -> Solver:
     import tensorflow as tf
 
-    from tfdetr_keras.assignment import linear_sum_assignment
+    from tfdetr_keras.matching.assignment import linear_sum_assignment
 
     solve = tf.function(linear_sum_assignment, jit_compile=jit_compile)
     tensors = tf.constant(cost), tf.constant(_is_real(cost, counts))
@@ -87,7 +87,7 @@ def _ours_tensorflow(cost: np.ndarray, counts: np.ndarray, jit_compile: bool) ->
 def _ours_jax(cost: np.ndarray, counts: np.ndarray) -> Solver:
     import jax
 
-    from tfdetr_keras.assignment import linear_sum_assignment
+    from tfdetr_keras.matching.assignment import linear_sum_assignment
 
     solve = jax.jit(linear_sum_assignment)
     tensors = jax.device_put(cost), jax.device_put(_is_real(cost, counts))

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 import tfdetr_keras as td
 from tfdetr_keras.boxes import cxcywh_to_xyxy
-from tfdetr_keras.matcher import match, matching_cost
+from tfdetr_keras.matching.matcher import match, matching_cost
 
 SIZE = (64, 64)
 SEED = 21

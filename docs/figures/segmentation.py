@@ -21,7 +21,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw
 
 import tfdetr_keras as td
-from tfdetr_keras.segments import lay_masks
+from tfdetr_keras.inference.segments import lay_masks
 from tfdetr_keras.visualize.lettering import font
 from tfdetr_keras.visualize.tiles import GAP
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 from dense_model import DenseModel
 
 from tfdetr_keras.data import checked_dataset, load_shapes, prepare, readable_errors
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 
 LABELS = [[0, 1], [2, -1]]
 BOXES = [[[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.1, 0.1]], [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]]

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data import from_dataset, prepare
 from tfdetr_keras.data.border import EMPTY_BOX
-from tfdetr_keras.evaluation_batches import check_measurable
+from tfdetr_keras.evaluation.batches import check_measurable
 
 COUNT, HEIGHT, WIDTH = 6, 40, 60
 PIXELS = (8.0, 10.0, 30.0, 35.0)

@@ -17,7 +17,7 @@ from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
 from tfdetr_keras.data.tfrecord import LABEL_MAP, OPEN_FILES, _read_label_map, compression_of
 from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, parse_example
-from tfdetr_keras.evaluation import Evaluator
+from tfdetr_keras.evaluation.coco import Evaluator
 
 BUFFER = io.BytesIO()
 Image.new("RGB", (40, 20)).save(BUFFER, "PNG")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models import DETR, PRESETS, DETRConfig
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from small_model import CONFIG
 
 import tfdetr_keras as td
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models import (
     DETR,
     ConditionalDETR,

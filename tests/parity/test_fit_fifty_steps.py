@@ -21,7 +21,7 @@ import tfdetr_keras as td
 from port_weights import to_torch
 from port_weights.architecture import hugging_face_config
 from port_weights.schemes import scheme
-from tfdetr_keras.evaluation import coco_metrics, evaluate_detections
+from tfdetr_keras.evaluation.coco import coco_metrics, evaluate_detections
 from tfdetr_keras.models import DETR
 
 pytestmark = pytest.mark.slow

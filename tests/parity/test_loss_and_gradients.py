@@ -24,7 +24,7 @@ from pairs import (
     random_targets,
 )
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models import DETRForSegmentation
 
 RAW = ("logits", "pred_boxes", "aux_logits", "aux_boxes")

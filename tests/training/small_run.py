@@ -11,7 +11,7 @@ import tensorflow as tf
 from safetensors.numpy import load_file
 
 import tfdetr_keras as td
-import tfdetr_keras.atomic
+import tfdetr_keras.backend.atomic
 import tfdetr_keras.training.state_file
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
@@ -129,7 +129,7 @@ def _hear(moments, text):
 
 def _hear_files(moments):
     """Sends word of each file that is about to be written, and of each that stands."""
-    scratch = tfdetr_keras.atomic._scratch
+    scratch = tfdetr_keras.backend.atomic._scratch
 
     @contextlib.contextmanager
     def heard(path):
@@ -140,7 +140,7 @@ def _hear_files(moments):
             moments.send(f"wrote {path.name}")
             time.sleep(0.02)
 
-    tfdetr_keras.atomic._scratch = heard
+    tfdetr_keras.backend.atomic._scratch = heard
 
 
 def state_of(folder):

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import tfdetr_keras as td
-from tfdetr_keras.evaluation import METRIC_NAMES, coco_metrics, evaluate_detections, write_coco_results
+from tfdetr_keras.evaluation.coco import METRIC_NAMES, coco_metrics, evaluate_detections, write_coco_results
 from tfdetr_keras.training import AveragePrecision
 
 SIZE = (64, 64)

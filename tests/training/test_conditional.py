@@ -10,7 +10,7 @@ import small_run
 import tensorflow as tf
 
 import tfdetr_keras as td
-from tfdetr_keras.evaluation import evaluate_detections
+from tfdetr_keras.evaluation.coco import evaluate_detections
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
 from tfdetr_keras.training.settings import Settings

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tfdetr_keras as td
-from tfdetr_keras.evaluation import evaluate_detections
+from tfdetr_keras.evaluation.coco import evaluate_detections
 from tfdetr_keras.training.fitting import _epochs
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.training.starting_model import starting_model

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 import tfdetr_keras as td
-from tfdetr_keras.locks import Lock
+from tfdetr_keras.backend.locks import Lock
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
 from tfdetr_keras.training.fingerprint import Fingerprint, fingerprint
 

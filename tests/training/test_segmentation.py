@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 import tfdetr_keras as td
 from tfdetr_keras.cli import main
 from tfdetr_keras.data.panoptic_png import colours_of_ids
-from tfdetr_keras.evaluation import evaluate_detections
+from tfdetr_keras.evaluation.coco import evaluate_detections
 from tfdetr_keras.models import PRESETS
 from tfdetr_keras.training.fitting import fit_detector
 from tfdetr_keras.training.settings import Settings

@@ -13,9 +13,9 @@ import re
 import sys
 
 from tfdetr_keras import __version__
+from tfdetr_keras.backend.full_disk import FullDiskError, is_full_disk
 from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
 from tfdetr_keras.cli.grammar import Parser
-from tfdetr_keras.full_disk import FullDiskError, is_full_disk
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
 _GRAPH_PLACES = re.compile(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*", re.DOTALL)

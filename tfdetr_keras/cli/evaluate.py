@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdetr_keras.atomic import made_folder, whole_file, write_text
+from tfdetr_keras.backend.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source, source_arguments
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, is_run, read_model
 from tfdetr_keras.cli.moved_data import find_moved
@@ -17,7 +17,7 @@ from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.cli.train import read_run_data
 
 if TYPE_CHECKING:
-    from tfdetr_keras.evaluation import Evaluator
+    from tfdetr_keras.evaluation.coco import Evaluator
     from tfdetr_keras.models import DETR
 
 EXAMPLES = """examples:
@@ -99,9 +99,9 @@ def run(options: argparse.Namespace) -> int:
         check_source_options(options)
     from tfdetr_keras import data
     from tfdetr_keras.data.record import reader_of, tally_of
-    from tfdetr_keras.evaluation import Evaluator
+    from tfdetr_keras.evaluation.coco import Evaluator
+    from tfdetr_keras.evaluation.panoptic import evaluate_panoptic
     from tfdetr_keras.models import DETRForSegmentation
-    from tfdetr_keras.panoptic_evaluation import evaluate_panoptic
     from tfdetr_keras.training import RunFolder
 
     model = read_model(options)
@@ -221,7 +221,7 @@ def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]
 
 
 def _print(metrics: Mapping[str, Any], max_detections: int | None = None) -> None:
-    from tfdetr_keras.evaluation import MASK, class_table, metric_names
+    from tfdetr_keras.evaluation.coco import MASK, class_table, metric_names
 
     if "PQ" in metrics:
         rows = [(ending.strip("_") or "all", metrics, ending) for ending in ("", "_things", "_stuff")]
@@ -254,7 +254,7 @@ def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, source: Mapp
         out: the folder.
     """
     from tfdetr_keras import data
-    from tfdetr_keras.evaluation import write_coco_results
+    from tfdetr_keras.evaluation.coco import write_coco_results
 
     written: list[str] = []
     with made_folder(out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.cli.model_options import add_model_options, check_model, chosen_preprocessing, is_run, read_model
 
 EXAMPLES = """examples:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tfdetr_keras.atomic import made_folder, whole_file
+from tfdetr_keras.backend.atomic import made_folder, whole_file
 from tfdetr_keras.cli.data_options import (
     add_batch_options,
     add_source_options,

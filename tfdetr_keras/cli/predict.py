@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfdetr_keras.atomic import made_folder, whole_file, write_text
+from tfdetr_keras.backend.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, read_model_for_inference
 from tfdetr_keras.cli.progress import Counter
 
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _draw_all(model: DETR, records: Any, paths: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Draws what the model finds in each image; gives it as detections.json has it. An error leaves no new picture."""
-    from tfdetr_keras.inference import detect
+    from tfdetr_keras.inference.detection import detect
 
     found: list[dict[str, Any]] = []
     new: list[Path] = []
@@ -100,7 +100,7 @@ def _draw(model: DETR, image: dict[str, Any], path: Path, picture: Path, thresho
     from tfdetr_keras import visualize
     from tfdetr_keras.data.images import decode_image
     from tfdetr_keras.data.segmentations import run_lengths
-    from tfdetr_keras.segments import lay_masks
+    from tfdetr_keras.inference.segments import lay_masks
 
     names = model.id2label
     pixels = decode_image(path.read_bytes(), notice=lambda *_: None)  # which the records have told of

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tfdetr_keras.backend.full_disk import FullDiskError
 from tfdetr_keras.cli.data_options import (
     add_batch_options,
     add_source_options,
@@ -19,7 +20,6 @@ from tfdetr_keras.cli.dry_run import dry_run
 from tfdetr_keras.cli.model_options import check_weights
 from tfdetr_keras.cli.moved_data import with_whole_places
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
-from tfdetr_keras.full_disk import FullDiskError
 from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.training.settings import OF_RECIPE, Settings
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import file_of
-from tfdetr_keras.targets import dense_targets, validate_targets
+from tfdetr_keras.losses.targets import dense_targets, validate_targets
 
 # What TensorFlow makes of a ValueError raised in a `numpy_function`, and of a failed `tf.debugging.Assert`.
 _MESSAGES = (
@@ -26,8 +26,8 @@ _MESSAGES = (
 def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Dataset:
     """Wraps a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
 
-    Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.targets.validate_targets`) and that `pixel_values`
-    and `pixel_mask` agree in batch size, height and width. Elements pass untouched, with their static shapes, but
+    Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.losses.targets`) and that `pixel_values` and
+    `pixel_mask` agree in batch size, height and width. Elements pass untouched, with their static shapes, but
     for ragged targets, which are padded; what is not there (bare pixels, no targets, others) is not checked.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdetr_keras.atomic import check_new_file
+from tfdetr_keras.backend.atomic import check_new_file
 from tfdetr_keras.export.serving_graph import ServingGraph
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import describe_quantization, quantize_as

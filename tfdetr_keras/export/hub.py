@@ -8,7 +8,7 @@ from pathlib import Path
 import port_weights
 from port_weights.exports import FILES as WEIGHT_FILES
 from port_weights.hub import HUB_ID
-from tfdetr_keras.atomic import check_new_folder, whole_folder
+from tfdetr_keras.backend.atomic import check_new_folder, whole_folder
 from tfdetr_keras.export.model_card import model_card
 from tfdetr_keras.training.run_folder import CURVES, METRICS, PREDICTIONS, RunFolder
 

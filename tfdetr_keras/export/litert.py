@@ -8,7 +8,7 @@ from typing import Literal
 
 import tensorflow as tf
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, file_to_write, serving_graph, write_signatures
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import mode_of

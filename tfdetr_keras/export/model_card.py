@@ -11,8 +11,8 @@ from typing import Any
 
 from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
-from tfdetr_keras.markdown import escaped
 from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
+from tfdetr_keras.training.markdown import escaped
 from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, settings_in_words, table
 
 TAGS = ("object-detection", "detr", "vision", "keras", "tensorflow", "tfdetr_keras")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import mode_of

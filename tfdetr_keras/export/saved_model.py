@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfdetr_keras.atomic import check_new_folder, whole_folder
+from tfdetr_keras.backend.atomic import check_new_folder, whole_folder
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
 from tfdetr_keras.models import DETR

@@ -16,9 +16,9 @@ from tfdetr_keras.data.canvas import factor_and_shift
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels, whole_levels
 from tfdetr_keras.export.file_decoding import decoded
-from tfdetr_keras.matcher import Classification
+from tfdetr_keras.inference.postprocess import TOP_K
+from tfdetr_keras.matching.matcher import Classification
 from tfdetr_keras.models import DETR
-from tfdetr_keras.postprocess import TOP_K
 from tfdetr_keras.preprocessing import Interpolation, Preprocessing
 
 

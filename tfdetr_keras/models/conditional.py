@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
 from tfdetr_keras.models.detr import DETR, BoxHead

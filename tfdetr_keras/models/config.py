@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from tfdetr_keras.matcher import Classification
+from tfdetr_keras.matching.matcher import Classification
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.preprocessing import Preprocessing

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.backend.replicas import number_of_replicas
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.config import DETRConfig
@@ -38,12 +39,11 @@ from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
-from tfdetr_keras.replicas import number_of_replicas
 
 if TYPE_CHECKING:
     from typing import Self
 
-INFERENCE_GRAPHS = "_inference_graphs"  # the attribute in which `tfdetr_keras.forward_pass` keeps what it compiled
+INFERENCE_GRAPHS = "_inference_graphs"  # where `tfdetr_keras.inference.forward_pass` keeps what it compiled
 
 
 class BoxHead(MLP):
@@ -358,12 +358,12 @@ class DETR(OwnLossModel):
             preprocessing: how images are prepared; by default the model's own.
 
         Returns:
-            `tfdetr_keras.detections.Detections`, of one image or a list of them: scores, boxes in pixels, names.
+            `td.Detections`, of one image or a list of them: scores, boxes in pixels, names.
 
         Raises:
             ValueError: something is no image, or cannot be read.
         """
-        from tfdetr_keras.inference import detect_images  # an upper floor, called only when it is wanted
+        from tfdetr_keras.inference.detection import detect_images  # an upper floor, called only when it is wanted
 
         return detect_images(self, images, size, threshold, urls, attention, pad_to, size_rule, masks, preprocessing)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from tfdetr_keras.targets import validate_batch
+from tfdetr_keras.losses.targets import validate_batch
 
 
 @contextlib.contextmanager

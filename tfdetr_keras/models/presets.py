@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tfdetr_keras.losses import SetCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
 from tfdetr_keras.preprocessing import Preprocessing
 

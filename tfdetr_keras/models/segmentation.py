@@ -6,7 +6,7 @@ made finer with the backbone's earlier maps until they are a mask of a quarter o
 What all queries share is computed once an image: the features' part of the first convolution, and the backbone's maps
 brought to the head's width. Both are sums of the same products as with a copy of the image's features for each query.
 Of the queries' own part most is never looked at: training makes masks of matched queries alone, and `segment` and
-`detect` those of sure queries, see `tfdetr_keras.forward_pass`.
+`detect` those of sure queries, see `tfdetr_keras.inference.forward_pass`.
 """
 
 from __future__ import annotations
@@ -263,12 +263,12 @@ class DETRForSegmentation(DETR):
             preprocessing: how images are prepared; by default the model's own.
 
         Returns:
-            `tfdetr_keras.segments.Segments`, of one image or a list of them.
+            `td.Segments`, of one image or a list of them.
 
         Raises:
             ValueError: something is no image, or cannot be read; `things` of another number of classes.
         """
-        from tfdetr_keras.inference import segment_images  # an upper floor, called only when it is wanted
+        from tfdetr_keras.inference.detection import segment_images  # an upper floor, called only when it is wanted
 
         return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule, preprocessing)
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdetr_keras.evaluation import MASK, METRIC_NAMES, Evaluator
+from tfdetr_keras.evaluation.coco import MASK, METRIC_NAMES, Evaluator
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 from tfdetr_keras.training.averages import averaged_weights
 

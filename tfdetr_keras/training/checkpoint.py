@@ -14,11 +14,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
+from tfdetr_keras.backend.workers import by_this_worker_alone, worker_index
 from tfdetr_keras.training.averages import averaged_weights
 from tfdetr_keras.training.finite import refuse_non_finite
 from tfdetr_keras.training.state_file import StateFile, write_arrays
-from tfdetr_keras.workers import by_this_worker_alone, worker_index
 
 logger = logging.getLogger(__name__)
 

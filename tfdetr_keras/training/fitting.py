@@ -15,13 +15,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdetr_keras.backend.full_disk import told_if_full
+from tfdetr_keras.backend.workers import gather, number_of_workers, worker_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.full_disk import told_if_full
 from tfdetr_keras.models import DETR, DETRForSegmentation
 from tfdetr_keras.models.quantization import check_trainable
-from tfdetr_keras.pretraining import BackbonePretraining
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
 from tfdetr_keras.training.fingerprint import count, fingerprint
@@ -36,13 +36,13 @@ from tfdetr_keras.training.interrupt import StopAtInterrupt
 from tfdetr_keras.training.memory import advice_on_memory
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
+from tfdetr_keras.training.pretraining import BackbonePretraining
 from tfdetr_keras.training.progress import Progress
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.schedules import learning_rate
 from tfdetr_keras.training.settings import NO_LIMIT, Settings, check_against_steps
 from tfdetr_keras.training.starting_model import starting_model
 from tfdetr_keras.training.story import Story
-from tfdetr_keras.workers import gather, number_of_workers, worker_index
 
 logger = logging.getLogger(__name__)
 

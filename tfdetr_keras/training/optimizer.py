@@ -15,8 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdetr_keras.backend.replicas import number_of_replicas, sum_over_replicas
 from tfdetr_keras.models.recipe import RECIPE
-from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
 
 logger = logging.getLogger(__name__)
 

@@ -30,11 +30,10 @@ import keras
 from PIL import Image
 
 from tfdetr_keras import notebook
-from tfdetr_keras.atomic import clear_scratch, made_folder, whole_file, write_text
+from tfdetr_keras.backend.atomic import clear_scratch, made_folder, whole_file, write_text
+from tfdetr_keras.backend.locks import HeldError, Lock
 from tfdetr_keras.data.class_names import tidy_name
-from tfdetr_keras.evaluation import MASK, class_table
-from tfdetr_keras.locks import HeldError, Lock
-from tfdetr_keras.markdown import escaped
+from tfdetr_keras.evaluation.coco import MASK, class_table
 from tfdetr_keras.models import DETR, from_pretrained
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
@@ -42,6 +41,7 @@ from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.checkpoint import BEST, FIRST_EPOCH, LAST, STATE
 from tfdetr_keras.training.fingerprint import Fingerprint
+from tfdetr_keras.training.markdown import escaped
 from tfdetr_keras.training.run_config import OBJECT, read_config, said_of
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import plot_curves

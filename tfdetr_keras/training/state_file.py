@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
 
 _DTYPES = {
     "bool": "BOOL",

@@ -13,15 +13,15 @@ import tensorflow as tf
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tfdetr_keras.atomic import whole_file
+from tfdetr_keras.backend.atomic import whole_file
+from tfdetr_keras.backend.workers import worker_index
 from tfdetr_keras.data.record import title_of
-from tfdetr_keras.segments import lay_masks
+from tfdetr_keras.inference.segments import lay_masks
 from tfdetr_keras.training.average_precision import AveragePrecision
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.run_folder import PREDICTIONS, SEGMENTS, TENSORBOARD, RunFolder
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import draw_detections, draw_segments
-from tfdetr_keras.workers import worker_index
 
 PICTURES = 12  # validation images in predictions.png and segments.png
 SHOWN_FROM = 0.5  # a detection's score

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,11 +13,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image, ImageColor
 
-from tfdetr_keras.detections import Detections
 from tfdetr_keras.visualize.drawing import CELL, fitted, frames_with_tags
 from tfdetr_keras.visualize.lettering import font_file, shortened
 from tfdetr_keras.visualize.tags import Wording
 from tfdetr_keras.visualize.tiles import tile
+
+if TYPE_CHECKING:
+    from tfdetr_keras.inference.detections import Detections
 
 COLUMNS, MOST = 4, 11  # panels a row, and objects
 BRIGHT = 0.35  # how much of the image's brightness stays under the map

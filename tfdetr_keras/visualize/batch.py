@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tfdetr_keras.losses.targets import PADDING_LABEL, dense_targets, validate_batch
 from tfdetr_keras.preprocessing import Preprocessing
-from tfdetr_keras.targets import PADDING_LABEL, dense_targets, validate_batch
 from tfdetr_keras.visualize.drawing import Crowding, cell_scale, class_colour, frames_with_tags, tint
 from tfdetr_keras.visualize.tags import Wording
 from tfdetr_keras.visualize.tiles import SAMPLE, Entry, key_of_classes, solid, tile, told_crowding, write_grid

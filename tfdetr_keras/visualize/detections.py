@@ -1,13 +1,14 @@
 """Detections over their images, beside the true boxes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from tfdetr_keras.detections import Detections
 from tfdetr_keras.visualize.drawing import (
     CELL,
     class_colour,
@@ -18,6 +19,9 @@ from tfdetr_keras.visualize.drawing import (
 )
 from tfdetr_keras.visualize.tags import Wording
 from tfdetr_keras.visualize.tiles import dashed, key_of_classes, solid, tile, told_crowding, write_grid
+
+if TYPE_CHECKING:
+    from tfdetr_keras.inference.detections import Detections
 
 
 def draw_detections(

@@ -1,19 +1,24 @@
 """Segments over their images: instances or a panoptic map, each in a translucent colour with its name."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tfdetr_keras.segments import Segments
 from tfdetr_keras.visualize.detections import titles_of
 from tfdetr_keras.visualize.drawing import CELL, Crowding, class_colour, fitted, longest_side, tint
 from tfdetr_keras.visualize.lettering import tag_on_plate
+from tfdetr_keras.visualize.segment_rows import segment_rows
 from tfdetr_keras.visualize.tags import Variant, Wording, free_place, plate_at, starting_variant, variants
 from tfdetr_keras.visualize.tiles import key_of_classes, tile, told_crowding, write_grid
+
+if TYPE_CHECKING:
+    from tfdetr_keras.inference.segments import Segments
 
 # Segments of one class are told apart by how far its colour is mixed with white (> 0) or black (< 0).
 SHADES = (0.0, 0.45, -0.4, 0.7, -0.65)
@@ -55,10 +60,9 @@ def draw_segments(
         raise ValueError(f"images and segments must be as many, at least one, not {lengths}")
     longest, cells = longest_side(images), []
     for image, found, title in zip(images, segments, titles_of(images, titles), strict=True):
-        shown = Segments(found["segmentation"], found["segments_info"], class_names, image)
-        count = len(list(shown))
-        lines = [f"{count} segment{'s' * (count > 1)}"] if count else []
-        cells.append(_draw_image(shown, longest, lines, title))
+        rows = list(segment_rows(found["segmentation"], found["segments_info"], class_names))
+        lines = [f"{len(rows)} segment{'s' * (len(rows) > 1)}"] if rows else []
+        cells.append(_draw_image(image, found["segmentation"], rows, longest, lines, title))
     write_grid(cells, path, columns)
 
 
@@ -75,19 +79,25 @@ def image_of_segments(found: Segments, longest: int = CELL) -> Image.Image:
     Raises:
         ValueError: the map has another size than the image.
     """
-    return _draw_image(found, longest, [], None)
+    return _draw_image(found.image, found.segmentation, list(found), longest, [], None)
 
 
-def _draw_image(found: Segments, longest: int, lines: Sequence[str], title: str | None) -> Image.Image:
+def _draw_image(
+    pixels: np.ndarray,
+    segmentation: np.ndarray,
+    rows: Sequence[Mapping[str, Any]],
+    longest: int,
+    lines: Sequence[str],
+    title: str | None,
+) -> Image.Image:
     """One cell of the grid."""
-    if found.segmentation.shape != found.image.shape[:2]:
+    if segmentation.shape != pixels.shape[:2]:
         raise ValueError(
-            f"the map of segments is (height, width) = {found.segmentation.shape}, the image {found.image.shape[:2]}: "
+            f"the map of segments is (height, width) = {segmentation.shape}, the image {pixels.shape[:2]}: "
             "give the post-processing the image's size"
         )
-    image, _ = fitted(found.image, longest)
-    ids = np.asarray(Image.fromarray(found.segmentation).resize(image.size, Image.Resampling.NEAREST))
-    rows = list(found)
+    image, _ = fitted(pixels, longest)
+    ids = np.asarray(Image.fromarray(segmentation).resize(image.size, Image.Resampling.NEAREST))
     of_classes = _class_colours([row["label"] for row in rows])
     colours = _shades([row["label"] for row in rows], of_classes)
     image = Image.fromarray(_tinted(np.asarray(image), ids, [row["id"] for row in rows], colours))

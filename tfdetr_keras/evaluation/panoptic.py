@@ -9,16 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdetr_keras.backend.workers import gather
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
-from tfdetr_keras.evaluation_batches import check_measurable, evaluation_batches
-from tfdetr_keras.forward_pass import forward_function
-from tfdetr_keras.inference import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
-from tfdetr_keras.panoptic_quality import PanopticQuality
-from tfdetr_keras.panoptic_results import panoptic_truth
+from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
+from tfdetr_keras.evaluation.panoptic_quality import PanopticQuality
+from tfdetr_keras.evaluation.panoptic_results import panoptic_truth
+from tfdetr_keras.inference.detection import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
+from tfdetr_keras.inference.forward_pass import forward_function
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
-from tfdetr_keras.workers import gather
 
 
 def evaluate_panoptic(
@@ -37,8 +37,8 @@ def evaluate_panoptic(
     """Runs a model over a dataset of panoptic records and computes panoptic quality, one image after the other.
 
     Segments are those that `model.segment(…, things=things)` finds: of stuff an image has one a class. They are
-    compared in the size of the original image. Where several processes work together (`tfdetr_keras.workers`), each
-    measures its part of the records, and all get the quality of the whole.
+    compared in the size of the original image. Where several processes work together
+    (`tfdetr_keras.backend.workers`), each measures its part of the records, and all get the quality of the whole.
 
     Args:
         model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_masks": (batch, queries, h,
@@ -61,7 +61,7 @@ def evaluate_panoptic(
         ValueError: records without masks, or whose masks overlap; a model of another number of classes, or without a
             mask head; another number of `things` than of class names; a preprocessing that cannot be.
 
-    Source: as `tfdetr_keras.panoptic_quality`; segments by `tfdetr_keras.segments`.
+    Source: as `tfdetr_keras.evaluation.panoptic_quality`; segments by `tfdetr_keras.inference.segments`.
     """
     quality = PanopticQuality(class_names, things)
     if "masks" not in records.element_spec:

@@ -19,8 +19,9 @@ import numpy as np
 from keras import ops
 
 from tfdetr_keras import notebook
-from tfdetr_keras.mask_frames import frames_of
-from tfdetr_keras.postprocess import confident, post_process, sigmoid, softmax
+from tfdetr_keras.inference.mask_frames import frames_of
+from tfdetr_keras.inference.postprocess import confident, post_process, sigmoid, softmax
+from tfdetr_keras.visualize.segment_rows import segment_rows
 
 NOTHING = -1  # fills the map of an image in which no query was confident
 
@@ -326,15 +327,7 @@ class Segments:
 
         Areas are in pixels. Of the queries that were fused into a segment, the surest gives the score.
         """
-        ids, counts = np.unique(self.segmentation, return_counts=True)
-        areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-        scores: dict[tuple[int, int], float] = {}
-        for entry in self.segments_info:
-            key = entry["id"], entry["label_id"]
-            scores[key] = max(entry["score"], scores.get(key, 0.0))
-        for (number, label), score in scores.items():
-            name = self.class_names[label]
-            yield {"id": number, "label": label, "name": name, "score": score, "area": areas.get(number, 0)}
+        return segment_rows(self.segmentation, self.segments_info, self.class_names)
 
     def __repr__(self) -> str:
         """What the image consists of, in one line."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
+from tfdetr_keras.backend.workers import number_of_workers, worker_index
 from tfdetr_keras.data.batching import Batch, encode, pad_batches
 from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.record import Record, reader_of
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.preprocessing import Preprocessing
-from tfdetr_keras.workers import number_of_workers, worker_index
 
 
 def evaluation_batches(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdetr_keras.detections import Detections
+from tfdetr_keras.inference.detections import Detections
 
 TABLE, ROTATED = "table", "table rotated"  # the classes of the detection model
 ROW, COLUMN, COLUMN_HEADER = "table row", "table column", "table column header"

@@ -2,7 +2,7 @@
 
 Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image. Masks may
 be run lengths, as `tfdetr_keras.data.segmentations.run_lengths` makes them: a set's pixels would not fit into memory.
-Panoptic segmentations are measured by `tfdetr_keras.panoptic_evaluation`.
+Panoptic segmentations are measured by `tfdetr_keras.evaluation.panoptic`.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ import tensorflow as tf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tfdetr_keras.coco_results import IouType, check_iou_type, coco_results, coco_rows
+from tfdetr_keras.backend.workers import gather
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
 from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.evaluation_batches import check_measurable, evaluation_batches
-from tfdetr_keras.forward_pass import forward_function
-from tfdetr_keras.inference import check_classes, classification_of
-from tfdetr_keras.matcher import Classification
-from tfdetr_keras.postprocess import post_process
+from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
+from tfdetr_keras.inference.coco_results import IouType, check_iou_type, coco_results, coco_rows
+from tfdetr_keras.inference.detection import check_classes, classification_of
+from tfdetr_keras.inference.forward_pass import forward_function
+from tfdetr_keras.inference.postprocess import post_process
+from tfdetr_keras.inference.segments import objects_with_masks
+from tfdetr_keras.matching.matcher import Classification
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
-from tfdetr_keras.segments import objects_with_masks
-from tfdetr_keras.workers import gather
 
 # The order of `COCOeval.stats` for boxes and masks.
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -231,8 +231,8 @@ def evaluate_detections(
 class Evaluator:
     """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
 
-    Where several processes train a model together (`tfdetr_keras.workers`), each measures its part of the records, and
-    all get the metrics of the whole.
+    Where several processes train a model together (`tfdetr_keras.backend.workers`), each measures its part of the
+    records, and all get the metrics of the whole.
 
     There is no threshold. Every query is a detection, its best class but "no object"; with a classification by
     sigmoids, the 100 most likely pairs of query and class are, or `max_detections` if that is more. Images stream:

@@ -140,7 +140,7 @@ class Detections:
         Raises:
             ValueError: there are no masks, or a label without a category id.
         """
-        from tfdetr_keras.coco_results import coco_results  # needs pycocotools
+        from tfdetr_keras.inference.coco_results import coco_results  # needs pycocotools
 
         if masks and self.masks is None:
             raise ValueError("these detections have no masks: use a model with a mask head, or masks=False")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from keras import ops
 
-from tfdetr_keras.matcher import Classification
+from tfdetr_keras.matching.matcher import Classification
 
 TOP_K = 100  # detections an image, of which each query may give several
 

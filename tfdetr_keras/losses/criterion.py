@@ -10,11 +10,11 @@ from typing import Any, get_args
 import keras
 from keras import ops
 
+from tfdetr_keras.backend.replicas import number_of_replicas, sum_over_replicas
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
-from tfdetr_keras.mask_losses import mask_losses
-from tfdetr_keras.matcher import Classification, match
-from tfdetr_keras.replicas import number_of_replicas, sum_over_replicas
-from tfdetr_keras.targets import dense_targets, validate_batch
+from tfdetr_keras.losses.masks import mask_losses
+from tfdetr_keras.losses.targets import dense_targets, validate_batch
+from tfdetr_keras.matching.matcher import Classification, match
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from tfdetr_keras.full_disk import told_if_full
-from tfdetr_keras.locks import HeldError, Lock, held
+from tfdetr_keras.backend.full_disk import told_if_full
+from tfdetr_keras.backend.locks import HeldError, Lock, held
 
 _SCRATCH = ".partial-"
 _LOCK = ".lock"  # of a scratch folder: tells those of killed writers from others

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
-from tfdetr_keras.panoptic_results import NumberedSegments, number_segments
+from tfdetr_keras.evaluation.panoptic_results import NumberedSegments, number_segments
 
 
 def panoptic_quality(
@@ -31,8 +31,8 @@ def panoptic_quality(
         ground_truth: per image `{"segmentation": (height, width) int, "segments_info": [{"id": int, "label_id": int,
             "iscrowd": bool}, …]}`, see `panoptic_truth`; `iscrowd` may be missing. Ids are from 1; pixels of 0 and
             below are of no segment, void.
-        predictions: of the same images in the same order, likewise, as `tfdetr_keras.segments` makes them. Where both
-            have an `image_id`, it must be the same.
+        predictions: of the same images in the same order, likewise, as `tfdetr_keras.inference.segments` makes them.
+            Where both have an `image_id`, it must be the same.
         class_names: name of each label; "N/A" for a label that is not in use, which counts in no mean.
         things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
 

@@ -1,7 +1,8 @@
 """Panoptic segmentations of images, as dictionaries: checked, made of a record's masks, and written as COCO has them.
 
 Such a dictionary is `{"segmentation": (height, width) int, the segment of each pixel, with 0 and below for none;
-"segments_info": [{"id": int, "label_id": int, …}, …]}`, as `tfdetr_keras.segments` makes it of a model's outputs.
+"segments_info": [{"id": int, "label_id": int, …}, …]}`, as `tfdetr_keras.inference.segments` makes it of a model's
+outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfdetr_keras.atomic import whole_file, write_text
+from tfdetr_keras.backend.atomic import whole_file, write_text
 from tfdetr_keras.data.panoptic_png import NUMBER_OF_IDS, colours_of_ids
 
 

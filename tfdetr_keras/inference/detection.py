@@ -14,13 +14,13 @@ from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.detections import Detections
-from tfdetr_keras.forward_pass import forward_function, with_sure_masks
-from tfdetr_keras.matcher import Classification
+from tfdetr_keras.inference.detections import Detections
+from tfdetr_keras.inference.forward_pass import forward_function, with_sure_masks
+from tfdetr_keras.inference.postprocess import confident, post_process
+from tfdetr_keras.inference.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
+from tfdetr_keras.matching.matcher import Classification
 from tfdetr_keras.models.segmentation import DETRForSegmentation
-from tfdetr_keras.postprocess import confident, post_process
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
-from tfdetr_keras.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def segment(
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read, a model without masks, or
             `things` of another number of classes.
 
-    Source: `tfdetr_keras.segments`, `post_process_panoptic` and `fuse_segments`.
+    Source: `tfdetr_keras.inference.segments`, `post_process_panoptic` and `fuse_segments`.
     """
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     batches = prepare(records, batch_size, preprocessing=chosen)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from tfdetr_keras.compiler import compiled
+from tfdetr_keras.backend.compiler import compiled
 
 # Problems worked on at a time: enough to pay for an iteration's fixed cost, few enough for their costs to stay cached.
 LANES = 32

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from keras import ops
 
-from tfdetr_keras.assignment import linear_sum_assignment, padding_of
+from tfdetr_keras.backend.compiler import compiled
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
-from tfdetr_keras.compiler import compiled
+from tfdetr_keras.matching.assignment import linear_sum_assignment, padding_of
 
 # "softmax": one distribution over the classes and "no object" per query (DETR). "focal": an independent sigmoid per
 # class and no "no object" (Deformable and Conditional DETR).

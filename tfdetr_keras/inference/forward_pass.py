@@ -2,7 +2,7 @@
 
 The mask head is most of a segmentation's work, and only the masks of sure queries are looked at, some ten of a hundred.
 Which queries are sure is known when the detector is done, so detector and mask head are compiled apart, and between the
-two the host looks at the scores, by the rule of `tfdetr_keras.postprocess`. Features stay on the device.
+two the host looks at the scores, by the rule of `tfdetr_keras.inference.postprocess`. Features stay on the device.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfdetr_keras.backend.workers import number_of_workers
+from tfdetr_keras.inference.postprocess import confident
 from tfdetr_keras.models.detr import DETR, INFERENCE_GRAPHS
 from tfdetr_keras.models.folding import FoldedTrunk
 from tfdetr_keras.models.segmentation import DETRForSegmentation
-from tfdetr_keras.postprocess import confident
-from tfdetr_keras.workers import number_of_workers
 
 FOLDED_TRUNK = "_folded_trunk"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for

@@ -1,0 +1,11 @@
+from .coco import MASK as MASK
+from .coco import METRIC_NAMES as METRIC_NAMES
+from .coco import Evaluator as Evaluator
+from .coco import class_table as class_table
+from .coco import coco_metrics as coco_metrics
+from .coco import evaluate_detections as evaluate_detections
+from .coco import metric_names as metric_names
+from .coco import write_coco_results as write_coco_results
+from .panoptic import evaluate_panoptic as evaluate_panoptic
+from .panoptic_quality import PanopticQuality as PanopticQuality
+from .panoptic_results import write_coco_panoptic as write_coco_panoptic

@@ -1,0 +1,5 @@
+"""From images to what a model finds in them: detections, segments, tables."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from . import tables as tables
+from .detection import detect as detect
+from .detection import detect_images as detect_images
+from .detection import segment as segment
+from .detection import segment_images as segment_images
+from .detections import Detections as Detections
+from .postprocess import post_process as post_process
+from .segments import Segments as Segments
+from .segments import fuse_segments as fuse_segments
+from .segments import post_process_instance as post_process_instance
+from .segments import post_process_masks as post_process_masks
+from .segments import post_process_panoptic as post_process_panoptic
+from .segments import post_process_semantic as post_process_semantic

@@ -1,0 +1,1 @@
+from .criterion import SetCriterion as SetCriterion

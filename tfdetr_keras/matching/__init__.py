@@ -1,0 +1,5 @@
+"""Which query answers for which object: costs, and the assignment that has the least."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

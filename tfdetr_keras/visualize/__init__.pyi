@@ -1,0 +1,11 @@
+from .attention import draw_attention as draw_attention
+from .attention import image_of_attention as image_of_attention
+from .batch import show_batch as show_batch
+from .curves import plot_curves as plot_curves
+from .detections import draw_detections as draw_detections
+from .detections import image_of_detections as image_of_detections
+from .mistakes import Verdict as Verdict
+from .mistakes import draw_mistakes as draw_mistakes
+from .mistakes import verdict as verdict
+from .segments import draw_segments as draw_segments
+from .segments import image_of_segments as image_of_segments
