@@ -9,6 +9,7 @@ from PIL import Image
 
 import tfdetr_keras as td
 from tfdetr_keras import app
+from tfdetr_keras.inference import detection
 from tfdetr_keras.inference.segments import fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.visualize import draw_attention, draw_segments, image_of_segments
 
@@ -232,9 +233,9 @@ def test_a_detector_has_no_segments(images):
 @pytest.mark.parametrize("attention", [False, True])
 def test_images_are_resized_by_the_rule(conditional, attention, monkeypatch):
     asked = []
-    original = td.inference.prepare
+    original = detection.prepare
     monkeypatch.setattr(
-        td.inference, "prepare", lambda *a, **o: asked.append(o["preprocessing"].rule) or original(*a, **o)
+        detection, "prepare", lambda *a, **o: asked.append(o["preprocessing"].rule) or original(*a, **o)
     )
     image = np.zeros((40, 40, 3), np.uint8)
     small = conditional.detect(image, SIZE, 0.0, attention=attention)

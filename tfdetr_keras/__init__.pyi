@@ -2,6 +2,8 @@
 from . import data as data
 from . import evaluation as evaluation
 from . import export as export
+from . import inference as inference
+from . import losses as losses
 from . import training as training
 from . import visualize as visualize
 from .inference import tables as tables
