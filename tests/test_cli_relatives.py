@@ -147,6 +147,7 @@ def test_objects_without_a_segmentation_are_told(coco, models, tmp_path, capsys)
     assert "mask_AP" not in printed
 
 
+@pytest.mark.slow
 def test_independent_classes(coco, models, tmp_path):
     arguments = ["evaluate", *instances(coco), "--model", str(models / "conditional.keras"), *SIZE]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

@@ -21,7 +21,7 @@ OTHER = td.Preprocessing((64, 48), "stretch", None, 1.0, (120.0, 120.0, 120.0), 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(without_tracing, tmp_path_factory):
     """Runs without a word on sizes, of a packaged checkpoint, a pre-norm model of a table's rule, and another one."""
     folder = tmp_path_factory.mktemp("runs")
     configs = {
@@ -78,8 +78,10 @@ def test_what_is_predicted_and_exported(runs, name, own, photographs, tmp_path):
         == 0
     )
     predicted = json.loads((tmp_path / "detections.json").read_text())
+    tf.config.run_functions_eagerly(False)  # what is exported is traced
     exported = ["export", "--model", str(runs / name), "--format", "saved-model", "--out", str(tmp_path / "served")]
     assert main(exported) == 0
+    tf.config.run_functions_eagerly(True)
     served = tf.saved_model.load(str(tmp_path / "served"))
     for path, one, found in zip(sorted(photographs.iterdir()), wanted, predicted, strict=True):
         scores = [row["score"] for row in found["detections"]]
@@ -139,7 +141,7 @@ def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
         td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, size=(64, 64))
 
 
-def test_a_run_of_an_earlier_version(tmp_path):
+def test_a_run_of_an_earlier_version(without_tracing, tmp_path):
     """Which wrote sizes, and models that do not say how images are prepared."""
     records, names = td.data.load_shapes(8, seed=2, size=(40, 90))
     td.DETR(SMALLEST).save(tmp_path / "a.keras")

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Four pipelines that are drawing when the interpreter starts to shut down.
 SCRIPT = """
 from tfdetr_keras.data import load_shapes
@@ -11,6 +13,7 @@ print("read", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_running_pipelines_ends():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "read\n", done.stderr

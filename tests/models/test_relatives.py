@@ -139,6 +139,7 @@ def test_mixed_precision(models, batch, kind, policy):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_criterion_for_other_classes_is_refused(batch, kind):
     model = make(kind)
     other = {"segmentation": "focal", "conditional": "softmax"}[kind]

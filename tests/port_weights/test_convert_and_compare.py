@@ -89,6 +89,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_compare_agrees_stage_by_stage(hf_folder):
     rows, origin = comparing.compare(hf_folder, height=64, width=96)
     assert [row.stage for row in rows] == STAGES

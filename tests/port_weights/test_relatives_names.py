@@ -287,7 +287,7 @@ DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation
     [
         pytest.param(td.SegmentationConfig, THIN, marks=pytest.mark.slow, id="segmentation"),
         pytest.param(td.SegmentationConfig, DC5, marks=pytest.mark.slow, id="segmentation dc5"),
-        pytest.param(td.ConditionalDETRConfig, THIN, id="conditional"),
+        pytest.param(td.ConditionalDETRConfig, THIN, marks=pytest.mark.slow, id="conditional"),
         pytest.param(td.ConditionalDETRConfig, DC5, marks=pytest.mark.slow, id="conditional dc5"),
     ],
 )

@@ -17,6 +17,7 @@ from tfdetr_keras.training import AveragePrecision
 SIZE = (64, 64)
 
 
+@pytest.mark.slow
 def test_the_logs_have_the_figures_of_the_weights_at_the_epochs_end(compiled, held_out, batches, tmp_path):
     records, names = held_out
     model = compiled(names)

@@ -36,16 +36,17 @@ print(json.dumps([status("VmHWM") - before, step_memory(model, batch, height, wi
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux tells it")
 @pytest.mark.parametrize(
     "arguments",
     [
         "detr-tiny 1 512 512",  # attention takes most
-        pytest.param("detr-tiny 8 64 64", marks=pytest.mark.slow),
-        pytest.param("detr-resnet-18 2 320 480", marks=pytest.mark.slow),
-        pytest.param("detr-resnet-50 2 480 640", marks=pytest.mark.slow),
-        pytest.param("detr-resnet-50-dc5 1 320 480", marks=pytest.mark.slow),
-        pytest.param("conditional-detr-resnet-50 1 320 480", marks=pytest.mark.slow),
+        "detr-tiny 8 64 64",
+        "detr-resnet-18 2 320 480",
+        "detr-resnet-50 2 480 640",
+        "detr-resnet-50-dc5 1 320 480",
+        "conditional-detr-resnet-50 1 320 480",
     ],
 )
 def test_the_estimate_is_what_is_measured(arguments, request):
@@ -124,7 +125,7 @@ def source(tmp_path_factory):
     return str(path)
 
 
-def test_a_run_is_told_beforehand(source, tmp_path, monkeypatch, caplog):
+def test_a_run_is_told_beforehand(without_tracing, source, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
     records, names = td.data.load_shapes(4, size=(40, 60))
     with caplog.at_level(logging.INFO):
