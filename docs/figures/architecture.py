@@ -62,10 +62,10 @@ def told(name: str) -> tuple[str, str]:
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
     first = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    said = (ast.get_docstring(ast.parse(first.read_text(encoding="utf-8"))) or "").split("\n")[0]
-    return f"{len(files)} files, {lines:,} lines" if place.is_dir() else f"{lines:,} lines", said.split(":")[0].rstrip(
-        "."
-    )
+    first_line = (ast.get_docstring(ast.parse(first.read_text(encoding="utf-8"))) or "").split("\n")[0]
+    name_of_it, _, what = first_line.rstrip(".").replace("`", "").partition(": ")
+    said = what if what and len(name_of_it.split()) < 3 else name_of_it
+    return f"{len(files)} files, {lines:,} lines" if place.is_dir() else f"{lines:,} lines", said
 
 
 def picture() -> str:
