@@ -101,11 +101,10 @@ def run(options: argparse.Namespace) -> int:
     from tfdetr_keras.data.record import reader_of, tally_of
     from tfdetr_keras.evaluation.coco import Evaluator
     from tfdetr_keras.evaluation.panoptic import evaluate_panoptic
-    from tfdetr_keras.models import DETRForSegmentation
     from tfdetr_keras.training import RunFolder
 
     model = read_model(options)
-    has_masks = isinstance(model, DETRForSegmentation)
+    has_masks = model.has_masks
     if own:
         records, names, source = _read_own(options, description)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 
 from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
-from tfdetr_keras.models import DETR, ConditionalDETR, DETRForSegmentation
+from tfdetr_keras.models import DETR
 from tfdetr_keras.training.markdown import escaped
 from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, settings_in_words, table
 
@@ -87,16 +87,13 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-_KINDS = {DETR: "DETR", DETRForSegmentation: "DETR for segmentation", ConditionalDETR: "Conditional DETR"}
-
-
 def _architecture(model: DETR) -> str:
     config = model.config
     trunk = timm_name(config.backbone)
     name = f"ResNet-{trunk.removeprefix('resnet')}" if trunk else "small ResNet"
     dilated = " with a dilated last stage (DC5)" if config.backbone.dilation else ""
     return (
-        f"{_KINDS[type(model)]} over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} "
+        f"{model.title} over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} "
         f"decoder layers, {config.num_queries} queries, {model.count_params() / 1e6:.1f} million weights"
     )
 
@@ -108,7 +105,7 @@ def _source(source: str) -> str:
 
 def _task(model: DETR) -> str:
     """What the hub and transformers' pipelines call it."""
-    return "image-segmentation" if isinstance(model, DETRForSegmentation) else "object-detection"
+    return "image-segmentation" if model.has_masks else "object-detection"
 
 
 def _use(repository: str, task: str) -> Sequence[str]:

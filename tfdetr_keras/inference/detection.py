@@ -19,7 +19,6 @@ from tfdetr_keras.inference.forward_pass import forward_function, with_sure_mask
 from tfdetr_keras.inference.postprocess import confident, post_process
 from tfdetr_keras.inference.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.matching.matcher import Classification
-from tfdetr_keras.models.segmentation import DETRForSegmentation
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 logger = logging.getLogger(__name__)
@@ -281,7 +280,7 @@ def _detect_with_attention(
     with readable_errors():
         for inputs, targets in prepare(records, 1, preprocessing=preprocessing):
             arrays = {key: value.numpy() for key, value in inputs.items()}
-            if isinstance(model, DETRForSegmentation):
+            if model.has_masks:
                 outputs = stages = model.stages(arrays, attention=True, masks=False)
                 if masks:
                     outputs = with_sure_masks(stages, model.masks_of, threshold)

@@ -21,7 +21,6 @@ from tfdetr_keras.backend.workers import number_of_workers
 from tfdetr_keras.inference.postprocess import confident
 from tfdetr_keras.models.detr import DETR, INFERENCE_GRAPHS
 from tfdetr_keras.models.folding import FoldedTrunk
-from tfdetr_keras.models.segmentation import DETRForSegmentation
 
 FOLDED_TRUNK = "_folded_trunk"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
@@ -49,7 +48,7 @@ def forward_function(
         score above `masks_above`, see `with_sure_masks`, or without masks.
     """
     trunk = _folded_trunk(model) if folded else None
-    if isinstance(model, DETRForSegmentation):
+    if getattr(model, "has_masks", False):
         return _with_masks_apart(model, inputs_spec, masks_above, trunk)
     backend, kept = keras.backend.backend(), _kept(model)
 
@@ -104,7 +103,7 @@ def with_sure_masks(
 
 
 def _with_masks_apart(
-    model: DETRForSegmentation,
+    model: Any,
     inputs_spec: Mapping[str, tf.TensorSpec],
     masks_above: float | None,
     trunk: FoldedTrunk | None,

@@ -177,6 +177,7 @@ class ConditionalDETR(DETR):
     """
 
     config_class = ConditionalDETRConfig
+    title = "Conditional DETR"
     decoder_class = ConditionalDecoder
 
     @staticmethod

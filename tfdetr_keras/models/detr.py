@@ -91,6 +91,8 @@ class DETR(OwnLossModel):
 
     config_class: type[DETRConfig] = DETRConfig
     decoder_class: type[Decoder] = Decoder
+    title = "DETR"  # what people call it
+    has_masks = False  # whether its outputs have a mask for each query
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
     loss_advice = "the loss is the model's own: model.criterion = td.SetCriterion(…) changes it"
 

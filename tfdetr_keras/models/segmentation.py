@@ -211,6 +211,8 @@ class DETRForSegmentation(DETR):
     """
 
     config_class = SegmentationConfig
+    title = "DETR for segmentation"
+    has_masks = True
     logged = (*DETR.logged, "loss_mask", "loss_dice")
     config: SegmentationConfig
 

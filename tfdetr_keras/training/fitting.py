@@ -20,7 +20,7 @@ from tfdetr_keras.backend.workers import gather, number_of_workers, worker_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.models import DETR, DETRForSegmentation
+from tfdetr_keras.models import DETR
 from tfdetr_keras.models.quantization import check_trainable
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
@@ -161,7 +161,7 @@ def _train(
     steps = chosen.steps_per_epoch or max(1, number // chosen.batch_size)
     check_against_steps(chosen, steps)
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation(model.preprocessing))
-    masks = isinstance(model, DETRForSegmentation)
+    masks = model.has_masks
     checkpoint = Checkpoint(
         run.path,
         # A frozen detector's boxes stay as they are.
@@ -280,7 +280,7 @@ def _check_workers(settings: Settings) -> None:
 
 def _check_masks(model: DETR, **sets: tf.data.Dataset | None) -> None:
     for name, records in sets.items():
-        if isinstance(model, DETRForSegmentation) and records is not None and "masks" not in records.element_spec:
+        if model.has_masks and records is not None and "masks" not in records.element_spec:
             raise ValueError(
                 f"a {type(model).__name__} is trained with masks, and the {name} records have none: read them with "
                 "td.data.load_coco(…, masks=True) or td.data.load_coco_panoptic, on the command line with --masks"

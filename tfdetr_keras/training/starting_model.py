@@ -39,7 +39,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         backbone = model.config.backbone
         if backbone.batch_norm == "folded":
             raise ValueError(f"{source}: its batch normalisation was folded for inference; train on from the original")
-        if settings.masks and not isinstance(model, DETRForSegmentation):
+        if settings.masks and not model.has_masks:
             model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
         batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
