@@ -32,7 +32,7 @@ from tfdetr_keras.inference.detection import check_classes, classification_of
 from tfdetr_keras.inference.forward_pass import forward_function
 from tfdetr_keras.inference.postprocess import post_process
 from tfdetr_keras.inference.segments import objects_with_masks
-from tfdetr_keras.matching.matcher import Classification
+from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 # The order of `COCOeval.stats` for boxes and masks.

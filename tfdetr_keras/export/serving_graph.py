@@ -16,8 +16,7 @@ from tfdetr_keras.data.canvas import factor_and_shift
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels, whole_levels
 from tfdetr_keras.export.file_decoding import decoded
-from tfdetr_keras.inference.postprocess import TOP_K
-from tfdetr_keras.matching.matcher import Classification
+from tfdetr_keras.matching.classification import Classification, classification_named
 from tfdetr_keras.models import DETR
 from tfdetr_keras.preprocessing import Interpolation, Preprocessing
 
@@ -220,7 +219,10 @@ def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
 
 
 def detections(
-    outputs: dict[str, tf.Tensor], sizes: tf.Tensor, extents: tf.Tensor, classification: Classification = "softmax"
+    outputs: dict[str, tf.Tensor],
+    sizes: tf.Tensor,
+    extents: tf.Tensor,
+    classification: str | Classification = "softmax",
 ) -> dict[str, tf.Tensor]:
     """`tfdetr_keras.post_process` in the graph, clipped to the image, without a threshold, the highest score first.
 
@@ -235,16 +237,7 @@ def detections(
         images}`: all n queries, or the 100 likeliest pairs of query and class with `"focal"`. Of a model with masks
         also `"masks": (batch, n, h, w)`, float32 probabilities over the canvas, and `"extents"`.
     """
-    logits = outputs["logits"]
-    queries, classes = logits.shape[1], logits.shape[2]
-    if classification == "focal":
-        probabilities = tf.reshape(tf.sigmoid(logits), (-1, queries * classes))
-        scores, place = tf.math.top_k(probabilities, k=min(TOP_K, queries * classes))
-        order, labels = place // classes, place % classes
-    else:
-        probabilities = tf.nn.softmax(logits)[..., :-1]
-        scores, order = tf.math.top_k(tf.reduce_max(probabilities, axis=-1), k=queries)
-        labels = tf.gather(tf.argmax(probabilities, axis=-1, output_type=tf.int32), order, batch_dims=1)
+    scores, labels, order = classification_named(classification).ranked(outputs["logits"])
     centers, sides = outputs["pred_boxes"][..., :2], outputs["pred_boxes"][..., 2:]
     scale = tf.cast(tf.stack([sizes[:, 1], sizes[:, 0]] * 2, axis=-1), tf.float32)
     boxes = tf.concat([centers - sides / 2, centers + sides / 2], axis=-1) * scale[:, None]

@@ -18,7 +18,7 @@ from tfdetr_keras.inference.detections import Detections
 from tfdetr_keras.inference.forward_pass import forward_function, with_sure_masks
 from tfdetr_keras.inference.postprocess import confident, post_process
 from tfdetr_keras.inference.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
-from tfdetr_keras.matching.matcher import Classification
+from tfdetr_keras.matching.classification import Classification, classification_named
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 logger = logging.getLogger(__name__)
@@ -222,15 +222,15 @@ def panoptic_segments(
 
 def classification_of(model: keras.Model) -> Classification:
     """How a model's queries are classified; by a softmax where it does not say."""
-    return getattr(getattr(model, "config", None), "classification", "softmax")
+    return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:
     """Raises a `ValueError` if a model's outputs are for another number of classes."""
-    is_softmax = classification_of(model) == "softmax"
-    given, needed = outputs["logits"].shape[-1], num_classes + is_softmax
+    classification = classification_of(model)
+    given, needed = outputs["logits"].shape[-1], classification.num_logits(num_classes)
     if given != needed:
-        last = " (the last one for no object)" if is_softmax else ""
+        last = " (the last one for no object)" if classification.has_no_object else ""
         raise ValueError(f"the model gives {given} logits, but {num_classes} class names need {needed}{last}")
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from tfdetr_keras.matching.matcher import Classification
-
-TOP_K = 100  # detections an image, of which each query may give several
+from tfdetr_keras.matching.classification import TOP_K, Classification, classification_named
 
 
 def post_process(
     outputs: Mapping[str, Any],
     target_sizes: Any,
     threshold: float = 0.5,
-    classification: Classification = "softmax",
+    classification: str | Classification = "softmax",
     top_k: int = TOP_K,
 ) -> list[dict[str, np.ndarray]]:
     """Turns logits and relative boxes into one detection list per image.
@@ -66,9 +64,9 @@ def post_process(
 
 
 def confident(
-    logits: Any, threshold: float, classification: Classification = "softmax", top_k: int = TOP_K
+    logits: Any, threshold: float, classification: str | Classification = "softmax", top_k: int = TOP_K
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Which queries `post_process` lets speak, and for what.
+    """Select the (query, class) pairs above the threshold.
 
     Returns:
         Per image scores `(n,)` float32, labels `(n,)` int64 and queries `(n,)` int64.
@@ -76,33 +74,9 @@ def confident(
     Raises:
         ValueError: an unknown `classification`, or `top_k` below 1.
     """
-    if classification not in get_args(Classification):
-        raise ValueError(f"classification must be one of {get_args(Classification)}, not {classification!r}")
-    logits = np.asarray(ops.convert_to_numpy(logits), np.float32)
-    if classification == "softmax":
-        probabilities = softmax(logits)[..., :-1]
-        scores, labels = probabilities.max(-1), probabilities.argmax(-1)
-        queries = np.broadcast_to(np.arange(logits.shape[1]), scores.shape)
-    else:
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
-        pairs = sigmoid(logits).reshape(len(logits), -1)
-        order = np.argsort(-pairs, axis=1, kind="stable")[:, :top_k]
-        scores = np.take_along_axis(pairs, order, axis=1)
-        queries, labels = np.divmod(order, logits.shape[2])
+    named = classification_named(classification)
+    answers = named.confident(np.asarray(ops.convert_to_numpy(logits), np.float32), top_k)
     return [
         (score[keep], label[keep], query[keep])
-        for score, label, query, keep in zip(scores, labels, queries, scores > threshold, strict=True)
+        for score, label, query, keep in zip(*answers, answers[0] > threshold, strict=True)
     ]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, small ones as exact relative to themselves as large ones: some are compared with each other."""
-    with np.errstate(over="ignore"):  # of float32 below -88; the probability is 0
-        return 1 / (1 + np.exp(-logits))

@@ -20,7 +20,8 @@ from keras import ops
 
 from tfdetr_keras import notebook
 from tfdetr_keras.inference.mask_frames import frames_of
-from tfdetr_keras.inference.postprocess import confident, post_process, sigmoid, softmax
+from tfdetr_keras.inference.postprocess import confident, post_process
+from tfdetr_keras.matching.classification import sigmoid, softmax
 from tfdetr_keras.visualize.segment_rows import segment_rows
 
 NOTHING = -1  # fills the map of an image in which no query was confident

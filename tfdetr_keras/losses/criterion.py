@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,7 +14,8 @@ from tfdetr_keras.backend.replicas import number_of_replicas, sum_over_replicas
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
 from tfdetr_keras.losses.masks import mask_losses
 from tfdetr_keras.losses.targets import dense_targets, validate_batch
-from tfdetr_keras.matching.matcher import Classification, match
+from tfdetr_keras.matching.classification import SHORT, Classification, Weighting, classification_named
+from tfdetr_keras.matching.matcher import match
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -49,7 +50,7 @@ class SetCriterion:
         label_smoothing: share ε of every class label that is spread over all classes, "no object" included; with
             `"focal"`, targets 1 and 0 become 1 − ε/2 and ε/2.
         classification: `"softmax"`, for outputs with a "no object" class, or `"focal"`, for outputs with an independent
-            sigmoid per class and no "no object" (Deformable and Conditional DETR).
+            sigmoid per class and no "no object" (Deformable and Conditional DETR); or a `Classification`.
         focal_alpha: α of the focal loss.
         focal_gamma: γ of the focal loss.
 
@@ -73,13 +74,14 @@ class SetCriterion:
     eos_coefficient: float = 0.1
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
-    classification: Classification = "softmax"
+    classification: str | Classification = "softmax"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.classification not in get_args(Classification):
-            raise ValueError(f"classification must be one of {get_args(Classification)}, not {self.classification!r}")
+        named = classification_named(self.classification)
+        if SHORT.get(getattr(named, "name", "")) == named:  # files have the short name
+            object.__setattr__(self, "classification", named.name)
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
         if self.class_weights is not None:
@@ -90,7 +92,7 @@ class SetCriterion:
     @property
     def has_no_object_class(self) -> bool:
         """Whether the last logit stands for "no object"."""
-        return self.classification == "softmax"
+        return classification_named(self.classification).has_no_object
 
     def __call__(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
         """Computes the losses of a batch.
@@ -132,10 +134,8 @@ class SetCriterion:
         classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)
         num_boxes = ops.maximum(sum_over_replicas(ops.sum(num_objects)), 1.0)
-        if self.has_no_object_class:
-            class_loss = self._cross_entropy(logits, classes)
-        else:
-            class_loss = self._focal_loss(logits, classes) / num_boxes
+        weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
+        class_loss = classification_named(self.classification).loss(logits, classes, num_boxes, weighting)
         layers = {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
         total = ops.sum(
             self.class_loss_coefficient * layers["loss_ce"]
@@ -153,51 +153,24 @@ class SetCriterion:
         cardinality_error = self._cardinality_error(logits[:, -1], num_objects)
         return {"loss": total, **last, "cardinality_error": cardinality_error, **earlier}
 
-    def _cross_entropy(self, logits: Any, classes: Any) -> Any:
-        """Weighted mean cross-entropy per decoder layer, `(layers,)`."""
-        num_classes = logits.shape[-1]
-        class_weights = ops.convert_to_tensor(
-            [*(self.class_weights or [1.0] * (num_classes - 1)), self.eos_coefficient], "float32"
-        )
-        weights = ops.take(class_weights, classes)
-        log_probabilities = ops.log_softmax(logits, axis=-1)
-        log_probability = ops.take_along_axis(log_probabilities, classes[..., None], axis=-1)[..., 0]
-        losses = weights * log_probability
-        if self.label_smoothing:
-            spread = ops.sum(class_weights * log_probabilities, axis=-1) / num_classes
-            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * spread
-        return -ops.divide_no_nan(ops.sum(losses, axis=(0, 2)), sum_over_replicas(ops.sum(weights, axis=(0, 2))))
-
-    def _focal_loss(self, logits: Any, classes: Any) -> Any:
-        """Focal loss per decoder layer, summed over queries and classes, `(layers,)`."""
-        num_classes = logits.shape[-1]
-        target = ops.one_hot(classes, num_classes + 1)[..., :-1] * (1 - self.label_smoothing) + self.label_smoothing / 2
-        probability = ops.sigmoid(logits)
-        # −log σ(x) = softplus(−x) and −log(1 − σ(x)) = softplus(x) stay finite where the probability rounds to 0 or 1.
-        cross_entropy = ops.softplus(logits) - target * logits
-        of_target = probability * target + (1 - probability) * (1 - target)
-        alpha = self.focal_alpha * target + (1 - self.focal_alpha) * (1 - target)
-        losses = alpha * (1 - of_target) ** self.focal_gamma * cross_entropy
-        if self.class_weights is not None:
-            losses = losses * ops.convert_to_tensor(self.class_weights, "float32")
-        return ops.sum(losses, axis=(0, 2, 3))
-
     def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
         """Mean difference between the number of predicted and of true objects: a figure to watch, not a loss."""
-        if self.has_no_object_class:
-            is_object = ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
-        else:
-            is_object = ops.max(logits, axis=-1) > 0  # probability > 1/2
+        is_object = classification_named(self.classification).is_object(logits)
         predicted = ops.sum(ops.cast(is_object, "float32"), axis=-1)
         return ops.mean(ops.abs(predicted - num_objects)) / number_of_replicas()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return dataclasses.asdict(self)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if isinstance(self.classification, Classification):
+            fields["classification"] = keras.saving.serialize_keras_object(self.classification)
+        return fields
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SetCriterion:
         """The criterion that `get_config` described."""
+        if isinstance(config.get("classification"), Mapping):
+            config = config | {"classification": keras.saving.deserialize_keras_object(config["classification"])}
         return cls(**config)
 
 

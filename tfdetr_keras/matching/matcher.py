@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from keras import ops
 
 from tfdetr_keras.backend.compiler import compiled
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
 from tfdetr_keras.matching.assignment import linear_sum_assignment, padding_of
-
-# "softmax": one distribution over the classes and "no object" per query (DETR). "focal": an independent sigmoid per
-# class and no "no object" (Deformable and Conditional DETR).
-Classification = Literal["softmax", "focal"]
-FOCAL_COST_ALPHA, FOCAL_COST_GAMMA = 0.25, 2.0
-FOCAL_COST_EPSILON = 1e-8  # inside the logarithms, as in the published matchers
+from tfdetr_keras.matching.classification import Classification, classification_named
 
 
 def matching_cost(
@@ -26,7 +21,7 @@ def matching_cost(
     cost_class: float = 1.0,
     cost_bbox: float = 5.0,
     cost_giou: float = 2.0,
-    classification: Classification = "softmax",
+    classification: str | Classification = "softmax",
 ) -> Any:
     """Cost of giving each object to each query.
 
@@ -43,7 +38,7 @@ def matching_cost(
         cost_class: weight of the class term.
         cost_bbox: weight of the L1 distance of the boxes.
         cost_giou: weight of the generalised IoU.
-        classification: `"softmax"` or `"focal"`.
+        classification: `"softmax"`, `"focal"` or a `Classification`.
 
     Returns:
         `(batch, layers, objects, queries)` float: objects as rows, as each of them is to get one query.
@@ -57,22 +52,12 @@ def matching_cost(
     classes = ops.maximum(ops.cast(labels, "int32"), 0)[:, None, None, :]
     classes = ops.broadcast_to(classes, (*ops.shape(logits)[:3], ops.shape(labels)[1]))
     wanted = ops.take_along_axis(logits, classes, axis=-1)
-    if classification == "focal":
-        class_term = _focal_cost(ops.sigmoid(wanted))
-    else:
-        class_term = -ops.exp(wanted - ops.logsumexp(logits, axis=-1, keepdims=True))
-    class_term = ops.swapaxes(class_term, -1, -2)
+    class_term = ops.swapaxes(classification_named(classification).cost(logits, wanted), -1, -2)
 
     predicted, true = pred_boxes[:, :, None, :, :], boxes[:, None, :, None, :]
     l1_term = ops.sum(ops.abs(predicted - true), axis=-1)
     giou_term = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
     return cost_bbox * l1_term + cost_class * class_term - cost_giou * giou_term
-
-
-def _focal_cost(probability: Any) -> Any:
-    there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
-    absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
-    return there - absent
 
 
 def match(
@@ -83,7 +68,7 @@ def match(
     cost_class: float = 1.0,
     cost_bbox: float = 5.0,
     cost_giou: float = 2.0,
-    classification: Classification = "softmax",
+    classification: str | Classification = "softmax",
 ) -> Any:
     """Finds for each object the query that answers for it, at the least total cost per image and decoder layer.
 
@@ -110,7 +95,7 @@ def match(
 
 
 @functools.cache
-def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: Classification) -> Any:
+def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: str | Classification) -> Any:
     """Costs and assignment as one compiled function: most of the time goes into passes over the costs."""
 
     def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:

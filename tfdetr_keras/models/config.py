@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from tfdetr_keras.matching.matcher import Classification
+from tfdetr_keras.matching.classification import Classification, classification_named
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.preprocessing import Preprocessing
@@ -166,7 +166,7 @@ class DETRConfig:
         object.__setattr__(self, "frozen", frozen)
 
     @property
-    def classification(self) -> Classification:
+    def classification(self) -> str | Classification:
         """How a query is classified: by a softmax over the classes and "no object", or a sigmoid for each class."""
         return "softmax"
 
@@ -178,7 +178,7 @@ class DETRConfig:
     @property
     def num_logits(self) -> int:
         """Outputs of the class head."""
-        return self.num_classes + (self.classification == "softmax")
+        return classification_named(self.classification).num_logits(self.num_classes)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -247,7 +247,7 @@ class ConditionalDETRConfig(DETRConfig):
             raise ValueError("pre_norm: Conditional DETR normalises after each branch only")
 
     @property
-    def classification(self) -> Classification:
+    def classification(self) -> str | Classification:
         """How a query is classified."""
         return "focal"
 

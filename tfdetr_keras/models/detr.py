@@ -13,6 +13,7 @@ from keras import initializers, layers, ops
 
 from tfdetr_keras.backend.replicas import number_of_replicas
 from tfdetr_keras.losses.criterion import SetCriterion
+from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.config import DETRConfig
@@ -438,7 +439,7 @@ class DETR(OwnLossModel):
         """The criterion's total, called by Keras; keeps the parts for the logs."""
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
-        if self.criterion.classification != self.config.classification:
+        if classification_named(self.criterion.classification) != classification_named(self.config.classification):
             raise ValueError(
                 f"{type(self).__name__}'s classes are a {self.config.classification!r} classification, but its "
                 f"criterion has classification={self.criterion.classification!r}"

@@ -1,0 +1,238 @@
+"""How a query says what it has found: the cost of a wrong class, the loss, and which queries count in the end.
+
+One object says all of it, so that matching, training, post-processing and exports agree. `"softmax"` and `"focal"` are
+short for the two that are published; a class derived from `Classification` is another.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfdetr_keras.backend.replicas import sum_over_replicas
+
+TOP_K = 100  # detections an image, of which each query may give several
+FOCAL_COST_ALPHA, FOCAL_COST_GAMMA = 0.25, 2.0
+FOCAL_COST_EPSILON = 1e-8  # inside the logarithms, as in the published matchers
+
+
+class Weighting(NamedTuple):
+    """How the classes are weighed in the loss; the fields of `SetCriterion` of the same names."""
+
+    class_weights: tuple[float, ...] | None = None
+    eos_coefficient: float = 0.1
+    label_smoothing: float = 0.0
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+
+class Classification(abc.ABC):
+    """What the class logits of a query mean."""
+
+    name: str
+    has_no_object: bool  # whether the last logit stands for "no object"
+
+    def num_logits(self, num_classes: int) -> int:
+        """How many logits a query has."""
+        return num_classes + self.has_no_object
+
+    @abc.abstractmethod
+    def cost(self, logits: Any, wanted: Any) -> Any:
+        """Give the class term of the matching's cost.
+
+        Args:
+            logits: `(batch, layers, queries, logits)` float.
+            wanted: `(batch, layers, queries, objects)` float, those of the objects' classes.
+
+        Returns:
+            `(batch, layers, queries, objects)` float.
+        """
+
+    @abc.abstractmethod
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
+        """Give `loss_ce` of each decoder layer, `(layers,)`.
+
+        Args:
+            logits: `(batch, layers, queries, logits)` float32.
+            classes: `(batch, layers, queries)` int32, the matched class, or the number of classes for none.
+            num_boxes: scalar, the objects of the batch, at least 1.
+            weighting: of the classes.
+        """
+
+    @abc.abstractmethod
+    def is_object(self, logits: Any) -> Any:
+        """Tell which queries find something rather than nothing, `(…, queries, logits)` → `(…, queries)` bool."""
+
+    @abc.abstractmethod
+    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+        """Order an image's answers by their scores, the highest first; in the backend's own tensors.
+
+        Args:
+            logits: `(batch, queries, logits)` float, of known queries and logits.
+            top_k: how many answers at most, where a query may give several.
+
+        Returns:
+            Scores float32, labels int32 and queries int32, `(batch, n)` each.
+        """
+
+    @abc.abstractmethod
+    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give an image's answers as post-processing takes them, before there is a threshold.
+
+        Args:
+            logits: `(batch, queries, logits)` float32.
+            top_k: how many answers at most, where a query may give several.
+
+        Returns:
+            Scores float32, labels int64 and queries int64, `(batch, n)` each.
+        """
+
+    def __eq__(self, other: object) -> bool:
+        """Two of one class are one."""
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        """As for `__eq__`."""
+        return hash(type(self))
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments: none."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Classification:
+        """The object that `get_config` described."""
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class Softmax(Classification):
+    """One distribution over the classes and "no object" per query, of which the likeliest class counts.
+
+    Source: DETR, section 3.1.
+    """
+
+    name = "softmax"
+    has_no_object = True
+
+    def cost(self, logits: Any, wanted: Any) -> Any:
+        """−p, the probability rather than its logarithm, as the paper has it."""
+        return -ops.exp(wanted - ops.logsumexp(logits, axis=-1, keepdims=True))
+
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
+        """Weighted mean cross-entropy."""
+        num_classes, smoothing = logits.shape[-1], weighting.label_smoothing
+        class_weights = ops.convert_to_tensor(
+            [*(weighting.class_weights or [1.0] * (num_classes - 1)), weighting.eos_coefficient], "float32"
+        )
+        weights = ops.take(class_weights, classes)
+        log_probabilities = ops.log_softmax(logits, axis=-1)
+        log_probability = ops.take_along_axis(log_probabilities, classes[..., None], axis=-1)[..., 0]
+        losses = weights * log_probability
+        if smoothing:
+            spread = ops.sum(class_weights * log_probabilities, axis=-1) / num_classes
+            losses = (1 - smoothing) * losses + smoothing * spread
+        return -ops.divide_no_nan(ops.sum(losses, axis=(0, 2)), sum_over_replicas(ops.sum(weights, axis=(0, 2))))
+
+    def is_object(self, logits: Any) -> Any:
+        """Those whose likeliest answer is a class."""
+        return ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
+
+    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+        """All queries, each with its likeliest class."""
+        probabilities = ops.softmax(logits)[..., :-1]
+        scores, queries = ops.top_k(ops.max(probabilities, axis=-1), k=logits.shape[1])
+        labels = ops.take_along_axis(ops.cast(ops.argmax(probabilities, axis=-1), "int32"), queries, axis=1)
+        return scores, labels, ops.cast(queries, "int32")
+
+    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All queries in their order, each with its likeliest class."""
+        probabilities = softmax(logits)[..., :-1]
+        scores, labels = probabilities.max(-1), probabilities.argmax(-1)
+        return scores, labels, np.broadcast_to(np.arange(logits.shape[1]), scores.shape)
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class Focal(Classification):
+    """An independent sigmoid per class and no "no object"; a query may speak for several classes.
+
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; Zhu et al. 2021,
+    "Deformable DETR", arXiv:2010.04159, appendix A.4.
+    """
+
+    name = "focal"
+    has_no_object = False
+
+    def cost(self, logits: Any, wanted: Any) -> Any:
+        """The focal loss of the class being there, less that of it not being there."""
+        probability = ops.sigmoid(wanted)
+        there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
+        absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
+        return there - absent
+
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
+        """Focal loss, summed over queries and classes, an object."""
+        num_classes, smoothing, alpha = logits.shape[-1], weighting.label_smoothing, weighting.focal_alpha
+        target = ops.one_hot(classes, num_classes + 1)[..., :-1] * (1 - smoothing) + smoothing / 2
+        probability = ops.sigmoid(logits)
+        # −log σ(x) = softplus(−x) and −log(1 − σ(x)) = softplus(x) stay finite where the probability rounds to 0 or 1.
+        cross_entropy = ops.softplus(logits) - target * logits
+        of_target = probability * target + (1 - probability) * (1 - target)
+        balance = alpha * target + (1 - alpha) * (1 - target)
+        losses = balance * (1 - of_target) ** weighting.focal_gamma * cross_entropy
+        if weighting.class_weights is not None:
+            losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
+        return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
+
+    def is_object(self, logits: Any) -> Any:
+        """Those that give a class a probability above 1/2."""
+        return ops.max(logits, axis=-1) > 0
+
+    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+        """The likeliest pairs of query and class."""
+        queries, classes = logits.shape[1], logits.shape[2]
+        probabilities = ops.reshape(ops.sigmoid(logits), (-1, queries * classes))
+        scores, place = ops.top_k(probabilities, k=min(top_k, queries * classes))
+        place = ops.cast(place, "int32")
+        return scores, place % classes, place // classes
+
+    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The likeliest pairs; of equal ones that of the earlier query, then that of the lower label."""
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        pairs = sigmoid(logits).reshape(len(logits), -1)
+        order = np.argsort(-pairs, axis=1, kind="stable")[:, :top_k]
+        queries, labels = np.divmod(order, logits.shape[2])
+        return np.take_along_axis(pairs, order, axis=1), labels, queries
+
+
+SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal())}
+
+
+def classification_named(classification: str | Classification) -> Classification:
+    """Return the object that a short name stands for; an object stands for itself.
+
+    Raises:
+        ValueError: neither such a name nor a `Classification`.
+    """
+    if isinstance(classification, Classification):
+        return classification
+    if not isinstance(classification, str) or classification not in SHORT:
+        raise ValueError(f"classification must be one of {tuple(SHORT)}, not {classification!r}")
+    return SHORT[classification]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, small ones as exact relative to themselves as large ones: some are compared with each other."""
+    with np.errstate(over="ignore"):  # of float32 below -88; the probability is 0
+        return 1 / (1 + np.exp(-logits))
