@@ -26,7 +26,9 @@ def test_interpolation_is_tensorflows_resize(old, new, beyond):
     for method, antialias in (("bilinear", True), ("bilinear", False), ("bicubic", True)):
         weights = serving_graph.interpolation_weights(old, new, new + beyond, method, antialias).numpy()
         expected = tf.image.resize(tf.eye(old)[:, None], (new, 1), method, antialias=antialias)[:, 0].numpy()
-        np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=1e-5 if method == "bilinear" else 3e-5)
+        # Places of up to 90 in float32, which are added up in another order where nothing is smoothed, or cubed.
+        tolerance = 1e-5 if (method, antialias) == ("bilinear", True) else 5e-5
+        np.testing.assert_allclose(weights[:new], expected, rtol=0, atol=tolerance)
         assert not weights[new:].any()
 
 
