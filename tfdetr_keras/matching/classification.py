@@ -144,9 +144,10 @@ class Softmax(Classification):
 
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
         """All queries, each with its likeliest class."""
-        probabilities = ops.softmax(logits)[..., :-1]
-        scores, queries = ops.top_k(ops.max(probabilities, axis=-1), k=logits.shape[1])
-        labels = ops.take_along_axis(ops.cast(ops.argmax(probabilities, axis=-1), "int32"), queries, axis=1)
+        # Not `argmax`, which Keras makes of an operation that ONNX does not have.
+        best, labels = ops.top_k(ops.softmax(logits)[..., :-1], k=1)
+        scores, queries = ops.top_k(best[..., 0], k=logits.shape[1])
+        labels = ops.take_along_axis(ops.cast(labels[..., 0], "int32"), queries, axis=1)
         return scores, labels, ops.cast(queries, "int32")
 
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
