@@ -35,6 +35,7 @@ from port_weights.schemes import Scheme
 from tfdetr_keras.backend.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.presets import RESNETS
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
@@ -57,7 +58,7 @@ def export(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
     **options: Any,
-) -> DETR:
+) -> Detector:
     """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
 
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
@@ -116,7 +117,7 @@ def export(
     return model
 
 
-def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> DETR:
+def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> Detector:
     """Writes a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
 
     Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it.
@@ -169,7 +170,7 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
 
 def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
     """The model to export, and what to call it in messages."""
-    if isinstance(source, DETR):
+    if isinstance(source, Detector):
         if options:
             raise ValueError(f"{', '.join(options)}: for a checkpoint that is yet to be read, and this is a model")
         model, name = source, f"the model {source.name!r}"
@@ -243,7 +244,7 @@ def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str
     }
 
 
-def _arrays(model: DETR, names: Scheme, name: str) -> dict[str, np.ndarray]:
+def _arrays(model: Detector, names: Scheme, name: str) -> dict[str, np.ndarray]:
     """The model's weights under their PyTorch names, float32."""
     arrays = {key: np.ascontiguousarray(array, np.float32) for key, array in to_torch(model, names).items()}
     broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]

@@ -23,6 +23,7 @@ from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.class_rows import ClassRows
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.family import model_class as class_of
 from tfdetr_keras.models.family import recast
@@ -41,9 +42,9 @@ def load_model(
     revision: str | None = None,
     heads: int | None = None,
     dilation: bool | None = None,
-    model_class: type[DETR] | None = None,
+    model_class: type[Detector] | None = None,
     keep_head: bool | None = None,
-) -> DETR:
+) -> Detector:
     """Makes a Keras DETR, or one of its relatives, with a checkpoint's weights.
 
     The rows of the class head are kept by the names of their classes, see `tfdetr_keras.models.class_rows`.
@@ -86,7 +87,7 @@ def load_model(
         except ValueError as error:
             raise ValueError(f"{_title(source)}: {error}") from None
 
-    def new_model(conversion: Conversion) -> DETR:
+    def new_model(conversion: Conversion) -> Detector:
         _check_head(conversion, changes, source)
         criterion = changes.of_criterion(conversion.criterion, conversion.config)
         return (model_class or class_of(conversion.config))(wanted(conversion.config), criterion)
@@ -115,7 +116,7 @@ def _title(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the checkpoint"
 
 
-def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> DETR:
+def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> Detector:
     """Ports a checkpoint to a `.keras` file, which appears complete or not at all.
 
     Args:
@@ -137,7 +138,7 @@ def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> DETR
     return model
 
 
-def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
+def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
     """A model's weights under their PyTorch names: the tables read backwards.
 
     Args:
@@ -162,13 +163,13 @@ def to_torch(model: DETR, scheme: Scheme) -> dict[str, np.ndarray]:
     return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
 
 
-def refuse_quantized(model: DETR, name: str) -> None:
+def refuse_quantized(model: Detector, name: str) -> None:
     """Raise a `ValueError` if a model that is to be ported is quantised."""
     if mode := mode_of(model):
         raise ValueError(f"{name} is quantised ({mode}), which no PyTorch DETR is: port the original")
 
 
-def _variables(model: DETR) -> dict[str, Any]:
+def _variables(model: Detector) -> dict[str, Any]:
     """The model's weights by path, without the model's own name."""
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
@@ -198,7 +199,7 @@ def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) ->
         )
 
 
-def _quantized(original: DETR, wanted: DETRConfig, changes: Changes, source: Any) -> DETR:
+def _quantized(original: Detector, wanted: DETRConfig, changes: Changes, source: Any) -> Detector:
     """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
     own, rows = original.config, changes.rows(original.config)
     same_parts = type(own) is type(wanted) and {**own.to_dict(), "id2label": None} == {
@@ -222,7 +223,7 @@ def _quantized(original: DETR, wanted: DETRConfig, changes: Changes, source: Any
     return original
 
 
-def _of_keras(original: DETR) -> Conversion:
+def _of_keras(original: Detector) -> Conversion:
     readers = {path: _reader(variable) for path, variable in _variables(original).items()}
     return Conversion(original.config, original.criterion, readers, [])
 
@@ -277,7 +278,7 @@ def _ported(
     return Conversion(config, criterion, readers, lacking, bool(doubt)), model
 
 
-def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Detector, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     """The shapes that the model's variables would have with the checkpoint's own configuration."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
     shapes["class_head/kernel"] = (config.d_model, config.num_logits)
@@ -286,7 +287,7 @@ def _shapes(model: DETR, config: DETRConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _assign(model: DETR, conversion: Conversion, rows: ClassRows) -> None:
+def _assign(model: Detector, conversion: Conversion, rows: ClassRows) -> None:
     variables = _variables(model)
     for path, read in conversion.readers.items():
         if path not in variables:
@@ -311,7 +312,7 @@ def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.nd
     return array
 
 
-def _report(conversion: Conversion, model: DETR, rows: ClassRows) -> None:
+def _report(conversion: Conversion, model: Detector, rows: ClassRows) -> None:
     config, wanted, variables = conversion.config, model.config, _variables(model)
     lacking = [path for path in conversion.lacking if path in variables]
     if isinstance(config, SegmentationConfig) and not isinstance(wanted, SegmentationConfig):

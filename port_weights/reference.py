@@ -17,10 +17,12 @@ from port_weights.pytorch import BATCH, STAGES, TENSORS
 from port_weights.pytorch.process import run
 from port_weights.schemes import Scheme, scheme
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
-from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.detector import Detector
 
 
-def reference_stages(source: Any, model: DETR, batch: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+def reference_stages(
+    source: Any, model: Detector, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], str]:
     """Run the PyTorch model with a checkpoint's weights, in a process of its own.
 
     Args:

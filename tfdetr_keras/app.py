@@ -18,7 +18,7 @@ from PIL import Image
 
 from tfdetr_keras.data.images import LARGEST_FILE, TURNED, decode_reduced
 from tfdetr_keras.inference.detections import Detections
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
 from tfdetr_keras.visualize.drawing import fitted
@@ -85,7 +85,7 @@ def require_gradio() -> None:
 
 
 def look_at(
-    model: DETR,
+    model: Detector,
     path: str | Path,
     preprocessing: Preprocessing,
 ) -> Look:
@@ -175,7 +175,7 @@ def _surer_than(found: Detections, threshold: float) -> Detections:
 
 
 def page(
-    model: DETR,
+    model: Detector,
     name: str,
     size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import BEST_OF_RUN, packaged_checkpoints
 
@@ -24,7 +24,7 @@ _OTHER_FILES = {
 }
 
 
-def load_model(path: str | os.PathLike[str], compile: bool = True) -> DETR:  # named as Keras' own argument
+def load_model(path: str | os.PathLike[str], compile: bool = True) -> Detector:  # named as Keras' own argument
     """Load a model from a `.keras` file, or the best one of a training run.
 
     Where `keras.saving.load_model` needs the classes of this package to be imported first, this brings them along. The

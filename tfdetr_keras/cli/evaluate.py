@@ -18,7 +18,7 @@ from tfdetr_keras.cli.train import read_run_data
 
 if TYPE_CHECKING:
     from tfdetr_keras.evaluation.coco import Evaluator
-    from tfdetr_keras.models import DETR
+    from tfdetr_keras.models.detector import Detector
 
 EXAMPLES = """examples:
   tfdetr evaluate --model run
@@ -190,7 +190,7 @@ def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple
     return validation, names, description["validation"] or description["training"]
 
 
-def _class_names(model: DETR, names: Sequence[str], original: bool) -> list[str]:
+def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[str]:
     """The set's class names, one for each of the model's classes.
 
     Args:

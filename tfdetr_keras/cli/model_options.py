@@ -11,7 +11,7 @@ from tfdetr_keras.models.packaged import find_source
 from tfdetr_keras.preprocessing import Preprocessing, preprocessing_for
 
 if TYPE_CHECKING:
-    from tfdetr_keras.models import DETR
+    from tfdetr_keras.models.detector import Detector
 
 # A source of weights that ends like this, or begins like a path, is a file or folder; other names may be a hub's.
 _WEIGHT_FILES = (".keras", ".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
@@ -84,7 +84,7 @@ def check_run(folder: Path) -> None:
         raise ValueError(f"{folder} is not the folder of a training run: it has no config.json")
 
 
-def read_model(options: argparse.Namespace) -> DETR:
+def read_model(options: argparse.Namespace) -> Detector:
     """The model that the options name, which `check_model` has looked at.
 
     Raises:
@@ -101,20 +101,20 @@ def read_model(options: argparse.Namespace) -> DETR:
     return from_pretrained(source)
 
 
-def read_model_for_inference(options: argparse.Namespace) -> DETR:
+def read_model_for_inference(options: argparse.Namespace) -> Detector:
     """The model that the options name, with its batch normalisation folded; see `read_model`."""
     model = read_model(options)
     return model if model.config.backbone.batch_norm == "folded" else model.fold()
 
 
-def input_arguments(options: argparse.Namespace, model: DETR) -> dict[str, Any]:
+def input_arguments(options: argparse.Namespace, model: Detector) -> dict[str, Any]:
     """How images become batches: arguments of `evaluate_detections` and `detect`."""
     preprocessing = chosen_preprocessing(options, model)
     batch_size = options.batch_size or (8 if preprocessing.pad_to else 1)
     return {"preprocessing": preprocessing, "batch_size": batch_size}
 
 
-def chosen_preprocessing(options: argparse.Namespace, model: DETR) -> Preprocessing:
+def chosen_preprocessing(options: argparse.Namespace, model: Detector) -> Preprocessing:
     """How images are prepared: as the model has it, but for what the options say."""
     return preprocessing_for(model, **given_input(options))
 

@@ -13,7 +13,7 @@ from tfdetr_keras.cli.model_options import add_model_options, check_model, input
 from tfdetr_keras.cli.progress import Counter
 
 if TYPE_CHECKING:
-    from tfdetr_keras.models import DETR
+    from tfdetr_keras.models.detector import Detector
 
 EXAMPLES = """examples:
   tfdetr predict photo.jpg --model run
@@ -72,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _draw_all(model: DETR, records: Any, paths: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
+def _draw_all(
+    model: Detector, records: Any, paths: Sequence[Path], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Draws what the model finds in each image; gives it as detections.json has it. An error leaves no new picture."""
     from tfdetr_keras.inference.detection import detect
 
@@ -95,7 +97,7 @@ def _draw_all(model: DETR, records: Any, paths: Sequence[Path], options: argpars
     return found
 
 
-def _draw(model: DETR, image: dict[str, Any], path: Path, picture: Path, threshold: float) -> list[dict[str, Any]]:
+def _draw(model: Detector, image: dict[str, Any], path: Path, picture: Path, threshold: float) -> list[dict[str, Any]]:
     """Draws what was found in an image; gives it as detections.json has it."""
     from tfdetr_keras import visualize
     from tfdetr_keras.data.images import decode_image

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdetr_keras.backend.atomic import check_new_file
 from tfdetr_keras.export.serving_graph import ServingGraph
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import describe_quantization, quantize_as
 from tfdetr_keras.preprocessing import Preprocessing
 
@@ -23,7 +23,7 @@ IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 logger = logging.getLogger(__name__)
 
 
-def exportable(model: DETR) -> DETR:
+def exportable(model: Detector) -> Detector:
     """The model as it is exported: folded, and without the outputs of the earlier decoder layers.
 
     Raises:
@@ -43,7 +43,7 @@ def exportable(model: DETR) -> DETR:
     return twin if config.backbone.batch_norm == "folded" else twin.fold()
 
 
-def serving_graph(model: DETR, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:
+def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:
     """The graph of a model as it is exported; see `ServingGraph`.
 
     Args:
@@ -73,7 +73,7 @@ def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
 
 
 def write_signatures(
-    folder: Path, model: DETR, signatures: Mapping[str, tuple[Callable[..., Any], tf.TensorSpec]]
+    folder: Path, model: Detector, signatures: Mapping[str, tuple[Callable[..., Any], tf.TensorSpec]]
 ) -> None:
     """Writes functions of one tensor, that use a model, as a SavedModel's signatures.
 

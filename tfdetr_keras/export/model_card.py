@@ -11,7 +11,7 @@ from typing import Any
 
 from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.training.markdown import escaped
 from tfdetr_keras.training.run_folder import CURVES, PREDICTIONS, RunFolder, metric_tables, settings_in_words, table
 
@@ -20,7 +20,7 @@ HUB_METRICS = ("AP", "AP50", "AP75")  # that stand in the metadata
 
 
 def model_card(
-    run: RunFolder, model: DETR, repository: str, dataset: str | None = None, license: str | None = None
+    run: RunFolder, model: Detector, repository: str, dataset: str | None = None, license: str | None = None
 ) -> str:
     """The card of a run's best model, as Markdown.
 
@@ -87,7 +87,7 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _architecture(model: DETR) -> str:
+def _architecture(model: Detector) -> str:
     config = model.config
     trunk = timm_name(config.backbone)
     name = f"ResNet-{trunk.removeprefix('resnet')}" if trunk else "small ResNet"
@@ -103,7 +103,7 @@ def _source(source: str) -> str:
     return source if is_hub_id(source) else source.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
-def _task(model: DETR) -> str:
+def _task(model: Detector) -> str:
     """What the hub and transformers' pipelines call it."""
     return "image-segmentation" if model.has_masks else "object-detection"
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import mode_of
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
@@ -18,7 +18,7 @@ OPSET = 18
 
 
 def onnx(
-    model: DETR,
+    model: Detector,
     path: str | Path,
     size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfdetr_keras.backend.atomic import check_new_folder, whole_folder
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.export.exportable import IMAGES, PIXELS, serving_graph, write_signatures
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 FILES = "files"
@@ -17,7 +17,7 @@ NAMES = ("assets", "fingerprint.pb", "saved_model.pb", "variables")  # of what s
 
 
 def saved_model(
-    model: DETR,
+    model: Detector,
     path: str | Path,
     size: tuple[int, int] | None = None,
     pad_to: tuple[int, int] | None = None,

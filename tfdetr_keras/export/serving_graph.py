@@ -17,7 +17,7 @@ from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.data.transforms import resized_levels, whole_levels
 from tfdetr_keras.export.file_decoding import decoded
 from tfdetr_keras.matching.classification import Classification, classification_named
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Interpolation, Preprocessing
 
 
@@ -31,7 +31,7 @@ class ServingGraph:
             be longer by one pixel than in training.
     """
 
-    def __init__(self, model: DETR, preprocessing: Preprocessing | None = None, portable: bool = False) -> None:
+    def __init__(self, model: Detector, preprocessing: Preprocessing | None = None, portable: bool = False) -> None:
         self.model, self.portable = model, portable
         self.preprocessing = preprocessing or model.preprocessing
         self.resize, self.pad_to = Resize.of(self.preprocessing), self.preprocessing.pad_to

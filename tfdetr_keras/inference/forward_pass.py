@@ -19,7 +19,7 @@ from keras import ops
 
 from tfdetr_keras.backend.workers import number_of_workers
 from tfdetr_keras.inference.postprocess import confident
-from tfdetr_keras.models.detr import DETR, INFERENCE_GRAPHS
+from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
 from tfdetr_keras.models.folding import FoldedTrunk
 
 FOLDED_TRUNK = "_folded_trunk"  # the attribute in which a model keeps it, out of Keras' sight
@@ -149,7 +149,7 @@ def _key(inputs_spec: Mapping[str, tf.TensorSpec], trunk: FoldedTrunk | None) ->
 
 def _folded_trunk(model: keras.Model) -> FoldedTrunk | None:
     """The model's trunk, folded as it is now; None where there is none to fold."""
-    if not isinstance(model, DETR) or model.config.backbone.batch_norm == "folded":
+    if not isinstance(model, Detector) or model.config.backbone.batch_norm == "folded":
         return None
     trunk = model.__dict__.setdefault(FOLDED_TRUNK, None)
     if trunk is None:

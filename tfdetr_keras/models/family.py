@@ -9,14 +9,15 @@ from typing import Any
 from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.conditional import ConditionalDETR
 from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETR
 from tfdetr_keras.models.presets import PRESETS
 from tfdetr_keras.models.segmentation import DETRForSegmentation
 
-FAMILY: dict[str, type[DETR]] = {kind.__name__: kind for kind in (DETR, DETRForSegmentation, ConditionalDETR)}
+FAMILY: dict[str, type[Detector]] = {kind.__name__: kind for kind in (DETR, DETRForSegmentation, ConditionalDETR)}
 
 
-def model_class(config: DETRConfig) -> type[DETR]:
+def model_class(config: DETRConfig) -> type[Detector]:
     """The class of the models that a configuration describes."""
     return next(kind for kind in FAMILY.values() if kind.config_class is type(config))
 
@@ -38,7 +39,7 @@ def config_of(description: Mapping[str, Any]) -> DETRConfig:
         raise ValueError(f"this does not describe a {kind}: {error}") from error
 
 
-def recast(config: DETRConfig, kind: type[DETR]) -> DETRConfig:
+def recast(config: DETRConfig, kind: type[Detector]) -> DETRConfig:
     """The configuration of the same architecture as another class of the family has it.
 
     Args:
@@ -61,7 +62,7 @@ def recast(config: DETRConfig, kind: type[DETR]) -> DETRConfig:
     return dataclasses.replace(recast, frozen=[part for part in config.frozen if part in recast.parts])
 
 
-def from_preset(name: str, **changes: Any) -> DETR:
+def from_preset(name: str, **changes: Any) -> Detector:
     """A model of a named architecture with random weights, of whichever class it is.
 
     Args:
@@ -82,7 +83,7 @@ def from_pretrained(
     num_queries: int | None = None,
     keep_head: bool | None = None,
     revision: str | None = None,
-) -> DETR:
+) -> Detector:
     """A model with the weights of a checkpoint, of the class that the checkpoint is of.
 
     The rows of the class head are kept by the names of their classes, see `DETR.from_pretrained`.

@@ -14,13 +14,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.serialized import find_class, refuse_foreign
 from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 from tfdetr_keras.preprocessing import Preprocessing, is_pair
 
 
-def load_keras_file(path: Path, compile: bool) -> DETR:  # named as Keras' own argument
+def load_keras_file(path: Path, compile: bool) -> Detector:  # named as Keras' own argument
     """Load a model that `model.save` wrote.
 
     Args:
@@ -82,11 +82,11 @@ def _described(path: Path) -> dict[str, Any]:
     return described
 
 
-def _check_class(path: Path, described: dict[str, Any]) -> type[DETR]:
+def _check_class(path: Path, described: dict[str, Any]) -> type[Detector]:
     """Return the file's class, if it is one of this package, or one of the caller's own that is derived from them."""
     name, module = described.get("class_name"), described.get("module")
     kind = find_class(described)
-    if isinstance(kind, type) and issubclass(kind, DETR):
+    if isinstance(kind, type) and issubclass(kind, Detector):
         return kind
     if "'class_name': 'Lambda'" in str(described):
         raise ValueError(f"{path} holds a {name}, no model known here, with a Lambda, whose code loading it would run")
@@ -98,7 +98,7 @@ def _check_class(path: Path, described: dict[str, Any]) -> type[DETR]:
     )
 
 
-def _refuse_non_finite(path: Path, model: DETR) -> None:
+def _refuse_non_finite(path: Path, model: Detector) -> None:
     broken = [
         variable.path
         for variable in model.weights

@@ -20,7 +20,7 @@ from tfdetr_keras.backend.workers import gather, number_of_workers, worker_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import check_trainable
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
@@ -228,7 +228,7 @@ class _Begin(keras.callbacks.Callback):
         self._is_due = False
 
 
-def _announce(model: DETR, settings: Settings, steps: int, images: int, validation_images: int) -> None:
+def _announce(model: Detector, settings: Settings, steps: int, images: int, validation_images: int) -> None:
     """Says what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
     if worker_index() != 0:
         return
@@ -250,7 +250,7 @@ def _announce(model: DETR, settings: Settings, steps: int, images: int, validati
         )
 
 
-def _optimizer(model: DETR, settings: Settings, steps_per_epoch: int) -> AdamW:
+def _optimizer(model: Detector, settings: Settings, steps_per_epoch: int) -> AdamW:
     several = settings.gradient_accumulation_steps > 1
     # AdamW warns of a part without trainable variables.
     frozen = "backbone" in model.config.frozen
@@ -278,7 +278,7 @@ def _check_workers(settings: Settings) -> None:
         raise ValueError(f"batch_size={settings.batch_size} cannot be shared evenly by {workers} processes")
 
 
-def _check_masks(model: DETR, **sets: tf.data.Dataset | None) -> None:
+def _check_masks(model: Detector, **sets: tf.data.Dataset | None) -> None:
     for name, records in sets.items():
         if model.has_masks and records is not None and "masks" not in records.element_spec:
             raise ValueError(
@@ -322,7 +322,7 @@ def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, coun
     return batches if number_of_workers() == 1 else batches.take(count // settings.batch_size)
 
 
-def _pretrain(model: DETR, records: tf.data.Dataset, settings: Settings) -> None:
+def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> None:
     """The trunk alone learns where each class is."""
     epochs = settings.pretraining_epochs
     if not epochs:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import keras
 
 from tfdetr_keras.models.config import DETRConfig, ResNetConfig, SegmentationConfig
-from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.settings import Settings
 
@@ -33,7 +33,7 @@ OF_TRUNK, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
 TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
 
 
-def step_memory(model: DETR, batch_size: int, height: int, width: int, objects: int | None = None) -> int:
+def step_memory(model: Detector, batch_size: int, height: int, width: int, objects: int | None = None) -> int:
     """Estimate the bytes that a training step takes beyond the model's own.
 
     Args:
@@ -69,7 +69,7 @@ class Advice(NamedTuple):
     is_too_much: bool
 
 
-def advice_on_memory(model: DETR, settings: Settings, preprocessing: Preprocessing) -> Advice | None:
+def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preprocessing) -> Advice | None:
     """Say what a training step will take, and what to change where that is more than is free.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from keras import layers, ops
 
-from tfdetr_keras.models import DETR
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.own_loss import OwnLossModel
 
@@ -32,7 +32,7 @@ class BackbonePretraining(OwnLossModel):
 
     loss_advice = "the loss, cross-entropy over cells and classes, is the model's own"
 
-    def __init__(self, detector: DETR, **kwargs: Any) -> None:
+    def __init__(self, detector: Detector, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.num_classes = detector.config.num_classes
         self.backbone = detector.backbone

@@ -34,7 +34,8 @@ from tfdetr_keras.backend.atomic import clear_scratch, made_folder, whole_file, 
 from tfdetr_keras.backend.locks import HeldError, Lock
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.evaluation.coco import MASK, class_table
-from tfdetr_keras.models import DETR, from_pretrained
+from tfdetr_keras.models import from_pretrained
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.family import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.whole_files import read_json
@@ -198,7 +199,7 @@ class RunFolder:
         source: Any,
         class_names: Sequence[str],
         settings: Settings,
-        model: DETR,
+        model: Detector,
         counts: Mapping[str, str],
         data: Mapping[str, Any] | None,
         records: Mapping[str, Fingerprint | None],
@@ -283,7 +284,7 @@ class RunFolder:
             )
         return read_config(path)
 
-    def new_model(self) -> DETR:
+    def new_model(self) -> Detector:
         """The run's model with random weights, for `Checkpoint.restore`."""
         preprocessing = self.preprocessing
         config = self.config()
@@ -292,7 +293,7 @@ class RunFolder:
             architecture = dataclasses.replace(config_of(config["model"]), preprocessing=preprocessing)
             return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
-    def load_model(self, which: str = "best") -> DETR:
+    def load_model(self, which: str = "best") -> Detector:
         """The best model, or the last.
 
         Raises:

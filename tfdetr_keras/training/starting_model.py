@@ -12,13 +12,14 @@ import keras
 
 from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset, from_pretrained
 from tfdetr_keras.models.class_rows import match_rows
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.packaged import packaged_checkpoints
 from tfdetr_keras.training.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def starting_model(source: Any, class_names: Sequence[str], settings: Settings) -> DETR:
+def starting_model(source: Any, class_names: Sequence[str], settings: Settings) -> Detector:
     """Makes the model of a source, changed as the settings and the classes ask.
 
     Args:
@@ -71,7 +72,7 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
     return (type(model)(model.config, model.criterion), True) if settings.random_weights else (model, False)
 
 
-def _with_mask_head(detector: DETR, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
+def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
     """The detector with a mask head, frozen where it is worth keeping and nothing else was said."""
     if type(detector) is not DETR:
         raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head")
@@ -89,7 +90,7 @@ def _with_mask_head(detector: DETR, source: Any, settings: Settings, is_random: 
     return DETRForSegmentation.from_detector(detector, freeze)
 
 
-def _rebuilt(model: DETR, config: Any) -> DETR:
+def _rebuilt(model: Detector, config: Any) -> Detector:
     """The same weights in a model of another configuration, if that differs."""
     if config == model.config:
         return model
