@@ -61,8 +61,8 @@ def write_weights(folder: Path) -> None:
     import transformers
 
     torch.manual_seed(0)
-    trunk = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    config = transformers.DetrConfig(backbone_config=trunk, num_labels=91)
+    backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = transformers.DetrConfig(backbone_config=backbone, num_labels=91)
     model = transformers.DetrForObjectDetection(config)
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):

@@ -4,7 +4,7 @@
 
 The bridge is what people build today: the `tf.data` pipeline wrapped as a PyTorch data set, a collate function, and a
 loop over Hugging Face's `DetrForObjectDetection` with its auxiliary loss, `torch.optim.AdamW` with a tenth of the
-learning rate in the trunk, and gradients clipped to 0.1. Ours is `fit` on batches of the same pipeline, as a plain
+learning rate in the backbone, and gradients clipped to 0.1. Ours is `fit` on batches of the same pipeline, as a plain
 graph and compiled by XLA. Photographs are decoded, mirrored, resized and padded to one canvas in every step, on both
 sides by the same code; stem, first stage and batch normalisation are frozen on both. Weights are the same, and outputs
 are compared first.
@@ -145,10 +145,10 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
         }
 
     batches = torch.utils.data.DataLoader(Wrapped(), load.batch, collate_fn=collate)
-    trunk = [p for path, p in model.named_parameters() if "backbone" in path and p.requires_grad]
+    backbone = [p for path, p in model.named_parameters() if "backbone" in path and p.requires_grad]
     rest = [p for path, p in model.named_parameters() if "backbone" not in path]
     optimizer = torch.optim.AdamW(
-        [{"params": rest}, {"params": trunk, "lr": RATE * BACKBONE_FACTOR}], lr=RATE, weight_decay=DECAY
+        [{"params": rest}, {"params": backbone, "lr": RATE * BACKBONE_FACTOR}], lr=RATE, weight_decay=DECAY
     )
 
     def epoch() -> None:

@@ -17,8 +17,8 @@ from port_weights.schemes import Scheme, scheme
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.class_names import names_by_id
 from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
-from tfdetr_keras.models.family import model_class
 from tfdetr_keras.models.presets import RESNETS
+from tfdetr_keras.models.registry import model_class
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def hugging_face_config(
     Args:
         config: the architecture; pre-norm models are Table Transformers there.
         criterion: the loss, that of the class if left out.
-        backbone: `"hugging-face"` describes the trunk by its depths and widths, `"timm"` by its name there, which it
+        backbone: `"hugging-face"` describes the backbone by its depths and widths, `"timm"` by its name there, which it
             must have (see `timm_name`).
     """
     criterion = criterion or model_class(config).default_criterion()

@@ -23,7 +23,7 @@ import numpy as np
 from port_weights.hub import Commit
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.config import DETRConfig
-from tfdetr_keras.models.family import config_of, describe
+from tfdetr_keras.models.registry import config_of, describe
 from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)

@@ -70,7 +70,7 @@ def export(
     Args:
         source: a model, or a checkpoint as for `load_model`.
         folder: where to write; its parent must exist.
-        backbone: under whose names the trunk is written. `"hugging-face"`: transformers alone reads it; any ResNet
+        backbone: under whose names the backbone is written. `"hugging-face"`: transformers alone reads it; any ResNet
             without dilation. `"timm"`: transformers reads it where the package timm is installed; ResNet-18, -34, -50
             and -101, with dilation (DC5) or without.
         size: to which the image processor resizes, in place of that of the preprocessing, see `td.Preprocessing`.
@@ -85,8 +85,9 @@ def export(
 
     Raises:
         ValueError: as `load_model`; or the folder's parent does not exist; the folder holds an earlier export and
-            `overwrite` is false, or it holds anything else; a size or a canvas that is none; the model's trunk has no
-            description in these names, or its activation another meaning in transformers; weights that are not finite.
+            `overwrite` is false, or it holds anything else; a size or a canvas that is none; the model's backbone has
+            no description in these names, or its activation another meaning in transformers; weights that are not
+            finite.
     """
     target = Path(folder).resolve()
     if target.suffix in (*PICKLES, ".safetensors", ".keras"):
@@ -155,7 +156,7 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     arrays = _arrays(model, facebook_scheme(model.config), name)
     arguments = _facebook_arguments(model.config, model.criterion)
     if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
-        logger.warning("%s: load_model reads this trunk from the .pth, but torchvision has none like it", name)
+        logger.warning("%s: load_model reads this backbone from the .pth, but torchvision has none like it", name)
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory() as temporary, whole_file(target) as written:
@@ -197,12 +198,12 @@ def _check_hugging_face(config: DETRConfig, backbone: Backbone, name: str) -> No
         )
     if backbone == "hugging-face" and config.backbone.dilation:
         raise ValueError(
-            f"{name}: the trunk's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
+            f"{name}: the backbone's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
             + (f"write it with backbone='timm', as {known} there" if known else _OTHERWISE[True])
         )
 
 
-# What to do with a trunk that timm does not have, by whether it is dilated.
+# What to do with a backbone that timm does not have, by whether it is dilated.
 _OTHERWISE = {
     False: "write it with backbone='hugging-face'",
     True: "transformers has no place for one like this; export_pth, or a target ending in .pth, keeps it",

@@ -25,11 +25,11 @@ from tfdetr_keras.models.class_rows import ClassRows
 from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.family import model_class as class_of
-from tfdetr_keras.models.family import recast
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import find_source, refuse_unknown_name
 from tfdetr_keras.models.quantization import mode_of
+from tfdetr_keras.models.registry import model_class as class_of
+from tfdetr_keras.models.registry import recast
 
 logger = logging.getLogger(__name__)
 

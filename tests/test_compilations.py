@@ -16,9 +16,9 @@ SCRIPT = """
     if keras.backend.backend() == "jax":
         import jax
         jax.config.update("jax_log_compiles", True)
-    trunk = td.ResNetConfig(block="basic", depths=(1,), channels=(8,), stem_channels=8)
+    backbone = td.ResNetConfig(block="basic", depths=(1,), channels=(8,), stem_channels=8)
     small = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1)
-    small |= dict(num_queries=6, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, backbone=trunk)
+    small |= dict(num_queries=6, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, backbone=backbone)
     model = td.DETR.from_preset("detr-tiny", num_classes=3, **small)
     records, _ = td.data.load_shapes(16, seed=1, size=(40, 64))
     canvases = {"fixed": (64, 64), "buckets": [(48, 64), (64, 48)]}[sys.argv[1]]

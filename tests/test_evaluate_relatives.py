@@ -400,9 +400,9 @@ def test_two_processes_measure_half_each(monkeypatch):
 
     monkeypatch.setattr(panoptic_evaluation, "gather", gathered)
     whole = evaluate_panoptic(model, dataset(records), CLASSES, THINGS, SIZE, threshold=0.4)
-    monkeypatch.setattr(evaluation_batches, "number_of_workers", lambda: 2)
+    monkeypatch.setattr(evaluation_batches, "number_of_processes", lambda: 2)
     for index in range(2):
-        monkeypatch.setattr(evaluation_batches, "worker_index", lambda index=index: index)
+        monkeypatch.setattr(evaluation_batches, "process_index", lambda index=index: index)
         shared = evaluate_panoptic(model, dataset(records), CLASSES, THINGS, SIZE, threshold=0.4)
     np.testing.assert_allclose(sums[1] + sums[2], sums[0])
     for name in ("PQ", "SQ_things", "RQ_stuff"):

@@ -134,7 +134,7 @@ def test_an_error_in_the_first_epoch_leaves_nothing(tmp_path, fault):
     """In the middle of an epoch, with batches made ahead, and with TensorBoard's folder made already."""
     before = f"""
     import keras
-    from tfdetr_keras.training import story
+    from tfdetr_keras.training import reporting
     class Break(story.LearningRate):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 3:

@@ -352,7 +352,7 @@ SCRIPT = """
     if workers > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
     import test_forward_pass as tests
-    from tfdetr_keras.backend.workers import by_this_worker_alone
+    from tfdetr_keras.backend.processes import by_this_worker_alone
 
     model = tests.random_model()
     rng = np.random.default_rng(index)

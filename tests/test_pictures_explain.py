@@ -11,7 +11,7 @@ from PIL import Image
 from tfdetr_keras.data import load_coco, load_shapes, split
 from tfdetr_keras.data.record import title_of
 from tfdetr_keras.inference.detections import Detections
-from tfdetr_keras.training import story
+from tfdetr_keras.training import reporting
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.visualize import (
     batch,
@@ -165,20 +165,20 @@ def test_the_pictures_of_a_run_name_their_files(coco128, monkeypatch, tmp_path):
         coco128 / "images", coco128 / "annotations" / "instances_train2017.json", on_error="skip"
     )
     given = {}
-    monkeypatch.setattr(story, "draw_detections", lambda *_, titles, **options: given.update(detections=titles))
-    monkeypatch.setattr(story, "draw_segments", lambda *_, titles: given.update(segments=titles))
-    monkeypatch.setattr(story, "_segments", lambda found, size: None)
+    monkeypatch.setattr(reporting, "draw_detections", lambda *_, titles, **options: given.update(detections=titles))
+    monkeypatch.setattr(reporting, "draw_segments", lambda *_, titles: given.update(segments=titles))
+    monkeypatch.setattr(reporting, "_segments", lambda found, size: None)
     run = SimpleNamespace(path=tmp_path, write_best=lambda metrics, epoch: None)
-    teller = story.Story(run, SimpleNamespace(), None, names, Settings(tensorboard=False), masks=True)
+    teller = reporting.Reporting(run, SimpleNamespace(), None, names, Settings(tensorboard=False), masks=True)
     ids = [int(record["image_id"]) for record in records.take(20).as_numpy_iterator()]
     found = [NOTHING | {"image_id": image_id} for image_id in ids]
     teller.validation, teller.precision = (
         records,
         SimpleNamespace(metrics={}, evaluator=SimpleNamespace(detections=found)),
     )
-    monkeypatch.setattr(story, "whole_file", contextlib.nullcontext)
+    monkeypatch.setattr(reporting, "whole_file", contextlib.nullcontext)
     teller.keep_best(0)
-    assert len(given["detections"]) == story.PICTURES
+    assert len(given["detections"]) == reporting.PICTURES
     assert given["segments"] == given["detections"]
     assert set(given["detections"]) <= {f"{image_id:012d}.jpg" for image_id in ids}
 

@@ -1,4 +1,4 @@
-"""Pretraining of a trunk: what it is asked for, that it learns it, and that the detector gets the weights."""
+"""Pretraining of a backbone: what it is asked for, that it learns it, and that the detector gets the weights."""
 
 import keras
 import numpy as np
@@ -50,41 +50,41 @@ def expected_loss(logits, inputs, targets):
 
 def test_loss_is_the_cross_entropy_of_the_classes_that_cover_each_cell(detector, batch):
     inputs, targets = batch
-    trunk = BackbonePretraining(detector)
-    logits = trunk(inputs)
+    backbone = BackbonePretraining(detector)
+    logits = backbone(inputs)
     assert logits.shape == (2, 8, 8, CLASSES)
-    loss = float(trunk.compute_loss(inputs, targets, logits))
+    loss = float(backbone.compute_loss(inputs, targets, logits))
     assert loss == pytest.approx(expected_loss(np.asarray(logits), inputs, targets), rel=1e-5)
 
 
 def test_images_without_objects_count_as_background(detector, batch):
     inputs, _ = batch
     empty = {"labels": np.full((2, 0), -1, np.int32), "boxes": np.zeros((2, 0, 4), np.float32)}
-    trunk = BackbonePretraining(detector)
-    logits = trunk(inputs)
-    loss = float(trunk.compute_loss(inputs, empty, logits))
+    backbone = BackbonePretraining(detector)
+    logits = backbone(inputs)
+    loss = float(backbone.compute_loss(inputs, empty, logits))
     assert loss == pytest.approx(expected_loss(np.asarray(logits), inputs, empty), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_fit_trains_the_detectors_own_trunk_and_nothing_else(detector):
+def test_fit_trains_the_detectors_own_backbone_and_nothing_else(detector):
     records, _ = data.load_shapes(16, size=(48, 64))
     dataset = data.prepare(records, 8, training=True, size=(48, 64), pad_to=(64, 64))
     before = {weight.path: np.array(weight) for weight in detector.weights}
-    trunk = BackbonePretraining(detector)
-    trunk.compile(optimizer=keras.optimizers.AdamW(2e-3))
-    losses = trunk.fit(dataset.repeat(), steps_per_epoch=5, epochs=4, verbose=0).history["loss"]
+    backbone = BackbonePretraining(detector)
+    backbone.compile(optimizer=keras.optimizers.AdamW(2e-3))
+    losses = backbone.fit(dataset.repeat(), steps_per_epoch=5, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     changed = {weight.path for weight in detector.weights if not np.array_equal(before[weight.path], weight)}
-    trunk_weights = {weight.path for weight in detector.backbone.trainable_weights}
-    assert trunk_weights <= changed
+    backbone_weights = {weight.path for weight in detector.backbone.trainable_weights}
+    assert backbone_weights <= changed
     assert changed <= {weight.path for weight in detector.backbone.weights}
 
 
 def test_a_label_out_of_range_is_named(detector, batch):
     inputs, targets = batch
-    trunk = BackbonePretraining(detector)
-    trunk.compile(optimizer="adam")
+    backbone = BackbonePretraining(detector)
+    backbone.compile(optimizer="adam")
     targets = {"labels": np.array([[0, 2, 3], [1, -1, -1]], np.int32), "boxes": targets["boxes"]}
     with pytest.raises(ValueError, match="image 0 of the batch, row 2: label 3 is not a class"):
-        trunk.fit(inputs, targets, verbose=0)
+        backbone.fit(inputs, targets, verbose=0)

@@ -24,9 +24,9 @@ from .models.config import DETRConfig as DETRConfig
 from .models.config import ResNetConfig as ResNetConfig
 from .models.config import SegmentationConfig as SegmentationConfig
 from .models.detr import DETR as DETR
-from .models.family import from_preset as from_preset
-from .models.family import from_pretrained as from_pretrained
 from .models.presets import PRESETS as PRESETS
+from .models.registry import from_preset as from_preset
+from .models.registry import from_pretrained as from_pretrained
 from .models.segmentation import DETRForSegmentation as DETRForSegmentation
 from .preprocessing import Preprocessing as Preprocessing
 from .training.fitting import fit_detector as fit_detector

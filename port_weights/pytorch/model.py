@@ -63,8 +63,8 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
         pixel_mask: `(batch, height, width)`, 1 = image.
     """
     features: list[torch.Tensor] = []
-    trunk = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
-    hook = trunk.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))
+    backbone = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
+    hook = backbone.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))
     try:
         with torch.no_grad():
             outputs = reference(
@@ -113,8 +113,8 @@ def _detector(config: Mapping[str, Any]) -> Any:
 
 def _dilate_last_stage(model: Any) -> None:
     """Turn Hugging Face's ResNet, which has no dilation, into DC5."""
-    trunk = next(module for module in model.modules() if type(module).__name__ == "ResNetBackbone")
-    for index, block in enumerate(trunk.encoder.stages[-1].layers):
+    backbone = next(module for module in model.modules() if type(module).__name__ == "ResNetBackbone")
+    for index, block in enumerate(backbone.encoder.stages[-1].layers):
         seen = 0
         for convolution in (module for module in block.modules() if isinstance(module, torch.nn.Conv2d)):
             convolution.stride = (1, 1)

@@ -4,7 +4,7 @@ import tensorflow as tf
 from reference.process import ReferenceFailure
 
 from tfdetr_keras.data import from_dataset, prepare
-from tfdetr_keras.data.recipes import RECIPES, SCALES
+from tfdetr_keras.data.augmentation import RECIPES, SCALES
 from tfdetr_keras.data.sizes import Resize, buckets, smallest_bucket, target_size
 
 

@@ -13,9 +13,9 @@ import tfdetr_keras as td
 from tfdetr_keras import export
 
 SIZE, CANVAS = (96, 128), (128, 128)
-TRUNK = td.ResNetConfig("basic", (1, 1, 1, 1), (16, 16, 24, 32), 16)
+BACKBONE = td.ResNetConfig("basic", (1, 1, 1, 1), (16, 16, 24, 32), 16)
 SMALL = {
-    "backbone": TRUNK,
+    "backbone": BACKBONE,
     "num_classes": 4,
     "num_queries": 30,
     "d_model": 32,

@@ -1,4 +1,4 @@
-"""The trunk: resolutions, dilation, and its batch norm against Keras' own at inference."""
+"""The backbone: resolutions, dilation, and its batch norm against Keras' own at inference."""
 
 import numpy as np
 import pytest
@@ -11,23 +11,23 @@ from tfdetr_keras.models.config import ResNetConfig
 @pytest.mark.parametrize("dilation", [False, True])
 def test_resolutions(block, dilation):
     """Stride 4, 8, 16, sizes rounded up; dilation keeps the last stage's input resolution."""
-    trunk = ResNet(ResNetConfig(block, depths=(1, 2, 2), channels=(8, 16, 32), stem_channels=8, dilation=dilation))
-    features = trunk(np.random.default_rng(0).normal(size=(1, 65, 96, 3)).astype(np.float32))
+    backbone = ResNet(ResNetConfig(block, depths=(1, 2, 2), channels=(8, 16, 32), stem_channels=8, dilation=dilation))
+    features = backbone(np.random.default_rng(0).normal(size=(1, 65, 96, 3)).astype(np.float32))
     last = (1, 9, 12, 32) if dilation else (1, 5, 6, 32)
     assert [tuple(x.shape) for x in features] == [(1, 17, 24, 8), (1, 9, 12, 16), last]
 
 
 def test_dilation_needs_the_same_weights():
     def weights(dilation):
-        trunk = ResNet(ResNetConfig("basic", (1, 2), (8, 16), 8, dilation=dilation))
-        trunk.build((None, None, None, 3))
-        return [(weight.path.split("/", 1)[1], tuple(weight.shape)) for weight in trunk.weights]
+        backbone = ResNet(ResNetConfig("basic", (1, 2), (8, 16), 8, dilation=dilation))
+        backbone.build((None, None, None, 3))
+        return [(weight.path.split("/", 1)[1], tuple(weight.shape)) for weight in backbone.weights]
 
     assert weights(False) == weights(True)
 
 
 def test_dilated_convolutions_see_what_strided_ones_saw():
-    """With dilation every second cell of the map is that of the strided trunk: only the sampling differs.
+    """With dilation every second cell of the map is that of the strided backbone: only the sampling differs.
 
     This holds for one block; in the first one the 3×3 that carried the stride is not dilated.
     """

@@ -16,11 +16,11 @@ from tfdetr_keras.models import (
     SegmentationConfig,
     from_preset,
 )
-from tfdetr_keras.models.family import config_of, describe, recast
 from tfdetr_keras.models.presets import PUBLISHED
+from tfdetr_keras.models.registry import config_of, describe, recast
 
 RELATIVES = {
-    # class, trunk, queries, classes, eos coefficient
+    # class, backbone, queries, classes, eos coefficient
     "detr-resnet-50-panoptic": (DETRForSegmentation, "detr-resnet-50", 100, 250, 0.1),
     "detr-resnet-50-dc5-panoptic": (DETRForSegmentation, "detr-resnet-50-dc5", 100, 250, 0.1),
     "detr-resnet-101-panoptic": (DETRForSegmentation, "detr-resnet-101", 100, 250, 0.1),
@@ -44,7 +44,7 @@ def test_defaults_are_the_papers():
     assert config.auxiliary_outputs
 
 
-def test_presets_are_the_papers_four_trunks_with_and_without_dilation_a_tiny_one_and_the_relatives():
+def test_presets_are_the_papers_four_backbones_with_and_without_dilation_a_tiny_one_and_the_relatives():
     names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
     assert set(PRESETS) - {*names, "detr-tiny"} == set(RELATIVES)
     for name in names:
@@ -57,9 +57,9 @@ def test_presets_are_the_papers_four_trunks_with_and_without_dilation_a_tiny_one
 
 @pytest.mark.parametrize("name", RELATIVES)
 def test_presets_of_the_relatives(name):
-    """The figures of the papers' models, in a thin copy: the trunk is compared by its configuration."""
-    kind, trunk, queries, classes, eos_coefficient = RELATIVES[name]
-    assert PRESETS[name].backbone == PRESETS[trunk].backbone
+    """The figures of the papers' models, in a thin copy: the backbone is compared by its configuration."""
+    kind, backbone, queries, classes, eos_coefficient = RELATIVES[name]
+    assert PRESETS[name].backbone == PRESETS[backbone].backbone
     thin = ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 16, 16), 8)
     model = from_preset(name, backbone=thin, encoder_layers=1, decoder_layers=1)
     assert type(model) is kind

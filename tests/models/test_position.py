@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.models.resize import resize_nearest
 
 
 def test_masks_shrink_as_in_pytorch(pytorch):
@@ -19,7 +19,7 @@ def test_masks_shrink_as_in_pytorch(pytorch):
         np.testing.assert_array_equal(resize_nearest(mask, *smaller), expected)
 
 
-def test_the_stride_of_the_trunk(pytorch):
+def test_the_stride_of_the_backbone(pytorch):
     """Every size up to 1333 at the strides 16 and 32, where rounding of the ratio decides."""
     sizes = [(1, size, 1, -(-size // stride)) for stride in (16, 32) for size in range(stride, 1334, 7)]
     for (_, size, _, cells), expected in zip(sizes, pytorch.call("layers:nearest", sizes), strict=True):

@@ -269,12 +269,12 @@ def test_a_model_that_is_not_quantised_says_nothing_of_it(tmp_path):
     assert "quantization" not in make().get_config()
 
 
-def test_a_pretraining_of_the_trunk_goes_on(batch):
+def test_a_pretraining_of_the_backbone_goes_on(batch):
     model = make()
     model.quantize("int8")
-    trunk = td.BackbonePretraining(model)
-    trunk.compile(optimizer="sgd")
-    assert np.isfinite(trunk.fit(*batch, verbose=0).history["loss"][0])
+    backbone = td.BackbonePretraining(model)
+    backbone.compile(optimizer="sgd")
+    assert np.isfinite(backbone.fit(*batch, verbose=0).history["loss"][0])
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 import tfdetr_keras as td
 from port_weights import export, load_model
-from tfdetr_keras.models import family
+from tfdetr_keras.models import registry
 
 NAMES = ["cat", "dog", "traffic light"]
 FIELDS = {
@@ -40,7 +40,7 @@ PIXELS = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype("float32")
 def make(kind="detr", **changes):
     keras.utils.set_random_seed(1)
     config = dataclasses.replace(CONFIGS[kind], **changes)
-    model = family.model_class(config)(config)
+    model = registry.model_class(config)(config)
     model.class_head.bias.assign(np.linspace(-3, 3, config.num_logits))
     return model
 

@@ -21,9 +21,9 @@ from port_weights.exports import ACTIVATIONS, FILES
 from tfdetr_keras import DETR, DETRConfig, Preprocessing, ResNetConfig, SetCriterion
 from tfdetr_keras.models.presets import RESNETS
 
-TRUNK = ResNetConfig(depths=(1, 2), channels=(16, 32), stem_channels=8)
+BACKBONE = ResNetConfig(depths=(1, 2), channels=(16, 32), stem_channels=8)
 TINY = DETRConfig(
-    backbone=TRUNK,
+    backbone=BACKBONE,
     num_classes=3,
     id2label={0: "cat", 1: "Hündin", 2: "cat"},  # COCO names several classes "N/A"
     num_queries=5,
@@ -42,7 +42,7 @@ CRITERION = SetCriterion(2.0, 4.0, 3.0, bbox_loss_coefficient=6.0, giou_loss_coe
 
 
 def changed(config=TINY, backbone=None, **changes):
-    """A configuration with other values, those of its trunk in `backbone`."""
+    """A configuration with other values, those of its backbone in `backbone`."""
     return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, **backbone or {}), **changes)
 
 
@@ -59,7 +59,7 @@ CONFIGS = {
 def random_model(config, criterion=None, seed=0, **options):
     """A Keras model with every weight at random, statistics included.
 
-    Deep random networks map all images to one point, where a wrong trunk would go unnoticed: so kernels that read
+    Deep random networks map all images to one point, where a wrong backbone would go unnoticed: so kernels that read
     rectified values are centred, and attention is sharpened.
     """
     model, rng = DETR(config, criterion, **options), np.random.default_rng(seed)
@@ -270,8 +270,8 @@ def timm_exported(request, tmp_path_factory):
 def test_timm_names(timm_exported, pytorch):
     """Those of the same ResNet in plain PyTorch, which computes the same from them."""
     _, model, folder = timm_exported
-    trunk = model.config.backbone
-    fields = trunk.depths, trunk.channels, trunk.stem_channels, trunk.block, trunk.dilation
+    backbone = model.config.backbone
+    fields = backbone.depths, backbone.channels, backbone.stem_channels, backbone.block, backbone.dilation
     tensors = load_file(folder / "model.safetensors")
     named = {name.removeprefix(TIMM_PREFIX): t for name, t in tensors.items() if name.startswith("model.backbone")}
     pixels = BATCH["pixel_values"]
@@ -357,8 +357,8 @@ def test_a_pth_file(kind, pytorch, weights_of, tmp_path):
 
 @pytest.mark.slow
 def test_the_arguments_of_a_pth_file(pytorch, tmp_path, caplog):
-    trunk = changed(FACEBOOK, dataclasses.asdict(RESNETS["resnet-18"]), position_embedding="learned")
-    export_pth(random_model(trunk, CRITERION), tmp_path / "detr.pth")
+    backbone = changed(FACEBOOK, dataclasses.asdict(RESNETS["resnet-18"]), position_embedding="learned")
+    export_pth(random_model(backbone, CRITERION), tmp_path / "detr.pth")
     assert caplog.text == ""
     arguments = vars(pytorch.call("pickles:read", tmp_path / "detr.pth")["args"])
     assert arguments == {
@@ -371,9 +371,9 @@ def test_the_arguments_of_a_pth_file(pytorch, tmp_path, caplog):
     assert load_model(tmp_path / "detr.pth").criterion == CRITERION
 
 
-def test_a_trunk_that_torchvision_lacks_is_written_and_said(tmp_path, caplog):
+def test_a_backbone_that_torchvision_lacks_is_written_and_said(tmp_path, caplog):
     export_pth(random_model(FACEBOOK), tmp_path / "own.pth")
-    assert "load_model reads this trunk from the .pth, but torchvision has none like it" in caplog.text
+    assert "load_model reads this backbone from the .pth, but torchvision has none like it" in caplog.text
 
 
 @pytest.mark.slow
@@ -415,7 +415,7 @@ def broken(config=TINY):
 
 
 STANDARD_DC5 = changed(backbone=dataclasses.asdict(RESNETS["resnet-18"]) | {"dilation": True})
-DC5 = "the trunk's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
+DC5 = "the backbone's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
 NO_TIMM = (
     "timm has no ResNet of depths (1, 2) and channels (16, 32), only resnet-18, resnet-34, resnet-50, resnet-101: "
 )

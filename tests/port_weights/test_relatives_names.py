@@ -283,7 +283,7 @@ DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation
 
 
 @pytest.mark.parametrize(
-    ("config_class", "trunk"),
+    ("config_class", "backbone"),
     [
         pytest.param(td.SegmentationConfig, THIN, marks=pytest.mark.slow, id="segmentation"),
         pytest.param(td.SegmentationConfig, DC5, marks=pytest.mark.slow, id="segmentation dc5"),
@@ -291,12 +291,12 @@ DC5 = td.ResNetConfig("bottleneck", (1, 1, 1, 2), (64, 64, 64, 96), 16, dilation
         pytest.param(td.ConditionalDETRConfig, DC5, marks=pytest.mark.slow, id="conditional dc5"),
     ],
 )
-def test_the_comparison_knows_the_relatives(config_class, trunk, pytorch, tmp_path):
-    """Also of dilated trunks, which transformers has with timm alone: there its own are dilated by hand."""
-    config = config_class(backbone=trunk, **SMALL)
+def test_the_comparison_knows_the_relatives(config_class, backbone, pytorch, tmp_path):
+    """Also of dilated backbones, which transformers has with timm alone: there its own are dilated by hand."""
+    config = config_class(backbone=backbone, **SMALL)
     pytorch.call("models:save_random", hugging_face_config(config), tmp_path / "random")
-    source = load_file(tmp_path / "random" / "model.safetensors") if trunk.dilation else tmp_path / "random"
-    options = {"heads": 8, "dilation": True} if trunk.dilation else {}
+    source = load_file(tmp_path / "random" / "model.safetensors") if backbone.dilation else tmp_path / "random"
+    options = {"heads": 8, "dilation": True} if backbone.dilation else {}
     rows, _ = compare(source, height=96, width=128, **options)
     assert [row.stage for row in rows if not row.agrees] == []
     assert ("pred_masks" in {row.stage for row in rows}) == (config_class is td.SegmentationConfig)

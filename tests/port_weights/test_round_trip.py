@@ -31,12 +31,12 @@ def assert_same_tensors(found, expected):
 
 def hugging_face(preset, model):
     """The description of a model, each tensor of which has values of its own; their sizes do not matter here."""
-    trunk = PRESETS[preset].backbone
+    backbone = PRESETS[preset].backbone
     backbone = {
-        "embedding_size": trunk.stem_channels,
-        "hidden_sizes": list(trunk.channels),
-        "depths": list(trunk.depths),
-        "layer_type": trunk.block,
+        "embedding_size": backbone.stem_channels,
+        "hidden_sizes": list(backbone.channels),
+        "depths": list(backbone.depths),
+        "layer_type": backbone.block,
     }
     return HuggingFace(model, backbone, {"num_labels": PRESETS[preset].num_classes}, values="uniform")
 
@@ -70,19 +70,19 @@ def test_hugging_face_folders(preset, model, pytorch, tmp_path):
     ],
 )
 def test_facebookresearchs_files(preset, pre_norm, pytorch, tmp_path):
-    trunk = PRESETS[preset].backbone
+    backbone = PRESETS[preset].backbone
     fields = {
-        "depths": trunk.depths,
-        "widths": trunk.channels,
-        "stem_width": trunk.stem_channels,
-        "layer_type": trunk.block,
-        "dilated": trunk.dilation,
+        "depths": backbone.depths,
+        "widths": backbone.channels,
+        "stem_width": backbone.stem_channels,
+        "layer_type": backbone.block,
+        "dilated": backbone.dilation,
         "pre_norm": pre_norm,
     }
     pytorch.call("models:save_pickle", Facebook(fields, values="uniform"), tmp_path / "before.pth")
-    ported = load_model(tmp_path / "before.pth", dilation=trunk.dilation)
+    ported = load_model(tmp_path / "before.pth", dilation=backbone.dilation)
     assert dataclasses.replace(ported.config.backbone, batch_norm="frozen") == dataclasses.replace(
-        trunk, batch_norm="frozen"
+        backbone, batch_norm="frozen"
     )
     assert ported.config.pre_norm == pre_norm
     ported.save(tmp_path / "ported.keras")

@@ -11,7 +11,7 @@ import pytest
 from smallest import SMALLEST
 
 import tfdetr_keras as td
-from tfdetr_keras.models.family import describe
+from tfdetr_keras.models.registry import describe
 from tfdetr_keras.training import RunFolder
 from tfdetr_keras.training.settings import Settings
 

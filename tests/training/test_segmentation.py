@@ -150,7 +150,7 @@ def test_what_is_frozen_may_be_said_and_nothing_is_warned_of(detector, records, 
         run = fit_detector(
             records, names, tmp_path / "run", source=detector, masks=True, freeze="backbone+encoder", **QUICK
         )
-    told = [record.getMessage() for record in caplog.records]  # nothing of a trunk without trainable variables
+    told = [record.getMessage() for record in caplog.records]  # nothing of a backbone without trainable variables
     assert [message.split(":")[0] for message in told] == ["there is no validation set"]
     parts = changed(td.from_pretrained(detector), run.load_model("last"))
     assert {*MASKS, "decoder", "class_head", "box_head"} <= parts

@@ -123,7 +123,7 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--batch-norm",
         choices=("frozen", "trainable"),
-        help="statistics of the trunk (default: as SOURCE has it; trainable for random weights)",
+        help="statistics of the backbone (default: as SOURCE has it; trainable for random weights)",
     )
     model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as SOURCE has it)")
 
@@ -143,14 +143,14 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     )
     add("--augmentation", "mirror, crop and several scales; mirror; or none", choices=("paper", "flip", "none"))
     add("--learning-rate", "the highest", type=float, metavar="RATE")
-    add("--backbone-multiplier", "factor on it in the trunk", type=float, metavar="FACTOR")
+    add("--backbone-multiplier", "factor on it in the backbone", type=float, metavar="FACTOR")
     add("--schedule", "cosine to 0, a tenth for the last quarter, or constant", choices=("cosine", "step", "constant"))
     add("--warmup-steps", "batches in which the rate rises from 0", type=int, metavar="N")
     add("--weight-decay", "decoupled", type=float, metavar="RATE")
     add("--global-clipnorm", "limit of the norm of all gradients together, 1e9 for none", type=float, metavar="NORM")
     add("--gradient-accumulation-steps", "batches for each step of the optimizer", type=int, metavar="N")
     add("--ema-momentum", "use an average of the weights, of e.g. 0.999; 0 for none", type=float, metavar="M")
-    add("--pretraining-epochs", "the trunk alone learns first, for random weights", type=int, metavar="N")
+    add("--pretraining-epochs", "the backbone alone learns first, for random weights", type=int, metavar="N")
     add("--evaluate-every", "epochs from one measurement of AP to the next", type=int, metavar="N")
     add("--precision", "of the computation", choices=("float32", "mixed_bfloat16"))
     recipe.add_argument(

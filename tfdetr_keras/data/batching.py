@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.canvas import canvas_painter
 from tfdetr_keras.data.checks import refuse_empty
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.sizes import smallest_bucket
 from tfdetr_keras.preprocessing import Preprocessing
@@ -167,7 +167,7 @@ def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_b
         checked = tf.cond(
             fits_canvas & fits_rows,
             lambda: tf.constant(0),
-            lambda: host_function(refuse, [targets["image_id"], size, objects, fits_canvas], tf.int32),
+            lambda: numpy_call(refuse, [targets["image_id"], size, objects, fits_canvas], tf.int32),
         )
         with tf.control_dependencies([checked]):
             return tf.nest.map_structure(tf.identity, (inputs, targets))

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.buffers import BufferPool
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.preprocessing import Preprocessing
 
 
@@ -50,7 +50,7 @@ def canvas_painter(preprocessing: Preprocessing) -> Callable[[tf.Tensor, tf.Tens
         return pixels, mask
 
     def painted(levels: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels, mask = host_function(paint, [levels, sizes], [tf.float32, tf.int32])
+        pixels, mask = numpy_call(paint, [levels, sizes], [tf.float32, tf.int32])
         return tf.ensure_shape(pixels, levels.shape), tf.ensure_shape(mask, levels.shape[:3])
 
     return painted

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import file_of
 from tfdetr_keras.losses.targets import dense_targets, validate_targets
 
@@ -53,11 +53,11 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
         checks = []
         if isinstance(inputs, dict) and {"pixel_values", "pixel_mask"} <= set(inputs):
             shapes = [tf.shape(inputs["pixel_values"]), tf.shape(inputs["pixel_mask"])]
-            checks.append(host_function(_check_shapes, shapes, tf.int32))
+            checks.append(numpy_call(_check_shapes, shapes, tf.int32))
         if isinstance(targets, dict) and {"labels", "boxes"} <= set(targets):
             tensors = [targets["labels"], targets["boxes"]]
             tensors += [targets["image_id"]] if "image_id" in targets else []
-            checks.append(host_function(check_targets, tensors, tf.int32))
+            checks.append(numpy_call(check_targets, tensors, tf.int32))
         with tf.control_dependencies(checks):
             element = tf.nest.map_structure(tf.identity, element)
         return element if len(element) > 1 else element[0]

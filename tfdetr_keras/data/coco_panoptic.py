@@ -24,8 +24,8 @@ from tfdetr_keras.data.coco_json import (
     read_coco_json,
 )
 from tfdetr_keras.data.files import ImageFiles, Objects, place_in, read_files
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.panoptic_png import NUMBER_OF_IDS, ids_of_colours
 from tfdetr_keras.data.record import READABLE, Reader, Record, with_static_shapes
 from tfdetr_keras.data.segmentations import is_whole
@@ -302,7 +302,7 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
         inputs = [entry["image_id"], entry["start"], entry["stop"], record["orig_size"], record[READABLE]]
         inputs += [record["boxes"], record["area"]]
         types = [tf.bool, tf.float32, tf.float32, tf.int64, tf.bool]
-        masks, boxes, area, kept, readable = host_function(cut_out, inputs, types)
+        masks, boxes, area, kept, readable = numpy_call(cut_out, inputs, types)
         kept = tf.ensure_shape(kept, (None,))
         record |= {key: tf.gather(record[key], kept) for key in ("labels", "iscrowd")}
         record |= {"masks": masks, "boxes": boxes, "area": area}

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import Border
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import TURNED, decode_image
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 UNREADABLE = "unreadable images"
@@ -153,7 +153,7 @@ def read_files(
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, tf.Tensor]) -> Record:
         record = {key: column[entry["start"] : entry["stop"]] for key, column in columns.items()}
-        image, readable = host_function(decode, [entry["path"], entry["size"]], [tf.uint8, tf.bool])
+        image, readable = numpy_call(decode, [entry["path"], entry["size"]], [tf.uint8, tf.bool])
         record |= {"image": image, "image_id": entry["image_id"], "orig_size": tf.shape(image)[:2]}
         if relative:
             height, width = tf.unstack(tf.cast(tf.ensure_shape(record["orig_size"], (2,)), tf.float32))
@@ -161,7 +161,7 @@ def read_files(
             record["area"] *= height * width
         if rasterise is not None:
             inputs = [entry["path"], entry["start"], entry["stop"], tf.shape(image), readable]
-            record["masks"] = host_function(masks, inputs, tf.bool)
+            record["masks"] = numpy_call(masks, inputs, tf.bool)
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
     @tf.autograph.experimental.do_not_convert

@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import UNKNOWN_SIZE, ImageFiles, Objects, read_files
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.image_formats import IMAGE_SUFFIXES
 from tfdetr_keras.data.listing import files_below, images_below
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
 from tfdetr_keras.models.spelling import did_you_mean
 
@@ -79,7 +79,7 @@ def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
 
     @tf.autograph.experimental.do_not_convert
     def record(place: tf.Tensor) -> Record:
-        image = host_function(lambda place: images[int(place)], [place], tf.uint8)
+        image = numpy_call(lambda place: images[int(place)], [place], tf.uint8)
         return with_static_shapes(nothing | {"image": image, "image_id": place, "orig_size": tf.shape(image)[:2]})
 
     return tf.data.Dataset.range(len(images)).map(record)

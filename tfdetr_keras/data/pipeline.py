@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data import transforms
+from tfdetr_keras.data.augmentation import RECIPES, Augmentation, evaluation
 from tfdetr_keras.data.batching import Batch, BoxReference, Canvas, encode, pad_batches
 from tfdetr_keras.data.border import Border
-from tfdetr_keras.data.host import host_function
-from tfdetr_keras.data.recipes import RECIPES, Augmentation, evaluation
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, reader_of
 from tfdetr_keras.data.sizes import Resize, buckets
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair
@@ -63,8 +63,8 @@ def prepare(
             few shapes. "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last,
             incomplete batch; an epoch of which nothing else is left is an error.
         max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
-        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.recipes`), "flip" (mirror), "none",
-            or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
+        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "flip" (mirror),
+            "none", or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
         color_jitter: whether brightness, contrast, saturation and hue are changed at random in training.
         seed: of the shuffling and the augmentation.
         shuffle_buffer: records to shuffle from; by default all, if the reader holds only their names, else 512.
@@ -198,6 +198,6 @@ def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: boo
         return tf.data.Dataset.counter(first_epoch).flat_map(epoch)
     passes = itertools.count(first_epoch)
     number_of_pass = tf.data.Dataset.range(1).map(
-        lambda _: tf.ensure_shape(host_function(lambda: np.int64(next(passes)), [], tf.int64), ())
+        lambda _: tf.ensure_shape(numpy_call(lambda: np.int64(next(passes)), [], tf.int64), ())
     )
     return number_of_pass.flat_map(epoch)

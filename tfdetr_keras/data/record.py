@@ -35,7 +35,7 @@ import tensorflow as tf
 
 from tfdetr_keras import notebook
 from tfdetr_keras.data.border import MANY, WITHOUT_BOXES, Border, Tally
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 
 Record = dict[str, tf.Tensor]
 
@@ -184,7 +184,7 @@ def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.d
         return np.int64(0)
 
     def nothing(_: tf.Tensor) -> tf.data.Dataset:
-        with tf.control_dependencies([host_function(checked_now, [], tf.int64)]):
+        with tf.control_dependencies([numpy_call(checked_now, [], tf.int64)]):
             return records.take(tf.constant(0, tf.int64))
 
     checked = records.concatenate(tf.data.Dataset.range(1).flat_map(nothing))

@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw
 
 from tfdetr_keras.data.border import Border
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 MAX_OBJECTS = 8
@@ -171,7 +171,7 @@ def load_shapes(
 
     @tf.autograph.experimental.do_not_convert
     def read(index: tf.Tensor) -> Record:
-        tensors = host_function(
+        tensors = numpy_call(
             lambda i: _draw_image(int(i), seed, classes, size), [index], [RECORD_SPEC[key].dtype for key in drawn]
         )
         record = dict(zip(drawn, tensors, strict=True))

@@ -11,7 +11,7 @@ from tfdetr_keras.preprocessing import Interpolation, Preprocessing, SizeRule
 
 NO_LIMIT = 2**31 - 1  # as longest_edge
 BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
-BUCKET_MULTIPLE = 32  # of pixels: the stride of the trunk
+BUCKET_MULTIPLE = 32  # of pixels: the stride of the backbone
 
 
 class Resize(NamedTuple):

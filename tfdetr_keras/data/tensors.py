@@ -14,9 +14,9 @@ from tfdetr_keras.data.border import MANY, Border, OnError
 from tfdetr_keras.data.box_format import BoxFormat, check_box_format, to_xyxy
 from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import SKIP, UNREADABLE
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.image_levels import Notice
 from tfdetr_keras.data.images import decode_image
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 
 FAULTY_RECORDS = "records whose fields do not fit together"
@@ -138,7 +138,7 @@ def records_of(
             return *admitted, np.bool_(sound)
 
         dtypes = [RECORD_SPEC[key].dtype for key in ("boxes", "labels", "iscrowd", "area")] + [tf.bool]
-        boxes, labels, iscrowd, area, sound = host_function(admit, tensors, dtypes)
+        boxes, labels, iscrowd, area, sound = numpy_call(admit, tensors, dtypes)
         readable = readable & sound
         record = {"image": image, "image_id": image_id, "orig_size": size, "boxes": boxes, "labels": labels}
         record |= {"iscrowd": iscrowd, "area": area}
@@ -266,7 +266,7 @@ def _converted(
             border.refuse(UNREADABLE, f"{name.decode()} {error}", SKIP)
             return np.zeros((1, 1, 3), np.uint8), np.False_
 
-    return host_function(
+    return numpy_call(
         call, [name, tf.constant(fault) if isinstance(fault, str) else fault, *inputs], [tf.uint8, tf.bool]
     )
 

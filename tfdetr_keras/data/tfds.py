@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.border import OnError
-from tfdetr_keras.data.host import host_function
 from tfdetr_keras.data.images import stored_size
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.tensors import Fields, from_dataset, part_of
 
 # TensorFlow Datasets' names for object detection.
@@ -106,4 +106,4 @@ def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:
     def size(content: bytes) -> np.ndarray:
         return np.array(stored_size(content) or (0, 0), np.int64)
 
-    return tf.ensure_shape(host_function(size, [element["image"]], tf.int64), (2,))
+    return tf.ensure_shape(numpy_call(size, [element["image"]], tf.int64), (2,))

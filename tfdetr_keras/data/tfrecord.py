@@ -17,7 +17,7 @@ from PIL import Image
 
 from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import read_text
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.tensors import records_of
 from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, image_id_of, parse_example
@@ -143,7 +143,7 @@ def load_tfrecord(
             by_name.setdefault(name.encode(), place)
 
     def element(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = host_function(
+        found = numpy_call(
             lambda place, file, row, example: tuple(parse_example(place, file, row, example, places, by_name).values()),
             [place, file, row, example],
             [spec.dtype for spec in ELEMENT_SPEC.values()],

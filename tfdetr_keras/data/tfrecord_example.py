@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 
 ELEMENT_SPEC = {
     "image": tf.TensorSpec((), tf.string),
@@ -66,7 +66,7 @@ def image_id_of(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.T
         except ValueError:  # told when the record is read
             return np.int64(-1 - place)
 
-    return tf.ensure_shape(host_function(image_id, [place, example], tf.int64), ())
+    return tf.ensure_shape(numpy_call(image_id, [place, example], tf.int64), ())
 
 
 class _Features:

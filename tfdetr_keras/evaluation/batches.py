@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from tfdetr_keras.backend.workers import number_of_workers, worker_index
+from tfdetr_keras.backend.processes import number_of_processes, process_index
+from tfdetr_keras.data.augmentation import evaluation
 from tfdetr_keras.data.batching import Batch, encode, pad_batches
-from tfdetr_keras.data.recipes import evaluation
 from tfdetr_keras.data.record import Record, reader_of
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.preprocessing import Preprocessing
@@ -66,9 +66,9 @@ def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
 
 
 def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
-    workers, reader = number_of_workers(), reader_of(records)
+    workers, reader = number_of_processes(), reader_of(records)
     if workers == 1:
         return records
     if reader is None:
-        return records.shard(workers, worker_index())
-    return reader.records(reader.entries.shard(workers, worker_index()))
+        return records.shard(workers, process_index())
+    return reader.records(reader.entries.shard(workers, process_index()))

@@ -20,10 +20,10 @@ import tensorflow as tf
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tfdetr_keras.backend.workers import gather
+from tfdetr_keras.backend.processes import gather
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
 from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
@@ -231,7 +231,7 @@ def evaluate_detections(
 class Evaluator:
     """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
 
-    Where several processes train a model together (`tfdetr_keras.backend.workers`), each measures its part of the
+    Where several processes train a model together (`tfdetr_keras.backend.processes`), each measures its part of the
     records, and all get the metrics of the whole.
 
     There is no threshold. Every query is a detection, its best class but "no object"; with a classification by
@@ -329,7 +329,7 @@ class Evaluator:
         """What a record says of its objects; masks as COCO's texts of run lengths, one an object."""
         truth = {key: record[key] for key in TRUTH_KEYS}
         if self.masks:
-            texts = host_function(
+            texts = numpy_call(
                 lambda masks: np.array([one["counts"] for one in run_lengths(masks)], np.bytes_),
                 [record["masks"]],
                 tf.string,

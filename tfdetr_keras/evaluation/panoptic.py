@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.backend.workers import gather
+from tfdetr_keras.backend.processes import gather
 from tfdetr_keras.data.checks import readable_errors
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
 from tfdetr_keras.evaluation.panoptic_quality import PanopticQuality
@@ -38,7 +38,7 @@ def evaluate_panoptic(
 
     Segments are those that `model.segment(…, things=things)` finds: of stuff an image has one a class. They are
     compared in the size of the original image. Where several processes work together
-    (`tfdetr_keras.backend.workers`), each measures its part of the records, and all get the quality of the whole.
+    (`tfdetr_keras.backend.processes`), each measures its part of the records, and all get the quality of the whole.
 
     Args:
         model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_masks": (batch, queries, h,
@@ -93,7 +93,7 @@ def _truth(record: Record) -> dict[str, tf.Tensor]:
         return panoptic_truth(dict(zip(keys, values, strict=True)))["segmentation"]
 
     keys = ("image_id", "masks", "labels", "iscrowd")
-    one_map = tf.ensure_shape(host_function(segmentation, [record[key] for key in keys], tf.int32), (None, None))
+    one_map = tf.ensure_shape(numpy_call(segmentation, [record[key] for key in keys], tf.int32), (None, None))
     return {"segmentation": one_map, "labels": record["labels"], "iscrowd": record["iscrowd"]}
 
 

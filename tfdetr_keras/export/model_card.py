@@ -89,8 +89,8 @@ def model_card(
 
 def _architecture(model: Detector) -> str:
     config = model.config
-    trunk = timm_name(config.backbone)
-    name = f"ResNet-{trunk.removeprefix('resnet')}" if trunk else "small ResNet"
+    backbone = timm_name(config.backbone)
+    name = f"ResNet-{backbone.removeprefix('resnet')}" if backbone else "small ResNet"
     dilated = " with a dilated last stage (DC5)" if config.backbone.dilation else ""
     return (
         f"{model.title} over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} "

@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.backend.workers import number_of_workers
+from tfdetr_keras.backend.processes import number_of_processes
 from tfdetr_keras.inference.postprocess import confident
 from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
-from tfdetr_keras.models.folding import FoldedTrunk
+from tfdetr_keras.models.folding import FoldedBackbone
 
-FOLDED_TRUNK = "_folded_trunk"  # the attribute in which a model keeps it, out of Keras' sight
+FOLDED_BACKBONE = "_folded_backbone"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
 
 
@@ -40,33 +40,33 @@ def forward_function(
         model: a `DETRForSegmentation`, or any that gives outputs of that kind, with masks or without.
         inputs_spec: of `prepare`'s inputs.
         masks_above: the score above which a query's mask is wanted; None where no masks are.
-        folded: whether the trunk's batch normalisation is folded into its convolutions, as it is now: the same outputs
-            to a rounding, in less time, for the weights of a second trunk.
+        folded: whether the backbone's batch normalisation is folded into its convolutions, as it is now: the same
+            outputs to a rounding, in less time, for the weights of a second backbone.
 
     Returns:
         A function from `prepare`'s inputs to the model's outputs. A `DETRForSegmentation`'s are those of queries with a
         score above `masks_above`, see `with_sure_masks`, or without masks.
     """
-    trunk = _folded_trunk(model) if folded else None
+    backbone = _folded_backbone(model) if folded else None
     if getattr(model, "has_masks", False):
-        return _with_masks_apart(model, inputs_spec, masks_above, trunk)
+        return _with_masks_apart(model, inputs_spec, masks_above, backbone)
     backend, kept = keras.backend.backend(), _kept(model)
 
     def whole(inputs: Any) -> Any:
-        with contextlib.nullcontext() if trunk is None else trunk.in_place():
+        with contextlib.nullcontext() if backbone is None else backbone.in_place():
             return model(inputs, training=False)
 
     if backend == "tensorflow":
-        key = _key(inputs_spec, trunk)
+        key = _key(inputs_spec, backbone)
         if key not in kept:
             kept[key] = tf.function(whole, input_signature=[inputs_spec], autograph=False)
         return kept[key]
-    if backend == "jax" and (trunk is not None or number_of_workers() > 1):
-        key = trunk is not None
+    if backend == "jax" and (backbone is not None or number_of_processes() > 1):
+        key = backbone is not None
         if key not in kept:
-            kept[key] = _jitted(model, whole, trunk)
+            kept[key] = _jitted(model, whole, backbone)
         return lambda inputs: kept[key](_arrays(inputs))
-    runner = model if trunk is None else _Pass(whole)
+    runner = model if backbone is None else _Pass(whole)
     return lambda inputs: runner.predict_on_batch(_arrays(inputs))
 
 
@@ -106,12 +106,12 @@ def _with_masks_apart(
     model: Any,
     inputs_spec: Mapping[str, tf.TensorSpec],
     masks_above: float | None,
-    trunk: FoldedTrunk | None,
+    backbone: FoldedBackbone | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """The forward pass in two parts, with a look at the scores between them."""
 
     def before_masks(inputs: Any) -> dict[str, Any]:
-        with contextlib.nullcontext() if trunk is None else trunk.in_place():
+        with contextlib.nullcontext() if backbone is None else backbone.in_place():
             stages = model.stages(inputs, masks=False)
         return {name: stages[name] for name in ("logits", "pred_boxes", "mask_inputs")}
 
@@ -123,15 +123,15 @@ def _with_masks_apart(
 
     backend, kept = keras.backend.backend(), _kept(model)
     if backend == "tensorflow":
-        key = _key(inputs_spec, trunk)
+        key = _key(inputs_spec, backbone)
         if key not in kept:
             kept[key] = _graphs(before_masks, model.masks_of, inputs_spec)
         detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, inputs)
     if backend == "jax":
-        key = trunk is not None
+        key = backbone is not None
         if key not in kept:
-            kept[key] = _jitted(model, before_masks, trunk), _jitted(model, model.masks_of)
+            kept[key] = _jitted(model, before_masks, backbone), _jitted(model, model.masks_of)
         detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, _arrays(inputs))
     whole = _Pass(functools.partial(forward, before_masks, model.masks_of))
@@ -143,19 +143,19 @@ def _kept(model: keras.Model) -> dict[Any, Any]:
     return model.__dict__.setdefault(INFERENCE_GRAPHS, {})
 
 
-def _key(inputs_spec: Mapping[str, tf.TensorSpec], trunk: FoldedTrunk | None) -> Any:
-    return trunk is not None, *sorted((name, str(spec)) for name, spec in inputs_spec.items())
+def _key(inputs_spec: Mapping[str, tf.TensorSpec], backbone: FoldedBackbone | None) -> Any:
+    return backbone is not None, *sorted((name, str(spec)) for name, spec in inputs_spec.items())
 
 
-def _folded_trunk(model: keras.Model) -> FoldedTrunk | None:
-    """The model's trunk, folded as it is now; None where there is none to fold."""
+def _folded_backbone(model: keras.Model) -> FoldedBackbone | None:
+    """The model's backbone, folded as it is now; None where there is none to fold."""
     if not isinstance(model, Detector) or model.config.backbone.batch_norm == "folded":
         return None
-    trunk = model.__dict__.setdefault(FOLDED_TRUNK, None)
-    if trunk is None:
-        trunk = model.__dict__[FOLDED_TRUNK] = FoldedTrunk(model)
-    trunk.follow()
-    return trunk
+    backbone = model.__dict__.setdefault(FOLDED_BACKBONE, None)
+    if backbone is None:
+        backbone = model.__dict__[FOLDED_BACKBONE] = FoldedBackbone(model)
+    backbone.follow()
+    return backbone
 
 
 def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
@@ -173,16 +173,18 @@ def _graphs(
     return detector, tf.function(masks_of, input_signature=[specs, queries], autograph=False)
 
 
-def _jitted(model: keras.Model, function: Callable[..., Any], trunk: FoldedTrunk | None = None) -> Callable[..., Any]:
-    """A function of the model's, with a folded trunk or its own, compiled by JAX.
+def _jitted(
+    model: keras.Model, function: Callable[..., Any], backbone: FoldedBackbone | None = None
+) -> Callable[..., Any]:
+    """A function of the model's, with a folded backbone or its own, compiled by JAX.
 
     Where there are several workers it runs on the first device of this one: a batch is this worker's alone.
     """
     import jax
 
     variables = model.trainable_variables + model.non_trainable_variables
-    variables += [] if trunk is None else trunk.variables
-    here = number_of_workers() > 1
+    variables += [] if backbone is None else backbone.variables
+    here = number_of_processes() > 1
 
     @jax.jit
     def stateless(values: Any, *arguments: Any) -> Any:

@@ -4,8 +4,8 @@ from .config import DETRConfig as DETRConfig
 from .config import ResNetConfig as ResNetConfig
 from .config import SegmentationConfig as SegmentationConfig
 from .detr import DETR as DETR
-from .family import from_preset as from_preset
-from .family import from_pretrained as from_pretrained
-from .family import model_class as model_class
 from .presets import PRESETS as PRESETS
+from .registry import from_preset as from_preset
+from .registry import from_pretrained as from_pretrained
+from .registry import model_class as model_class
 from .segmentation import DETRForSegmentation as DETRForSegmentation

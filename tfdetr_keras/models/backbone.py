@@ -117,7 +117,7 @@ class ResidualBlock(layers.Layer):
     """A basic or bottleneck block; the shortcut is projected where the shape changes.
 
     Args:
-        config: the trunk this block belongs to.
+        config: the backbone this block belongs to.
         channels: output channels.
         stride: stride of the block, taken by its (first) 3×3 convolution: "v1.5".
         dilation: dilation of its 3×3 convolutions.
@@ -207,7 +207,7 @@ class Stage(layers.Layer):
 
 
 class ResNet(layers.Layer):
-    """The trunk: stem and stages, giving every stage's feature map.
+    """The backbone: stem and stages, giving every stage's feature map.
 
     Source:
         He et al. 2016, with the stride of a bottleneck in its 3×3 convolution; dilation as DETR, section 4 ("DC5").

@@ -23,7 +23,7 @@ MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head l
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """A ResNet v1.5 trunk: a stem of stride 4, then stages that halve the resolution from the second on.
+    """A ResNet v1.5 backbone: a stem of stride 4, then stages that halve the resolution from the second on.
 
     Args:
         block: `"basic"` (two 3×3 convolutions) or `"bottleneck"` (1×1, 3×3, 1×1 with a quarter of the channels).
@@ -58,7 +58,7 @@ class ResNetConfig:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the trunk's parts, in the order of computation: `"stem"`, `"stage1"`, …"""
+        """Names of the backbone's parts, in the order of computation: `"stem"`, `"stage1"`, …"""
         return ("stem", *(f"stage{index + 1}" for index in range(len(self.depths))))
 
 
@@ -67,7 +67,7 @@ class DETRConfig:
     """The architecture of a DETR and the names of its classes.
 
     Args:
-        backbone: the convolutional trunk.
+        backbone: the convolutional backbone.
         num_classes: real classes; the class head has one more output, the last, for "no object".
         num_queries: object queries, the most objects that one image can yield.
         d_model: width of the transformer.

@@ -217,9 +217,9 @@ class Detector(OwnLossModel):
         """
         if parts != self.config.frozen:
             self.config = dataclasses.replace(self.config, frozen=parts)
-        trunk = dict(zip(self.config.backbone.parts, (self.backbone.stem, *self.backbone.stages), strict=True))
+        backbone = dict(zip(self.config.backbone.parts, (self.backbone.stem, *self.backbone.stages), strict=True))
         layers_of: dict[str, Any] = {
-            name: trunk[name] if name in trunk else getattr(self, name) for name in self.config.parts
+            name: backbone[name] if name in backbone else getattr(self, name) for name in self.config.parts
         }
         for layer in layers_of.values():
             layer.trainable = True
@@ -231,7 +231,7 @@ class Detector(OwnLossModel):
         """A copy for inference, with batch normalisation folded into the convolutions: same outputs, in less time.
 
         The copy can be saved and exported as any model. Go on training with the original: in the copy nothing keeps the
-        trunk's activations in their range.
+        backbone's activations in their range.
 
         Raises:
             ValueError: the model is folded already.

@@ -12,8 +12,8 @@ from tfdetr_keras.models.backbone import ResNet
 from tfdetr_keras.models.config import DETRConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.mlp import MLP
-from tfdetr_keras.models.nearest import resize_nearest
 from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.models.resize import resize_nearest
 from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
 
 

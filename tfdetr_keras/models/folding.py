@@ -15,7 +15,7 @@ CONVOLUTION, NORMALIZATION = "/convolution", "/normalization"
 
 
 def folded_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The weights of a trunk without batch normalisation that computes what one with it computes in inference.
+    """The weights of a backbone without batch normalisation that computes what one with it computes in inference.
 
     y = γ (w ∗ x − μ) / √(σ² + ε) + β is the convolution (γ / √(σ² + ε) w) ∗ x with bias β − γ μ / √(σ² + ε),
     computed in float64.
@@ -38,29 +38,29 @@ def folded_values(values: dict[str, Any]) -> dict[str, Any]:
     return folded
 
 
-class FoldedTrunk:
-    """A model's trunk with batch normalisation folded, for inference with a model that is still being trained.
+class FoldedBackbone:
+    """A model's backbone with batch normalisation folded, for inference with a model that is still being trained.
 
     Args:
-        model: a DETR whose trunk is not folded.
+        model: a DETR whose backbone is not folded.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
         config = dataclasses.replace(model.config.backbone, batch_norm="folded")
-        self._trunk = ResNet(config, name="backbone", dtype=model.dtype_policy)
-        self._trunk.build((None, None, None, 3))
+        self._backbone = ResNet(config, name="backbone", dtype=model.dtype_policy)
+        self._backbone.build((None, None, None, 3))
         self._sums: list[Any] = []
 
     @property
     def variables(self) -> list[Any]:
         """The folded kernels and biases."""
-        return self._trunk.variables
+        return self._backbone.variables
 
     def follow(self) -> None:
-        """Fold again if the model's own trunk has changed since the last time.
+        """Fold again if the model's own backbone has changed since the last time.
 
-        The trunk is compared by the sums of its weights along their first and their last axes, which takes some
+        The backbone is compared by the sums of its weights along their first and their last axes, which takes some
         hundredths of the time of a forward pass: weights change in many ways, and no backend tells of all.
         """
         weights = self._model.backbone.weights
@@ -69,16 +69,16 @@ class FoldedTrunk:
             not ops.all(ops.equal(new, old)) for new, old in zip(sums, self._sums, strict=True)
         ):
             values = folded_values({_inside(variable): ops.convert_to_numpy(variable) for variable in weights})
-            for variable in self._trunk.weights:
+            for variable in self._backbone.weights:
                 variable.assign(values[_inside(variable)])
             self._sums = sums
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute with this trunk: while a graph of it is traced, or eagerly."""
+        """Let the model compute with this backbone: while a graph of it is traced, or eagerly."""
         own = self._model.backbone
         # Past Keras, which would take it for a new part of the model.
-        self._model.__dict__["backbone"] = self._trunk
+        self._model.__dict__["backbone"] = self._backbone
         try:
             yield
         finally:
@@ -86,7 +86,7 @@ class FoldedTrunk:
 
 
 def _inside(variable: Any) -> str:
-    """The path of a trunk's variable within it."""
+    """The path of a backbone's variable within it."""
     return "/" + variable.path.split("backbone/", 1)[1]
 
 

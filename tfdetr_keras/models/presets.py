@@ -102,8 +102,8 @@ def nearest_preset(config: DETRConfig) -> DETRConfig | None:
     """
 
     def architecture(of: DETRConfig) -> tuple[Any, ...]:
-        trunk = dataclasses.replace(of.backbone, batch_norm="frozen")
-        return type(of), of.pre_norm, trunk, of.d_model, of.encoder_layers, of.decoder_layers
+        backbone = dataclasses.replace(of.backbone, batch_norm="frozen")
+        return type(of), of.pre_norm, backbone, of.d_model, of.encoder_layers, of.decoder_layers
 
     alike = [preset for preset in PRESETS.values() if architecture(preset) == architecture(config)]
     return next((preset for preset in alike if preset.num_queries == config.num_queries), next(iter(alike), None))

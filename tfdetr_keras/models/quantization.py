@@ -16,7 +16,7 @@ import keras
 from keras import layers
 
 MODES = ("int8", "int4", "float8")
-# Convolutions stay in float, also where Keras could quantise them: the trunk and the mask head use their kernels
+# Convolutions stay in float, also where Keras could quantise them: the backbone and the mask head use their kernels
 # directly, scaled by the normalisation or cut in two.
 QUANTIZABLE = (layers.Dense, layers.EinsumDense, layers.Embedding)
 

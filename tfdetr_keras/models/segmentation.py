@@ -23,7 +23,7 @@ from keras import initializers, layers, ops
 from tfdetr_keras.models.attention import LARGEST
 from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.nearest import resize_nearest
+from tfdetr_keras.models.resize import resize_nearest
 from tfdetr_keras.models.transformer import NORM_EPSILON
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
@@ -228,7 +228,7 @@ class DETRForSegmentation(DETR):
         Raises:
             ValueError: the detector is of another class, or its widths do not suit a mask head.
         """
-        from tfdetr_keras.models.family import recast  # which knows this class
+        from tfdetr_keras.models.registry import recast  # which knows this class
 
         config = recast(detector.config, cls)
         model = cls(config, detector.criterion, dtype=detector.dtype_policy)

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from tfdetr_keras.backend.atomic import whole_file
-from tfdetr_keras.backend.workers import by_this_worker_alone, worker_index
+from tfdetr_keras.backend.processes import by_this_worker_alone, process_index
 from tfdetr_keras.training.averages import averaged_weights
 from tfdetr_keras.training.finite import refuse_non_finite
 from tfdetr_keras.training.state_file import StateFile, write_arrays
@@ -112,7 +112,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Refuses to train over a run, before an epoch is spent on it."""
-        if worker_index() == 0:
+        if process_index() == 0:
             self._refuse_another_run()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -122,7 +122,7 @@ class Checkpoint(keras.callbacks.Callback):
         improved = self._improves(self.history[-1].get(self.monitor))
         if improved:
             self.best = epoch
-        if worker_index() != 0:
+        if process_index() != 0:
             return
         self._refuse_another_run()
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import name_of
 from tfdetr_keras.training.fingerprint import UNKNOWN, outlines_of
 
@@ -58,7 +58,7 @@ def watch_crowding(batches: tf.data.Dataset, num_queries: int) -> tf.data.Datase
         return np.True_
 
     def pass_on(inputs: Any, targets: Any) -> Any:
-        looked = host_function(look, [targets["labels"], targets["image_id"]], tf.bool)
+        looked = numpy_call(look, [targets["labels"], targets["image_id"]], tf.bool)
         with tf.control_dependencies([looked]):
             return tf.nest.map_structure(tf.identity, (inputs, targets))
 

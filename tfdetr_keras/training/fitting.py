@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfdetr_keras.backend.full_disk import told_if_full
-from tfdetr_keras.backend.workers import gather, number_of_workers, worker_index
+from tfdetr_keras.backend.processes import gather, number_of_processes, process_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
 from tfdetr_keras.data.pipeline import prepare
@@ -38,11 +38,11 @@ from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
 from tfdetr_keras.training.optimizer import AdamW
 from tfdetr_keras.training.pretraining import BackbonePretraining
 from tfdetr_keras.training.progress import Progress
+from tfdetr_keras.training.reporting import Reporting
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.schedules import learning_rate
 from tfdetr_keras.training.settings import NO_LIMIT, Settings, check_against_steps
 from tfdetr_keras.training.starting_model import starting_model
-from tfdetr_keras.training.story import Story
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def fit_detector(
     if not resume:
         run.refuse_other_run()
     with told_if_full(run.path), _told_what_is_left(run):
-        with run.held() if worker_index() == 0 else contextlib.nullcontext():
+        with run.held() if process_index() == 0 else contextlib.nullcontext():
             _train(run, records, class_names, validation, source, resume, callbacks, data, accept_changed_data, chosen)
         gather(None)  # until the files are written
     return run
@@ -172,7 +172,7 @@ def _train(
     done = checkpoint.restore(model)
     if chosen.epochs < done:
         raise ValueError(f"epochs must be at least {done}, which {run.path} has done already, not {chosen.epochs}")
-    if going_on and worker_index() == 0:
+    if going_on and process_index() == 0:
         others: dict[str, Any] = {} if data is None else {"data": data, "folder": str(run.path.absolute())}
         if changed or "records" not in run.config():
             others["records"] = {part: one and one.as_json() for part, one in noted.items()}
@@ -181,11 +181,11 @@ def _train(
             logger.warning("going on with other data than before: AP before and after do not compare")
         run.change({name: getattr(chosen, name) for name in CHANGEABLE}, **others)
         logger.info("going on after epoch %d of %d", done, chosen.epochs)
-    story = Story(run, checkpoint, validation, class_names, chosen, masks)
+    reporting = Reporting(run, checkpoint, validation, class_names, chosen, masks)
     progress = Progress(steps, images, bar=_verbose() == 1)
-    if story.precision is not None:
-        story.precision.progress = progress.measured
-    with run.start() if worker_index() == 0 and not going_on else contextlib.nullcontext():
+    if reporting.precision is not None:
+        reporting.precision.progress = progress.measured
+    with run.start() if process_index() == 0 and not going_on else contextlib.nullcontext():
         if done < chosen.epochs:
             _announce(model, chosen, steps, number, images)
             of_recipe = sorted(given.of_recipe(model))
@@ -196,7 +196,7 @@ def _train(
                 if not done:
                     _pretrain(model, records, chosen)
                 batches = guard.watch(_epochs(records, chosen, done, number))
-                if worker_index() == 0 and not tell_crowded_images(records, model.config.num_queries):
+                if process_index() == 0 and not tell_crowded_images(records, model.config.num_queries):
                     batches = watch_crowding(batches, model.config.num_queries)
                 model.fit(
                     batches,
@@ -204,13 +204,13 @@ def _train(
                     initial_epoch=done,
                     validation_data=_validation_batches(validation, chosen),
                     callbacks=[
-                        *(stop, guard, *((progress,) if worker_index() == 0 else ()), *story.before()),
-                        *(() if going_on or worker_index() != 0 else (begin,)),
-                        *(checkpoint, story, *callbacks),
+                        *(stop, guard, *((progress,) if process_index() == 0 else ()), *reporting.before()),
+                        *(() if going_on or process_index() != 0 else (begin,)),
+                        *(checkpoint, reporting, *callbacks),
                     ],
                     verbose=_verbose(),
                 )
-    story.tell()
+    reporting.tell()
 
 
 class _Begin(keras.callbacks.Callback):
@@ -230,7 +230,7 @@ class _Begin(keras.callbacks.Callback):
 
 def _announce(model: Detector, settings: Settings, steps: int, images: int, validation_images: int) -> None:
     """Says what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
-    if worker_index() != 0:
+    if process_index() != 0:
         return
     logger.info(
         "training a %s of %.1f million weights on %d images of up to %d x %d pixels: %d epochs of %d steps",
@@ -268,7 +268,7 @@ def _optimizer(model: Detector, settings: Settings, steps_per_epoch: int) -> Ada
 
 
 def _check_workers(settings: Settings) -> None:
-    workers = number_of_workers()
+    workers = number_of_processes()
     if workers > 1 and keras.distribution.distribution() is None:
         raise ValueError(
             f"{workers} processes, each of which would train a model of its own: first call "
@@ -290,14 +290,14 @@ def _check_masks(model: Detector, **sets: tf.data.Dataset | None) -> None:
 def _batches(settings: Settings) -> dict[str, Any]:
     """Arguments of `prepare`, for training and for validation; of this worker's part of each batch."""
     names = ("pad_to", "max_boxes", "preprocessing")
-    return {"batch_size": settings.batch_size // number_of_workers()} | {
+    return {"batch_size": settings.batch_size // number_of_processes()} | {
         name: getattr(settings, name) for name in names
     }
 
 
 def _validation_batches(validation: tf.data.Dataset | None, settings: Settings) -> tf.data.Dataset | None:
     """For the validation loss. Several workers go without: their shares of the last batch would differ."""
-    return None if validation is None or number_of_workers() > 1 else prepare(validation, **_batches(settings))
+    return None if validation is None or number_of_processes() > 1 else prepare(validation, **_batches(settings))
 
 
 def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, count: int) -> tf.data.Dataset:
@@ -313,34 +313,34 @@ def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, coun
         color_jitter=settings.color_jitter,
         seed=settings.seed,
         first_epoch=first_epoch * passes,
-        shard=(number_of_workers(), worker_index()),
+        shard=(number_of_processes(), process_index()),
         **_batches(settings),
     )
     if settings.steps_per_epoch is not None:
         return batches.repeat(passes).take(settings.steps_per_epoch)
     # One worker may have a batch more than another.
-    return batches if number_of_workers() == 1 else batches.take(count // settings.batch_size)
+    return batches if number_of_processes() == 1 else batches.take(count // settings.batch_size)
 
 
 def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> None:
-    """The trunk alone learns where each class is."""
+    """The backbone alone learns where each class is."""
     epochs = settings.pretraining_epochs
     if not epochs:
         return
-    logger.info("the trunk alone learns first, for %d epochs", epochs)
+    logger.info("the backbone alone learns first, for %d epochs", epochs)
     batches = _epochs(records, settings, 0, number := count(records))
     steps = epochs * (settings.steps_per_epoch or max(1, number // settings.batch_size))
     schedule = keras.optimizers.schedules.CosineDecay(PRETRAINING_LEARNING_RATE, steps)
-    trunk = BackbonePretraining(model)
-    trunk.compile(
+    backbone = BackbonePretraining(model)
+    backbone.compile(
         optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
         jit_compile=settings.compilation(model.preprocessing),
     )
-    trunk.fit(batches, epochs=epochs, verbose=_verbose())
+    backbone.fit(batches, epochs=epochs, verbose=_verbose())
 
 
 def _verbose() -> int:
     """A bar for people, a line per epoch for logs; of several workers the first one talks."""
-    if worker_index() != 0:
+    if process_index() != 0:
         return 0
     return 1 if sys.stdout.isatty() else 2

@@ -1,6 +1,6 @@
 """How much memory a training step takes, from shapes, before it is tried: later an error ends a run in its middle.
 
-Counted are the numbers that the way back needs: of the trunk the results of its convolutions from the first trained
+Counted are the numbers that the way back needs: of the backbone the results of its convolutions from the first trained
 part on, of the transformer tokens and attention weights, of the mask head the maps of the objects; and for each trained
 weight gradient and moments. What a step takes of each was measured on a CPU with TensorFlow, see "Memory of a step" in
 benchmarks/RESULTS.md; it is float32, or less.
@@ -29,7 +29,7 @@ OBJECTS = 10  # of an image, where nobody says how many there are
 # Measured: bytes of the traced graph and its runtime; bytes of each trained weight; and how often each counted number
 # is held at the highest point.
 RUNTIME, STATE = 400 * 2**20, 22
-OF_TRUNK, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
+OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
 TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
 
 
@@ -45,7 +45,7 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
     """
     config = model.config
     cells = _cells(config.backbone, height, width)
-    kept = OF_TRUNK * _of_trunk(config.backbone, config.frozen, height, width)
+    kept = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width)
     kept += OF_TOKENS * _of_tokens(config, *cells) + OF_ATTENTION * _of_attention(config, *cells)
     if isinstance(config, SegmentationConfig):
         kept += OF_MASKS * _of_masks(config, *cells, min(objects or OBJECTS, config.num_queries))
@@ -154,7 +154,7 @@ def _cells(backbone: ResNetConfig, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _of_trunk(backbone: ResNetConfig, frozen: Sequence[str], height: int, width: int) -> int:
+def _of_backbone(backbone: ResNetConfig, frozen: Sequence[str], height: int, width: int) -> int:
     """Numbers kept of one image: the results of the convolutions behind the first one that is trained."""
     parts = {"stem": 0}
     height, width = -(-height // 2), -(-width // 2)

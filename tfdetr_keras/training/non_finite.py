@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.host import host_function
+from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import file_of
 from tfdetr_keras.training.finite import refuse_non_finite
 
@@ -49,7 +49,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
             return step
 
         def pass_on(step: tf.Tensor, batch: Any) -> Any:
-            with tf.control_dependencies([host_function(note, [step, batch[1]["image_id"]], tf.int64)]):
+            with tf.control_dependencies([numpy_call(note, [step, batch[1]["image_id"]], tf.int64)]):
                 return tf.nest.map_structure(tf.identity, batch)
 
         return batches.enumerate().map(pass_on)

@@ -1,4 +1,4 @@
-"""AdamW with DETR's settings: a tenth of the learning rate in the trunk, gradients clipped hard (DETR, section 4).
+"""AdamW with DETR's settings: a tenth of the learning rate in the backbone, gradients clipped hard (DETR, section 4).
 
 Two details differ from `keras.optimizers.AdamW` and are PyTorch's: epsilon is added to the bias-corrected root of the
 second moment, not to the root as it is; and weight decay follows each group's own learning rate.

@@ -1,9 +1,10 @@
-"""A start for trunks that have no pretrained weights: learn where each class is before learning which boxes there are.
+"""A start for backbones that have no pretrained weights: learn where each class is before learning which boxes there
+are.
 
-DETR's trunk comes pretrained on ImageNet (section 4, "Technical details"); from random weights the transformer first
-has to guess at features that mean nothing, and few can wait that long. `BackbonePretraining` trains the trunk alone, on
-the detector's own dataset, to tell for each cell of its last feature map which classes' boxes cover the cell. That is a
-plain convolutional task and takes minutes where the detector would take hours.
+DETR's backbone comes pretrained on ImageNet (section 4, "Technical details"); from random weights the transformer first
+has to guess at features that mean nothing, and few can wait that long. `BackbonePretraining` trains the backbone alone,
+on the detector's own dataset, to tell for each cell of its last feature map which classes' boxes cover the cell. That
+is a plain convolutional task and takes minutes where the detector would take hours.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from tfdetr_keras.models.own_loss import OwnLossModel
 
 
 class BackbonePretraining(OwnLossModel):
-    """A detector's trunk with a 1×1 convolution that says which classes cover each cell.
+    """A detector's backbone with a 1×1 convolution that says which classes cover each cell.
 
-    The trunk is shared, not copied: after `fit` the detector has the weights. Compile it with an optimizer of its own
-    and fit it on the detector's datasets; the loss, mean binary cross-entropy over cells and classes, is built in.
+    The backbone is shared, not copied: after `fit` the detector has the weights. Compile it with an optimizer of its
+    own and fit it on the detector's datasets; the loss, mean binary cross-entropy over cells and classes, is built in.
 
     Inputs and targets: those of the detector. Outputs: `(batch, rows, columns, num_classes)` float32 logits.
 

@@ -36,7 +36,7 @@ from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.evaluation.coco import MASK, class_table
 from tfdetr_keras.models import from_pretrained
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.family import config_of, describe, model_class
+from tfdetr_keras.models.registry import config_of, describe, model_class
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.preprocessing import Preprocessing

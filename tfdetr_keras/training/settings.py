@@ -77,9 +77,9 @@ class Settings:
             it, which for published weights is stem and first stage, and with `masks` the whole detector.
         batch_norm: "frozen" or "trainable"; by default as the source has it, and trainable from random weights.
         dropout: of every residual branch; by default as the source has it.
-        pretraining_epochs: epochs in which the trunk alone learns first (`BackbonePretraining`), for random weights.
-        learning_rate: the highest, of all but the trunk (DETR: 1e-4).
-        backbone_multiplier: factor on the learning rate in the trunk (DETR: 0.1).
+        pretraining_epochs: epochs in which the backbone alone learns first (`BackbonePretraining`), for random weights.
+        learning_rate: the highest, of all but the backbone (DETR: 1e-4).
+        backbone_multiplier: factor on the learning rate in the backbone (DETR: 0.1).
         schedule: "cosine" to 0 (by default, of DETR); "step", a tenth for the last quarter of the run (the paper: the
             last 100 of 300 or 400 epochs); or "constant".
         warmup_steps: batches over which the learning rate rises from 0 (DETR: 0).

@@ -22,7 +22,7 @@ QUIET_SECONDS = 0.1  # without a call, after which all pipelines have come to a 
 _state = SimpleNamespace(ending=False, last_call=0.0)
 
 
-def host_function(function: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) -> Any:
+def numpy_call(function: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) -> Any:
     """Calls a function of numpy arrays inside the graph: `tf.numpy_function`, safe at exit.
 
     Args:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 
-def number_of_workers() -> int:
+def number_of_processes() -> int:
     """How many processes train the model."""
     if keras.backend.backend() != "jax":
         return 1
@@ -24,7 +24,7 @@ def number_of_workers() -> int:
     return jax.process_count()
 
 
-def worker_index() -> int:
+def process_index() -> int:
     """Which of them this one is; 0 writes the files."""
     if keras.backend.backend() != "jax":
         return 0
@@ -39,7 +39,7 @@ def gather(value: Any) -> list[Any]:
     Args:
         value: anything that can be pickled.
     """
-    if number_of_workers() == 1:
+    if number_of_processes() == 1:
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tfdetr_keras.backend.atomic import whole_file
-from tfdetr_keras.backend.workers import worker_index
+from tfdetr_keras.backend.processes import process_index
 from tfdetr_keras.data.record import title_of
 from tfdetr_keras.inference.segments import lay_masks
 from tfdetr_keras.training.average_precision import AveragePrecision
@@ -38,7 +38,7 @@ class LearningRate(keras.callbacks.Callback):
             logs["learning_rate"] = float(self.model.optimizer.learning_rate)
 
 
-class Story(keras.callbacks.Callback):
+class Reporting(keras.callbacks.Callback):
     """Writes the readable files of a run; stands behind its checkpoint in the list of callbacks.
 
     Args:
@@ -82,7 +82,7 @@ class Story(keras.callbacks.Callback):
         measuring: list[keras.callbacks.Callback] = [LearningRate()]
         if self.precision is not None:
             measuring.append(self.precision)
-        if self.settings.tensorboard and worker_index() == 0:
+        if self.settings.tensorboard and process_index() == 0:
             measuring.append(keras.callbacks.TensorBoard(self.run.path / TENSORBOARD, write_graph=False))
         return measuring
 
@@ -115,7 +115,7 @@ class Story(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the figures, and the curves and the report if it is time to; of several workers the first one does."""
-        if worker_index() != 0:
+        if process_index() != 0:
             return
         self.run.write_log(self.checkpoint.history)
         if time.monotonic() >= self._next_report:
@@ -124,7 +124,7 @@ class Story(keras.callbacks.Callback):
 
     def tell(self) -> None:
         """Writes figures, curves and report."""
-        if worker_index() != 0:
+        if process_index() != 0:
             return
         history = self.checkpoint.history
         if history:

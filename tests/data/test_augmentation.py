@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfdetr_keras.data import load_shapes
-from tfdetr_keras.data.recipes import RECIPES
+from tfdetr_keras.data.augmentation import RECIPES
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.data.transforms import color_jitter, crop, flip_horizontally, resize
 
