@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from code_blocks import REPOSITORY, RUN, blocks_of, run_page
 from own_process import in_own_process
-from stand_ins import CLASSES, prepared_builder, shapes, write_coco, write_images, write_voc, write_yolo
+from stand_ins import CLASSES, write_coco, write_images
 
 import tfdetr_keras as td
 
@@ -27,29 +26,12 @@ WRITTEN = ("run", "served", "found")
 
 
 def furnish(workplace):
-    """Puts into the workplace everything else that the README speaks of; gives the names that its programs know."""
+    """Puts into the workplace everything else that the README speaks of."""
     # Few images, for fifty epochs at 800 × 1333.
     write_coco(workplace / "photos", workplace / "train.json", 8)
     write_images(workplace / "photos" / "new", 2)
     write_coco(workplace / "images", workplace / "annotations.json", 8)
-    for name in ("held_out.json", "instances.json"):
-        shutil.copy(workplace / "annotations.json", workplace / name)
-    write_voc(workplace / "JPEGImages", workplace / "Annotations", 4)
-    write_yolo(workplace / "folder", "train", 4)
-    records, names = shapes(4, 3)
-    td.data.write_tfrecord(records, workplace / "folder", names)
-    shutil.copytree(workplace / "facebook" / "detr-resnet-50", workplace / "SOURCE")
-    many, _ = shapes(24, 3)  # enough for a whole batch of one shape
-    own = many.map(
-        lambda record: {
-            "photo": record["image"],
-            "objects": {
-                "box": tf.concat([record["boxes"][:, :2], record["boxes"][:, 2:] - record["boxes"][:, :2]], axis=1),
-                "kind": tf.gather(list(CLASSES), record["labels"]),
-            },
-        }
-    )
-    return {"builder": prepared_builder(workplace / "tensorflow_datasets", 4), "dataset": own}
+    shutil.copy(workplace / "annotations.json", workplace / "held_out.json")
 
 
 @pytest.mark.slow
@@ -60,8 +42,8 @@ def test_every_block_runs_as_written(workplace):
 def run_readme():
     """Runs all of it in the current folder."""
     folder = Path.cwd()
-    given = furnish(folder)
-    namespace = {"__name__": "README", **given}
+    furnish(folder)
+    namespace = {"__name__": "README"}
     seen = []
 
     def before(block):
@@ -71,8 +53,6 @@ def run_readme():
         seen.append(block)
         for name in WRITTEN:
             shutil.rmtree(folder / name, ignore_errors=True)
-        if "from_dataset" in block.code:
-            namespace["dataset"] = given["dataset"]  # another block has its own of this name
 
     run_page(README, namespace, before, LEFT_OUT)
     check(seen[-1].code, folder, namespace)
@@ -112,32 +92,9 @@ def _looked_at(folder, names):
     assert (folder / "served" / "saved_model.pb").is_file()
 
 
-def _readers(folder, names):
-    assert names["names"] == list(CLASSES)
-    inputs, targets = next(iter(names["train"]))
-    assert targets["labels"].shape == (4, 100)
-    assert tuple(inputs["pixel_values"].shape[1:3]) in {(480, 480), (480, 608), (608, 480)}
-
-
-def _ported(folder, names):
-    assert (folder / "OUT.keras").is_file()
-
-
-def _back(folder, names):
-    assert {path.name for path in (folder / "detector-hf").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-    }
-    assert (folder / "detector.pth").is_file()
-
-
 CHECKS = {
     "td.fit_detector(": _fine_tuned,
     "tfdetr train": _on_the_command_line,
     "model.fit(": _plain_keras,
     "model.detect(": _looked_at,
-    "from_dataset(": _readers,
-    "port_weights convert": _ported,
-    "export_pth(": _back,
 }
