@@ -67,7 +67,8 @@ def write(path: Path) -> None:
         found |= {f"{name}: output {key}": np.asarray(value) for key, value in outputs.items()}
         found[f"{name}: loss"] = np.asarray(loss)
         for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
-            found[f"{name}: gradient {variable.path.split('/', 1)[1]}"] = np.asarray(gradient)
+            dense = np.zeros(variable.shape) if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
+            found[f"{name}: gradient {variable.path.split('/', 1)[1]}"] = dense
         found[f"{name}: losses of {STEPS} steps"] = np.asarray(logs, np.float32).ravel()
         for variable in model.weights:
             found[f"{name}: after {STEPS} steps {variable.path.split('/', 1)[1]}"] = np.asarray(variable)
