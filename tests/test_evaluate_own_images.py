@@ -10,7 +10,7 @@ import tfdetr_keras as td
 from tfdetr_keras.cli import main
 from tfdetr_keras.models import PRESETS
 
-pytestmark = pytest.mark.usefixtures("without_tracing")
+pytestmark = [pytest.mark.usefixtures("without_tracing"), pytest.mark.slow]
 
 COUNT, SHARE, SEED = 20, 0.3, 3
 SHAPES = ["--data", "shapes", "--count", str(COUNT), "--drawn-size", "48", "64"]

@@ -185,6 +185,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert (status, told(lines)) == (130, ["stopped; go on with: tfdetr resume run"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_first_epoch_leaves_nothing(tmp_path):
     arguments = ("train", *SHAPES, *FROM, *SMALL, "--steps-per-epoch", "1000000", "--out", "a/run")
     process = start(tmp_path, *arguments)

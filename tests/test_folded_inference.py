@@ -38,7 +38,10 @@ def test_equal_to_a_rounding_and_traced_once(model, records):
     assert graph.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize("change", ["kernel", "statistics", "permuted", "a loaded file", "a training step"])
+@pytest.mark.parametrize(
+    "change",
+    ["kernel", "statistics", "permuted", "a loaded file", pytest.param("a training step", marks=pytest.mark.slow)],
+)
 def test_it_follows_the_weights(model, records, change, tmp_path):
     before = assert_up_to_date(model, records)
     stem = model.backbone.stem

@@ -56,7 +56,9 @@ def file(model, tmp_path_factory):
         pytest.param("import keras; import tfdetr_keras as td; td.load_model(file)", marks=pytest.mark.slow),
         pytest.param("import keras; import tfdetr_keras; keras.saving.load_model(file)", marks=pytest.mark.slow),
         # Until one of its names is used, the package need not have brought Keras along.
-        "import tfdetr_keras as td; import keras; td.DETR; keras.saving.load_model(file)",
+        pytest.param(
+            "import tfdetr_keras as td; import keras; td.DETR; keras.saving.load_model(file)", marks=pytest.mark.slow
+        ),
     ],
     ids=["ours first", "keras first", "keras first, by keras", "ours first, by keras"],
 )

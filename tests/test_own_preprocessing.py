@@ -68,7 +68,12 @@ def test_it_is_measured_by_it(runs, name, own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "own"), [("canvas", CANVAS), pytest.param("table", TABLE, marks=pytest.mark.slow), ("other", OTHER)]
+    ("name", "own"),
+    [
+        pytest.param("canvas", CANVAS, marks=pytest.mark.slow),
+        pytest.param("table", TABLE, marks=pytest.mark.slow),
+        ("other", OTHER),
+    ],
 )
 def test_what_is_predicted_and_exported(runs, name, own, photographs, tmp_path):
     model = td.load_model(runs / name)
@@ -118,6 +123,7 @@ def test_pytorchs_folder_has_it(runs, name, own, tmp_path):
     assert "size=" not in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_one_field_is_overridden(runs, tmp_path, capsys):
     arguments = ["train", *TRAIN, "--from", str(runs / "table.keras"), "--size", "48", "80", "--out"]
     arguments.append(str(tmp_path / "run"))
@@ -127,6 +133,7 @@ def test_one_field_is_overridden(runs, tmp_path, capsys):
     assert "--buckets chooses the canvases itself: leave --pad-to away" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
     """Without a word, or with the same said; with another size it is another run."""
     records, names = td.data.load_shapes(8, seed=2, size=(40, 90))
@@ -141,6 +148,7 @@ def test_a_run_is_gone_on_with_by_it(runs, tmp_path, capsys):
         td.fit_detector(records, names, tmp_path / "run", resume=True, **settings, size=(64, 64))
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version(without_tracing, tmp_path):
     """Which wrote sizes, and models that do not say how images are prepared."""
     records, names = td.data.load_shapes(8, seed=2, size=(40, 90))

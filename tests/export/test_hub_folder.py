@@ -17,6 +17,8 @@ from tfdetr_keras.cli import main
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SIZE, CANVAS = (48, 64), (64, 64)
 CARD = {"repository": "me/shapes", "dataset": "somebody/drawn-shapes", "license": "apache-2.0"}
 

@@ -12,6 +12,7 @@ from tfdetr_keras import export
 
 
 @pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_onnx_runtime_finds_what_keras_finds(
     detector, photographs, by_matrices, unresized, assert_same, tmp_path, pad_to
 ):

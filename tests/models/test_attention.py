@@ -122,6 +122,7 @@ def test_padding_has_no_weight_when_xla_compiles(dtype):
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.slow
 def test_padding_has_no_weight_on_other_backends(backend, request):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")

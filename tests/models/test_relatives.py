@@ -149,6 +149,7 @@ def test_a_criterion_for_other_classes_is_refused(batch, kind):
         model.train_on_batch(*batch)
 
 
+@pytest.mark.slow
 def test_masks_are_asked_for(batch):
     inputs, targets = batch
     model = make("segmentation")

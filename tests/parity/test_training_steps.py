@@ -82,6 +82,7 @@ def by_path(pair, weights):
     ],
     ids=["detr", "table-transformer", "segmentation", "conditional"],
 )
+@pytest.mark.slow
 def test_ten_steps(tmp_path, relative, pytorch):
     pair = hugging_face_pair(pytorch, tmp_path, "thin", **SMALL | relative)
     # transformers reads Conditional DETR's weight of the class loss, 2, and does not use it.

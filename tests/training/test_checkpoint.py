@@ -20,6 +20,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_state_is_all_of_model_and_optimizer(compiled, batches, tmp_path):
     """Dropout's seeds, averages, moments, accumulated gradients; that training goes on alike is tested apart."""
     options = {"changes": {"dropout": 0.3}, "use_ema": True, "ema_momentum": 0.9, "gradient_accumulation_steps": 2}

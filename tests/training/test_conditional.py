@@ -16,6 +16,8 @@ from tfdetr_keras.training.fitting import fit_detector
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.training.starting_model import starting_model
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"epochs": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
 QUICK = small_run.SETTINGS | {"source": "conditional-smallest"} | SHORT
 SIZES = {"size": (small_run.SIDE, small_run.SIDE), "batch_size": 4, "pad_to": (small_run.SIDE, small_run.SIDE)}
