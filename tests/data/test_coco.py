@@ -13,12 +13,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tfdetr_keras.data import coco_category_ids, files, load_coco, readable_errors
-from tfdetr_keras.data.border import EMPTY_BOX, WITHOUT_BOXES
 from tfdetr_keras.data.coco import WITHOUT_MASK
 from tfdetr_keras.data.coco_json import FAULTY_ANNOTATIONS, REPEATED_ANNOTATIONS, UNKNOWN_CATEGORIES, UNKNOWN_IMAGES
 from tfdetr_keras.data.files import FAULTY_MASKS, MISSING, UNREADABLE
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.segmentations import rasterise
+from tfdetr_keras.data.validation import EMPTY_BOX, WITHOUT_BOXES
 
 CONTENT = {
     "images": [

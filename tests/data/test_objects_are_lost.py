@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfdetr_keras.data import from_dataset, prepare
-from tfdetr_keras.data.border import EMPTY_BOX
+from tfdetr_keras.data.validation import EMPTY_BOX
 from tfdetr_keras.evaluation.batches import check_measurable
 
 COUNT, HEIGHT, WIDTH = 6, 40, 60

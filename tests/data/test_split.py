@@ -7,10 +7,10 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras import data
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.files import ImageFiles, Objects, read_files
 from tfdetr_keras.data.record import reader_of
 from tfdetr_keras.data.split import _lot, split_by_count
+from tfdetr_keras.data.validation import Validation
 
 
 def ids(records):
@@ -75,7 +75,7 @@ def of_files(monkeypatch):
         files = ImageFiles([Path(root, name) for name in names], np.arange(len(names)), np.full((len(names), 2), -1))
         nothing = np.zeros(0, np.int64)
         objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(float))
-        return read_files(files, objects, Border(), root=Path(root))
+        return read_files(files, objects, Validation(), root=Path(root))
 
     return make
 

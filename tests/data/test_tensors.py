@@ -6,9 +6,9 @@ import tensorflow as tf
 from PIL import Image
 
 from tfdetr_keras.data import from_dataset, readable_errors
-from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
+from tfdetr_keras.data.validation import EMPTY_BOX
 
 FIELDS = {"image": "image", "boxes": "boxes", "labels": "labels"}
 IMAGE = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)

@@ -12,11 +12,11 @@ from PIL import Image
 from tfdetr_keras.cli import main
 from tfdetr_keras.data import load_shapes, load_tfrecord, prepare, readable_errors, write_tfrecord
 from tfdetr_keras.data.areas import NOT_BELIEVED
-from tfdetr_keras.data.border import EMPTY_BOX, WITHOUT_BOXES
 from tfdetr_keras.data.files import UNREADABLE
 from tfdetr_keras.data.tensors import FAULTY_RECORDS
 from tfdetr_keras.data.tfrecord import LABEL_MAP, OPEN_FILES, _read_label_map, compression_of
 from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, parse_example
+from tfdetr_keras.data.validation import EMPTY_BOX, WITHOUT_BOXES
 from tfdetr_keras.evaluation.coco import Evaluator
 
 BUFFER = io.BytesIO()

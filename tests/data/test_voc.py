@@ -6,8 +6,8 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from tfdetr_keras.data import load_voc, summarize
-from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import MISSING
+from tfdetr_keras.data.validation import EMPTY_BOX
 from tfdetr_keras.data.voc import COUNTED_FROM_ZERO, FAULTY_FILES, SECOND_FILES, UNKNOWN_CLASSES, WITHOUT_ANNOTATIONS
 
 SIZE = "<size><width>40</width><height>20</height><depth>3</depth></size>"

@@ -4,8 +4,8 @@ from PIL import Image
 
 from tfdetr_keras.cli import main
 from tfdetr_keras.data import load_yolo
-from tfdetr_keras.data.border import EMPTY_BOX
 from tfdetr_keras.data.files import MISSING
+from tfdetr_keras.data.validation import EMPTY_BOX
 from tfdetr_keras.data.yolo import FAULTY_FILES, FAULTY_LINES, LABELS_WITHOUT_IMAGE, NO_LABELS
 
 LINE = "1 0.5 0.5 0.5 0.25"  # in an image 40 wide and 20 high:

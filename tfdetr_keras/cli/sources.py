@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdetr_keras.data.border import OnError
+    from tfdetr_keras.data.validation import OnError
 
 DRAWN_IMAGES, DRAWN_SIZE = 256, (96, 128)  # of the kind "shapes"
 

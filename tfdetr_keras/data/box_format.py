@@ -34,7 +34,7 @@ def to_xyxy(boxes: Any, box_format: BoxFormat, size: Any = None) -> np.ndarray:
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must have shape (objects, 4), not {boxes.shape}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite stays so, for the border to refuse
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite stays so, for the validation to refuse
         if box_format == "yxyx":
             boxes = boxes[:, [1, 0, 3, 2]]
         elif box_format == "xywh":

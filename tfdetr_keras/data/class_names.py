@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from tfdetr_keras.data.border import Tally
+from tfdetr_keras.data.validation import Tally
 
 UNUSED_NAME = "N/A"  # the class name of a number that COCO does not use; as many as there are gaps
 RENAMED = "class names that were changed"

@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed, segmentation_area
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
 from tfdetr_keras.data.coco_json import (
     FAULTY_ANNOTATIONS,
@@ -24,6 +23,7 @@ from tfdetr_keras.data.coco_json import (
 )
 from tfdetr_keras.data.files import ImageFiles, Objects, read_files
 from tfdetr_keras.data.segmentations import is_whole, rasterise, segmentation_complaint
+from tfdetr_keras.data.validation import OnError, Validation
 
 SHARED_IDS = "annotations that share their id with another"
 WITHOUT_MASK = "objects without a segmentation, whose mask is empty"
@@ -64,19 +64,19 @@ def load_coco(
             or category, one that is listed twice, a non-finite or inverted box; while iterating: an image that cannot
             be read or has another size.
     """
-    border = Border(on_error)
+    validation = Validation(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
-    files, joined = image_files(content["images"], images, annotations, border)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, validation)
+    files, joined = image_files(content["images"], images, annotations, validation)
     entries = [
         entry | {"image_id": joined[entry["image_id"]]}
         if joined and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
         else entry
         for entry in content["annotations"]
     ]
-    objects = _objects(entries, files, labels, masks, annotations, border)
-    return read_files(files, objects, border, rasterise=_rasterise if masks else None, root=images), class_names
+    objects = _objects(entries, files, labels, masks, annotations, validation)
+    return read_files(files, objects, validation, rasterise=_rasterise if masks else None, root=images), class_names
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
@@ -98,7 +98,7 @@ def _objects(
     labels: dict[int, int],
     masks: bool,
     source: Path,
-    border: Border,
+    validation: Validation,
 ) -> Objects:
     """All annotations that can be used, as columns."""
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
@@ -115,7 +115,7 @@ def _objects(
             else:
                 owner = named_image(entry["image_id"], place_of, files)
                 description = f"{source}: annotations[{row}] ({owner}) has the id {own_id} of annotations[{first}]"
-                border.tally.add(SHARED_IDS, description)
+                validation.tally.add(SHARED_IDS, description)
         if not fault and masks and (segmentation := entry.get("segmentation")):
             size = files.sizes[place_of[entry["image_id"]]].tolist()
             complaint = segmentation_complaint(segmentation, *size)
@@ -124,7 +124,7 @@ def _objects(
             owner = ""
             if isinstance(entry, dict) and "image_id" in entry:
                 owner = f" ({named_image(entry['image_id'], place_of, files)})"
-            border.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
+            validation.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
             continue
         if own_id is not None:
             seen.setdefault(own_id, row)
@@ -140,7 +140,7 @@ def _objects(
         return f"{source}: annotations[{number}] ({named_image(entry['image_id'], place_of, files)})"
 
     stated = to_xyxy(boxes, "xywh")
-    corners, kept = border.admit_boxes(stated, label, files.sizes[image], None, describe)
+    corners, kept = validation.admit_boxes(stated, label, files.sizes[image], None, describe)
     areas = np.array(
         [
             area if entry.get("area") is None else entry["area"]
@@ -153,7 +153,7 @@ def _objects(
         own = segmentation_area(sound[row][1].get("segmentation"), *size)
         if own is None or not_believed(np.array([own]), stated[row : row + 1])[0]:
             own = box_areas[row]
-        border.tally.add(NOT_BELIEVED, f"{describe(row)} has the area {areas[row]:g}; taken for {own:g} pixels²")
+        validation.tally.add(NOT_BELIEVED, f"{describe(row)} has the area {areas[row]:g}; taken for {own:g} pixels²")
         areas[row] = own
     segmentations: list[bytes] = []
     if masks:
@@ -161,7 +161,7 @@ def _objects(
         segmentations = [json.dumps(entry.get("segmentation")).encode() for _, entry in sound]
         for row in np.flatnonzero(kept).tolist():
             if not sound[row][1].get("segmentation"):
-                border.tally.add(WITHOUT_MASK, describe(row))
+                validation.tally.add(WITHOUT_MASK, describe(row))
     return Objects(
         image=image,
         boxes=corners,

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.class_names import UNUSED_NAME, note_renamed, tidy_names
 from tfdetr_keras.data.files import ImageFiles, place_in
 from tfdetr_keras.data.segmentations import is_number, is_whole
+from tfdetr_keras.data.validation import Validation
 
 MAX_AREA = 2.0**62  # pixels², of the largest image that could be described
 FAULTY_ANNOTATIONS = "annotations that cannot be read"
@@ -20,7 +20,7 @@ REPEATED_ANNOTATIONS = "annotations with the id of another"
 REPEATED_FILES = "images whose file is that of another"
 _REQUIRED_KEYS = {"images": {"id", "file_name", "height", "width"}, "categories": {"id", "name"}, "annotations": set()}
 
-Fault = tuple[str, str]  # its kind, as the border counts it, and a complaint that goes on from the entry's name
+Fault = tuple[str, str]  # its kind, as the validation counts it, and a complaint that goes on from the entry's name
 
 
 def read_coco_json(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -53,7 +53,7 @@ def missing_keys(entry: Any, keys: set[str]) -> str:
 
 
 def label_table(
-    categories: list[dict[str, Any]], category_ids: str, source: Path, border: Border | None = None
+    categories: list[dict[str, Any]], category_ids: str, source: Path, validation: Validation | None = None
 ) -> tuple[dict[int, int], list[str]]:
     """Category id -> label, and the names of all labels, made fit for files and tables (see `tidy_names`).
 
@@ -61,7 +61,7 @@ def label_table(
         categories: as the file has them.
         category_ids: "contiguous" or "original", see `load_coco`.
         source: the file, for messages.
-        border: where names that were changed are told.
+        validation: where names that were changed are told.
 
     Raises:
         ValueError: another `category_ids`, no categories, two with one id, or a name that is none.
@@ -73,8 +73,8 @@ def label_table(
     if not names or len(names) != len(categories) or min(names) < 0:
         raise ValueError(f"{source}: categories must have different ids from 0 on, at least one")
     tidy = dict(zip(names, tidy_names(names.values(), source), strict=True))
-    if border is not None:
-        note_renamed(list(names.values()), list(tidy.values()), source, border.tally)
+    if validation is not None:
+        note_renamed(list(names.values()), list(tidy.values()), source, validation.tally)
     if category_ids == "contiguous":
         return {category_id: label for label, category_id in enumerate(tidy)}, list(tidy.values())
     return {category_id: category_id for category_id in tidy}, [
@@ -83,7 +83,7 @@ def label_table(
 
 
 def image_files(
-    entries: list[dict[str, Any]], folder: Path, source: Path, border: Border
+    entries: list[dict[str, Any]], folder: Path, source: Path, validation: Validation
 ) -> tuple[ImageFiles, dict[int, int]]:
     """The files of the images, in the order of the entries, and the ids of those that stand for another's file.
 
@@ -91,8 +91,8 @@ def image_files(
         entries: the file's `images`.
         folder: that file names are relative to.
         source: the file, for messages.
-        border: what happens where two images name one file, of which the second is left out. The annotations of both
-            would be those of one picture, which was shown with a part of them, or as empty.
+        validation: what happens where two images name one file, of which the second is left out. The annotations of
+            both would be those of one picture, which was shown with a part of them, or as empty.
 
     Returns:
         The files, and the id of a left-out image -> the id of the one with its file.
@@ -122,7 +122,7 @@ def image_files(
             ids = entries[owner]["id"], entries[place]["id"]
             rows = f"images[{owner}] (id {ids[0]}) and images[{place}] (id {ids[1]})"
             remedy = 'list it once; on_error="skip" leaves the second out, and annotations of both become those of one'
-            border.refuse(REPEATED_FILES, f"{source}: {rows} are one file, {path}", remedy)
+            validation.refuse(REPEATED_FILES, f"{source}: {rows} are one file, {path}", remedy)
             joined[ids[1]] = ids[0]
     kept = [place for place, entry in enumerate(entries) if entry["id"] not in joined]
     files = ImageFiles(

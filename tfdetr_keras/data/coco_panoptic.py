@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.box_format import to_xyxy
 from tfdetr_keras.data.coco_json import (
     FAULTY_ANNOTATIONS,
@@ -29,6 +28,7 @@ from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.panoptic_png import NUMBER_OF_IDS, ids_of_colours
 from tfdetr_keras.data.record import READABLE, Reader, Record, with_static_shapes
 from tfdetr_keras.data.segmentations import is_whole
+from tfdetr_keras.data.validation import OnError, Validation
 
 WITHOUT_ANNOTATION = "images without an annotation"
 MISSING_MAPS = "missing segment files"
@@ -94,18 +94,18 @@ def load_coco_panoptic(
 
     Source: Kirillov et al. 2019, "Panoptic Segmentation", arXiv:1801.00868, and COCO's panoptic data format.
     """
-    border = Border(on_error)
+    validation = Validation(on_error)
     images, annotations = Path(images), Path(annotations)
     content = read_coco_json(annotations)
-    labels, class_names = label_table(content["categories"], category_ids, annotations, border)
-    files, joined = image_files(content["images"], images, annotations, border)
+    labels, class_names = label_table(content["categories"], category_ids, annotations, validation)
+    files, joined = image_files(content["images"], images, annotations, validation)
     segmented = [entry for entry in content["annotations"] if not _is_joined(entry, joined)]
-    maps = _maps(segmented, files, Path(segments), annotations, border)
+    maps = _maps(segmented, files, Path(segments), annotations, validation)
     places = sorted(maps)
     files = ImageFiles([files.paths[place] for place in places], files.image_ids[places], files.sizes[places])
-    objects, details = _objects([maps[place] for place in places], files, labels, annotations, border)
+    objects, details = _objects([maps[place] for place in places], files, labels, annotations, validation)
     paths = {int(files.image_ids[row]): maps[place].path for row, place in enumerate(places)}
-    reader = read_files(files, objects, border, root=images).reader
+    reader = read_files(files, objects, validation, root=images).reader
     return _with_masks(reader, paths, details).dataset(), class_names
 
 
@@ -141,7 +141,7 @@ def _is_joined(entry: Any, joined: dict[int, int]) -> bool:
     return bool(joined) and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
 
 
-def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, border: Border) -> dict[int, _Map]:
+def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, validation: Validation) -> dict[int, _Map]:
     """Place of an image -> its annotation, for the images that have one."""
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
     found: dict[int, _Map] = {}
@@ -156,15 +156,17 @@ def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, bor
             owner = f" ({named_image(entry['image_id'], place_of, files)})"
             if image_fault(entry, place_of) is None:
                 refused.add(place_of[entry["image_id"]])
-        border.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
+        validation.refuse(fault[0], f"{source}: annotations[{row}]{owner} {fault[1]}")
     for place, image_id in enumerate(files.image_ids.tolist()):
         if place not in found and place not in refused:
-            border.refuse(WITHOUT_ANNOTATION, f"{source}: {named_image(image_id, place_of, files)} has no annotation")
+            validation.refuse(
+                WITHOUT_ANNOTATION, f"{source}: {named_image(image_id, place_of, files)} has no annotation"
+            )
     missing = [place for place, entry in sorted(found.items()) if not entry.path.is_file()]
     remedy = f"{len(missing)} of {len(found)} segment files are missing: is the folder right?"
     for place in missing:
         description = f"the segment file of image {files.image_ids[place]}, {found.pop(place).path}, does not exist"
-        border.refuse(MISSING_MAPS, description, remedy)
+        validation.refuse(MISSING_MAPS, description, remedy)
     return found
 
 
@@ -183,7 +185,7 @@ def _annotation_fault(entry: Any, place_of: dict[int, int], found: dict[int, _Ma
 
 
 def _objects(
-    maps: Sequence[_Map], files: ImageFiles, labels: dict[int, int], source: Path, border: Border
+    maps: Sequence[_Map], files: ImageFiles, labels: dict[int, int], source: Path, validation: Validation
 ) -> tuple[Objects, _Segments]:
     """All segments that can be used, as columns; boxes and areas that the masks have to give are NaN."""
     sound: list[tuple[int, int, dict[str, Any]]] = []  # place of the image, place in its list, entry
@@ -201,7 +203,7 @@ def _objects(
         seen: dict[Any, int] = {}
         for number, entry in enumerate(found.segments_info):
             if fault := _segment_fault(entry, labels, seen):
-                border.refuse(fault[0], f"{name(place, number)} {fault[1]}")
+                validation.refuse(fault[0], f"{name(place, number)} {fault[1]}")
                 if fault[0] != REPEATED_ANNOTATIONS:  # the first one's pixels are wanted
                     note(place, entry)
                 continue
@@ -210,14 +212,14 @@ def _objects(
     image = np.array([place for place, _, _ in sound], np.int64)
     label = np.array([labels[entry["category_id"]] for _, _, entry in sound], np.int64)
     boxes, given = _boxes([entry.get("bbox") for _, _, entry in sound], files.sizes[image])
-    corners, kept = border.admit_boxes(boxes, label, files.sizes[image], None, lambda row: name(*sound[row][:2]))
+    corners, kept = validation.admit_boxes(boxes, label, files.sizes[image], None, lambda row: name(*sound[row][:2]))
     corners[~given] = np.nan
     for row in np.flatnonzero(~kept).tolist():
         note(sound[row][0], sound[row][2])
     areas = np.array([np.nan if entry.get("area") is None else entry["area"] for _, _, entry in sound], np.float64)
     doubtful = not_believed(areas, boxes) & given & kept & ~np.isnan(areas)
     for row in np.flatnonzero(doubtful | (areas == 0)).tolist():
-        border.tally.add(NOT_BELIEVED, f"{name(*sound[row][:2])} has the area {areas[row]:g}; its mask's is taken")
+        validation.tally.add(NOT_BELIEVED, f"{name(*sound[row][:2])} has the area {areas[row]:g}; its mask's is taken")
         areas[row] = np.nan
     objects = Objects(
         image=image,
@@ -237,7 +239,7 @@ def _boxes(bboxes: list[list[float] | None], sizes: np.ndarray) -> tuple[np.ndar
     whole[:, 2:] = sizes.reshape(-1, 2)[:, ::-1]
     boxes = whole.copy()
     boxes[given] = to_xyxy([bbox for bbox in bboxes if bbox is not None], "xywh")
-    with np.errstate(invalid="ignore"):  # what is not finite or inverted is for the border to refuse
+    with np.errstate(invalid="ignore"):  # what is not finite or inverted is for the validation to refuse
         inside = np.clip(boxes, 0, whole[:, [2, 3, 2, 3]]).astype(np.float32)
         without_area = (inside[:, 2:] <= inside[:, :2]).any(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     boxes[without_area] = whole[without_area]
@@ -260,9 +262,9 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
         try:
             return ids_of_colours(decode_image(path.read_bytes(), tuple(size.tolist())))
         except OSError as error:
-            reader.border.refuse(FAULTY_MAPS, f"{path} cannot be opened: {error.strerror}")
+            reader.validation.refuse(FAULTY_MAPS, f"{path} cannot be opened: {error.strerror}")
         except ValueError as error:
-            reader.border.refuse(FAULTY_MAPS, f"{path} {error}")
+            reader.validation.refuse(FAULTY_MAPS, f"{path} {error}")
         return None
 
     def cut_out(
@@ -283,10 +285,10 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
         if others:
             named = ", ".join(map(str, sorted(others)[:MOST_NAMED])) + (", …" if len(others) > MOST_NAMED else "")
             description = f"{path} (image {image_id}) has pixels of segment {named}, which the annotation does not list"
-            reader.border.refuse(UNLISTED_SEGMENTS, description)
+            reader.validation.refuse(UNLISTED_SEGMENTS, description)
         kept = np.isin(ids, present)
         for segment in ids[~kept].tolist():
-            reader.border.refuse(WITHOUT_PIXELS, f"{path} (image {image_id}) has no pixel of segment {segment}")
+            reader.validation.refuse(WITHOUT_PIXELS, f"{path} (image {image_id}) has no pixel of segment {segment}")
         masks = found == ids[kept, None, None]
         boxes, area = boxes[kept], area[kept]
         for row, mask in enumerate(masks):

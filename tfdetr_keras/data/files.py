@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.images import TURNED, decode_image
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
+from tfdetr_keras.data.validation import Validation
 
 UNREADABLE = "unreadable images"
 SKIP = 'with on_error="skip" (--on-error skip) such images are left out and counted'
@@ -72,7 +72,7 @@ class Objects:
 def read_files(
     files: ImageFiles,
     objects: Objects,
-    border: Border,
+    validation: Validation,
     relative: bool = False,
     rasterise: Callable[[Any, int, int], np.ndarray] | None = None,
     root: Path | None = None,
@@ -84,8 +84,8 @@ def read_files(
 
     Args:
         files: the images.
-        objects: what is in them, admitted by the border.
-        border: what happens to an image that is missing or cannot be read.
+        objects: what is in them, admitted by the validation.
+        validation: what happens to an image that is missing or cannot be read.
         relative: whether boxes and areas are relative to their image.
         rasterise: (segmentation, height, width) -> `(height, width)` bool; makes the records' masks. One that cannot
             be made, which `rasterise` tells by a ValueError, is an error or stays empty.
@@ -101,12 +101,12 @@ def read_files(
     present = np.array([os.path.isfile(path) for path in files.paths], bool)
     for place in np.flatnonzero(~present).tolist():
         remedy = f"{(~present).sum()} of {len(present)} image files are missing: is the folder right?"
-        border.refuse(
+        validation.refuse(
             MISSING, f"the file of image {files.image_ids[place]}, {files.paths[place]}, does not exist", remedy
         )
     if not present.any():
         raise ValueError("the set is empty: it has no image that could be read")
-    border.refuse_total_loss()
+    validation.refuse_total_loss()
     objects = objects.rows(np.argsort(objects.image, kind="stable"))
     bounds = np.searchsorted(objects.image, np.arange(len(present) + 1))
     entries = {
@@ -127,15 +127,15 @@ def read_files(
     def decode(path: bytes, size: np.ndarray) -> tuple[np.ndarray, np.bool_]:
         def notice(kind: str, what: str) -> None:
             if annotated or kind != TURNED:  # without annotations an image is turned upright, and that is all
-                border.notice(kind, f"{_printable(path)} {what}")
+                validation.notice(kind, f"{_printable(path)} {what}")
 
         try:
             content = Path(os.fsdecode(path)).read_bytes()
             return decode_image(content, None if size[0] < 0 else tuple(size.tolist()), notice), np.True_
         except OSError as error:
-            border.refuse(UNREADABLE, f"{_printable(path)} cannot be opened: {error.strerror}", SKIP)
+            validation.refuse(UNREADABLE, f"{_printable(path)} cannot be opened: {error.strerror}", SKIP)
         except ValueError as error:
-            border.refuse(UNREADABLE, f"{_printable(path)} {error}", SKIP)
+            validation.refuse(UNREADABLE, f"{_printable(path)} {error}", SKIP)
         return np.zeros((1, 1, 3), np.uint8), np.False_
 
     def masks(path: bytes, start: np.ndarray, stop: np.ndarray, shape: np.ndarray, readable: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def read_files(
             try:
                 found[row] = rasterise(segmentation, *shape[:2].tolist())
             except ValueError as error:
-                border.refuse(FAULTY_MASKS, f"{_printable(path)}, object {row} {error}")
+                validation.refuse(FAULTY_MASKS, f"{_printable(path)}, object {row} {error}")
         return found
 
     @tf.autograph.experimental.do_not_convert
@@ -184,7 +184,7 @@ def read_files(
     return Reader(
         tf.data.Dataset.from_tensor_slices(entries),
         read,
-        border,
+        validation,
         entries_are_small=True,
         file_of=file_of,
         outline_of=outline,

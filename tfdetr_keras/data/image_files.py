@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import UNKNOWN_SIZE, ImageFiles, Objects, read_files
 from tfdetr_keras.data.image_formats import IMAGE_SUFFIXES
 from tfdetr_keras.data.listing import files_below, images_below
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
+from tfdetr_keras.data.validation import OnError, Validation
 from tfdetr_keras.models.spelling import did_you_mean
 
 MOST_NAMED = 8  # suffixes of other files in a message
@@ -38,11 +38,11 @@ def load_images(
         ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
     """
     places = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
-    border = Border(on_error)
+    validation = Validation(on_error)
     paths: list[Path] = []
     for place in places:
         if place.is_dir():
-            paths += images_below(place, border)
+            paths += images_below(place, validation)
         elif place.is_file():
             paths.append(place)
         else:
@@ -54,12 +54,12 @@ def load_images(
         raise ValueError(
             f"there is no image in {', '.join(map(str, places)) or 'an empty list of files'}, which holds {held}; "
             f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}"
-            + "".join(f"; left out: {len(found)} {kind}" for kind, found in border.tally.left_out().items())
+            + "".join(f"; left out: {len(found)} {kind}" for kind, found in validation.tally.left_out().items())
         )
     files = ImageFiles(paths, np.arange(len(paths)), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
     nothing = np.zeros(0, np.int64)
     objects = Objects(nothing, np.zeros((0, 4), np.float32), nothing, nothing.astype(bool), nothing.astype(np.float32))
-    return read_files(files, objects, border), paths
+    return read_files(files, objects, validation), paths
 
 
 def _remedy(source: Path) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.image_formats import HEIF_SUFFIXES, IMAGE_SUFFIXES, OTHER_SUFFIXES, is_read, kind_of
+from tfdetr_keras.data.validation import Validation
 
 HIDDEN = "hidden images (their name or that of their folder begins with a dot)"
 OTHER_KIND = "{suffix} images, which are not read: convert them to JPEG or PNG"
@@ -78,25 +78,25 @@ def entries_of(folder: Path) -> list[Path]:
     return [path for path in entries if not _is_of_system(path) and not _is_hidden(path)]
 
 
-def images_below(folder: Path, border: Border) -> list[Path]:
+def images_below(folder: Path, validation: Validation) -> list[Path]:
     """Lists the images of a folder and its subfolders, sorted.
 
     Args:
         folder: to look in.
-        border: which counts the images that are left out: hidden ones, and those that cannot be read by their names.
+        validation: counts the images that are left out: hidden ones, and those that cannot be read by their names.
     """
     found = []
     for path, hidden in _walk(folder, frozenset(), False):
         suffix = path.suffix.lower()
         if hidden:
             if suffix in IMAGE_SUFFIXES | OTHER_SUFFIXES:
-                border.leave_out(HIDDEN, str(path))
+                validation.leave_out(HIDDEN, str(path))
         elif is_read(suffix):
             found.append(path)
         elif suffix in OTHER_SUFFIXES:
-            border.leave_out(OTHER_KIND.format(suffix=suffix), str(path) + _remedy(suffix))
+            validation.leave_out(OTHER_KIND.format(suffix=suffix), str(path) + _remedy(suffix))
         elif suffix not in _OTHER_FILES and (kind := _kind_inside(path)) is not None:
-            border.leave_out(MISNAMED, f"{path}, which is a {kind} file")
+            validation.leave_out(MISNAMED, f"{path}, which is a {kind} file")
     return sorted(found)
 
 

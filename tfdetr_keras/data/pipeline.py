@@ -10,10 +10,10 @@ import tensorflow as tf
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.augmentation import RECIPES, Augmentation, evaluation
 from tfdetr_keras.data.batching import Batch, BoxReference, Canvas, encode, pad_batches
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, reader_of
 from tfdetr_keras.data.sizes import Resize, buckets
+from tfdetr_keras.data.validation import Validation
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair
 
 # Records to shuffle from where they cannot all be held: images take most of the memory, about 1 MB each.
@@ -177,7 +177,7 @@ def _check_arguments(
 
 def _as_read(dataset: tf.data.Dataset) -> Reader:
     """A dataset of records that no reader vouches for, as if it were a reader's: its entries are the records."""
-    return Reader(dataset, lambda record: record | {READABLE: tf.constant(True)}, Border(), entries_are_small=False)
+    return Reader(dataset, lambda record: record | {READABLE: tf.constant(True)}, Validation(), entries_are_small=False)
 
 
 def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: bool, first_epoch: int) -> tf.data.Dataset:

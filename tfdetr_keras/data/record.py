@@ -13,8 +13,8 @@ A record is a dict of tensors describing one image and its objects:
 | `area`       | float32 | (objects,)               | pixels² of the object (not of its box) in `image`    |
 | `masks`      | bool    | (objects, height, width) | the object's pixels; only where they were asked for  |
 
-Boxes lie inside their image and have an area. Annotations are checked where they enter (`tfdetr_keras.data.border`), so
-that nothing behind it has to.
+Boxes lie inside their image and have an area. Annotations are checked where they enter, in
+`tfdetr_keras.data.validation`, so that nothing behind it has to.
 
 A reader knows its records before their images are read: as entries, which are cheap to shuffle and to shard. It leaves
 them with its dataset, for `prepare`. It also knows their files: `file_of` and `name_of` ask for them, of whatever was
@@ -34,8 +34,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras import notebook
-from tfdetr_keras.data.border import MANY, WITHOUT_BOXES, Border, Tally
 from tfdetr_keras.data.numpy_calls import numpy_call
+from tfdetr_keras.data.validation import MANY, WITHOUT_BOXES, Tally, Validation
 
 Record = dict[str, tf.Tensor]
 
@@ -75,7 +75,7 @@ class Reader:
     Attributes:
         entries: a dataset of what `read` takes, cheap to produce.
         read: entry -> record with the key "readable", run in parallel.
-        border: what happens to faulty data.
+        validation: what happens to faulty data.
         entries_are_small: whether all entries can be held in memory to shuffle from: names, not pixels.
         file_of: image id -> the image's file, or None where it is not known; None if no image has one.
         boxes_come_last: whether boxes are looked at only while records are read, so that a set all of whose boxes are
@@ -87,7 +87,7 @@ class Reader:
 
     entries: tf.data.Dataset
     read: Callable[[Any], Record]
-    border: Border
+    validation: Validation
     entries_are_small: bool
     file_of: Callable[[int], str | None] | None = None
     boxes_come_last: bool = False
@@ -106,7 +106,7 @@ class Reader:
                 yield {key: column[row] for key, column in columns.items()}
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
-        """Reads entries, in parallel; unreadable ones are an error or left out, as the border has it.
+        """Reads entries, in parallel; unreadable ones are an error or left out, as `on_error` has it.
 
         Entries may be tagged, pairs (tag, entry); so are the records then.
         """
@@ -123,11 +123,11 @@ class Reader:
             return (*tag, record) if tag else record
 
         records = entries.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
-        if self.border.on_error == "skip":
+        if self.validation.on_error == "skip":
             records = records.filter(lambda *tag_and_record: tag_and_record[-1][READABLE])
         records = records.map(without_flag)
         if self.boxes_come_last:
-            records = _with_last_word(records, self.border.refuse_total_loss)
+            records = _with_last_word(records, self.validation.refuse_total_loss)
         records.origin = self
         return records
 
@@ -137,16 +137,20 @@ class Reader:
         Records are read until one has an object, or enough of them nothing to lose. Other faults are left for the pass
         over the records that comes later.
         """
-        if WITHOUT_BOXES in self.border.tally.counts():
-            raise ValueError(self.border.tally.descriptions(WITHOUT_BOXES)[0])
-        if not self.boxes_come_last or self.border.objects_kept:
+        if WITHOUT_BOXES in self.validation.tally.counts():
+            raise ValueError(self.validation.tally.descriptions(WITHOUT_BOXES)[0])
+        if not self.boxes_come_last or self.validation.objects_kept:
             return
         with contextlib.suppress(ValueError, tf.errors.OpError):
             labels = self.records(self.entries).map(lambda record: record["labels"])
             for place, found in enumerate(labels.as_numpy_iterator()):
-                if len(found) or self.border.objects >= MANY or (place >= MOST_WITHOUT and not self.border.objects):
+                if (
+                    len(found)
+                    or self.validation.objects >= MANY
+                    or (place >= MOST_WITHOUT and not self.validation.objects)
+                ):
                     return
-        self.border.refuse_total_loss(for_training=True)
+        self.validation.refuse_total_loss(for_training=True)
 
     def dataset(self) -> tf.data.Dataset:
         """The dataset of records that a reader returns: carries the reader, and its tally as `tally`.
@@ -154,13 +158,13 @@ class Reader:
         Notebooks show it as `_repr_html_` has it. Its `repr` is TensorFlow's, which no attribute changes.
         """
         records = self.records(self.entries)
-        records.reader, records.tally = self, self.border.tally
+        records.reader, records.tally = self, self.validation.tally
         records._repr_html_ = functools.partial(self._html, records.element_spec)
         return records
 
     def __repr__(self) -> str:
         """What is read, in one line."""
-        return f"<Reader of {self._count()}, on_error={self.border.on_error!r}, {self.border.tally!r}>"
+        return f"<Reader of {self._count()}, on_error={self.validation.on_error!r}, {self.validation.tally!r}>"
 
     def _count(self) -> str:
         count = int(self.entries.cardinality())
@@ -171,7 +175,7 @@ class Reader:
         rows = [(key, value.dtype.name, str(value.shape.as_list()).replace("None", "·")) for key, value in spec.items()]
         return notebook.page(
             f"Records of {self._count()}",
-            notebook.table((), [(line,) for line in str(self.border.tally).splitlines()]),
+            notebook.table((), [(line,) for line in str(self.validation.tally).splitlines()]),
             notebook.table(("key", "dtype", "shape"), rows),
         )
 
@@ -200,7 +204,7 @@ def reader_of(dataset: tf.data.Dataset) -> Reader | None:
 def tally_of(dataset: tf.data.Dataset) -> Tally | None:
     """What the reader of a dataset has left out so far; None if it is not a reader's."""
     reader = reader_of(dataset)
-    return None if reader is None else reader.border.tally
+    return None if reader is None else reader.validation.tally
 
 
 def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw
 
-from tfdetr_keras.data.border import Border
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
+from tfdetr_keras.data.validation import Validation
 
 MAX_OBJECTS = 8
 SMALLEST, LARGEST = 1 / 5, 1 / 2  # of the image's short side, the diameter of the circle around a shape
@@ -188,4 +188,4 @@ def load_shapes(
         return {"name": "", "image_id": index, "objects": tf.constant(-1, tf.int64), "content": content}
 
     entries = tf.data.Dataset.range(count)
-    return Reader(entries, read, Border(), entries_are_small=True, outline_of=outline).dataset(), list(classes)
+    return Reader(entries, read, Validation(), entries_are_small=True, outline_of=outline).dataset(), list(classes)

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfdetr_keras.data.areas import NOT_BELIEVED, not_believed
-from tfdetr_keras.data.border import MANY, Border, OnError
 from tfdetr_keras.data.box_format import BoxFormat, check_box_format, to_xyxy
 from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import SKIP, UNREADABLE
@@ -18,6 +17,7 @@ from tfdetr_keras.data.image_levels import Notice
 from tfdetr_keras.data.images import decode_image
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
+from tfdetr_keras.data.validation import MANY, OnError, Validation
 
 FAULTY_RECORDS = "records whose fields do not fit together"
 REQUIRED_FIELDS = ("image", "boxes", "labels")
@@ -71,7 +71,7 @@ def from_dataset(
     missing = set(REQUIRED_FIELDS) - set(fields)
     if unknown or missing:
         raise ValueError(f"fields must name {REQUIRED_FIELDS} and may name {OPTIONAL_FIELDS}, not {sorted(fields)}")
-    return records_of(dataset, fields, class_names, box_format, relative, Border(on_error))
+    return records_of(dataset, fields, class_names, box_format, relative, Validation(on_error))
 
 
 def records_of(
@@ -80,7 +80,7 @@ def records_of(
     class_names: Sequence[str],
     box_format: BoxFormat,
     relative: bool,
-    border: Border,
+    validation: Validation,
     image_ids: tf.data.Dataset | None = None,
 ) -> tuple[tf.data.Dataset, list[str]]:
     """Makes records as `from_dataset` does, for a reader that has checked the arguments.
@@ -91,21 +91,21 @@ def records_of(
         class_names: name of each label.
         box_format: see `from_dataset`.
         relative: see `from_dataset`.
-        border: what happens to faulty data.
+        validation: what happens to faulty data.
         image_ids: of all records, if they are cheap to read.
     """
     if dataset.cardinality() == 0:
         raise ValueError("the set is empty: the dataset has no elements")
     files, raw_names = _LatestFiles(), list(class_names)
     names = tidy_names(raw_names)
-    note_renamed(raw_names, names, "class_names", border.tally)
+    note_renamed(raw_names, names, "class_names", validation.tally)
 
     @tf.autograph.experimental.do_not_convert
     def read(entry: dict[str, Any]) -> Record:
         found = {key: _of_kind(_dense(part_of(entry["element"], field), key), key) for key, field in fields.items()}
         image_id = tf.cast(found.get("image_id", entry["place"]), tf.int64)
         name = _name(entry["place"], found.get("image_id"), found.get("file_name"))
-        image, readable = _pixels(found["image"], found.get("size"), found.get("fault", ""), name, border)
+        image, readable = _pixels(found["image"], found.get("size"), found.get("fault", ""), name, validation)
         size = tf.shape(image)[:2]
         labels = found["labels"]
         tensors = [name, image_id, found.get("file_name", ""), size, readable, found["boxes"], labels]
@@ -128,13 +128,13 @@ def records_of(
             columns |= {key: rest.pop(0) for key in ("iscrowd", "area") if key in found}
             sound = bool(readable)
             if sound and (complaint := _misfit(size, boxes, columns)):
-                border.refuse(FAULTY_RECORDS, f"{name.decode()} {complaint}")
+                validation.refuse(FAULTY_RECORDS, f"{name.decode()} {complaint}")
                 sound = False
             if not sound:
                 boxes, columns = boxes[:0].reshape(0, 4), {key: column[:0] for key, column in columns.items()}
             corners = to_xyxy(boxes, box_format, size if relative else None)
-            admitted = _admitted(border, name.decode(), size, corners, columns, names)
-            border.refuse_total_loss(at_least=MANY)
+            admitted = _admitted(validation, name.decode(), size, corners, columns, names)
+            validation.refuse_total_loss(at_least=MANY)
             return *admitted, np.bool_(sound)
 
         dtypes = [RECORD_SPEC[key].dtype for key in ("boxes", "labels", "iscrowd", "area")] + [tf.bool]
@@ -145,7 +145,7 @@ def records_of(
         return with_static_shapes(record) | {READABLE: tf.ensure_shape(readable, ())}
 
     entries = dataset.enumerate().map(lambda place, element: {"place": place, "element": element})
-    reader = Reader(entries, read, border, False, files.file_of, boxes_come_last=True, image_ids=image_ids)
+    reader = Reader(entries, read, validation, False, files.file_of, boxes_come_last=True, image_ids=image_ids)
     return reader.dataset(), names
 
 
@@ -226,21 +226,21 @@ def _name(place: tf.Tensor, image_id: tf.Tensor | None, file_name: tf.Tensor | N
 
 
 def _pixels(
-    image: tf.Tensor, size: tf.Tensor | None, fault: tf.Tensor | str, name: tf.Tensor, border: Border
+    image: tf.Tensor, size: tf.Tensor | None, fault: tf.Tensor | str, name: tf.Tensor, validation: Validation
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """RGB pixels of a tensor of pixels or of a file's bytes, and whether they could be read."""
     if image.dtype == tf.string:
         if image.shape.rank not in (None, 0):
             raise ValueError(f"the elements must be single images, not batches of shape {tuple(image.shape)}")
         size = tf.zeros(2, tf.int64) if size is None else tf.ensure_shape(size, (2,))
-        return _converted(_decoded, [image, size], name, border, fault)
+        return _converted(_decoded, [image, size], name, validation, fault)
     if size is not None:
         raise ValueError("the field 'size' tells how an image file is to be turned, but the images are pixels")
     image = image[..., None] if image.shape.rank == 2 else image
     if image.shape.rank not in (None, 3) or image.shape[-1] not in (None, 1, 3, 4):
         raise ValueError(f"images must be single, (height, width, 1, 3 or 4 channels), not {tuple(image.shape)}")
     if image.shape[-1] is None:
-        return _converted(_rgb, [image], name, border)
+        return _converted(_rgb, [image], name, validation)
     return tf.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3], tf.constant(True)
 
 
@@ -248,7 +248,7 @@ def _converted(
     convert: Callable[..., np.ndarray],
     inputs: Sequence[tf.Tensor],
     name: tf.Tensor,
-    border: Border,
+    validation: Validation,
     fault: tf.Tensor | str = "",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """What a function of arrays and of a notice makes of an image, and whether it could.
@@ -258,12 +258,12 @@ def _converted(
 
     def call(name: bytes, fault: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
         if fault:
-            border.refuse(FAULTY_RECORDS, f"{name.decode()} {fault.decode()}")
+            validation.refuse(FAULTY_RECORDS, f"{name.decode()} {fault.decode()}")
             return np.zeros((1, 1, 3), np.uint8), np.False_
         try:
-            return convert(*arrays, lambda kind, what: border.notice(kind, f"{name.decode()} {what}")), np.True_
+            return convert(*arrays, lambda kind, what: validation.notice(kind, f"{name.decode()} {what}")), np.True_
         except ValueError as error:
-            border.refuse(UNREADABLE, f"{name.decode()} {error}", SKIP)
+            validation.refuse(UNREADABLE, f"{name.decode()} {error}", SKIP)
             return np.zeros((1, 1, 3), np.uint8), np.False_
 
     return numpy_call(
@@ -295,7 +295,7 @@ def _misfit(size: np.ndarray, boxes: np.ndarray, columns: Mapping[str, np.ndarra
 
 
 def _admitted(
-    border: Border,
+    validation: Validation,
     name: str,
     size: np.ndarray,
     boxes: np.ndarray,
@@ -310,13 +310,13 @@ def _admitted(
         described = [f"{text} ({name!r})" for text, name in zip(described, names, strict=True)]
         numbers = {name: number for number, name in enumerate(class_names)}
         labels = np.array([numbers.get(tidy_name(name), -1) for name in names], np.int64)
-    corners, kept = border.admit_boxes(boxes, labels, size, len(class_names), described.__getitem__)
+    corners, kept = validation.admit_boxes(boxes, labels, size, len(class_names), described.__getitem__)
     box_area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     iscrowd = columns.get("iscrowd", np.zeros(len(kept), bool))
     area = columns.get("area", box_area)
     doubtful = not_believed(np.asarray(area, np.float64), np.asarray(boxes, np.float64))
     for row in np.flatnonzero(doubtful & np.isfinite(area) & (area >= 0) & kept).tolist():
-        border.tally.add(
+        validation.tally.add(
             NOT_BELIEVED, f"{described[row]} has the area {area[row]:g}; taken for {box_area[row]:g} pixels²"
         )
     known = np.isfinite(area) & (area >= 0) & ~doubtful

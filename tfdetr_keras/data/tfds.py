@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import OnError
 from tfdetr_keras.data.images import stored_size
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.tensors import Fields, from_dataset, part_of
+from tfdetr_keras.data.validation import OnError
 
 # TensorFlow Datasets' names for object detection.
 FIELDS = {"image": "image", "boxes": "objects/bbox", "labels": "objects/label"}

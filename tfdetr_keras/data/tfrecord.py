@@ -15,12 +15,12 @@ import tensorflow as tf
 from google.protobuf import text_encoding
 from PIL import Image
 
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.files import read_text
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.tensors import records_of
 from tfdetr_keras.data.tfrecord_example import ELEMENT_SPEC, image_id_of, parse_example
+from tfdetr_keras.data.validation import OnError, Validation
 
 LABEL_MAP = "label_map.pbtxt"
 # Files that are read at the same time. TensorFlow opens twice as many ahead; often no more than 1024 may be open, on
@@ -158,7 +158,7 @@ def load_tfrecord(
         [name[0] for name in names],
         "yxyx",
         relative=True,
-        border=Border(on_error),
+        validation=Validation(on_error),
         image_ids=examples.map(image_id_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True),
     )
 

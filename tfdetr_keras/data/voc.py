@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.class_names import note_renamed, tidy_name, tidy_names
 from tfdetr_keras.data.files import (
     UNKNOWN_SIZE,
@@ -23,6 +22,7 @@ from tfdetr_keras.data.files import (
 )
 from tfdetr_keras.data.images import upright_size
 from tfdetr_keras.data.listing import files_below, images_below
+from tfdetr_keras.data.validation import OnError, Validation
 
 FAULTY_FILES = "annotation files that cannot be read"
 SECOND_FILES = "annotation files of images that have another"
@@ -70,31 +70,31 @@ def load_voc(
             a missing image, one with two XML files, an unknown class, a non-finite or inverted box; while iterating: an
             image that cannot be read or has another size.
     """
-    border = Border(on_error)
+    validation = Validation(on_error)
     images, annotations = Path(images), Path(annotations)
     if not images.is_dir():
         raise ValueError(f"there is no folder {images} of images")
-    image_files = images_below(images, border)
+    image_files = images_below(images, validation)
     by_name: defaultdict[str, list[Path]] = defaultdict(list)
     for file in image_files:
         by_name[file.name].append(file)
         by_name[file.stem].append(file)
     paths = _annotation_files(annotations, image_set)
     twins = {path: images / os.path.relpath(path.with_suffix(""), annotations) for path in paths}
-    parsed = [(path, _parse(path, twins[path], images, by_name, border)) for path in paths]
-    listed = _one_per_image([(path, content) for path, content in parsed if content is not None], border)
+    parsed = [(path, _parse(path, twins[path], images, by_name, validation)) for path in paths]
+    listed = _one_per_image([(path, content) for path, content in parsed if content is not None], validation)
     found = sorted({name for _, (_, _, names, _) in listed for name in names})
     if not listed or (class_names is None and not found):
         raise ValueError(f"{annotations}: the set is empty: no annotation file that can be read holds an object")
     raw_names = list(found if class_names is None else class_names)
     class_names = tidy_names(raw_names)
-    note_renamed(raw_names, class_names, "class_names", border.tally)
+    note_renamed(raw_names, class_names, "class_names", validation.tally)
     if image_set is None:
         annotated = {image for _, (image, _, _, _) in listed}
         refused = {twins[path] for path in set(paths).difference(path for path, _ in listed)}
         for file in image_files:
             if file not in annotated and file.with_suffix("") not in refused:
-                border.leave_out(WITHOUT_ANNOTATIONS, str(file))
+                validation.leave_out(WITHOUT_ANNOTATIONS, str(file))
 
     files = ImageFiles(
         paths=[image for _, (image, _, _, _) in listed],
@@ -105,7 +105,7 @@ def load_voc(
         (place, row, name, corners)
         for place, (_, (_, _, names, boxes)) in enumerate(listed)
         for row, (name, corners) in enumerate(zip(names, boxes, strict=True))
-        if _known(name, class_names, listed[place][0], row, border)
+        if _known(name, class_names, listed[place][0], row, validation)
     ]
     image = np.array([place for place, *_ in rows], np.int64)
     labels = np.array([class_names.index(name) for _, _, name, _ in rows], np.int64)
@@ -116,13 +116,13 @@ def load_voc(
 
     if one_based:
         for row in np.flatnonzero((boxes[:, :2] < 1).any(axis=1)).tolist():
-            border.tally.add(COUNTED_FROM_ZERO, f"{describe(row)}; kept, but load_voc may want one_based=False")
+            validation.tally.add(COUNTED_FROM_ZERO, f"{describe(row)}; kept, but load_voc may want one_based=False")
         boxes[:, :2] -= 1
     limits = np.array([_limits(content) for _, content in listed])
-    corners, kept = border.admit_boxes(boxes, labels, limits[image], len(class_names), describe)
+    corners, kept = validation.admit_boxes(boxes, labels, limits[image], len(class_names), describe)
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     objects = Objects(image, corners, labels, np.zeros(len(labels), bool), area).rows(kept)
-    return read_files(files, objects, border, root=images), class_names
+    return read_files(files, objects, validation, root=images), class_names
 
 
 def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:
@@ -151,12 +151,12 @@ _Content = tuple[Path, tuple[int, int], list[str], list[list[float]]]
 _ByName = Mapping[str, Sequence[Path]]  # all images of a name, with or without suffix
 
 
-def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, border: Border) -> _Content | None:
+def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, validation: Validation) -> _Content | None:
     """The image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
     try:
         return _content(path, twin, images, by_name)
     except ValueError as error:
-        border.refuse(FAULTY_FILES, str(error))
+        validation.refuse(FAULTY_FILES, str(error))
         return None
 
 
@@ -221,7 +221,7 @@ def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
     return anywhere[0]
 
 
-def _one_per_image(listed: list[tuple[Path, _Content]], border: Border) -> list[tuple[Path, _Content]]:
+def _one_per_image(listed: list[tuple[Path, _Content]], validation: Validation) -> list[tuple[Path, _Content]]:
     """Without those whose image has another: the one with the image's name stays, the other kept an earlier name."""
     owners: dict[Path, Path] = {}
     refused = set()
@@ -229,7 +229,7 @@ def _one_per_image(listed: list[tuple[Path, _Content]], border: Border) -> list[
         owner = owners.setdefault(image, path)
         if owner != path and image.is_file():  # a missing one is reported as such
             remedy = "correct the filename in the one that is not its own"
-            border.refuse(SECOND_FILES, f"{path} names the image of {owner}, {image}", remedy)
+            validation.refuse(SECOND_FILES, f"{path} names the image of {owner}, {image}", remedy)
             refused.add(path)
     return [(path, content) for path, content in listed if path not in refused]
 
@@ -241,7 +241,7 @@ def _limits(content: _Content) -> tuple[int, int]:
     return size if size != UNKNOWN_SIZE else upright_size(image) or (unlimited, unlimited)
 
 
-def _known(name: str, class_names: Sequence[str], path: Path, row: int, border: Border) -> bool:
+def _known(name: str, class_names: Sequence[str], path: Path, row: int, validation: Validation) -> bool:
     if name not in class_names:
-        border.refuse(UNKNOWN_CLASSES, f"{path}: object {row} is a {name!r}, which is not among class_names")
+        validation.refuse(UNKNOWN_CLASSES, f"{path}: object {row} is a {name!r}, which is not among class_names")
     return name in class_names

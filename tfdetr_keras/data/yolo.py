@@ -10,7 +10,6 @@ from typing import Any, get_args
 import numpy as np
 import tensorflow as tf
 
-from tfdetr_keras.data.border import Border, OnError
 from tfdetr_keras.data.class_names import note_renamed, tidy_names
 from tfdetr_keras.data.files import (
     UNKNOWN_SIZE,
@@ -23,6 +22,7 @@ from tfdetr_keras.data.files import (
 )
 from tfdetr_keras.data.image_formats import is_read
 from tfdetr_keras.data.listing import entries_of, files_below, images_below
+from tfdetr_keras.data.validation import OnError, Validation
 from tfdetr_keras.data.yolo_description import read_description
 from tfdetr_keras.data.yolo_lines import Line, Lines, boxes_of, is_more_than_a_box, parse_line, shortened
 
@@ -85,7 +85,7 @@ def load_yolo(
     """
     if lines not in get_args(Lines):
         raise ValueError(f"lines must be one of {get_args(Lines)}, not {lines!r}")
-    border = Border(on_error)
+    validation = Validation(on_error)
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -94,24 +94,26 @@ def load_yolo(
     raw_names = list(_class_names(folder, description, darknet) if class_names is None else class_names)
     source = "class_names" if class_names is not None else description_file or folder
     class_names = tidy_names(raw_names, source)
-    note_renamed(raw_names, class_names, source, border.tally)
+    note_renamed(raw_names, class_names, source, validation.tally)
     places = _places(folder, description, darknet, split)
-    paths = _images(places, border)
+    paths = _images(places, validation)
     label_files = [_label_file(path) for path in paths]
     if not any(file.is_file() for file in label_files):
-        border.refuse(NO_LABELS, f"{folder}: no image has a label file; that of {paths[0]} would be {label_files[0]}")
+        validation.refuse(
+            NO_LABELS, f"{folder}: no image has a label file; that of {paths[0]} would be {label_files[0]}"
+        )
     for stray in _strays(places, paths, label_files):
-        border.refuse(LABELS_WITHOUT_IMAGE, f"{stray} is the label file of no image")
-    paths, label_files = _one_per_label_file(paths, label_files, border)
+        validation.refuse(LABELS_WITHOUT_IMAGE, f"{stray} is the label file of no image")
+    paths, label_files = _one_per_label_file(paths, label_files, validation)
 
     images, rows, labels, boxes = [], [], [], []
-    for line, box in _read_lines(label_files, lines, math.prod(description.get("kpt_shape") or [0]), border):
+    for line, box in _read_lines(label_files, lines, math.prod(description.get("kpt_shape") or [0]), validation):
         images.append(line.file)
         rows.append(line.row)
         labels.append(line.label)
         boxes.append(box)
     label_array = np.array(labels, np.int64)
-    corners, kept = border.admit_boxes(
+    corners, kept = validation.admit_boxes(
         np.array(boxes, np.float64).reshape(-1, 4),
         label_array,
         np.ones(2),
@@ -121,7 +123,7 @@ def load_yolo(
     files = ImageFiles(paths, ids_of_names([path.stem for path in paths]), np.tile(UNKNOWN_SIZE, (len(paths), 1)))
     area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     objects = Objects(np.array(images, np.int64), corners, label_array, np.zeros(len(labels), bool), area).rows(kept)
-    return read_files(files, objects, border, relative=True, root=folder), class_names
+    return read_files(files, objects, validation, relative=True, root=folder), class_names
 
 
 def _darknet(folder: Path) -> dict[str, str]:
@@ -211,7 +213,7 @@ def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
     raise ValueError(f"{folder}: {source} names {entry[:MOST_SHOWN]}, which does not exist")
 
 
-def _images(places: Sequence[Path], border: Border) -> list[Path]:
+def _images(places: Sequence[Path], validation: Validation) -> list[Path]:
     """The images of a split, sorted."""
     found: set[Path] = set()
     for place in places:
@@ -219,7 +221,7 @@ def _images(places: Sequence[Path], border: Border) -> list[Path]:
             listed = [line.strip() for line in read_text(place).splitlines() if line.strip()]
             found |= {_listed_image(place.parent, line) for line in listed}
         else:
-            found |= set(images_below(place, border))
+            found |= set(images_below(place, validation))
     if not found:
         raise ValueError(f"the set is empty: there is no image in {', '.join(map(str, places))}")
     return sorted(found)
@@ -264,7 +266,7 @@ def _label_file(image: Path) -> Path:
 
 
 def _one_per_label_file(
-    paths: Sequence[Path], label_files: Sequence[Path], border: Border
+    paths: Sequence[Path], label_files: Sequence[Path], validation: Validation
 ) -> tuple[list[Path], list[Path]]:
     """Without the images that share a label file with another: its boxes can be those of one alone."""
     owners: dict[Path, Path] = {}
@@ -273,23 +275,23 @@ def _one_per_label_file(
         owner = owners.setdefault(file, path) if file.is_file() else path
         if owner != path:
             remedy = "remove or rename one of them, or move it to a folder of its own"
-            border.refuse(SHARED_LABELS, f"{owner} and {path} have one label file, {file}", remedy)
+            validation.refuse(SHARED_LABELS, f"{owner} and {path} have one label file, {file}", remedy)
         else:
             kept.append((path, file))
     return [path for path, _ in kept], [file for _, file in kept]
 
 
 def _read_lines(
-    label_files: Sequence[Path], lines_are: Lines, keypoint_values: int, border: Border
+    label_files: Sequence[Path], lines_are: Lines, keypoint_values: int, validation: Validation
 ) -> list[tuple[Line, list[float]]]:
     """The lines of all files that can be used, and their relative corners."""
     lines, texts = [], []
     for place, file in enumerate(label_files):
-        for row, text in _lines(file, border):
+        for row, text in _lines(file, validation):
             try:
                 label, values = parse_line(text)
             except ValueError as error:
-                border.refuse(FAULTY_LINES, f"{file}, line {row}: {error}")
+                validation.refuse(FAULTY_LINES, f"{file}, line {row}: {error}")
                 continue
             lines.append(Line(place, row, label, values))
             texts.append(text)
@@ -298,19 +300,19 @@ def _read_lines(
     for line, text, box in zip(lines, texts, boxes, strict=True):
         where = f"{label_files[line.file]}, line {line.row}"
         if isinstance(box, str):
-            border.refuse(FAULTY_LINES, f"{where}: {shortened(text)} {box}")
+            validation.refuse(FAULTY_LINES, f"{where}: {shortened(text)} {box}")
             continue
         if not keypoint_values and lines_are == "auto" and is_more_than_a_box(line.values, box):
-            border.tally.add(PASSED_OVER, f"{where}: {shortened(text)} is a box with more after it")
+            validation.tally.add(PASSED_OVER, f"{where}: {shortened(text)} is a box with more after it")
         found.append((line, box))
     return found
 
 
-def _lines(file: Path, border: Border) -> list[tuple[int, str]]:
+def _lines(file: Path, validation: Validation) -> list[tuple[int, str]]:
     """The lines of a label file that are not empty, and their numbers from 1 on; none if there is no file."""
     try:
         lines = read_text(file).splitlines() if file.is_file() else []
     except ValueError as error:
-        border.refuse(FAULTY_FILES, str(error))
+        validation.refuse(FAULTY_FILES, str(error))
         return []
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

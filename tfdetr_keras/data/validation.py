@@ -1,4 +1,4 @@
-"""Where data enters: what cannot be used is an error that names it, or is left out and counted; never lost silently."""
+"""Validation of data where it enters: what cannot be used is an error that names it, or is left out and counted."""
 
 import logging
 import threading
@@ -67,7 +67,7 @@ class Tally:
         return "\n".join([*(left_out or ["nothing left out"]), *(f"noticed {line}" for line in noticed)])
 
 
-class Border:
+class Validation:
     """Decides what happens to faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
 
     def __init__(self, on_error: OnError = "raise") -> None:

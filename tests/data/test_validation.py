@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfdetr_keras.data.border import EMPTY_BOX, Border, Tally
 from tfdetr_keras.data.box_format import to_xyxy
+from tfdetr_keras.data.validation import EMPTY_BOX, Tally, Validation
 
 GOOD = [[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 3.0, 5.0]]
 SIZE = np.array([8, 20])
@@ -18,22 +18,22 @@ def describe(row):
     return f"set.json: image 7, row {row}"
 
 
-def admit(border, boxes, labels, sizes=SIZE, num_classes=3):
-    return border.admit_boxes(
+def admit(validation, boxes, labels, sizes=SIZE, num_classes=3):
+    return validation.admit_boxes(
         np.array(boxes, float).reshape(-1, 4), np.array(labels, int), sizes, num_classes, describe
     )
 
 
 @pytest.mark.parametrize(("boxes", "labels"), [(GOOD, [0, 2]), ([], [])])
 def test_good_boxes_pass_untouched(boxes, labels):
-    border = Border()
-    clipped, kept = admit(border, boxes, labels)
+    validation = Validation()
+    clipped, kept = admit(validation, boxes, labels)
     assert clipped.dtype == np.float32
     np.testing.assert_array_equal(clipped, np.reshape(boxes, (-1, 4)))
     assert kept.shape == (len(boxes),)
     assert kept.all()
-    assert border.tally.counts() == {}
-    assert str(border.tally) == "nothing left out"
+    assert validation.tally.counts() == {}
+    assert str(validation.tally) == "nothing left out"
 
 
 FAULTS = [
@@ -49,38 +49,38 @@ FAULTS = [
 @pytest.mark.parametrize(("box", "label", "kind", "complaint"), FAULTS)
 def test_a_fault_is_named_or_counted(box, label, kind, complaint):
     with pytest.raises(ValueError, match=rf"^set\.json: image 7, row 2 .*{complaint}"):
-        admit(Border(), [*GOOD, box], [0, 2, label])
-    border = Border("skip")
-    _, kept = admit(border, [*GOOD, box], [0, 2, label])
+        admit(Validation(), [*GOOD, box], [0, 2, label])
+    validation = Validation("skip")
+    _, kept = admit(validation, [*GOOD, box], [0, 2, label])
     np.testing.assert_array_equal(kept, [True, True, False])
-    assert border.tally.counts() == {kind: 1}
-    assert "set.json: image 7, row 2" in str(border.tally)
+    assert validation.tally.counts() == {kind: 1}
+    assert "set.json: image 7, row 2" in str(validation.tally)
 
 
 def test_an_object_with_two_faults_is_counted_once():
-    border = Border("skip")
-    _, kept = admit(border, [[np.nan, 0, 4, 4], [5, 0, 4, 4]], [-1, 9])
+    validation = Validation("skip")
+    _, kept = admit(validation, [[np.nan, 0, 4, 4], [5, 0, 4, 4]], [-1, 9])
     assert not kept.any()
-    assert border.tally.counts() == {"non-finite boxes": 1, "inverted boxes": 1}
+    assert validation.tally.counts() == {"non-finite boxes": 1, "inverted boxes": 1}
 
 
 def test_classes_may_be_unknown_but_never_negative():
-    assert admit(Border(), GOOD, [0, 1000], num_classes=None)[1].all()
+    assert admit(Validation(), GOOD, [0, 1000], num_classes=None)[1].all()
     with pytest.raises(ValueError, match="label below 0"):
-        admit(Border(), GOOD, [0, -1], num_classes=None)
+        admit(Validation(), GOOD, [0, -1], num_classes=None)
 
 
 def test_boxes_without_area_in_their_image_are_counted_whatever_the_policy(caplog):
     boxes = [[-5, 1, 50, 6], [3, 3, 3, 5], [20, 0, 30, 5], [0, -9, 5, 0], [2, 2, 2 + 1e-9, 4], [0, 0, 1e300, 1]]
     for on_error in ("raise", "skip"):
-        border = Border(on_error)
+        validation = Validation(on_error)
         with caplog.at_level(logging.WARNING, logger="tfdetr_keras"):
-            clipped, kept = admit(border, boxes, [0] * 6)
+            clipped, kept = admit(validation, boxes, [0] * 6)
         np.testing.assert_array_equal(kept, [True, False, False, False, False, True])
         np.testing.assert_array_equal(clipped[[0, 5]], [[0, 1, 20, 6], [0, 0, 20, 1]])
-        assert border.tally.counts() == {EMPTY_BOX: 4}
+        assert validation.tally.counts() == {EMPTY_BOX: 4}
         assert (
-            border.tally.descriptions(EMPTY_BOX)[1]
+            validation.tally.descriptions(EMPTY_BOX)[1]
             == "set.json: image 7, row 2 has the box [20.0, 0.0, 30.0, 5.0] (xyxy)"
         )
     assert len([record for record in caplog.records if EMPTY_BOX in record.getMessage()]) == 2  # the first of each
@@ -91,9 +91,9 @@ def test_boxes_without_area_in_their_image_are_counted_whatever_the_policy(caplo
     st.lists(st.integers(-2, 4), min_size=6, max_size=6),
 )
 def test_whatever_comes_is_kept_sound_or_counted(boxes, labels):
-    border = Border("skip")
-    clipped, kept = admit(border, boxes, labels[: len(boxes)])
-    assert kept.sum() + sum(border.tally.counts().values()) == len(boxes)
+    validation = Validation("skip")
+    clipped, kept = admit(validation, boxes, labels[: len(boxes)])
+    assert kept.sum() + sum(validation.tally.counts().values()) == len(boxes)
     sound = clipped[kept]
     assert np.isfinite(sound).all()
     assert (sound[:, :2] < sound[:, 2:]).all()
@@ -113,20 +113,20 @@ def test_a_thing_counts_once_however_often_it_is_met():
 
 
 def test_what_is_kept_stands_apart_from_what_is_left_out():
-    border = Border("skip")
-    border.tally.add("odd files", "a.xml")
-    assert str(border.tally) == "nothing left out\nnoticed 1 odd files, e.g. a.xml"
-    border.refuse("bad files", "b.xml")
-    border.tally.add("odd files", "c.xml")
-    assert border.tally.counts() == {"odd files": 2, "bad files": 1}
-    assert border.tally.left_out() == {"bad files": ["b.xml"]}
-    assert border.tally.noticed() == {"odd files": ["a.xml", "c.xml"]}
-    assert str(border.tally) == "1 bad files, e.g. b.xml\nnoticed 2 odd files, e.g. a.xml"
+    validation = Validation("skip")
+    validation.tally.add("odd files", "a.xml")
+    assert str(validation.tally) == "nothing left out\nnoticed 1 odd files, e.g. a.xml"
+    validation.refuse("bad files", "b.xml")
+    validation.tally.add("odd files", "c.xml")
+    assert validation.tally.counts() == {"odd files": 2, "bad files": 1}
+    assert validation.tally.left_out() == {"bad files": ["b.xml"]}
+    assert validation.tally.noticed() == {"odd files": ["a.xml", "c.xml"]}
+    assert str(validation.tally) == "1 bad files, e.g. b.xml\nnoticed 2 odd files, e.g. a.xml"
 
 
 def test_no_other_policy():
     with pytest.raises(ValueError, match='"raise" or "skip", not \'ignore\''):
-        Border("ignore")
+        Validation("ignore")
 
 
 @pytest.mark.parametrize(
