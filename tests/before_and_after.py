@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ STEPS, HEIGHT, WIDTH = 10, 96, 128
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
 
 
-def write(path: Path) -> None:
+def write(path: Path, presets: Sequence[str]) -> None:
     """Write the numbers of this process's code as an `.npz` file."""
     import keras
     import tensorflow as tf
@@ -46,7 +47,7 @@ def write(path: Path) -> None:
     targets = {"labels": np.array([[0, 1, 1], [1, -1, -1]]), "boxes": rng.uniform(0.2, 0.4, (2, 3, 4)).astype("f")}
     masks = rng.uniform(size=(2, 3, HEIGHT, WIDTH)) > 0.5
     found: dict[str, np.ndarray] = {}
-    for name in PRESETS:
+    for name in presets:
         model = td.from_preset(name, num_classes=2, frozen="stem+stage1", **NO_DROPOUT)
         for variable in model.weights:
             start = np.random.default_rng(zlib.crc32(variable.path.split("/", 1)[1].encode()))
@@ -75,12 +76,18 @@ def write(path: Path) -> None:
     np.savez(path, **found)
 
 
+def _kind(name: str) -> str:
+    """What an array is: the second word of its name and those behind, without the weight's path."""
+    words = name.split(": ")[1].split()
+    return " ".join(word for word in words[:3] if "/" not in word)
+
+
 def compare(before: Path, after: Path) -> int:
     """Print how many numbers of each kind are equal bit for bit; return the exit status."""
     with np.load(before) as old, np.load(after) as new:
         names = sorted({*old.files, *new.files})
         differ = 0
-        for preset in PRESETS:
+        for preset in sorted({name.split(": ")[0] for name in names}):
             own = [name for name in names if name.startswith(f"{preset}: ")]
             apart = {
                 name: float("nan") if name not in old or name not in new else float(np.abs(old[name] - new[name]).max())
@@ -88,9 +95,13 @@ def compare(before: Path, after: Path) -> int:
                 if name not in old or name not in new or old[name].tobytes() != new[name].tobytes()
             }
             differ += len(apart)
-            worst = max(apart.items(), key=lambda item: item[1], default=None)
-            told = "all equal bit for bit" if worst is None else f"{len(apart)} differ, {worst[0]} by {worst[1]:.1e}"
-            print(f"{preset:28s} {len(own):5d} arrays: {told}")
+            print(f"{preset:28s} {len(own):5d} arrays: {'not ' * bool(apart)}all equal bit for bit")
+            for kind in sorted({_kind(name) for name in apart}):
+                name, worst = max(
+                    ((name, gap) for name, gap in apart.items() if _kind(name) == kind), key=lambda item: item[1]
+                )
+                count = sum(_kind(each) == kind for each in apart)
+                print(f"    {kind}: {count} of {sum(_kind(each) == kind for each in own)}, most {worst:.1e} ({name})")
     return int(differ > 0)
 
 
@@ -98,10 +109,11 @@ def main() -> int:
     """Run both sides and compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="to compare this checkout with")
+    parser.add_argument("--presets", nargs="+", default=PRESETS, help="architectures to compare (default: all)")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.write:
-        write(arguments.write)
+        write(arguments.write, arguments.presets)
         return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -111,7 +123,8 @@ def main() -> int:
         (folder / "old").mkdir()
         subprocess.run(["tar", "-x", "-C", folder / "old"], input=archive, check=True)
         for code, name in ((folder / "old", "before"), (REPOSITORY, "after")):
-            command = [sys.executable, __file__, arguments.commit, "--write", folder / f"{name}.npz"]
+            command = [sys.executable, __file__, arguments.commit, "--presets", *arguments.presets]
+            command += ["--write", folder / f"{name}.npz"]
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(code)}, cwd=folder)
         return compare(folder / "before.npz", folder / "after.npz")
 
