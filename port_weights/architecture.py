@@ -14,11 +14,14 @@ from typing import Any, Literal
 from port_weights.checkpoints import Checkpoint
 from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
 from port_weights.schemes import Scheme, scheme
+from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.class_names import names_by_id
-from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig, ResNetConfig, SegmentationConfig
-from tfdetr_keras.models.presets import RESNETS
+from tfdetr_keras.models.conditional_detr import ConditionalDETRConfig
+from tfdetr_keras.models.detr import DETRConfig
+from tfdetr_keras.models.detr_segmentation import SegmentationConfig
 from tfdetr_keras.models.registry import model_class
+from tfdetr_keras.models.table_transformer import TableTransformerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ _SAME_NAME = (
 )
 # DetrConfig's own defaults, which an older config.json may leave out; DETRConfig's follow the paper instead.
 _HUGGING_FACE_DEFAULTS = {"attention_dropout": 0.0, "activation_dropout": 0.0}
+_HUGGING_FACE_LOSS = {"eos_coefficient": 0.1}  # of all classes there
 _CRITERION_NAMES = {
     "class_cost": "cost_class",
     "bbox_cost": "cost_bbox",
@@ -89,7 +93,7 @@ def _kind(config: DETRConfig) -> _Kind:
         return _Kind("conditional_detr", "ConditionalDetrForObjectDetection")
     if isinstance(config, SegmentationConfig):
         return _Kind("detr", "DetrForSegmentation")
-    if config.pre_norm:
+    if isinstance(config, TableTransformerConfig):
         return _Kind("table-transformer", "TableTransformerForObjectDetection")
     return _Kind("detr", "DetrForObjectDetection")
 
@@ -275,11 +279,10 @@ def _from_config(config: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sche
         num_classes = len(config.get("id2label") or ()) or int(config.get("num_labels", 2))
     given = {**_HUGGING_FACE_DEFAULTS, **{name: config[name] for name in _SAME_NAME if config.get(name) is not None}}
     try:
-        return _config_class(_keras_shapes(checkpoint, scheme))(
+        return _config_class(_keras_shapes(checkpoint, scheme), model_type)(
             backbone=_backbone_from_config(config, checkpoint, scheme),
             num_classes=num_classes,
             id2label=names,
-            pre_norm=model_type == "table-transformer",
             position_embedding=config.get("position_embedding_type", "sine"),
             frozen=FROZEN,
             **given,
@@ -354,7 +357,7 @@ def _backbone_from_config(config: Mapping[str, Any], checkpoint: Checkpoint, sch
 
 def criterion_of(config: Mapping[str, Any], architecture: DETRConfig) -> SetCriterion:
     """The loss that a `config.json` describes."""
-    return _criterion(config, _CRITERION_NAMES, architecture)
+    return _criterion({**_HUGGING_FACE_LOSS, **config}, _CRITERION_NAMES, architecture)
 
 
 def loss_arguments(criterion: SetCriterion) -> dict[str, float]:
@@ -379,12 +382,14 @@ def _is_used(coefficient: str, criterion: SetCriterion) -> bool:
     return _OF_CLASSIFICATION.get(coefficient, criterion.classification) == criterion.classification
 
 
-def _config_class(shapes: Mapping[str, Any]) -> type[DETRConfig]:
-    """The class of the family, by parts that only it has."""
+def _config_class(shapes: Mapping[str, Any], model_type: str | None = None) -> type[DETRConfig]:
+    """The class of the family, by what it is called or by parts that only it has."""
     if any(path.startswith("mask_head/") for path in shapes):
         return SegmentationConfig
     if any(path.startswith("decoder/reference_point_head/") for path in shapes):
         return ConditionalDETRConfig
+    if model_type == "table-transformer" or (model_type is None and "encoder/norm/gamma" in shapes):
+        return TableTransformerConfig
     return DETRConfig
 
 
@@ -448,7 +453,6 @@ def _from_tensors(checkpoint: Checkpoint, scheme: Scheme) -> DETRConfig:
         decoder_attention_heads=heads,
         encoder_ffn_dim=needed("encoder/layer0/feed_forward/hidden/kernel"),
         decoder_ffn_dim=needed("decoder/layer0/feed_forward/hidden/kernel"),
-        pre_norm="encoder/norm/gamma" in shapes,
         position_embedding="learned" if "position_embedding/row" in shapes else "sine",
         frozen=FROZEN,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.class_rows import ClassRows, match_rows
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.config import DetectorConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Changes:
         """Whether the caller says what the classes are, so that the checkpoint need not."""
         return self.num_classes is not None
 
-    def applied_to(self, config: DETRConfig) -> DETRConfig:
+    def applied_to(self, config: DetectorConfig) -> DetectorConfig:
         """Return a checkpoint's configuration with the changes.
 
         Raises:
@@ -72,7 +72,7 @@ class Changes:
             changed.update(num_classes=self.num_classes, id2label=self.names)
         return dataclasses.replace(config, **changed)
 
-    def rows(self, config: DETRConfig) -> ClassRows:
+    def rows(self, config: DetectorConfig) -> ClassRows:
         """Return which rows of the class head of a checkpoint of this configuration are kept.
 
         Raises:
@@ -80,7 +80,7 @@ class Changes:
         """
         return match_rows(config.names, self.applied_to(config).names, self.names is not None, self.keep_head)
 
-    def of_criterion(self, criterion: SetCriterion, config: DETRConfig) -> SetCriterion:
+    def of_criterion(self, criterion: SetCriterion, config: DetectorConfig) -> SetCriterion:
         """Return a checkpoint's loss with the weights of its classes, where it has any, in the new order."""
         weights = criterion.class_weights
         if weights is None or len(weights) != config.num_classes:

@@ -22,13 +22,13 @@ import numpy as np
 
 from port_weights.hub import Commit
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.registry import config_of, describe
 from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3  # another one where a path comes to mean another array, or more is kept
+FORMAT = 4  # another one where a path comes to mean another array, or more is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Conversion:
             caller has to.
     """
 
-    config: DETRConfig
+    config: DetectorConfig
     criterion: SetCriterion
     readers: Mapping[str, Callable[[], np.ndarray]]
     lacking: list[str]

@@ -32,12 +32,12 @@ from port_weights.processor import FILE, processor_of
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
 from port_weights.schemes import Scheme
+from tfdetr_keras.backbones.resnet import RESNETS
 from tfdetr_keras.backend.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.presets import RESNETS
+from tfdetr_keras.models.detr import DETR, DETRConfig
+from tfdetr_keras.models.detr_segmentation import SegmentationConfig
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 logger = logging.getLogger(__name__)

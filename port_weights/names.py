@@ -7,7 +7,7 @@ A row holds a PyTorch name, a Keras path and the layout between them. `{i}` stan
 from __future__ import annotations
 
 from port_weights.layouts import CONV, DENSE, HEADS_BIAS, HEADS_IN, HEADS_OUT, VECTOR, Layout, packed
-from tfdetr_keras.models.config import MASK_HEAD_MAPS
+from tfdetr_keras.models.detr_segmentation import MASK_HEAD_MAPS
 
 Row = tuple[str, str, Layout]
 

@@ -22,9 +22,10 @@ from port_weights.wrappers import unwrapped
 from tfdetr_keras.backend.atomic import whole_file
 from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.class_rows import ClassRows
-from tfdetr_keras.models.config import DETRConfig, SegmentationConfig
+from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETR
+from tfdetr_keras.models.detr_segmentation import SegmentationConfig
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import find_source, refuse_unknown_name
 from tfdetr_keras.models.quantization import mode_of
@@ -81,7 +82,7 @@ def load_model(
     if hub.is_hub_id(source):
         source = hub.fetch(str(source), revision)
 
-    def wanted(config: DETRConfig) -> DETRConfig:
+    def wanted(config: DetectorConfig) -> DetectorConfig:
         try:
             return changes.applied_to(recast(config, model_class or class_of(config)))
         except ValueError as error:
@@ -199,7 +200,7 @@ def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) ->
         )
 
 
-def _quantized(original: Detector, wanted: DETRConfig, changes: Changes, source: Any) -> Detector:
+def _quantized(original: Detector, wanted: DetectorConfig, changes: Changes, source: Any) -> Detector:
     """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
     own, rows = original.config, changes.rows(original.config)
     same_parts = type(own) is type(wanted) and {**own.to_dict(), "id2label": None} == {
@@ -278,7 +279,7 @@ def _ported(
     return Conversion(config, criterion, readers, lacking, bool(doubt)), model
 
 
-def _shapes(model: Detector, config: DETRConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Detector, config: Any) -> dict[str, tuple[int, ...]]:
     """The shapes that the model's variables would have with the checkpoint's own configuration."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
     shapes["class_head/kernel"] = (config.d_model, config.num_logits)

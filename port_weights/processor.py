@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from port_weights.hub import Commit
-from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
+from tfdetr_keras.models.conditional_detr import ConditionalDETRConfig
+from tfdetr_keras.models.detr import DETRConfig
 from tfdetr_keras.models.presets import nearest_preset
 from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.preprocessing import SIZE, Interpolation, Preprocessing, SizeRule

@@ -16,8 +16,9 @@ from port_weights.port import to_torch
 from port_weights.pytorch import BATCH, STAGES, TENSORS
 from port_weights.pytorch.process import run
 from port_weights.schemes import Scheme, scheme
-from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
+from tfdetr_keras.models.conditional_detr import ConditionalDETRConfig
 from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.detr import DETRConfig
 
 
 def reference_stages(

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import pytest
 
+from tfdetr_keras import ResNetConfig
 from tfdetr_keras.models import (
     ConditionalDETRConfig,
     DETRConfig,
-    ResNetConfig,
     SegmentationConfig,
     model_class,
 )

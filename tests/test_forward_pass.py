@@ -23,7 +23,7 @@ from tfdetr_keras.inference import detection as inference
 from tfdetr_keras.inference import forward_pass
 from tfdetr_keras.inference.forward_pass import GROUP, forward_function, with_sure_masks
 from tfdetr_keras.inference.segments import post_process_masks, post_process_panoptic
-from tfdetr_keras.models.segmentation import MaskHead
+from tfdetr_keras.models.detr_segmentation import MaskHead
 
 SIZE, QUERIES, CLASSES = (64, 96), 14, ["cat", "dog", "sky"]
 SHAPES = [(70, 90), (64, 64), (120, 50)]  # height, width

@@ -22,14 +22,15 @@ OTHER = td.Preprocessing((64, 48), "stretch", None, 1.0, (120.0, 120.0, 120.0), 
 
 @pytest.fixture(scope="module")
 def runs(without_tracing, tmp_path_factory):
-    """Runs without a word on sizes, of a packaged checkpoint, a pre-norm model of a table's rule, and another one."""
+    """Runs without a word on sizes, of a packaged checkpoint, a Table Transformer, and another DETR."""
     folder = tmp_path_factory.mktemp("runs")
+    fields = {field.name: getattr(SMALLEST, field.name) for field in dataclasses.fields(SMALLEST)}
     configs = {
-        "table": dataclasses.replace(SMALLEST, pre_norm=True, preprocessing=TABLE),
+        "table": td.TableTransformerConfig(**fields | {"preprocessing": TABLE}),
         "other": dataclasses.replace(SMALLEST, preprocessing=OTHER),
     }
     for name, config in configs.items():
-        td.DETR(config).save(folder / f"{name}.keras")
+        td.models.model_class(config)(config).save(folder / f"{name}.keras")
     sources = {"canvas": "detr-tiny", **{name: str(folder / f"{name}.keras") for name in configs}}
     for name, source in sources.items():
         assert main(["train", *TRAIN, "--from", source, "--out", str(folder / name)]) == 0

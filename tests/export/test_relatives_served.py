@@ -25,7 +25,7 @@ SMALL = {
     "decoder_ffn_dim": 32,
 }
 RELATIVES = {
-    "table-transformer": td.DETRConfig(**SMALL, pre_norm=True),
+    "table-transformer": td.TableTransformerConfig(**SMALL),
     "segmentation": td.SegmentationConfig(**SMALL),
     "conditional": td.ConditionalDETRConfig(**SMALL),
 }

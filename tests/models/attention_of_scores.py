@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import keras
 import numpy as np
 
-from tfdetr_keras.models.attention import LARGEST, MultiHeadAttention
+from tfdetr_keras.layers.attention import LARGEST, MultiHeadAttention
 
 WIDTH = QUERIES = 16  # a query is one-hot, so that its scores are a row of the keys; 1 / sqrt(16) is exact
 BATCH, HEADS, KEYS = 4, 2, 24
@@ -89,7 +89,7 @@ def _attention(dtype, path, compiled):
     mask = keras.ops.convert_to_tensor((np.arange(KEYS) < np.array(KEPT)[:, None])[:, None])
 
     def attend(*inputs):
-        return layer._compute_attention(*inputs, mask, return_attention_scores=path == "scores")[0]
+        return layer.attend(*inputs, mask, return_attention_scores=path == "scores")[0]
 
     backend = keras.backend.backend()
     if backend == "tensorflow":

@@ -1,6 +1,6 @@
 """A configuration so small that a test of it takes moments."""
 
-from tfdetr_keras.models import DETRConfig, ResNetConfig
+from tfdetr_keras import DETRConfig, ResNetConfig
 
 CONFIG = DETRConfig(
     backbone=ResNetConfig(block="basic", depths=(1, 1), channels=(8, 16), stem_channels=8),

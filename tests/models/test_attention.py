@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdetr_keras.models.attention import AttentionInitializer, MultiHeadAttention
+from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
 
 BATCH, QUERIES, KEYS, CHANNELS, HEADS = 3, 5, 11, 24, 4
 # Of outputs and gradients, in roundings of the largest number in their sums. Measured: 4 at most.
@@ -94,15 +94,46 @@ def test_an_image_of_padding_alone_gives_numbers(pair, inputs, policy):
 
 @pytest.mark.parametrize("options", [{"dropout": 0.5}, {}])
 def test_dropout_and_scores_are_keras(pair, inputs, options):
-    """What the core does not know is left to Keras."""
     query, value, key, mask, _ = inputs
-    ours, theirs = pair(seed=1, **options)
-    results = []
-    for layer in (ours, theirs):
-        keras.utils.set_random_seed(3)
-        results.append(layer(query, value, key, attention_mask=mask, return_attention_scores=True, training=True))
+    ours, theirs = pair(**options)
+    if options:
+        theirs._dropout_layer.seed_generator.state.assign(ours._dropout_layer.seed_generator.state)
+    results = [
+        layer(query, value, key, attention_mask=mask, return_attention_scores=True, training=True)
+        for layer in (ours, theirs)
+    ]
     for found, expected in zip(*results, strict=True):
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {}])
+def test_a_mask_of_queries_and_keys_is_keras(pair, inputs, batch, options):
+    """As denoising needs it: which query sees which, the same in all images or not."""
+    query, value, key, _, d_outputs = inputs
+    seen = np.random.default_rng(3).random((batch, QUERIES, KEYS)) < 0.4
+    seen[..., 0] = True
+    mask = tf.constant(seen)
+
+    def outputs_and_gradients(layer):
+        with tf.GradientTape() as tape:
+            tape.watch([query, value, key])
+            outputs = layer(query, value, key, attention_mask=mask)
+        return [outputs, *tape.gradient(outputs, [query, value, key], output_gradients=d_outputs)]
+
+    ours, expected = map(outputs_and_gradients, pair(**options))
+    for found, wanted in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max() + 1e-7)
+
+
+def test_a_query_that_sees_nothing_attends_to_all_alike(pair, inputs):
+    query, value, key, _, _ = inputs
+    layer, _ = pair()
+    seen = np.ones((1, QUERIES, KEYS), bool)
+    seen[0, 2] = False
+    outputs, weights = layer(query, value, key, attention_mask=tf.constant(seen), return_attention_scores=True)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_allclose(np.asarray(weights)[:, :, 2], 1 / KEYS, rtol=1e-6)
 
 
 def assert_exact(case, deviations):

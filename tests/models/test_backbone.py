@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tfdetr_keras.models.backbone import ConvNorm, ResNet
-from tfdetr_keras.models.config import ResNetConfig
+from tfdetr_keras.backbones.resnet import ConvNorm, ResNet, ResNetConfig
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
@@ -42,7 +41,7 @@ def test_dilated_convolutions_see_what_strided_ones_saw():
 def test_frozen_batch_norm_is_keras_batch_norm_at_inference():
     rng = np.random.default_rng(2)
     images = rng.normal(size=(2, 5, 7, 6)).astype(np.float32)
-    frozen, ordinary = (ConvNorm(ResNetConfig(batch_norm=kind), 8, 3, stride=2) for kind in ("frozen", "trainable"))
+    frozen, ordinary = (ConvNorm(8, 3, stride=2, batch_norm=kind) for kind in ("frozen", "trainable"))
     frozen.build(images.shape)
     ordinary.build(images.shape)
     names = [w.path.split("/", 1)[1] for w in frozen.weights]
@@ -56,6 +55,6 @@ def test_frozen_batch_norm_is_keras_batch_norm_at_inference():
 
 
 def test_frozen_batch_norm_keeps_float32_vectors_under_a_mixed_policy():
-    layer = ConvNorm(ResNetConfig(batch_norm="frozen"), 4, 1, dtype="mixed_bfloat16")
+    layer = ConvNorm(4, 1, batch_norm="frozen", dtype="mixed_bfloat16")
     assert layer(np.ones((1, 2, 2, 3), np.float32)).dtype == "bfloat16"
     assert {weight.dtype for weight in layer.normalization.weights} == {"float32"}

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
-from tfdetr_keras.models.resize import resize_nearest
+from tfdetr_keras.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.layers.resize import resize_nearest
 
 
 def test_masks_shrink_as_in_pytorch(pytorch):

@@ -76,7 +76,7 @@ def test_a_conditional_detr_starts_with_rare_classes_and_boxes_at_its_reference_
     outputs = model(batch[0])
     bias = np.asarray(model.class_head.bias)
     np.testing.assert_allclose(1 / (1 + np.exp(-bias)), 0.01, rtol=1e-5)
-    points = model.decoder.reference_points(model.query_embedding(np.arange(5)))
+    points = model.decoder._points(model.query_embedding(np.arange(5)))["points"]
     np.testing.assert_allclose(outputs["pred_boxes"][0, :, :2], points, atol=1e-5)
     np.testing.assert_allclose(outputs["pred_boxes"][0, :, 2:], 0.5)
 
@@ -238,7 +238,8 @@ def test_no_block_of_detr_was_copied():
         return {tuple(code[place : place + 10]) for place in range(len(code) - 9)}
 
     folder = Path(td.models.__file__).parent
-    own = {name: blocks(folder / f"{name}.py") for name in ("conditional", "segmentation")}
+    relatives = ("conditional_detr", "detr_segmentation", "table_transformer")
+    own = {name: blocks(folder / f"{name}.py") for name in relatives}
     for path in folder.glob("*.py"):
         for name, mine in own.items():
             assert path.stem == name or not mine & blocks(path), (name, path)

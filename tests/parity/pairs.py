@@ -13,6 +13,7 @@ from reference.process import PyTorch
 
 from port_weights import load_model
 from port_weights.schemes import detect_scheme
+from tfdetr_keras import SetCriterion
 from tfdetr_keras.models import DETR
 
 BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
@@ -119,6 +120,7 @@ def facebook_pair(pytorch, folder, seed=0, **options):
     reference = Facebook(options, seed=seed)
     state = pytorch.call("models:state", reference)
     ported = load_model(state, heads=options["heads"], dilation=options.get("dilated", False))
+    ported.criterion = SetCriterion()  # on both sides DETR's own loss, also of a Table Transformer
     return Pair(reference, ported, tuple(state), pytorch)
 
 

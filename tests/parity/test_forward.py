@@ -25,8 +25,8 @@ from pairs import (
 )
 
 from port_weights import load_model
-from tfdetr_keras.models.position import SinePositionEmbedding
-from tfdetr_keras.models.resize import resize_nearest
+from tfdetr_keras.layers.position import SinePositionEmbedding
+from tfdetr_keras.layers.resize import resize_nearest
 
 LOGITS, BOXES, MASKS, STAGE = 1e-4, 1e-5, 1.5e-4, 3e-5
 UNEQUAL = {

@@ -30,7 +30,7 @@ FIELDS = {
 }
 CONFIGS = {
     "detr": td.DETRConfig(**FIELDS),
-    "table": td.DETRConfig(**FIELDS, pre_norm=True),
+    "table": td.TableTransformerConfig(**FIELDS),
     "segmentation": td.SegmentationConfig(**FIELDS),
     "conditional": td.ConditionalDETRConfig(**FIELDS),
 }

@@ -28,7 +28,11 @@ LOSSES = {
     "segmentation": {"mask_loss_coefficient": 3, "dice_loss_coefficient": 4, "eos_coefficient": 0.3},
     "conditional": {"class_cost": 3, "cls_loss_coefficient": 4, "focal_alpha": 0.5},
 }
-CLASSES = {"table-transformer": DETR, "segmentation": DETRForSegmentation, "conditional": ConditionalDETR}
+CLASSES = {
+    "table-transformer": td.TableTransformer,
+    "segmentation": DETRForSegmentation,
+    "conditional": ConditionalDETR,
+}
 THEIRS = {
     "table-transformer": "TableTransformerForObjectDetection",
     "segmentation": "DetrForSegmentation",

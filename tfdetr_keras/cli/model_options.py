@@ -104,7 +104,7 @@ def read_model(options: argparse.Namespace) -> Detector:
 def read_model_for_inference(options: argparse.Namespace) -> Detector:
     """The model that the options name, with its batch normalisation folded; see `read_model`."""
     model = read_model(options)
-    return model if model.config.backbone.batch_norm == "folded" else model.fold()
+    return model.fold() if model.config.is_foldable else model
 
 
 def input_arguments(options: argparse.Namespace, model: Detector) -> dict[str, Any]:

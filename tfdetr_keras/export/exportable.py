@@ -40,7 +40,7 @@ def exportable(model: Detector) -> Detector:
     twin = type(model)(config, model.criterion, name=model.name, dtype="float32")
     quantize_as(twin, describe_quantization(model))
     twin.set_weights(model.get_weights())
-    return twin if config.backbone.batch_norm == "folded" else twin.fold()
+    return twin.fold() if config.is_foldable else twin
 
 
 def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:

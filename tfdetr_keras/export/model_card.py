@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from port_weights.architecture import timm_name
 from port_weights.hub import is_hub_id
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.training.markdown import escaped
@@ -88,14 +87,7 @@ def model_card(
 
 
 def _architecture(model: Detector) -> str:
-    config = model.config
-    backbone = timm_name(config.backbone)
-    name = f"ResNet-{backbone.removeprefix('resnet')}" if backbone else "small ResNet"
-    dilated = " with a dilated last stage (DC5)" if config.backbone.dilation else ""
-    return (
-        f"{model.title} over a {name}{dilated}, {config.encoder_layers} encoder and {config.decoder_layers} "
-        f"decoder layers, {config.num_queries} queries, {model.count_params() / 1e6:.1f} million weights"
-    )
+    return f"{model.title} over {model.config.network}, {model.count_params() / 1e6:.1f} million weights"
 
 
 def _source(source: str) -> str:

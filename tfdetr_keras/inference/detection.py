@@ -288,7 +288,10 @@ def _detect_with_attention(
                 outputs = stages = model.stages(arrays, attention=True)
             [found] = _found(model, outputs, inputs, targets, threshold, masks)
             [(_, _, queries)] = confident(stages["logits"], threshold, classification_of(model))
-            weights = keras.ops.convert_to_numpy(stages[f"decoder.layer{model.config.decoder_layers - 1}.attention"])[0]
+            seen = [name for name in stages if name.startswith("decoder.") and name.endswith(".attention")]
+            if not seen:
+                raise ValueError(f"attention: a {model.title} does not attend to the whole image, so there is no map")
+            weights = keras.ops.convert_to_numpy(stages[seen[-1]])[0]
             mask = keras.ops.convert_to_numpy(stages["mask"])[0]
             maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]
             yield found | {"attention": maps[queries]}

@@ -17,10 +17,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfdetr_keras.backbones.folding import FoldedBackbone
 from tfdetr_keras.backend.processes import number_of_processes
 from tfdetr_keras.inference.postprocess import confident
 from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
-from tfdetr_keras.models.folding import FoldedBackbone
 
 FOLDED_BACKBONE = "_folded_backbone"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
@@ -149,7 +149,7 @@ def _key(inputs_spec: Mapping[str, tf.TensorSpec], backbone: FoldedBackbone | No
 
 def _folded_backbone(model: keras.Model) -> FoldedBackbone | None:
     """The model's backbone, folded as it is now; None where there is none to fold."""
-    if not isinstance(model, Detector) or model.config.backbone.batch_norm == "folded":
+    if not isinstance(model, Detector) or not model.config.backbone.is_foldable:
         return None
     backbone = model.__dict__.setdefault(FOLDED_BACKBONE, None)
     if backbone is None:

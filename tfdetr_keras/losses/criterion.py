@@ -32,9 +32,10 @@ class SetCriterion:
     * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs;
     * `loss_mask` and `loss_dice` of models that predict masks, of the last layer alone: see `mask_losses`.
 
-    Each decoder layer is matched and counted on its own (the paper's auxiliary losses). Everything is computed in
-    float32, whatever the dtype of the outputs. Under a `tf.distribute` strategy Σ w(c) and N are those of the whole
-    batch, and each replica's losses are its share: their sum over the replicas is the loss of the whole batch.
+    Each decoder layer is matched and counted on its own (the paper's auxiliary losses), and so is each layer of further
+    prediction sets: the encoder's proposals, groups of queries, denoising. Everything is computed in float32, whatever
+    the dtype of the outputs. Under a `tf.distribute` strategy Σ w(c) and N are those of the whole batch, and each
+    replica's losses are its share: their sum over the replicas is the loss of the whole batch.
 
     Args:
         cost_class: weight of the class term in the matching.
@@ -102,15 +103,19 @@ class SetCriterion:
                 `"focal"`; `pred_boxes` `(batch, queries, 4)` cxcywh; optionally `aux_logits` `(batch, layers − 1,
                 queries, …)` and `aux_boxes` `(batch, layers − 1, queries, 4)` of the earlier decoder layers; and
                 `pred_masks` `(batch, queries, h, w)` logits, or a function that takes queries `(batch, objects)` int
-                and gives theirs alone, `(batch, objects, h, w)`.
+                and gives theirs alone, `(batch, objects, h, w)`; and `prediction_sets`, name → set. A set has `logits`
+                `(batch, layers, queries, logits)` and `pred_boxes` `(batch, layers, queries, 4)`. It may have `queries`
+                `(batch, layers, pairs)` int and `objects` `(batch, pairs)` int, pairs that are given in place of being
+                matched (−1 in `queries` = no pair), whose number then stands for N; `labels` `(batch, objects)` int,
+                where its classes are others than the targets'; and a `coefficient`, scalar, of its losses in the total.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
                 [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. With `pred_masks` also `masks` `(batch,
                 objects, height, width)` of the padded images. Further keys are not looked at.
 
         Returns:
             Scalars by name: `loss` (the weighted total), `loss_ce`, `loss_bbox`, `loss_giou`, `cardinality_error` and,
-            with `pred_masks`, `loss_mask` and `loss_dice` of the last layer, and `loss_ce_{i}`, `loss_bbox_{i}`,
-            `loss_giou_{i}` of the earlier layers i = 0, 1, …
+            with `pred_masks`, `loss_mask` and `loss_dice` of the last layer, `loss_ce_{i}`, `loss_bbox_{i}`,
+            `loss_giou_{i}` of the earlier layers i = 0, 1, … and `loss_ce_{set}_{i}`, … of all layers of a set.
 
         Raises:
             ValueError: targets that are malformed or hold labels or boxes out of range (on concrete tensors; inside a
@@ -129,29 +134,71 @@ class SetCriterion:
         boxes = ops.cast(ops.convert_to_tensor(targets["boxes"]), "float32")
         boxes = ops.where(labels[..., None] >= 0, boxes, 0.0)  # padding may hold anything, NaN too
 
-        weights = (self.cost_class, self.cost_bbox, self.cost_giou)
-        queries = match(logits, pred_boxes, labels, boxes, *weights, self.classification)
-        classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)
         num_boxes = ops.maximum(sum_over_replicas(ops.sum(num_objects)), 1.0)
-        weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
-        class_loss = classification_named(self.classification).loss(logits, classes, num_boxes, weighting)
-        layers = {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
-        total = ops.sum(
-            self.class_loss_coefficient * layers["loss_ce"]
-            + self.bbox_loss_coefficient * layers["loss_bbox"]
-            + self.giou_loss_coefficient * layers["loss_giou"]
-        )
+        queries = self._match(logits, pred_boxes, labels, boxes)
+        layers = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
+        total = self._weighted(layers)
         last = {name: values[-1] for name, values in layers.items()}
         if "pred_masks" in outputs:
             paired = _paired_masks(outputs["pred_masks"], queries[:, -1])
             last |= mask_losses(paired, _masks(targets, labels), queries[:, -1] >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
-        earlier = {
+        others = {
             f"{name}_{layer}": values[layer] for layer in range(logits.shape[1] - 1) for name, values in layers.items()
         }
+        for of_set, predictions in outputs.get("prediction_sets", {}).items():
+            of_layers = self._losses_of_set(predictions, labels, boxes, num_boxes)
+            total += predictions.get("coefficient", 1.0) * self._weighted(of_layers)
+            depth = predictions["logits"].shape[1]
+            others |= {
+                f"{name}_{of_set}_{layer}": values[layer]
+                for layer in range(depth)
+                for name, values in of_layers.items()
+            }
         cardinality_error = self._cardinality_error(logits[:, -1], num_objects)
-        return {"loss": total, **last, "cardinality_error": cardinality_error, **earlier}
+        return {"loss": total, **last, "cardinality_error": cardinality_error, **others}
+
+    def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
+        """The query of each object, `(batch, layers, objects)` int32; −1 for padding."""
+        weights = (self.cost_class, self.cost_bbox, self.cost_giou)
+        return match(logits, pred_boxes, labels, boxes, *weights, self.classification)
+
+    def _losses(
+        self, logits: Any, pred_boxes: Any, queries: Any, labels: Any, boxes: Any, num_boxes: Any
+    ) -> dict[str, Any]:
+        """Losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
+        num_classes = logits.shape[-1] - self.has_no_object_class
+        classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
+        weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
+        if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
+            weighting = weighting._replace(class_weights=None)  # of a set with classes of its own
+        class_loss = classification_named(self.classification).loss(logits, classes, num_boxes, weighting)
+        return {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
+
+    def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, num_boxes: Any) -> dict[str, Any]:
+        logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
+        if "labels" in predictions:
+            labels = ops.where(labels >= 0, ops.cast(predictions["labels"], "int32"), -1)
+        if "queries" not in predictions:
+            return self._losses(
+                logits, pred_boxes, self._match(logits, pred_boxes, labels, boxes), labels, boxes, num_boxes
+            )
+        objects = ops.cast(predictions["objects"], "int32")
+        of_pairs = ops.take_along_axis(labels, objects, axis=1)
+        queries = ops.where(of_pairs[:, None] >= 0, ops.cast(predictions["queries"], "int32"), -1)
+        num_pairs = ops.sum(ops.cast(queries[:, 0] >= 0, "float32"))
+        num_pairs = ops.maximum(sum_over_replicas(num_pairs), 1.0)
+        boxes = ops.take_along_axis(boxes, objects[..., None], axis=1)
+        return self._losses(logits, pred_boxes, queries, of_pairs, boxes, num_pairs)
+
+    def _weighted(self, losses: Mapping[str, Any]) -> Any:
+        """The sum of losses of all layers, each with its coefficient."""
+        return ops.sum(
+            self.class_loss_coefficient * losses["loss_ce"]
+            + self.bbox_loss_coefficient * losses["loss_bbox"]
+            + self.giou_loss_coefficient * losses["loss_giou"]
+        )
 
     def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
         """Mean difference between the number of predicted and of true objects: a figure to watch, not a loss."""

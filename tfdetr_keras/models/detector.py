@@ -11,20 +11,19 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import keras
 from keras import ops
 
+from tfdetr_keras.backbones.folding import folded_values
 from tfdetr_keras.backend.replicas import number_of_replicas
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.class_names import ClassNames, names_by_id
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
-from tfdetr_keras.models.folding import folded_values
 from tfdetr_keras.models.own_loss import OwnLossModel
-from tfdetr_keras.models.presets import PRESET_CRITERIA, PRESETS
 from tfdetr_keras.models.quantization import (
     Filters,
     check_mode,
@@ -37,6 +36,7 @@ from tfdetr_keras.models.quantization import (
     without_full_collections,
 )
 from tfdetr_keras.models.recipe import RECIPE
+from tfdetr_keras.models.registry import model_class, presets
 from tfdetr_keras.models.serialized import criterion_of
 from tfdetr_keras.models.spelling import did_you_mean
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
@@ -59,16 +59,20 @@ class Detector(OwnLossModel):
         ValueError: a configuration of another class.
     """
 
-    config_class: type[DETRConfig] = DETRConfig
+    config_class: ClassVar[type[DetectorConfig]]
+    presets: ClassVar[Mapping[str, Any]] = {}  # architectures by name
+    published: ClassVar[Mapping[str, str]] = {}  # checkpoints on the hub, and the preset of each
     title = "detector"  # what people call it
     has_masks = False  # whether its outputs have a mask for each query
+    wants_targets = False  # whether `fit` gives the targets to the forward pass, too, as `inputs["targets"]`
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
     loss_advice = "the loss is the model's own: model.criterion = td.SetCriterion(…) changes it"
     backbone: Any
 
-    def __init__(self, config: DETRConfig, criterion: SetCriterion | None = None, **kwargs: Any) -> None:
+    def __init__(self, config: DetectorConfig, criterion: SetCriterion | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("name", "detr")
-        super().__init__(**kwargs)
+        # Or boxes among the inputs would be rounded to the policy's dtype; layers still round what they are given.
+        super().__init__(**{"autocast": not self.wants_targets, **kwargs})
         if type(config) is not self.config_class:
             raise ValueError(
                 f"{type(self).__name__} is made from a {self.config_class.__name__}, not a {type(config).__name__}"
@@ -101,6 +105,26 @@ class Detector(OwnLossModel):
         """Detects: see the class for inputs and outputs."""
         return self._forward(inputs, training)[0]
 
+    def stages(
+        self, inputs: Any, attention: bool = False, training: bool = False, targets: Any = None
+    ) -> dict[str, Any]:
+        """Run the model and hand out every intermediate result by name, in the order of computation.
+
+        Args:
+            inputs: as for the model.
+            attention: whether the decoder's attention to the image is wanted, too.
+            training: whether the model runs as in training.
+            targets: `labels` and `boxes`, for a model that trains with them.
+
+        Returns:
+            The stages by the names that the class lists, and the model's outputs.
+        """
+        if targets is not None:
+            given = inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}
+            inputs = {**given, "targets": targets}
+        outputs, stages = self._forward(inputs, training=training, attention=attention)
+        return {**stages, **outputs}
+
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
         """A model of a named architecture with random weights.
@@ -112,11 +136,13 @@ class Detector(OwnLossModel):
         Raises:
             ValueError: an unknown name, or a field that does not exist or does not fit.
         """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
-        preset = PRESETS[name]
+        known = presets()
+        if name not in known:
+            raise ValueError(f"unknown preset {name!r}; there are {', '.join(known)}{did_you_mean(name, known)}")
+        preset = known[name]
         if type(preset) is not cls.config_class:
-            raise ValueError(f"the preset {name!r} is no {cls.__name__}, but of the family: td.from_preset makes it")
+            owner = model_class(preset).__name__
+            raise ValueError(f"preset {name!r} is a {owner}, not a {cls.__name__}: use td.from_preset({name!r})")
         unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(preset)})
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: not a field of {cls.config_class.__name__}")
@@ -124,7 +150,7 @@ class Detector(OwnLossModel):
             changes.setdefault("id2label", None)
         elif changes.get("id2label") is not None:
             changes["num_classes"] = len(names_by_id(changes["id2label"]))
-        return cls(dataclasses.replace(preset, **changes), PRESET_CRITERIA.get(name))
+        return cls(dataclasses.replace(preset, **changes))
 
     @classmethod
     def from_pretrained(
@@ -217,10 +243,8 @@ class Detector(OwnLossModel):
         """
         if parts != self.config.frozen:
             self.config = dataclasses.replace(self.config, frozen=parts)
-        backbone = dict(zip(self.config.backbone.parts, (self.backbone.stem, *self.backbone.stages), strict=True))
-        layers_of: dict[str, Any] = {
-            name: backbone[name] if name in backbone else getattr(self, name) for name in self.config.parts
-        }
+        inside: Mapping[str, Any] = self.backbone.parts
+        layers_of = {name: inside[name] if name in inside else getattr(self, name) for name in self.config.parts}
         for layer in layers_of.values():
             layer.trainable = True
         for name in self.config.frozen:
@@ -236,12 +260,9 @@ class Detector(OwnLossModel):
         Raises:
             ValueError: the model is folded already.
         """
-        if self.config.backbone.batch_norm == "folded":
-            raise ValueError("this model's batch normalisation is folded already")
-        backbone = dataclasses.replace(self.config.backbone, batch_norm="folded")
-        folded = type(self)(
-            dataclasses.replace(self.config, backbone=backbone), self.criterion, name=self.name, dtype=self.dtype_policy
-        )
+        if not self.config.is_foldable:
+            raise ValueError("this model has no batch normalisation, or it is folded already")
+        folded = type(self)(self.config.folded(), self.criterion, name=self.name, dtype=self.dtype_policy)
         quantize_as(folded, describe_quantization(self))
         values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
         for variable in folded.weights:
@@ -336,7 +357,7 @@ class Detector(OwnLossModel):
         """Keras' `fit`; bad inputs or targets end it with a `ValueError` that names the image."""
         if is_tf_dataset(x):
             kwargs.setdefault("shuffle", False)  # Keras cannot shuffle a dataset, and would warn that it does not
-        with self._checked(x, y) as x, self._checked(validation_data) as validation_data:
+        with self._checked(x, y, True) as x, self._checked(validation_data) as validation_data:
             return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -346,7 +367,7 @@ class Detector(OwnLossModel):
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras' `train_on_batch`, with the checks of `fit`."""
-        with self._checked(x, y) as x:
+        with self._checked(x, y, True) as x:
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -367,8 +388,9 @@ class Detector(OwnLossModel):
             self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
-    def _checked(self, x: Any, y: Any = None) -> contextlib.AbstractContextManager[Any]:
-        return checked(x, y, num_classes=self.config.num_classes)
+    def _checked(self, x: Any, y: Any = None, is_training: bool = False) -> contextlib.AbstractContextManager[Any]:
+        hand_targets = is_training and self.wants_targets
+        return checked(x, y, num_classes=self.config.num_classes, hand_targets=hand_targets)
 
     def get_compile_config(self) -> Any:
         """How the model was compiled, for Keras to save it; None where it cannot be trained."""
@@ -389,7 +411,7 @@ class Detector(OwnLossModel):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         """The model that `get_config` described, with fresh weights."""
         model = cls(
-            cls.config_class(**config["config"]),
+            cls.config_class.of(config["config"]),
             criterion_of(config["criterion"], cls.__name__),
             name=config["name"],
             dtype=keras.saving.deserialize_keras_object(config["dtype"]),

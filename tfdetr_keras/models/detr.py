@@ -1,37 +1,159 @@
-"""DETR: backbone, transformer and heads (DETR, section 3, figure 2)."""
+"""DETR: backbone, transformer and heads (section 3, figure 2).
+
+Source:
+    Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv:2005.12872.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
 
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.models.backbone import ResNet
-from tfdetr_keras.models.config import DETRConfig
+from tfdetr_keras.backbones.config import one_of, whole_number
+from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
+from tfdetr_keras.layers.mlp import BoxHead, linear_initializers
+from tfdetr_keras.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.layers.resize import resize_nearest
+from tfdetr_keras.layers.transformer import Decoded, Decoder, Encoder
+from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.mlp import MLP
-from tfdetr_keras.models.position import LearnedPositionEmbedding, SinePositionEmbedding
-from tfdetr_keras.models.resize import resize_nearest
-from tfdetr_keras.models.transformer import Decoder, Encoder, linear_initializers
+from tfdetr_keras.preprocessing import Preprocessing
+
+_WHOLE_NUMBERS = (
+    *("d_model", "encoder_layers", "decoder_layers"),
+    *("encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim"),
+)
 
 
-class BoxHead(MLP):
-    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs").
+@dataclasses.dataclass(frozen=True)
+class DETRConfig(DetectorConfig):
+    """The architecture of a DETR and the names of its classes.
+
+    Beside these, the fields of every detector: `backbone`, a `ResNetConfig`; `num_classes` (the class head has one more
+    output, the last, for "no object"); `num_queries`; `auxiliary_outputs`; `id2label`; `frozen`; `preprocessing`;
+    `recipe`. See `DetectorConfig`.
 
     Args:
-        d_model: width of the embeddings.
-        zero_output: whether it starts by giving each object the same box, the one of its offset.
+        d_model: width of the transformer.
+        encoder_layers: encoder depth.
+        decoder_layers: decoder depth.
+        encoder_attention_heads: heads of the encoder's attention.
+        decoder_attention_heads: heads of the decoder's attentions.
+        encoder_ffn_dim: hidden width of the encoder's feed-forward networks.
+        decoder_ffn_dim: hidden width of the decoder's feed-forward networks.
+        activation_function: activation of the feed-forward networks, by its Keras name.
+        dropout: dropout of every residual branch.
+        attention_dropout: dropout of the attention weights.
+        activation_dropout: dropout inside the feed-forward networks.
+        position_embedding: `"sine"` (fixed, normalised to the unpadded image) or `"learned"` (50 rows × 50 columns).
+
+    Source:
+        DETR, section 3.2 and appendix A.4; the defaults are those of its experiments.
     """
 
-    def __init__(self, d_model: int, zero_output: bool = False, **kwargs: Any) -> None:
-        super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
+    pre_norm: ClassVar[bool] = False  # whether a branch is normalised before it rather than after
 
-    def call(self, inputs: Any, offset: Any = None) -> Any:
-        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
-        boxes = super().call(inputs)
-        return ops.sigmoid(boxes if offset is None else boxes + offset)
+    d_model: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    decoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    position_embedding: Literal["sine", "learned"] = "sine"
+
+    def _check(self) -> None:
+        one_of("position_embedding", self.position_embedding, ("sine", "learned"))
+        for name in _WHOLE_NUMBERS:
+            whole_number(name, getattr(self, name))
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+        if not isinstance(self.activation_function, str):
+            raise ValueError(f"activation_function must be the name of one, not {self.activation_function!r}")
+        if self.d_model % 4:  # sine and cosine, for x and for y
+            raise ValueError(f"d_model={self.d_model} must be divisible by 4")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model={self.d_model} is not divisible by {name}={getattr(self, name)}")
+
+    @property
+    def own_parts(self) -> tuple[str, ...]:
+        """Names of the parts beside the backbone's that can be frozen."""
+        return (
+            *("input_projection", "position_embedding", "query_embedding"),
+            *("encoder", "decoder", "class_head", "box_head"),
+        )
+
+    @property
+    def encoder_options(self) -> dict[str, Any]:
+        """The arguments of the encoder."""
+        own = {"depth": self.encoder_layers, "heads": self.encoder_attention_heads, "hidden": self.encoder_ffn_dim}
+        return {**own, **self._of_both, "final_norm": self.pre_norm}
+
+    @property
+    def decoder_options(self) -> dict[str, Any]:
+        """The arguments of the decoder."""
+        own = {"depth": self.decoder_layers, "heads": self.decoder_attention_heads, "hidden": self.decoder_ffn_dim}
+        return {**own, **self._of_both}
+
+    @property
+    def _of_both(self) -> dict[str, Any]:
+        names = ("d_model", "dropout", "attention_dropout", "activation_dropout", "pre_norm")
+        return {"activation": self.activation_function, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def network(self) -> str:
+        """The network in words: what stands behind "a DETR over"."""
+        return (
+            f"{self.backbone.title}, {self.encoder_layers} encoder and {self.decoder_layers} decoder layers, "
+            f"{self.num_queries} queries"
+        )
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Make a configuration of what `to_dict` gave, in this version or one that had `pre_norm` as a field.
+
+        Raises:
+            ValueError: fields that this class does not have, or that do not fit; a Table Transformer of such a version.
+        """
+        fields = dict(fields)
+        if fields.pop("pre_norm", cls.pre_norm) != cls.pre_norm:
+            raise ValueError(
+                "pre_norm: this describes a Table Transformer, which earlier versions of tfdetr_keras saved as a DETR: "
+                "td.load_model(path) reads it"
+            )
+        return super().of(fields)
+
+
+TINY = DETRConfig(
+    # Small enough to train from scratch on a CPU: two stages, for a stride of 8, so that images of 64 pixels have 64
+    # positions.
+    backbone=ResNetConfig(block="basic", depths=(1, 2), channels=(64, 128), stem_channels=32, batch_norm="trainable"),
+    num_queries=25,
+    d_model=96,
+    encoder_layers=2,
+    decoder_layers=3,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=256,
+    decoder_ffn_dim=256,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    preprocessing=Preprocessing((64, 64), pad_to=(64, 64)),
+    recipe={"learning_rate": 4e-4, "backbone_multiplier": 0.5, "augmentation": "flip", "freeze": ""},
+)
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -50,6 +172,10 @@ class DETR(Detector):
     float, cxcywh in [0, 1] of the unpadded image}`. The loss is the model's own: `compile(optimizer=…)` needs no
     `loss=`. `loss`, `loss_ce`, `loss_bbox`, `loss_giou` and `cardinality_error` are logged.
 
+    Stages: `backbone.stage1` … (batch, h, w, channels), `mask` and `position` of the last feature map, `projection` and
+    `encoder.layer0` … (batch, h·w, d_model), `decoder.layer0` … (batch, queries, d_model) after the shared
+    normalisation; with `attention` also `decoder.layer0.attention` … (batch, heads, queries, h·w).
+
     The weights exist from the start, and sizes of images do not matter to them.
 
     Args:
@@ -60,13 +186,26 @@ class DETR(Detector):
         Carion et al. 2020, "End-to-End Object Detection with Transformers", arXiv:2005.12872.
     """
 
-    decoder_class: type[Decoder] = Decoder
+    config_class: ClassVar[type[DETRConfig]] = DETRConfig
+    presets: ClassVar[Mapping[str, DETRConfig]] = {
+        **{
+            f"detr-{name}{suffix}": DETRConfig(backbone=dataclasses.replace(backbone, dilation=bool(suffix)))
+            for name, backbone in RESNETS.items()
+            for suffix in ("", "-dc5")
+        },
+        "detr-tiny": TINY,
+    }
+    published: ClassVar[Mapping[str, str]] = {
+        f"facebook/{name}": name
+        for name in ("detr-resnet-50", "detr-resnet-50-dc5", "detr-resnet-101", "detr-resnet-101-dc5")
+    }
+    decoder_class: ClassVar[type[Decoder]] = Decoder
     title = "DETR"
     config: DETRConfig
 
     def _make_parts(self) -> None:
         config, policy = self.config, self.dtype_policy
-        self.backbone = ResNet(config.backbone, name="backbone", dtype=policy)
+        self.backbone = config.backbone.make(name="backbone", dtype=policy)
         self.input_projection = layers.Conv2D(
             config.d_model,
             1,
@@ -83,8 +222,8 @@ class DETR(Detector):
             name="query_embedding",
             dtype=policy,
         )
-        self.encoder = Encoder(config, name="encoder", dtype=policy)
-        self.decoder = self.decoder_class(config, name="decoder", dtype=policy)
+        self.encoder = Encoder(**config.encoder_options, name="encoder", dtype=policy)
+        self.decoder = self.decoder_class(**config.decoder_options, name="decoder", dtype=policy)
         # The heads stay in float32 under mixed precision: boxes need more than bfloat16's three digits.
         self.class_head, self.box_head = self._new_heads()
 
@@ -107,22 +246,6 @@ class DETR(Detector):
         self.class_head.build(sequence)
         self.box_head.build(sequence)
 
-    def stages(self, inputs: Any, attention: bool = False) -> dict[str, Any]:
-        """Runs inference and hands out every intermediate result by name, in the order of computation.
-
-        Args:
-            inputs: as for the model.
-            attention: whether the decoder's attention to the image is wanted, too.
-
-        Returns:
-            `backbone.stage1` … (batch, h, w, channels), `mask` and `position` of the last feature map,
-            `projection` and `encoder.layer0` … (batch, h·w, d_model), `decoder.layer0` … (batch, queries, d_model)
-            after the shared normalisation, and the model's outputs; with `attention` also `decoder.layer0.attention` …
-            (batch, heads, queries, h·w).
-        """
-        outputs, stages = self._forward(inputs, training=False, attention=attention)
-        return {**stages, **outputs}
-
     def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         pixels, pixel_mask = _unpack(inputs)
         features = self.backbone(pixels, training=training)
@@ -143,28 +266,25 @@ class DETR(Detector):
             encoded[-1],
             flatten(position),
             key_mask,
+            class_head=self.class_head,
+            box_head=self.box_head,
+            earlier_layers=self.auxiliary_outputs,
             training=training,
             return_attention_scores=attention,
         )
-        decoded, scores = decoded if attention else (decoded, [])
 
         stages = {f"backbone.stage{index + 1}": feature for index, feature in enumerate(features)}
         stages.update(mask=mask, position=flatten(position), projection=flatten(projection))
         stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
-        stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
-        stages.update({f"decoder.layer{index}.attention": x for index, x in enumerate(scores)})
-        return self._heads(decoded if self.auxiliary_outputs else decoded[-1:]), stages
+        stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded.embeddings)})
+        stages.update({f"decoder.layer{index}.attention": x for index, x in enumerate(decoded.attention)})
+        return self._outputs(decoded), stages
 
-    def _heads(self, decoded: list[Any]) -> dict[str, Any]:
-        embeddings = ops.stack(decoded, axis=1)
-        logits, boxes = self.class_head(embeddings), self._boxes(embeddings)
-        outputs = {"logits": logits[:, -1], "pred_boxes": boxes[:, -1]}
+    def _outputs(self, decoded: Decoded) -> dict[str, Any]:
+        outputs = {"logits": decoded.logits[:, -1], "pred_boxes": decoded.boxes[:, -1]}
         if self.auxiliary_outputs:
-            outputs.update(aux_logits=logits[:, :-1], aux_boxes=boxes[:, :-1])
+            outputs.update(aux_logits=decoded.logits[:, :-1], aux_boxes=decoded.boxes[:, :-1])
         return outputs
-
-    def _boxes(self, embeddings: Any) -> Any:
-        return self.box_head(embeddings)
 
 
 def _unpack(inputs: Any) -> tuple[Any, Any]:

@@ -1,18 +1,18 @@
-"""What `fit` and its sisters are given, with the targets checked on the way to the step that is traced with them."""
+"""Validate the data passed to `fit`, `evaluate` and `*_on_batch` before it is traced."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 
-from tfdetr_keras.losses.targets import validate_batch
+from tfdetr_keras.losses.targets import dense_targets, validate_batch
 
 
 @contextlib.contextmanager
-def checked(x: Any, y: Any = None, *, num_classes: int) -> Iterator[Any]:
+def checked(x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = False) -> Iterator[Any]:
     """Checks whatever Keras takes as training data: at once where it is there, else batch by batch as it comes.
 
     Args:
@@ -20,6 +20,7 @@ def checked(x: Any, y: Any = None, *, num_classes: int) -> Iterator[Any]:
             (inputs, targets) as in `validation_data`.
         y: the targets, where `x` is inputs.
         num_classes: number of real classes.
+        hand_targets: whether the model is given the targets' labels and boxes among its inputs, too, as `"targets"`.
 
     Yields:
         What to hand to Keras in place of `x`.
@@ -33,19 +34,20 @@ def checked(x: Any, y: Any = None, *, num_classes: int) -> Iterator[Any]:
         from tfdetr_keras.data.checks import checked_dataset, readable_errors  # TensorFlow is there already
 
         with readable_errors():
-            yield checked_dataset(x, num_classes)
+            dataset = checked_dataset(x, num_classes)
+            yield dataset.map(_with_targets) if hand_targets else dataset
         return
     if isinstance(x, keras.utils.PyDataset):
-        dataset = _CheckedPyDataset(x, num_classes)
-        with _raised_as_they_were(dataset.errors):
-            yield dataset
+        checked_dataset = _CheckedPyDataset(x, num_classes, hand_targets)
+        with _raised_as_they_were(checked_dataset.errors):
+            yield checked_dataset
     elif hasattr(x, "__next__"):
         errors: list[Exception] = []
         with _raised_as_they_were(errors):
-            yield _checked_batches(x, num_classes, errors)
+            yield _checked_batches(x, num_classes, errors, hand_targets)
     else:
-        _validated((x, y) if y is not None else x, num_classes)
-        yield x
+        batch = _validated((x, y) if y is not None else x, num_classes, hand_targets)
+        yield batch[0] if y is not None else batch
 
 
 @contextlib.contextmanager
@@ -59,11 +61,13 @@ def _raised_as_they_were(errors: list[Exception]) -> Iterator[None]:
         raise errors[0] from None
 
 
-def _checked_batches(batches: Iterator[Any], num_classes: int, errors: list[Exception]) -> Iterator[Any]:
+def _checked_batches(
+    batches: Iterator[Any], num_classes: int, errors: list[Exception], hand_targets: bool
+) -> Iterator[Any]:
     """The batches of a generator; an error is noted in `errors` and raised."""
     try:
         for batch in batches:
-            yield _validated(batch, num_classes)
+            yield _validated(batch, num_classes, hand_targets)
     except Exception as error:
         errors.append(error)
         raise
@@ -74,16 +78,25 @@ def is_tf_dataset(x: Any) -> bool:
     return hasattr(x, "element_spec") and hasattr(x, "map")
 
 
-def _validated(batch: Any, num_classes: int) -> Any:
+def _validated(batch: Any, num_classes: int, hand_targets: bool = False) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         validate_batch(batch[1], num_classes)
+        if hand_targets:
+            return _with_targets(*batch)
     return batch
 
 
+def _with_targets(inputs: Any, targets: Any, *rest: Any) -> tuple[Any, ...]:
+    """The batch with the targets' labels and boxes among its inputs, for a model that trains with them."""
+    given = dict(inputs) if isinstance(inputs, Mapping) else {"pixel_values": inputs}
+    dense = dense_targets(targets)
+    return {**given, "targets": {name: dense[name] for name in ("labels", "boxes")}}, targets, *rest
+
+
 class _CheckedPyDataset(keras.utils.PyDataset):
-    def __init__(self, dataset: keras.utils.PyDataset, num_classes: int) -> None:
+    def __init__(self, dataset: keras.utils.PyDataset, num_classes: int, hand_targets: bool = False) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
-        self.dataset, self.num_classes = dataset, num_classes
+        self.dataset, self.num_classes, self.hand_targets = dataset, num_classes, hand_targets
         self.errors: list[Exception] = []
 
     @property
@@ -92,7 +105,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return _validated(self.dataset[index], self.num_classes)
+            return _validated(self.dataset[index], self.num_classes, self.hand_targets)
         except Exception as error:
             self.errors.append(error)  # where workers are processes, it is known in one of them only
             raise

@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.registry import members
 from tfdetr_keras.models.serialized import find_class, refuse_foreign
 from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 from tfdetr_keras.preprocessing import Preprocessing, is_pair
@@ -36,9 +37,14 @@ def load_keras_file(path: Path, compile: bool) -> Detector:  # named as Keras' o
     described = _described(path)
     kind = _check_class(path, described)
     refuse_foreign([described.get("config"), described.get("compile_config") if compile else None], str(path))
+    # Keras looks for a class that is not registered by its name alone.
+    known: dict[str, Any] = {kind.__name__: kind}
+    if kind.__name__ == "DETR" and _architecture(described).get("pre_norm"):
+        # An earlier version saved a Table Transformer as a DETR.
+        known[keras.saving.get_registered_name(kind)] = members()["TableTransformer"]
     try:
-        # Keras looks for a class that is not registered by its name alone.
-        model = keras.saving.load_model(path, custom_objects={kind.__name__: kind}, compile=compile)
+        with keras.saving.custom_object_scope(known):
+            model = keras.saving.load_model(path, compile=compile)
     except Exception as error:  # of Keras, HDF5 and the configurations, for each value that is not what it should be
         raise ValueError(f"{path} is not a complete .keras file of a model known here: {error}") from error
     _refuse_non_finite(path, model)

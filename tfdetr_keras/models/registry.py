@@ -1,46 +1,88 @@
-"""DETR and its relatives: which class a configuration, a preset or a checkpoint is of."""
+"""The members of the family by name: which class a configuration, a preset or a description is of."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfdetr_keras.models.class_names import ClassNames
-from tfdetr_keras.models.conditional import ConditionalDETR
-from tfdetr_keras.models.config import DETRConfig
-from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.presets import PRESETS
-from tfdetr_keras.models.segmentation import DETRForSegmentation
+from tfdetr_keras.models.config import DetectorConfig
 
-FAMILY: dict[str, type[Detector]] = {kind.__name__: kind for kind in (DETR, DETRForSegmentation, ConditionalDETR)}
+if TYPE_CHECKING:
+    from tfdetr_keras.models.detector import Detector
+
+    Kind = TypeVar("Kind", bound=type[Detector])
+
+# Imported when one is asked for: each stands on the base class, which asks here for presets.
+_MODULES = {
+    "DETR": "tfdetr_keras.models.detr",
+    "DETRForSegmentation": "tfdetr_keras.models.detr_segmentation",
+    "TableTransformer": "tfdetr_keras.models.table_transformer",
+    "ConditionalDETR": "tfdetr_keras.models.conditional_detr",
+}
+_REGISTERED: dict[str, type[Detector]] = {}
 
 
-def model_class(config: DETRConfig) -> type[Detector]:
-    """The class of the models that a configuration describes."""
-    return next(kind for kind in FAMILY.values() if kind.config_class is type(config))
+def members() -> dict[str, type[Detector]]:
+    """Return the classes of the family by name, and those that were registered beside them."""
+    own = {name: getattr(importlib.import_module(module), name) for name, module in _MODULES.items()}
+    return {**own, **_REGISTERED}
 
 
-def describe(config: DETRConfig) -> dict[str, Any]:
-    """A configuration as plain values, with the name of its model's class; `config_of` reads it."""
+def register(kind: Kind) -> Kind:
+    """Make a class of your own a member: files, run folders, presets and commands then find it by its name.
+
+    Args:
+        kind: derived from `Detector`; also usable as a decorator of it.
+
+    Raises:
+        ValueError: another class or another preset has its name.
+    """
+    taken = {*members(), *presets()}
+    for name in (kind.__name__, *kind.presets):
+        if name in taken:
+            raise ValueError(f"{name!r} is a member of the family already: give yours another name")
+    _REGISTERED[kind.__name__] = kind
+    presets().update(kind.presets)
+    return kind
+
+
+@functools.cache
+def presets() -> dict[str, DetectorConfig]:
+    """Return the architectures of all members by name; one dictionary, whoever asks."""
+    return {name: config for kind in members().values() for name, config in kind.presets.items()}
+
+
+def model_class(config: DetectorConfig) -> type[Detector]:
+    """Return the class of the models that a configuration describes."""
+    return next(kind for kind in members().values() if kind.config_class is type(config))
+
+
+def describe(config: DetectorConfig) -> dict[str, Any]:
+    """Return a configuration as plain values, with the name of its model's class; `config_of` reads it."""
     return {"class": model_class(config).__name__, **config.to_dict()}
 
 
-def config_of(description: Mapping[str, Any]) -> DETRConfig:
-    """The configuration that `describe` described; a DETR's where no class is named."""
+def config_of(description: Mapping[str, Any]) -> DetectorConfig:
+    """Return the configuration that `describe` described, in this version or an earlier one.
+
+    Raises:
+        ValueError: no member of that name, or fields that it does not have.
+    """
     fields = dict(description)
     kind = fields.pop("class", "DETR")
-    if not isinstance(kind, str) or kind not in FAMILY:
-        raise ValueError(f"no class {kind!r} of models is known here; there are {', '.join(FAMILY)}")
-    try:
-        return FAMILY[kind].config_class(**fields)
-    except TypeError as error:
-        raise ValueError(f"this does not describe a {kind}: {error}") from error
+    if kind == "DETR" and fields.get("pre_norm"):  # as earlier versions described a Table Transformer
+        kind = "TableTransformer"
+    if not isinstance(kind, str) or kind not in members():
+        raise ValueError(f"no class {kind!r} of models is known here; there are {', '.join(members())}")
+    return members()[kind].config_class.of(fields)
 
 
-def recast(config: DETRConfig, kind: type[Detector]) -> DETRConfig:
-    """The configuration of the same architecture as another class of the family has it.
+def recast(config: DetectorConfig, kind: type[Detector]) -> DetectorConfig:
+    """Return the configuration of the same architecture as another class of the family has it.
 
     Args:
         config: of any class.
@@ -52,7 +94,7 @@ def recast(config: DETRConfig, kind: type[Detector]) -> DETRConfig:
     own = model_class(config)
     if own is kind:
         return config
-    if {own, kind} != {DETR, DETRForSegmentation}:
+    if {own.__name__, kind.__name__} != {"DETR", "DETRForSegmentation"}:
         raise ValueError(
             f"this is a {own.__name__}, not a {kind.__name__}: load it with td.{own.__name__}.from_pretrained, or with "
             "td.from_pretrained, which picks the class"
@@ -72,7 +114,7 @@ def from_preset(name: str, **changes: Any) -> Detector:
     Raises:
         ValueError: an unknown name, or a field that does not exist or does not fit.
     """
-    kind = model_class(PRESETS[name]) if name in PRESETS else DETR
+    kind = model_class(presets()[name]) if name in presets() else members()["DETR"]
     return kind.from_preset(name, **changes)
 
 
@@ -97,7 +139,7 @@ def from_pretrained(
         revision: branch, tag or commit on the hub.
 
     Returns:
-        A `DETR`, also for Table Transformers, a `DETRForSegmentation` or a `ConditionalDETR`.
+        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, or a registered class.
 
     Raises:
         ValueError: as `DETR.from_pretrained`.

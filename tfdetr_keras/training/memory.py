@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 import keras
 
-from tfdetr_keras.models.config import DETRConfig, ResNetConfig, SegmentationConfig
+from tfdetr_keras.backbones.resnet import ResNetConfig
 from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.detr import DETRConfig
+from tfdetr_keras.models.detr_segmentation import SegmentationConfig
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.settings import Settings
 
@@ -33,7 +35,7 @@ OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
 TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
 
 
-def step_memory(model: Detector, batch_size: int, height: int, width: int, objects: int | None = None) -> int:
+def step_memory(model: Detector, batch_size: int, height: int, width: int, objects: int | None = None) -> int | None:
     """Estimate the bytes that a training step takes beyond the model's own.
 
     Args:
@@ -42,8 +44,13 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
         height: of the canvas, pixels.
         width: of the canvas, pixels.
         objects: of an image, whose masks are made; `OBJECTS` by default.
+
+    Returns:
+        None for a network whose steps were not measured.
     """
     config = model.config
+    if not isinstance(config, DETRConfig) or not isinstance(config.backbone, ResNetConfig):
+        return None
     cells = _cells(config.backbone, height, width)
     kept = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width)
     kept += OF_TOKENS * _of_tokens(config, *cells) + OF_ATTENTION * _of_attention(config, *cells)
@@ -78,15 +85,18 @@ def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preproc
         preprocessing: of the run.
 
     Returns:
-        None where the model is trained on an accelerator, whose memory nobody asks for here.
+        None where the model is trained on an accelerator, whose memory nobody asks for here, or is a network whose
+        steps were not measured.
     """
     if any(not device.startswith("cpu") for device in keras.distribution.list_devices()):
         return None
     height, width = usual_canvas(preprocessing)
+    if step_memory(model, settings.batch_size, height, width) is None:
+        return None
 
     def needed(batch_size: int, share: float = 1.0) -> int:
         sides = max(1, round(height * share)), max(1, round(width * share))
-        return step_memory(model, batch_size, *sides, settings.max_boxes)
+        return step_memory(model, batch_size, *sides, settings.max_boxes) or 0
 
     free, own = free_memory(), needed(settings.batch_size)
     text = (

@@ -44,9 +44,13 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
             model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
         batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
-        if batch_norm != backbone.batch_norm:
+        if backbone.batch_norm is None and settings.batch_norm:
+            raise ValueError(f"batch_norm={settings.batch_norm!r}: the backbone of {source} has no batch normalisation")
+        if backbone.batch_norm is not None and batch_norm != backbone.batch_norm:
             changes["backbone"] = dataclasses.replace(backbone, batch_norm=batch_norm)
         if settings.dropout is not None:
+            if not hasattr(model.config, "dropout"):
+                raise ValueError(f"dropout={settings.dropout}: a {model.title} has none")
             changes["dropout"] = settings.dropout
         if settings.freeze is not None:
             changes["frozen"] = settings.freeze

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras import initializers, layers
+from keras import initializers, layers, ops
 
-from tfdetr_keras.models.transformer import linear_initializers
+
+def linear_initializers(inputs: int, kernel: Any = None) -> dict[str, Any]:
+    """Initialisers of a dense layer or 1×1 convolution as PyTorch has them: U(±1/√inputs) for kernel and bias."""
+    limit = 1 / math.sqrt(inputs)
+    return {
+        "kernel_initializer": kernel or initializers.RandomUniform(-limit, limit),
+        "bias_initializer": initializers.RandomUniform(-limit, limit),
+    }
 
 
 class MLP(layers.Layer):
@@ -42,3 +50,20 @@ class MLP(layers.Layer):
         for layer in self.stack:
             x = layer(x)
         return x
+
+
+class BoxHead(MLP):
+    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs").
+
+    Args:
+        d_model: width of the embeddings.
+        zero_output: whether it starts by giving each object the same box, the one of its offset.
+    """
+
+    def __init__(self, d_model: int, zero_output: bool = False, **kwargs: Any) -> None:
+        super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
+
+    def call(self, inputs: Any, offset: Any = None) -> Any:
+        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
+        boxes = super().call(inputs)
+        return ops.sigmoid(boxes if offset is None else boxes + offset)

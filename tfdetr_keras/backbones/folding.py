@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from keras import ops
 
-from tfdetr_keras.models.backbone import EPSILON, ResNet
+from tfdetr_keras.layers.conv_norm import EPSILON
 
 CONVOLUTION, NORMALIZATION = "/convolution", "/normalization"
 
@@ -42,13 +41,12 @@ class FoldedBackbone:
     """A model's backbone with batch normalisation folded, for inference with a model that is still being trained.
 
     Args:
-        model: a DETR whose backbone is not folded.
+        model: a detector whose backbone is not folded.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        config = dataclasses.replace(model.config.backbone, batch_norm="folded")
-        self._backbone = ResNet(config, name="backbone", dtype=model.dtype_policy)
+        self._backbone = model.config.backbone.folded().make(name="backbone", dtype=model.dtype_policy)
         self._backbone.build((None, None, None, 3))
         self._sums: list[Any] = []
 

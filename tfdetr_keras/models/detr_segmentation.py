@@ -1,4 +1,4 @@
-"""DETR for panoptic and instance segmentation: a mask for each query (DETR, section 5, figure 8).
+"""DETR for panoptic and instance segmentation: a mask for each query (arXiv:2005.12872, section 5, figure 8).
 
 Each query attends once more to the encoder's output; its attention, a map for each head, and the image's features are
 made finer with the backbone's earlier maps until they are a mask of a quarter of the image's sides.
@@ -11,34 +11,77 @@ Of the queries' own part most is never looked at: training makes masks of matche
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.models.attention import LARGEST
-from tfdetr_keras.models.config import NORM_GROUPS, DETRConfig, SegmentationConfig
-from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.resize import resize_nearest
-from tfdetr_keras.models.transformer import NORM_EPSILON
+from tfdetr_keras.layers.attention import LARGEST
+from tfdetr_keras.layers.resize import resize_nearest
+from tfdetr_keras.layers.transformer import NORM_EPSILON
+from tfdetr_keras.models.detr import DETR, DETRConfig
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
+
+NORM_GROUPS = 8  # of the mask head's group normalisation
+MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationConfig(DETRConfig):
+    """The architecture of a `DETRForSegmentation`: a DETR's, whose parts also are `mask_attention` and `mask_head`.
+
+    Source:
+        DETR, section 5 ("DETR for panoptic segmentation").
+    """
+
+    def _check(self) -> None:
+        super()._check()
+        channels = self.d_model + self.encoder_attention_heads
+        if channels % NORM_GROUPS:
+            raise ValueError(
+                f"d_model={self.d_model} and encoder_attention_heads={self.encoder_attention_heads} must add up to a "
+                f"multiple of {NORM_GROUPS}, the groups of the mask head's normalisation"
+            )
+        if len(self.backbone.depths) < 2:
+            raise ValueError("masks are made finer step by step: the backbone needs at least two stages")
+        if any(width < 1 or width % min(NORM_GROUPS, width) for width in self.mask_head_widths):
+            raise ValueError(
+                f"d_model={self.d_model} gives the mask head's convolutions the channels {self.mask_head_widths}; "
+                f"each must be a multiple of {NORM_GROUPS}, or less than that and not 0"
+            )
+
+    @property
+    def mask_head_widths(self) -> tuple[int, ...]:
+        """Channels after each of the mask head's convolutions but the first: halved with each finer map."""
+        maps = min(len(self.backbone.depths) - 1, MASK_HEAD_MAPS)
+        return tuple(self.d_model >> halvings for halvings in range(1, maps + 2))
+
+    @property
+    def own_parts(self) -> tuple[str, ...]:
+        """Names of the parts beside the backbone's that can be frozen."""
+        return (*super().own_parts, "mask_attention", "mask_head")
 
 
 class MaskAttention(layers.Layer):
     """How much each query attends to each position of the image, head by head; no values are summed.
 
     One softmax runs over all heads and positions of a query together.
+
+    Args:
+        d_model: channels.
+        heads: that many.
     """
 
-    def __init__(self, config: DETRConfig, **kwargs: Any) -> None:
+    def __init__(self, d_model: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.d_model, self.heads = config.d_model, config.encoder_attention_heads
+        self.d_model, self.heads = d_model, heads
         self.query, self.key = (
-            layers.Dense(config.d_model, kernel_initializer="glorot_uniform", name=name, dtype=self.dtype_policy)
+            layers.Dense(d_model, kernel_initializer="glorot_uniform", name=name, dtype=self.dtype_policy)
             for name in ("query", "key")
         )
 
@@ -117,20 +160,26 @@ class NormalisedConvolution(layers.Layer):
 
 
 class MaskHead(layers.Layer):
-    """A small convolutional network that makes masks of attention maps, finer with each of the backbone's maps."""
+    """A small convolutional network that makes masks of attention maps, finer with each of the backbone's maps.
 
-    def __init__(self, config: SegmentationConfig, **kwargs: Any) -> None:
+    Args:
+        inputs: channels of the features and of the attention together.
+        widths: channels after each convolution but the first.
+        map_channels: of the backbone's maps, from the coarsest of the finer ones to the finest.
+        activation: by its Keras name.
+    """
+
+    def __init__(
+        self, inputs: int, widths: Sequence[int], map_channels: Sequence[int], activation: str, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         options: dict[str, Any] = {"dtype": self.dtype_policy}
-        self.inputs = config.d_model + config.encoder_attention_heads
-        self.widths = config.mask_head_widths
-        channels = (self.inputs, self.inputs, *self.widths)
+        self.inputs, self.widths, self.map_channels = inputs, tuple(widths), tuple(map_channels)
+        channels = (inputs, inputs, *self.widths)
         self.convolutions = [
-            NormalisedConvolution(before, after, config.activation_function, name=f"conv{index + 1}", **options)
+            NormalisedConvolution(before, after, activation, name=f"conv{index + 1}", **options)
             for index, (before, after) in enumerate(itertools.pairwise(channels))
         ]
-        # From the coarsest of the finer maps to the finest.
-        self.map_channels = config.backbone.channels[-2::-1][: len(self.widths) - 1]
         self.adapters = [
             layers.Conv2D(width, 1, kernel_initializer=_kaiming_uniform(), name=f"adapter{index + 1}", **options)
             for index, width in enumerate(self.widths[:-1])
@@ -210,7 +259,12 @@ class DETRForSegmentation(DETR):
         DETR, section 5 and appendix A.5; the head's widths and normalisation as in the authors' code.
     """
 
-    config_class = SegmentationConfig
+    config_class: ClassVar[type[DETRConfig]] = SegmentationConfig
+    presets: ClassVar[Mapping[str, DETRConfig]] = {
+        f"{name}-panoptic": SegmentationConfig(num_classes=250, backbone=DETR.presets[name].backbone)
+        for name in ("detr-resnet-50", "detr-resnet-50-dc5", "detr-resnet-101")
+    }
+    published: ClassVar[Mapping[str, str]] = {f"facebook/{name}": name for name in presets}
     title = "DETR for segmentation"
     has_masks = True
     logged = (*DETR.logged, "loss_mask", "loss_dice")
@@ -275,9 +329,13 @@ class DETRForSegmentation(DETR):
         return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule, preprocessing)
 
     def _add_parts(self) -> None:
-        policy: Any = self.dtype_policy
-        self.mask_attention = MaskAttention(self.config, name="mask_attention", dtype=policy)
-        self.mask_head = MaskHead(self.config, name="mask_head", dtype=policy)
+        config, policy = self.config, self.dtype_policy
+        heads, widths = config.encoder_attention_heads, config.mask_head_widths
+        self.mask_attention = MaskAttention(config.d_model, heads, name="mask_attention", dtype=policy)
+        maps = config.backbone.channels[-2::-1][: len(widths) - 1]
+        self.mask_head = MaskHead(
+            config.d_model + heads, widths, maps, config.activation_function, name="mask_head", dtype=policy
+        )
 
     def build(self, input_shape: Any) -> None:
         """Creates all weights; their shapes depend on the configuration alone."""
@@ -285,16 +343,25 @@ class DETRForSegmentation(DETR):
         self.mask_attention.build((None, None, self.config.d_model))
         self.mask_head.build(None)
 
-    def stages(self, inputs: Any, attention: bool = False, masks: bool = True) -> dict[str, Any]:
+    def stages(
+        self,
+        inputs: Any,
+        attention: bool = False,
+        training: bool = False,
+        targets: Any = None,
+        masks: bool = True,
+    ) -> dict[str, Any]:
         """As `DETR.stages`, with `mask_attention` (batch, queries, h, w, heads).
 
         Args:
             inputs: as for the model.
             attention: whether the decoder's attention to the image is wanted, too.
+            training: whether the model runs as in training.
+            targets: not looked at.
             masks: whether the masks of all queries are made. Without, there is `"mask_inputs"` in place of
                 `"pred_masks"`, of which `masks_of` makes those of some.
         """
-        outputs, stages = self._forward(inputs, training=False, attention=attention, masks=masks)
+        outputs, stages = self._forward(inputs, training=training, attention=attention, masks=masks)
         return {**stages, **outputs}
 
     def masks_of(self, mask_inputs: dict[str, Any], queries: Any) -> Any:

@@ -2,48 +2,61 @@
 
 A query's embedding is turned into a reference point. Its sine encoding, scaled by what the layer before has decoded, is
 the spatial half of the query in the attention to the image; content is the other half, and the two meet the halves of
-the keys apart (Meng et al. 2021, section 3, figure 3). Boxes are offsets from the reference points, and classes
-independent sigmoids without one for "no object".
+the keys apart (section 3, figure 3). Boxes are offsets from the reference points, and classes independent sigmoids
+without one for "no object".
+
+Source:
+    Meng et al. 2021, "Conditional DETR for Fast Training Convergence", arXiv:2108.06152.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import keras
 from keras import initializers, layers, ops
 
+from tfdetr_keras.layers.attention import ProjectedAttention
+from tfdetr_keras.layers.mlp import MLP, BoxHead
+from tfdetr_keras.layers.position import SCALE, sine_encoding
+from tfdetr_keras.layers.transformer import Decoder, DecoderLayer
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.models.attention import AttentionInitializer, MultiHeadAttention
-from tfdetr_keras.models.config import ConditionalDETRConfig, DETRConfig
-from tfdetr_keras.models.detr import DETR, BoxHead
-from tfdetr_keras.models.mlp import MLP
-from tfdetr_keras.models.position import SCALE, sine_encoding
-from tfdetr_keras.models.transformer import Decoder, DecoderLayer
+from tfdetr_keras.matching.classification import Classification
+from tfdetr_keras.models.detr import DETR, DETRConfig
 
 PRIOR_PROBABILITY = 0.01  # of each class before training (Lin et al. 2017, "Focal Loss", section 3.3)
 REFERENCE_EPSILON = 1e-5  # what a reference point keeps from 0 and 1 when it is turned back into a logit
 
 
-class _SplitAttention(MultiHeadAttention):
+@dataclasses.dataclass(frozen=True)
+class ConditionalDETRConfig(DETRConfig):
+    """The architecture of a `ConditionalDETR`: a DETR's with 300 queries, and no "no object" among its classes.
+
+    Source:
+        Meng et al. 2021, "Conditional DETR for Fast Training Convergence", section 4.1.
+    """
+
+    num_queries: int = 300
+
+    @property
+    def classification(self) -> str | Classification:
+        """How a query is classified."""
+        return "focal"
+
+
+class _SplitAttention(ProjectedAttention):
     """Attention whose queries and keys have content and position, each with a projection of its own."""
 
     def __init__(self, positions: tuple[str, ...], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in positions:
-            projection = layers.EinsumDense(
-                "abc,cde->abde",
-                (None, self.num_heads, self.key_dim),
-                bias_axes="de",
-                name=name,
-                **self._get_common_kwargs_for_sublayer(),
-            )
-            setattr(self, name, projection)
+            setattr(self, name, self.projection(name))
         self.positions = positions
 
-    def build(self, query_shape: Any, value_shape: Any, key_shape: Any = None) -> None:
+    def build(self, query_shape: Any, value_shape: Any = None, key_shape: Any = None) -> None:
         """Builds all projections for `(batch, …, d_model)`."""
         super().build(query_shape, value_shape, key_shape)
         for name in self.positions:
@@ -56,12 +69,12 @@ class ConditionalSelfAttention(_SplitAttention):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(("query_position", "key_position"), **kwargs)
 
-    def call(self, x: Any, position: Any, training: bool = False) -> Any:
-        """`x`, `position`: `(batch, queries, d_model)` → the same shape."""
-        query = self._query_dense(x) + self.query_position(position)
-        key = self._key_dense(x) + self.key_position(position)
-        attended, _ = self._compute_attention(query, key, self._value_dense(x), None, training)
-        return self._output_dense(attended)
+    def call(self, x: Any, position: Any, attention_mask: Any = None, training: bool = False) -> Any:
+        """`x`, `position`: `(batch, queries, d_model)` → the same shape; `attention_mask`: which query sees which."""
+        query = self.query_dense(x) + self.query_position(position)
+        key = self.key_dense(x) + self.key_position(position)
+        attended, _ = self.attend(query, key, self.value_dense(x), attention_mask, training)
+        return self.output_dense(attended)
 
 
 class ConditionalCrossAttention(_SplitAttention):
@@ -75,7 +88,7 @@ class ConditionalCrossAttention(_SplitAttention):
     def __init__(self, is_first: bool, **kwargs: Any) -> None:
         super().__init__(("query_sine", "key_position", *(["query_position"] if is_first else [])), **kwargs)
         self.is_first = is_first
-        self._inverse_sqrt_key_dim = 1 / math.sqrt(2 * self.key_dim)  # of both halves
+        self.scale = 1 / math.sqrt(2 * self.key_dim)  # of both halves
 
     def call(
         self,
@@ -89,35 +102,39 @@ class ConditionalCrossAttention(_SplitAttention):
         return_attention_scores: bool = False,
     ) -> Any:
         """`x`, `position`, `sine`: `(batch, queries, d_model)`; `memory…`: `(batch, positions, d_model)` → as `x`."""
-        query, key = self._query_dense(x), self._key_dense(memory)
+        query, key = self.query_dense(x), self.key_dense(memory)
         key_position = self.key_position(memory_position)
         if self.is_first:
             query, key = query + self.query_position(position), key + key_position
         query = ops.concatenate([query, self.query_sine(sine)], axis=-1)
         key = ops.concatenate([key, key_position], axis=-1)
-        attended, scores = self._compute_attention(
-            query, key, self._value_dense(memory), attention_mask, training, return_attention_scores
+        attended, scores = self.attend(
+            query, key, self.value_dense(memory), attention_mask, training, return_attention_scores
         )
-        attended = self._output_dense(attended)
+        attended = self.output_dense(attended)
         return (attended, scores) if return_attention_scores else attended
 
 
 class ConditionalDecoderLayer(DecoderLayer):
-    """A decoder layer whose attentions keep content and position apart."""
+    """A decoder layer whose attentions keep content and position apart.
 
-    def __init__(self, config: DETRConfig, is_first: bool, **kwargs: Any) -> None:
+    Args:
+        is_first: whether this is the first layer.
+        **options: of `DecoderLayer`.
+    """
+
+    def __init__(self, is_first: bool, **options: Any) -> None:
         self.is_first = is_first
-        super().__init__(config, **kwargs)
+        super().__init__(**options)
 
-    def _attention(self, config: DETRConfig, heads: int, name: str) -> MultiHeadAttention:
-        options = self._attention_options(config, heads, name)
-        options["kernel_initializer"] = AttentionInitializer(config.d_model, packed=False)
-        if name == "self_attention":
-            return ConditionalSelfAttention(**options)
-        return ConditionalCrossAttention(self.is_first, **options)
+    def _self_attention(self) -> layers.Layer:
+        return ConditionalSelfAttention(**self._attention_options("self_attention", packed=False))
 
-    def _attend_to_queries(self, x: Any, query_position: Any, training: bool) -> Any:
-        return self.self_attention(x, query_position["embedding"], training=training)
+    def _cross_attention(self) -> layers.Layer:
+        return ConditionalCrossAttention(self.is_first, **self._attention_options("cross_attention", packed=False))
+
+    def _attend_to_queries(self, x: Any, query_position: Any, **options: Any) -> Any:
+        return self.self_attention(x, query_position["embedding"], **options)
 
     def _attend_to_image(self, x: Any, query_position: Any, memory: Any, memory_position: Any, **options: Any) -> Any:
         position, sine = query_position["embedding"], query_position["sine"]
@@ -127,15 +144,14 @@ class ConditionalDecoderLayer(DecoderLayer):
 class ConditionalDecoder(Decoder):
     """A stack of such layers, with the reference points and their transformation (equations 4 and 5)."""
 
-    def __init__(self, config: DETRConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        width = config.d_model
+    def __init__(self, depth: int, d_model: int, **kwargs: Any) -> None:
+        super().__init__(depth, d_model, **kwargs)
         # In float32 under mixed precision, as the boxes that are offsets from these points.
-        self.reference_point_head = MLP(width, (width, 2), name="reference_point_head", dtype="float32")
-        self.query_scale = MLP(width, (width, width), name="query_scale", dtype=self.dtype_policy)
+        self.reference_point_head = MLP(d_model, (d_model, 2), name="reference_point_head", dtype="float32")
+        self.query_scale = MLP(d_model, (d_model, d_model), name="query_scale", dtype=self.dtype_policy)
 
-    def _layer(self, config: DETRConfig, index: int) -> DecoderLayer:
-        return ConditionalDecoderLayer(config, index == 0, name=f"layer{index}", dtype=self.dtype_policy)
+    def _layer(self, index: int, **options: Any) -> DecoderLayer:
+        return ConditionalDecoderLayer(index == 0, **options)
 
     def build(self, input_shape: Any) -> None:
         """Builds for `(batch, queries, d_model)`."""
@@ -143,20 +159,22 @@ class ConditionalDecoder(Decoder):
         self.reference_point_head.build(input_shape)
         self.query_scale.build(input_shape)
 
-    def reference_points(self, query_position: Any) -> Any:
-        """`(…, d_model)` → `(…, 2)` float32, x and y in [0, 1] of the unpadded image."""
-        return ops.sigmoid(self.reference_point_head(query_position))
-
-    def _positions(self, query_position: Any) -> Callable[[int, Any], Any]:
-        points = self.reference_points(query_position) * SCALE
+    def _points(self, query_position: Any) -> dict[str, Any]:
+        """The reference points `(…, 2)` float32, x and y in [0, 1] of the unpadded image, and their sine encoding."""
+        points = ops.sigmoid(self.reference_point_head(query_position))
         half = self.d_model // 2
-        encoded = [sine_encoding(points[..., axis], half) for axis in (1, 0)]  # y first, as in the image's positions
-        sine = ops.cast(ops.concatenate(encoded, axis=-1), self.compute_dtype)
+        encoded = [sine_encoding(points[..., axis] * SCALE, half) for axis in (1, 0)]  # y first, as in the positions
+        return {"points": points, "sine": ops.cast(ops.concatenate(encoded, axis=-1), self.compute_dtype)}
 
-        def position_of(index: int, x: Any) -> dict[str, Any]:
-            return {"embedding": query_position, "sine": sine * self.query_scale(x) if index else sine}
+    def _position(self, index: int, x: Any, query_position: Any, points: Any) -> dict[str, Any]:
+        sine = points["sine"]
+        return {"embedding": query_position, "sine": sine * self.query_scale(x) if index else sine}
 
-        return position_of
+    def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
+        """Boxes whose centres are offsets from the queries' reference points."""
+        centres = points["points"][:, None]  # the same for all layers
+        logit = ops.log(ops.maximum(centres, REFERENCE_EPSILON) / ops.maximum(1 - centres, REFERENCE_EPSILON))
+        return box_head(embeddings, ops.concatenate([logit, ops.zeros_like(logit)], axis=-1))
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -176,9 +194,11 @@ class ConditionalDETR(DETR):
         Meng et al. 2021, "Conditional DETR for Fast Training Convergence", arXiv:2108.06152.
     """
 
-    config_class = ConditionalDETRConfig
+    config_class: ClassVar[type[DETRConfig]] = ConditionalDETRConfig
+    presets: ClassVar[Mapping[str, DETRConfig]] = {"conditional-detr-resnet-50": ConditionalDETRConfig()}
+    published: ClassVar[Mapping[str, str]] = {"microsoft/conditional-detr-resnet-50": "conditional-detr-resnet-50"}
+    decoder_class: ClassVar[type[Decoder]] = ConditionalDecoder
     title = "Conditional DETR"
-    decoder_class = ConditionalDecoder
 
     @staticmethod
     def default_criterion() -> SetCriterion:
@@ -190,10 +210,3 @@ class ConditionalDETR(DETR):
         class_head.bias_initializer = initializers.Constant(math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
         # Every box starts at its reference point.
         return class_head, BoxHead(self.config.d_model, zero_output=True, name="box_head", dtype="float32")
-
-    def _boxes(self, embeddings: Any) -> Any:
-        """Boxes whose centres are offsets from the queries' reference points."""
-        query_position = self.query_embedding(ops.arange(self.config.num_queries))
-        points = self.decoder.reference_points(query_position)
-        logit = ops.log(ops.maximum(points, REFERENCE_EPSILON) / ops.maximum(1 - points, REFERENCE_EPSILON))
-        return self.box_head(embeddings, ops.concatenate([logit, ops.zeros_like(logit)], axis=-1))

@@ -1,0 +1,2 @@
+from .config import BackboneConfig as BackboneConfig
+from .resnet import ResNetConfig as ResNetConfig

@@ -1,0 +1,371 @@
+"""The transformer encoder and decoder, with positions added in every attention (DETR, section 3.2, appendix A.3).
+
+Queries and keys carry positions, values never do; padded positions are masked out as keys. Layer normalisation follows
+each branch ("post-norm") or precedes it (`pre_norm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from keras import layers, ops
+
+from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
+from tfdetr_keras.layers.mlp import linear_initializers
+
+NORM_EPSILON = 1e-5  # PyTorch's default; Keras' own is 1e-3
+
+
+class FeedForward(layers.Layer):
+    """Two dense layers with an activation between them, on each position alone.
+
+    Args:
+        d_model: channels of inputs and outputs.
+        hidden: channels between them.
+        activation: by its Keras name.
+        dropout: after the activation.
+    """
+
+    def __init__(
+        self, d_model: int, hidden: int, activation: str = "relu", dropout: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.d_model, self.width = d_model, hidden
+        self.hidden = layers.Dense(
+            hidden,
+            activation=activation,
+            name="hidden",
+            dtype=self.dtype_policy,
+            **linear_initializers(d_model, kernel="glorot_uniform"),
+        )
+        self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.outputs = layers.Dense(
+            d_model,
+            name="output",
+            dtype=self.dtype_policy,
+            **linear_initializers(hidden, kernel="glorot_uniform"),
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(batch, positions, d_model)`."""
+        self.hidden.build((None, None, self.d_model))
+        self.dropout.build((None, None, self.width))
+        self.outputs.build((None, None, self.width))
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """`(batch, positions, d_model)` → the same shape."""
+        return self.outputs(self.dropout(self.hidden(inputs), training=training))
+
+
+class TransformerLayer(layers.Layer):
+    """What encoder and decoder layers share: residual branches, each with its own normalisation.
+
+    Args:
+        d_model: channels.
+        heads: of each attention.
+        hidden: channels inside the feed-forward network.
+        activation: of the feed-forward network, by its Keras name.
+        dropout: of every residual branch.
+        attention_dropout: of the attention weights.
+        activation_dropout: inside the feed-forward network.
+        pre_norm: whether a branch is normalised before it rather than after.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        hidden: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        pre_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.d_model, self.heads, self.attention_dropout = d_model, heads, attention_dropout
+        self.pre_norm = pre_norm
+        self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
+        self._make_attention()
+        self.feed_forward = FeedForward(
+            d_model, hidden, activation, activation_dropout, name="feed_forward", dtype=self.dtype_policy
+        )
+        self.feed_forward_norm = self._norm("feed_forward_norm")
+
+    def _make_attention(self) -> None:
+        """Make the attentions and their normalisations."""
+        raise NotImplementedError
+
+    def _attention_options(self, name: str, packed: bool = True) -> dict[str, Any]:
+        return {
+            "num_heads": self.heads,
+            "key_dim": self.d_model // self.heads,
+            "dropout": self.attention_dropout,
+            "kernel_initializer": AttentionInitializer(self.d_model, packed),
+            "name": name,
+            "dtype": self.dtype_policy,
+        }
+
+    def _norm(self, name: str) -> layers.LayerNormalization:
+        return layers.LayerNormalization(epsilon=NORM_EPSILON, name=name, dtype=self.dtype_policy)
+
+    def _residual(self, x: Any, norm: Any, branch: Callable[[Any], Any], training: bool) -> Any:
+        if self.pre_norm:
+            return x + self.dropout(branch(norm(x)), training=training)
+        return norm(x + self.dropout(branch(x), training=training))
+
+    def build(self, input_shape: Any) -> None:
+        """Builds every part for `(batch, positions, d_model)`."""
+        for part in self._layers:
+            part.build((None, None, self.d_model))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention over the image's positions, then a feed-forward network."""
+
+    def _make_attention(self) -> None:
+        self.self_attention = MultiHeadAttention(**self._attention_options("self_attention"))
+        self.self_attention_norm = self._norm("self_attention_norm")
+
+    def call(self, x: Any, position: Any, mask: Any, training: bool = False) -> Any:
+        """Attends.
+
+        Args:
+            x: `(batch, positions, d_model)`.
+            position: `(batch, positions, d_model)`, or 1 in place of the batch.
+            mask: as `attention_mask` of `MultiHeadAttention`; None where nothing is padding.
+            training: whether dropout is on.
+
+        Returns:
+            `(batch, positions, d_model)`.
+        """
+
+        def attend(x: Any) -> Any:
+            located = x + position
+            return self.self_attention(located, x, key=located, attention_mask=mask, training=training)
+
+        x = self._residual(x, self.self_attention_norm, attend, training)
+        return self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
+
+
+class DecoderLayer(TransformerLayer):
+    """Self-attention among the queries, attention to the image, then a feed-forward network."""
+
+    def _make_attention(self) -> None:
+        self.self_attention = self._self_attention()
+        self.self_attention_norm = self._norm("self_attention_norm")
+        self.cross_attention = self._cross_attention()
+        self.cross_attention_norm = self._norm("cross_attention_norm")
+
+    def _self_attention(self) -> layers.Layer:
+        return MultiHeadAttention(**self._attention_options("self_attention"))
+
+    def _cross_attention(self) -> layers.Layer:
+        return MultiHeadAttention(**self._attention_options("cross_attention"))
+
+    def call(
+        self,
+        x: Any,
+        query_position: Any,
+        memory: Any,
+        memory_position: Any,
+        mask: Any,
+        query_mask: Any = None,
+        training: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Any:
+        """Attends.
+
+        Args:
+            x: `(batch, queries, d_model)`.
+            query_position: what `Decoder` gives its layers of the queries' positions.
+            memory: `(batch, positions, d_model)`.
+            memory_position: `(batch, positions, d_model)`.
+            mask: of the image's positions, `(batch, 1, positions)` bool, True = image; None where nothing is padding.
+            query_mask: which query sees which, `(batch, queries, queries)` bool; all see all where left out.
+            training: whether dropout is on.
+            return_attention_scores: whether the attention to the image is wanted, too.
+
+        Returns:
+            `(batch, queries, d_model)`; or a pair of that and `(batch, heads, queries, positions)`.
+        """
+        scores = None
+
+        def attend_to_queries(x: Any) -> Any:
+            return self._attend_to_queries(x, query_position, attention_mask=query_mask, training=training)
+
+        def attend_to_image(x: Any) -> Any:
+            nonlocal scores
+            attended = self._attend_to_image(
+                x,
+                query_position,
+                memory,
+                memory_position,
+                attention_mask=mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
+            )
+            if return_attention_scores:
+                attended, scores = attended
+            return attended
+
+        x = self._residual(x, self.self_attention_norm, attend_to_queries, training)
+        x = self._residual(x, self.cross_attention_norm, attend_to_image, training)
+        x = self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
+        return (x, scores) if return_attention_scores else x
+
+    def _attend_to_queries(self, x: Any, query_position: Any, **options: Any) -> Any:
+        located = x + query_position
+        return self.self_attention(located, x, key=located, **options)
+
+    def _attend_to_image(self, x: Any, query_position: Any, memory: Any, memory_position: Any, **options: Any) -> Any:
+        return self.cross_attention(x + query_position, memory, key=memory + memory_position, **options)
+
+
+class Encoder(layers.Layer):
+    """A stack of encoder layers.
+
+    Args:
+        depth: layers.
+        d_model: channels.
+        final_norm: whether one more normalisation closes the stack, as pre-norm needs it.
+        **kwargs: of `TransformerLayer`, and `name` and `dtype`.
+    """
+
+    def __init__(self, depth: int, d_model: int, *, final_norm: bool = False, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in ("name", "dtype") if name in kwargs}
+        super().__init__(**own)
+        self.d_model = d_model
+        self.stack = [
+            EncoderLayer(d_model, **kwargs, name=f"layer{index}", dtype=self.dtype_policy) for index in range(depth)
+        ]
+        self.norm = (
+            layers.LayerNormalization(epsilon=NORM_EPSILON, name="norm", dtype=self.dtype_policy)
+            if final_norm
+            else None
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(batch, positions, d_model)`."""
+        for layer in self.stack:
+            layer.build((None, None, self.d_model))
+        if self.norm is not None:
+            self.norm.build((None, None, self.d_model))
+
+    def call(self, x: Any, position: Any, mask: Any, training: bool = False) -> list[Any]:
+        """Returns the output of each layer, `(batch, positions, d_model)`; the last is the memory."""
+        outputs = []
+        for layer in self.stack:
+            x = layer(x, position, mask, training=training)
+            outputs.append(x)
+        if self.norm is not None:
+            outputs[-1] = self.norm(outputs[-1])
+        return outputs
+
+
+class Decoded(NamedTuple):
+    """What a decoder makes of the queries, of each layer.
+
+    Attributes:
+        embeddings: `(batch, queries, d_model)` each, as the heads see them.
+        logits: `(batch, layers, queries, logits)`, of the layers that are wanted.
+        boxes: `(batch, layers, queries, 4)` cxcywh in [0, 1], of the layers that are wanted.
+        attention: to the image, `(batch, heads, queries, positions)` each; empty where it is not wanted.
+    """
+
+    embeddings: list[Any]
+    logits: Any
+    boxes: Any
+    attention: list[Any]
+
+
+class Decoder(layers.Layer):
+    """A stack of decoder layers that turn the learned queries into objects, all in parallel.
+
+    One normalisation, shared by all layers, stands between a layer's output and the heads. It is applied to what the
+    heads see only: the next layer takes the output as it was.
+
+    Args:
+        depth: layers.
+        d_model: channels.
+        **kwargs: of `TransformerLayer`, and `name` and `dtype`.
+    """
+
+    def __init__(self, depth: int, d_model: int, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name) for name in ("name", "dtype") if name in kwargs}
+        super().__init__(**own)
+        self.d_model = d_model
+        self.stack = [
+            self._layer(index, d_model=d_model, **kwargs, name=f"layer{index}", dtype=self.dtype_policy)
+            for index in range(depth)
+        ]
+        self.norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="norm", dtype=self.dtype_policy)
+
+    def _layer(self, index: int, **options: Any) -> DecoderLayer:
+        return DecoderLayer(**options)
+
+    def build(self, input_shape: Any) -> None:
+        """Builds for `(batch, queries, d_model)`."""
+        for layer in self.stack:
+            layer.build((None, None, self.d_model))
+        self.norm.build((None, None, self.d_model))
+
+    def call(
+        self,
+        query_position: Any,
+        memory: Any,
+        memory_position: Any,
+        mask: Any,
+        class_head: Any,
+        box_head: Any,
+        query_mask: Any = None,
+        earlier_layers: bool = True,
+        training: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Decoded:
+        """Decodes.
+
+        Args:
+            query_position: `(batch, queries, d_model)`, the learned queries.
+            memory: `(batch, positions, d_model)`, the encoder's output.
+            memory_position: `(batch, positions, d_model)`.
+            mask: of the image's positions, `(batch, 1, positions)` bool, True = image; None where nothing is padding.
+            class_head: embeddings → logits, shared by all layers.
+            box_head: embeddings, and an offset or nothing → boxes, shared by all layers.
+            query_mask: which query sees which, `(batch, queries, queries)` bool; all see all where left out.
+            earlier_layers: whether the heads look at all layers, or at the last alone.
+            training: whether dropout is on.
+            return_attention_scores: whether the attention to the image is wanted, too.
+        """
+        x = ops.zeros_like(query_position)
+        embeddings, attention = [], []
+        points = self._points(query_position)
+        for index, layer in enumerate(self.stack):
+            x = layer(
+                x,
+                self._position(index, x, query_position, points),
+                memory,
+                memory_position,
+                mask,
+                query_mask,
+                training=training,
+                return_attention_scores=return_attention_scores,
+            )
+            if return_attention_scores:
+                x, scores = x
+                attention.append(scores)
+            embeddings.append(self.norm(x))
+        seen = ops.stack(embeddings if earlier_layers else embeddings[-1:], axis=1)
+        return Decoded(embeddings, class_head(seen), self._boxes(box_head, seen, points), attention)
+
+    def _points(self, query_position: Any) -> Any:
+        """What the queries' places in the image are; nothing that DETR knows of."""
+
+    def _position(self, index: int, x: Any, query_position: Any, points: Any) -> Any:
+        """What a layer is given of the queries' positions."""
+        return query_position
+
+    def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
+        return box_head(embeddings)
