@@ -60,8 +60,8 @@ def write_theirs(model: Any, file: Path) -> None:
     """Exports Hugging Face's model with the weights of ours, by PyTorch, in a process of its own."""
     from safetensors.numpy import save_file
 
+    from port_weights import to_torch
     from port_weights.architecture import hugging_face_config
-    from port_weights.port import to_torch
     from port_weights.pytorch import TENSORS
     from port_weights.pytorch.process import run
     from port_weights.reference import reference_scheme

@@ -113,8 +113,8 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
         import triton  # noqa: F401
     import torch
 
+    from port_weights import to_torch
     from port_weights.architecture import hugging_face_config
-    from port_weights.port import to_torch
     from port_weights.pytorch.model import load_weights, reference_model
     from port_weights.reference import reference_scheme
 

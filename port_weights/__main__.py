@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _convert(source: str, target: str, **options: Any) -> int:
-    from port_weights.port import convert
+    from tfdetr_keras.models.pretrained import convert
 
     model = convert(source, target, **options)
     print(f"{target}: {model.count_params():,} weights, {model.config.num_classes} classes")

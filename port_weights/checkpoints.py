@@ -20,7 +20,7 @@ import numpy as np
 
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
-from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
+from tfdetr_keras.backend.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,30 @@ class Checkpoint:
     read: Callable[[str], np.ndarray]
     config: Mapping[str, Any] | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Tensors:
+    """The tensors of a safetensors file, read one at a time.
+
+    What was read of a mapped file stays in this process's memory until it is closed: it is opened anew after a while,
+    and not for each tensor, which takes as long as reading one.
+    """
+
+    WHILE = 64 * 2**20  # bytes
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._since = path, 0
+        self._file: Any = None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        from safetensors import safe_open
+
+        if self._file is None or self._since > self.WHILE:
+            self._file, self._since = None, 0
+            self._file = safe_open(os.fspath(self._path), framework="numpy").__enter__()
+        tensor: np.ndarray = self._file.get_tensor(name)
+        self._since += tensor.nbytes
+        return tensor
 
 
 def open_checkpoint(source: Any) -> Checkpoint:
@@ -136,11 +160,11 @@ def _open_safetensors(path: Path, config: Path | None, title: str | None = None)
     except Exception as error:  # SafetensorError and whatever its parts raise of a header that makes no sense
         raise ValueError(f"{title} is not a safetensors file, or it is truncated or damaged ({error})") from error
 
+    tensors = Tensors(path)
+
     def read(name: str) -> np.ndarray:
-        # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
         try:
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                tensor = file.get_tensor(name)
+            tensor = tensors[name]
         except Exception as error:  # of a type that NumPy does not have, or of a file that changed meanwhile
             raise ValueError(f"{title}: {name} cannot be read ({error})") from error
         return _as_float32(tensor, f"{title}: {name}")

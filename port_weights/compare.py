@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from port_weights import hub
-from port_weights.port import load_model
 from port_weights.pytorch.process import PyTorchMissingError, require
 from port_weights.reference import reference_stages
 from tfdetr_keras.models.packaged import find_source
+from tfdetr_keras.models.presets import PUBLISHED
+from tfdetr_keras.models.pretrained import load_model
 
 LOGITS_TOLERANCE = 1e-4
 BOXES_TOLERANCE = 1e-5
@@ -65,7 +66,7 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
     try:
         require("torch", "transformers")
         if hub.is_hub_id(source):
-            source = hub.fetch(str(source), options.pop("revision", None))
+            source = hub.fetch(str(source), options.pop("revision", None), known=PUBLISHED)
         model = load_model(source, **options)
         expected, origin = reference_stages(source, model, batch)
     except PyTorchMissingError as error:

@@ -16,15 +16,15 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
+from port_weights.checkpoints import Tensors
 from port_weights.hub import Commit
+from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.registry import config_of, describe
-from tfdetr_keras.models.serialized import criterion_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Conversion:
     """What porting makes of a checkpoint, before anything is changed for a new task.
 
     Args:
-        config: the checkpoint's architecture.
+        architecture: the checkpoint's, as plain values with the name of its class.
         criterion: its loss.
         readers: its weights by Keras path, read one at a time.
         lacking: the paths of the weights that it does not hold.
@@ -44,7 +44,7 @@ class Conversion:
             caller has to.
     """
 
-    config: DetectorConfig
+    architecture: Mapping[str, Any]
     criterion: SetCriterion
     readers: Mapping[str, Callable[[], np.ndarray]]
     lacking: list[str]
@@ -59,13 +59,10 @@ def find(commit: Commit) -> Conversion | None:
     if not path.is_file():
         return None
 
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        def read() -> np.ndarray:
-            # Opened for each tensor: what was read of a mapped file stays in this process's memory until it is closed.
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                return file.get_tensor(name)
+    tensors = Tensors(path)
 
-        return read
+    def reader(name: str) -> Callable[[], np.ndarray]:
+        return lambda: tensors[name]
 
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
@@ -76,7 +73,7 @@ def find(commit: Commit) -> Conversion | None:
             if described["sums"] != {name: _sum(file.get_tensor(name)) for name in names}:
                 raise ValueError("its weights are not those that were written")
         return Conversion(
-            config_of(described["config"]),
+            described["config"],
             criterion_of(described["criterion"], path.name),
             {name: reader(name) for name in names},
             described["lacking"],
@@ -96,7 +93,7 @@ def keep(commit: Commit, conversion: Conversion) -> Conversion:
 
     arrays = {path: np.ascontiguousarray(read()) for path, read in conversion.readers.items()}
     header = {
-        "config": json.dumps(describe(conversion.config)),
+        "config": json.dumps(conversion.architecture),
         "criterion": json.dumps(keras.saving.serialize_keras_object(conversion.criterion)),
         "lacking": json.dumps(conversion.lacking),
         "origin": json.dumps(_origin(commit)),

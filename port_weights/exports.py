@@ -18,26 +18,19 @@ from typing import Any, get_args
 
 import numpy as np
 
-from port_weights.architecture import (
-    Backbone,
-    criterion_of,
-    facebook_scheme,
-    hugging_face_config,
-    hugging_face_scheme,
-    loss_arguments,
-    timm_name,
-)
-from port_weights.port import load_model, refuse_quantized, to_torch
+from port_weights.families import family_of
+from port_weights.families.resnet import Backbone, timm_name
 from port_weights.processor import FILE, processor_of
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
-from port_weights.schemes import Scheme
+from port_weights.tables import Scheme
 from tfdetr_keras.backbones.resnet import RESNETS
 from tfdetr_keras.backend.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.detr import DETR, DETRConfig
-from tfdetr_keras.models.detr_segmentation import SegmentationConfig
+from tfdetr_keras.models.pretrained import load_model
+from tfdetr_keras.models.quantization import mode_of
+from tfdetr_keras.models.registry import model_class
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
 logger = logging.getLogger(__name__)
@@ -99,10 +92,13 @@ def export(
     model, name = _model(source, options)
     processor = processor_of(preprocessing_for(model, preprocessing, size, pad_to, size_rule), model.config)
     _check_hugging_face(model.config, backbone, name)
-    arrays = _arrays(model, hugging_face_scheme(model.config, backbone), name)
-    config = hugging_face_config(model.config, model.criterion, backbone)
-    _report_loss(model.criterion, criterion_of(config, model.config), name)
-    if model.config.position_embedding == "learned" and not model.config.pre_norm:
+    family = family_of(model.config)
+    config, names = family.hugging_face_config(model.config, model.criterion, backbone), family.hugging_face_scheme
+    arrays = _arrays(model, names(model.config, backbone), name)
+    told: dict[str, Any] = dict(family.coefficients_of(config))
+    arriving = dataclasses.replace(model_class(model.config).default_criterion(), **told)
+    _report_loss(model.criterion, arriving, name)
+    if getattr(model.config, "position_embedding", "sine") == "learned" and family.model_types == ("detr",):
         logger.warning("%s: learned positions are written as transformers 5 names them; 4 will not find them", name)
 
     from safetensors.numpy import save_file
@@ -153,8 +149,9 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
         raise ValueError(f"{missing} ({error})") from error
     model, name = _model(source, options)
     _check_facebook(model.config, name)
-    arrays = _arrays(model, facebook_scheme(model.config), name)
-    arguments = _facebook_arguments(model.config, model.criterion)
+    family = family_of(model.config)
+    arrays = _arrays(model, family.authors_scheme(model.config), name)
+    arguments = family.authors_arguments(model.config, model.criterion)
     if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
         logger.warning("%s: load_model reads this backbone from the .pth, but torchvision has none like it", name)
     from safetensors.numpy import save_file
@@ -169,7 +166,38 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     return model
 
 
-def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
+def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
+    """Return a model's weights under their PyTorch names: the tables read backwards.
+
+    Args:
+        model: the Keras model.
+        scheme: the naming scheme to write.
+
+    Returns:
+        PyTorch name → array in PyTorch's layout.
+
+    Raises:
+        ValueError: the model is quantised, or has a weight that the scheme has no name for.
+    """
+    refuse_quantized(model, "the model")
+    parts: dict[str, list[np.ndarray]] = {}
+    for path, variable in ((variable.path.split("/", 1)[1], variable) for variable in model.weights):
+        named = scheme.torch_name(path)
+        if named is None:
+            raise ValueError(f"the scheme {scheme.title!r} has no name for {path}")
+        name, layout = named
+        pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
+        pieces[layout.part] = layout.to_torch(np.asarray(variable))
+    return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
+
+
+def refuse_quantized(model: Detector, name: str) -> None:
+    """Raise a `ValueError` if a model that is to be ported is quantised."""
+    if mode := mode_of(model):
+        raise ValueError(f"{name} is quantised ({mode}), which no PyTorch DETR is: port the original")
+
+
+def _model(source: Any, options: Mapping[str, Any]) -> tuple[Detector, str]:
     """The model to export, and what to call it in messages."""
     if isinstance(source, Detector):
         if options:
@@ -184,7 +212,7 @@ def _model(source: Any, options: Mapping[str, Any]) -> tuple[DETR, str]:
     return model, name
 
 
-def _check_hugging_face(config: DETRConfig, backbone: Backbone, name: str) -> None:
+def _check_hugging_face(config: Any, backbone: Backbone, name: str) -> None:
     if config.activation_function not in ACTIVATIONS:
         raise ValueError(
             f"{name}: activation_function={config.activation_function!r} is not known to be the same in transformers; "
@@ -210,7 +238,7 @@ _OTHERWISE = {
 }
 
 
-def _check_facebook(config: DETRConfig, name: str) -> None:
+def _check_facebook(config: Any, name: str) -> None:
     for what in ("attention_heads", "ffn_dim"):
         ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
         if ours[0] != ours[1]:
@@ -223,26 +251,6 @@ def _check_facebook(config: DETRConfig, name: str) -> None:
             f"{name}: activation_function={config.activation_function!r}, but facebookresearch/detr has ReLU alone: "
             "export a Hugging Face folder instead"
         )
-
-
-def _facebook_arguments(config: DETRConfig, criterion: SetCriterion) -> dict[str, Any]:
-    """The settings of facebookresearch/detr's `main.py` that say what the model and its loss are."""
-    return {
-        "backbone": timm_name(config.backbone),
-        "dilation": config.backbone.dilation,
-        "position_embedding": config.position_embedding,
-        "enc_layers": config.encoder_layers,
-        "dec_layers": config.decoder_layers,
-        "dim_feedforward": config.encoder_ffn_dim,
-        "hidden_dim": config.d_model,
-        "dropout": config.dropout,
-        "nheads": config.encoder_attention_heads,
-        "num_queries": config.num_queries,
-        "pre_norm": config.pre_norm,
-        "masks": isinstance(config, SegmentationConfig),
-        "aux_loss": config.auxiliary_outputs,
-        **loss_arguments(criterion),
-    }
 
 
 def _arrays(model: Detector, names: Scheme, name: str) -> dict[str, np.ndarray]:

@@ -12,12 +12,12 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from port_weights.checkpoints import PICKLES, WEIGHTS, shards_of
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.spelling import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,13 @@ def is_hub_id(source: Any) -> bool:
     return not path.exists() and path.suffix not in (".safetensors", ".keras", *PICKLES)
 
 
-def fetch(hub_id: str, revision: str | None = None) -> Commit:
+def fetch(hub_id: str, revision: str | None = None, known: Iterable[str] = ()) -> Commit:
     """Brings a repository's weights here, or finds them in the cache: without a network what was fetched last.
 
     Args:
         hub_id: owner/name.
         revision: branch, tag or commit; the main branch by default.
+        known: hub ids that may have been meant, where there is none like it.
 
     Raises:
         ValueError: the hub cannot be reached and the cache does not have it; or there is no such repository, or it is
@@ -98,7 +99,7 @@ def fetch(hub_id: str, revision: str | None = None) -> Commit:
         try:
             return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(names)))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(f"{hub_id}: {_explained(error, hub_id, revision)}") from error
+            raise ValueError(f"{hub_id}: {_explained(error, hub_id, revision, known)}") from error
 
     logger.info("looking up %s on the hub", hub_id)
     unreached = None if revision and _HASH.fullmatch(revision) else _why_not_reached(hub_id, revision)
@@ -141,7 +142,7 @@ def _shards(commit: Commit) -> list[str]:
     return names
 
 
-def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
+def _explained(error: Exception, hub_id: str, revision: str | None, known: Iterable[str]) -> str:
     """Why there is no such model, as far as the hub or its absence tells, and what will do instead."""
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -150,8 +151,6 @@ def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-
-    from tfdetr_keras.models.presets import PUBLISHED
 
     nothing_here = "there is no such file or folder here"
     # What is missing in the cache is missing because of what happened before.
@@ -164,7 +163,7 @@ def _explained(error: Exception, hub_id: str, revision: str | None) -> str:
     if isinstance(reason, RepositoryNotFoundError):
         return (
             f"{nothing_here}, and on the hub no such model, or it is a private one, for which HF_TOKEN must be set"
-            f"{did_you_mean(hub_id, PUBLISHED)}"
+            f"{did_you_mean(hub_id, known)}"
         )
     if isinstance(reason, RevisionNotFoundError):
         return f"the hub has this model, but no branch, tag or commit {revision}"

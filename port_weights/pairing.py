@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from port_weights.checkpoints import Checkpoint
-from port_weights.schemes import IGNORED, Scheme
+from port_weights.tables import IGNORED, Scheme
 
 CLASS_HEAD, QUERIES = "class_head/", "query_embedding/"
 # The parts of a model that a checkpoint may hold or lack as a whole.

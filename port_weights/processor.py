@@ -15,11 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from port_weights.families import family_of
 from port_weights.hub import Commit
-from tfdetr_keras.models.conditional_detr import ConditionalDETRConfig
-from tfdetr_keras.models.detr import DETRConfig
-from tfdetr_keras.models.presets import nearest_preset
-from tfdetr_keras.models.whole_files import read_json
+from tfdetr_keras.backend.whole_files import read_json
 from tfdetr_keras.preprocessing import SIZE, Interpolation, Preprocessing, SizeRule
 
 logger = logging.getLogger(__name__)
@@ -113,22 +111,19 @@ def read_processor(folder: Path, default: Preprocessing | None = None, with_size
         raise ValueError(f"{path}: {error}") from None
 
 
-def with_preprocessing(config: DETRConfig, source: Any) -> DETRConfig:
-    """Return the architecture of a checkpoint with the preprocessing that its folder tells, and its authors' recipe.
+def preprocessing_of(source: Any, published: Preprocessing) -> Preprocessing:
+    """Return how a checkpoint's images are prepared, as its folder tells.
 
     Without a file, images are prepared as the authors of the architecture do, which a line of the log says of a folder.
     What cannot be followed is logged: the weights are right, but what the model answers may not be.
 
     Args:
-        config: the architecture.
         source: of the checkpoint: a folder, or what `hub.fetch` made of a hub id; anything else tells nothing.
+        published: as the authors of the architecture do.
     """
-    preset, folder = nearest_preset(config), _folder_of(source)
-    if preset is not None:
-        config = dataclasses.replace(config, recipe=preset.recipe)
-    published = Preprocessing() if preset is None else preset.preprocessing
+    folder = _folder_of(source)
     if folder is None:
-        return dataclasses.replace(config, preprocessing=published)
+        return published
     try:
         found = read_processor(folder, published)
     except ValueError as error:
@@ -137,21 +132,21 @@ def with_preprocessing(config: DETRConfig, source: Any) -> DETRConfig:
     else:
         if found is None:
             logger.info("%s has no %s, so images are prepared as its authors do: %s", folder, FILE, published)
-    return dataclasses.replace(config, preprocessing=found or published)
+    return found or published
 
 
 def check_processor(source: Any, with_size: bool = True) -> None:
     """Raise a `ValueError` if a checkpoint's images are to be prepared in a way that the package does not follow.
 
     Args:
-        source: as for `with_preprocessing`.
+        source: as for `preprocessing_of`.
         with_size: whether its sizes matter.
     """
     if (folder := _folder_of(source)) is not None:
         read_processor(folder, with_size=with_size)
 
 
-def processor_of(preprocessing: Preprocessing, config: DETRConfig) -> dict[str, Any]:
+def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
     """Return what `preprocessor_config.json` says of a preprocessing: all that transformers does to an image.
 
     Args:
@@ -180,9 +175,8 @@ def processor_of(preprocessing: Preprocessing, config: DETRConfig) -> dict[str, 
         named += [f"{RULE}={preprocessing.rule}"] if preprocessing.rule == "facebook" else []
         logger.warning("transformers does not know, and prepares images without, %s", ", ".join(named))
     canvas = preprocessing.pad_to and dict(zip(("height", "width"), preprocessing.pad_to, strict=True))
-    is_conditional = isinstance(config, ConditionalDETRConfig)
     return {
-        "image_processor_type": f"{'ConditionalDetr' if is_conditional else 'Detr'}ImageProcessor",
+        "image_processor_type": family_of(config).image_processor,
         "format": "coco_detection",
         "do_resize": True,
         "size": {first: size[0], second: size[1]},

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from port_weights import hub
-from port_weights.architecture import hugging_face_config, hugging_face_scheme, model_prefix
-from port_weights.port import to_torch
+from port_weights.architecture import hugging_face_config
+from port_weights.exports import to_torch
+from port_weights.families import family_of
 from port_weights.pytorch import BATCH, STAGES, TENSORS
 from port_weights.pytorch.process import run
-from port_weights.schemes import Scheme, scheme
-from tfdetr_keras.models.conditional_detr import ConditionalDETRConfig
+from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.detr import DETRConfig
 
 
 def reference_stages(
@@ -46,7 +45,7 @@ def reference_stages(
         folder = Path(temporary)
         save_file({name: np.ascontiguousarray(array) for name, array in batch.items()}, folder / BATCH)
         if checkpoint is None:
-            arrays = to_torch(model, reference_scheme(model.config))
+            arrays = to_torch(model, family_of(model.config).reference_scheme(model.config))
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / TENSORS)
         config = hugging_face_config(model.config)
         names = run("port_weights.pytorch.model:write_stages", folder, config=config, checkpoint=checkpoint)
@@ -55,13 +54,13 @@ def reference_stages(
     return {name: arrays[name] for name in names}, origin if checkpoint is None else "read by transformers itself"
 
 
-def _readable_folder(source: Any, config: DETRConfig) -> str | None:
+def _readable_folder(source: Any, config: DetectorConfig) -> str | None:
     """The folder of a checkpoint, if transformers reads it without the package timm."""
     from safetensors import safe_open
 
     if isinstance(source, hub.Commit):
         source = source.folder
-    if not isinstance(source, (str, os.PathLike)) or config.backbone.dilation:
+    if not isinstance(source, (str, os.PathLike)) or getattr(config.backbone, "dilation", False):
         return None
     weights = Path(source) / "model.safetensors"
     if not weights.is_file():
@@ -71,17 +70,7 @@ def _readable_folder(source: Any, config: DETRConfig) -> str | None:
     return os.fspath(Path(source).resolve()) if readable else None
 
 
-def reference_scheme(config: DETRConfig) -> Scheme:
-    """The names of the reference model's own `state_dict()`."""
-    if config.pre_norm:  # Table Transformer kept its names in version 5
-        return hugging_face_scheme(config)
-    transformer, prefix = "hugging-face-in-memory", model_prefix(config)
-    if isinstance(config, ConditionalDETRConfig):
-        transformer = f"conditional-{transformer}"
-    return scheme("hugging-face", transformer, prefix, f"{prefix}backbone.model.")
-
-
-def write_random_checkpoint(folder: Path, config: DETRConfig, seed: int = 0) -> None:
+def write_random_checkpoint(folder: Path, config: DetectorConfig, seed: int = 0) -> None:
     """Write a Hugging Face folder (`config.json`, `model.safetensors`) with random weights, to practise porting on.
 
     Raises:

@@ -11,8 +11,8 @@ import logging
 import re
 
 from port_weights.checkpoints import Checkpoint
-from port_weights.names import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
-from port_weights.schemes import LANDMARKS
+from port_weights.families import landmarks
+from port_weights.families.detr import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _prefix(title: str, names: dict[str, str]) -> str:
     found = dict.fromkeys(
         _outer(name.removesuffix(landmark), transformer)
         for name in names
-        for transformer, landmark in LANDMARKS
+        for transformer, landmark in landmarks()
         if name.endswith(landmark) and _is_whole_part(name, landmark)
     )
     plain = [prefix for prefix in found if not _AVERAGED.search(prefix)] or list(found)

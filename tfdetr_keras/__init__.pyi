@@ -26,8 +26,8 @@ from .models.detr import DETRConfig as DETRConfig
 from .models.detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .models.detr_segmentation import SegmentationConfig as SegmentationConfig
 from .models.presets import PRESETS as PRESETS
+from .models.pretrained import from_pretrained as from_pretrained
 from .models.registry import from_preset as from_preset
-from .models.registry import from_pretrained as from_pretrained
 from .models.table_transformer import TableTransformer as TableTransformer
 from .models.table_transformer import TableTransformerConfig as TableTransformerConfig
 from .preprocessing import Preprocessing as Preprocessing

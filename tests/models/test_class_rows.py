@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfdetr_keras.models.class_names import names_by_id
 from tfdetr_keras.models.class_rows import match_rows
+from tfdetr_keras.names.classes import names_by_id
 
 SHAPES = ["circle", "square", "triangle"]
 COCO = ["N/A", "person", "bicycle", "N/A", "traffic light"]

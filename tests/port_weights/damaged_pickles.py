@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.pickles import read as read_pickle
-from tfdetr_keras.models.whole_files import refuse_damaged_archive
+from tfdetr_keras.backend.whole_files import refuse_damaged_archive
 
 
 def damage(path, seed, count, legacy):

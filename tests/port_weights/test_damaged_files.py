@@ -22,12 +22,13 @@ from smallest import SMALLEST
 
 import tfdetr_keras as td
 from port_weights import load_model
-from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names
+from port_weights.architecture import classes_of_head, doubt_of_names
 from port_weights.checkpoints import open_checkpoint
 from port_weights.schemes import detect_scheme
 from port_weights.wrappers import unwrapped
+from tfdetr_keras.backend.serialized import refuse_foreign
 from tfdetr_keras.models.keras_file import _check_class, _described, load_keras_file
-from tfdetr_keras.models.serialized import refuse_foreign
+from tfdetr_keras.models.pretrained import config_and_loss
 
 JUNK = (None, [], {}, "", "x", -1, 0, 3, 2.5, True, 10**30, 1e300, [1, "a", None], {"0": []}, [[]], {"class_name": "x"})
 
@@ -83,7 +84,7 @@ def parse(source):
     scheme = detect_scheme(checkpoint.shapes)
     doubt_of_names(checkpoint, scheme)
     classes_of_head(checkpoint, scheme)
-    architecture_of(checkpoint, scheme)
+    config_and_loss(checkpoint, scheme)
     return checkpoint
 
 

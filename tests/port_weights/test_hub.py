@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from port_weights import conversions, hub, load_model, port
+from port_weights import conversions, hub, load_model
 from tfdetr_keras.cli import main
 from tfdetr_keras.cli.model_options import chosen_preprocessing, read_model
-from tfdetr_keras.models import ConditionalDETR
+from tfdetr_keras.models import ConditionalDETR, pretrained
 from tfdetr_keras.preprocessing import Preprocessing
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
@@ -62,7 +62,7 @@ def no_porting(monkeypatch):
     def refuse(*_):
         raise AssertionError("ported")
 
-    return lambda: monkeypatch.setattr(port, "_ported", refuse)
+    return lambda: monkeypatch.setattr(pretrained, "_ported", refuse)
 
 
 def assert_same(model, other):

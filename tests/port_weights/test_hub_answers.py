@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from port_weights import hub, load_model
+from tfdetr_keras.models.presets import PUBLISHED
 
 # Repository → status and the hub's own code of the error.
 ANSWERS = {
@@ -61,7 +62,7 @@ def answering(empty_cache, monkeypatch):
 
 def message(hub_id, revision=None):
     with pytest.raises(ValueError, match=f"^{hub_id}: ") as error:
-        hub.fetch(hub_id, revision)
+        hub.fetch(hub_id, revision, known=PUBLISHED)
     text = str(error.value)
     assert "\n" not in text
     assert "Request ID" not in text

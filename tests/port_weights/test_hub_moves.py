@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from port_weights import conversions, hub, load_model, port
+from port_weights import conversions, hub, load_model
+from tfdetr_keras.models import pretrained
 
 ID = "some/detr"
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -176,7 +177,7 @@ def test_offline_what_was_fetched_last_is_used_and_told(how, repository, monkeyp
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     else:
         turn_to(monkeypatch, CLOSED_PORT)
-    monkeypatch.setattr(port, "_ported", None)  # what is kept is used
+    monkeypatch.setattr(pretrained, "_ported", None)  # what is kept is used
     np.testing.assert_array_equal(load_model(ID).class_head.bias, first.class_head.bias)
     assert f"this is commit {FIRST}, which was fetched last" in caplog.text
     caplog.clear()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from smallest import SMALLEST
 
-from port_weights.processor import check_processor, processor_of, read_processor, with_preprocessing
+from port_weights.processor import check_processor, processor_of, read_processor
 from tfdetr_keras import PRESETS, ConditionalDETRConfig, Preprocessing
+from tfdetr_keras.models.pretrained import _as_its_authors
 
 PUBLISHED = {  # facebook/detr-resnet-50
     "do_normalize": True,
@@ -224,23 +225,23 @@ def test_no_file_means_what_the_authors_of_the_architecture_do(tmp_path, caplog)
     assert read_processor(tmp_path) is None
     table = PRESETS["table-transformer-structure-recognition"]
     with caplog.at_level(logging.INFO):
-        assert with_preprocessing(SMALLEST, tmp_path) == SMALLEST
-        assert with_preprocessing(dataclasses.replace(table, preprocessing=Preprocessing()), tmp_path) == table
+        assert _as_its_authors(SMALLEST, tmp_path) == SMALLEST
+        assert _as_its_authors(dataclasses.replace(table, preprocessing=Preprocessing()), tmp_path) == table
     assert (
         "has no preprocessor_config.json, so images are prepared as its authors do: longer side to 1000" in caplog.text
     )
     caplog.clear()
-    assert with_preprocessing(SMALLEST, {"a": 1}) == SMALLEST
+    assert _as_its_authors(SMALLEST, {"a": 1}) == SMALLEST
     assert not caplog.records
 
 
 def test_loading_weights_in_python_tells_what_is_not_followed(folder, caplog):
-    assert with_preprocessing(SMALLEST, folder(**PUBLISHED)).preprocessing == Preprocessing()
+    assert _as_its_authors(SMALLEST, folder(**PUBLISHED)).preprocessing == Preprocessing()
     assert not caplog.records
     path = folder(size={"shortest_edge": 800}, do_normalize=False)
-    found = with_preprocessing(SMALLEST, path).preprocessing
+    found = _as_its_authors(SMALLEST, path).preprocessing
     assert found == Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # as far as it can be followed
-    assert with_preprocessing(SMALLEST, folder(do_resize=False)).preprocessing == Preprocessing()
+    assert _as_its_authors(SMALLEST, folder(do_resize=False)).preprocessing == Preprocessing()
     for record, key in zip(caplog.records, ("size", "do_resize"), strict=True):
         assert f'says "{key}": ' in record.getMessage()
         assert "until model.preprocessing is set" in record.getMessage()

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any, NoReturn
 
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.spelling import did_you_mean
 
 _CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$", re.DOTALL)
 _UNKNOWN = re.compile(r"unrecognized arguments: (--[\w-]+)")

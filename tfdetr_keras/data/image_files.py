@@ -15,7 +15,7 @@ from tfdetr_keras.data.listing import files_below, images_below
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import OBJECT_KEYS, RECORD_SPEC, Record, with_static_shapes
 from tfdetr_keras.data.validation import OnError, Validation
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.spelling import did_you_mean
 
 MOST_NAMED = 8  # suffixes of other files in a message
 

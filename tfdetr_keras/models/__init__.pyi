@@ -5,8 +5,10 @@ from .detr import DETRConfig as DETRConfig
 from .detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .detr_segmentation import SegmentationConfig as SegmentationConfig
 from .presets import PRESETS as PRESETS
+from .pretrained import from_pretrained as from_pretrained
 from .registry import from_preset as from_preset
-from .registry import from_pretrained as from_pretrained
+from .registry import members as members
 from .registry import model_class as model_class
+from .registry import register as register
 from .table_transformer import TableTransformer as TableTransformer
 from .table_transformer import TableTransformerConfig as TableTransformerConfig

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tfdetr_keras.models.class_names import is_generic, spelling_of
+from tfdetr_keras.names.classes import is_generic, spelling_of
 
 SHOWN = 12  # names in one list of a log line; beyond, a count stands for the rest
 

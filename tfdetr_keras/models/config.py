@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 from tfdetr_keras.backbones.config import BackboneConfig, whole_number
 from tfdetr_keras.backbones.resnet import ResNetConfig
 from tfdetr_keras.matching.classification import Classification, classification_named
-from tfdetr_keras.models.class_names import ClassNames, names_by_id
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.classes import ClassNames, names_by_id
+from tfdetr_keras.names.spelling import did_you_mean
 from tfdetr_keras.preprocessing import Preprocessing
 
 

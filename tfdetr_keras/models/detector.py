@@ -18,11 +18,10 @@ from keras import ops
 
 from tfdetr_keras.backbones.folding import folded_values
 from tfdetr_keras.backend.replicas import number_of_replicas
+from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import classification_named
-from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.own_loss import OwnLossModel
 from tfdetr_keras.models.quantization import (
     Filters,
@@ -37,8 +36,8 @@ from tfdetr_keras.models.quantization import (
 )
 from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.models.registry import model_class, presets
-from tfdetr_keras.models.serialized import criterion_of
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.classes import ClassNames, names_by_id
+from tfdetr_keras.names.spelling import did_you_mean
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class Detector(OwnLossModel):
                 tensors and configuration do not fit each other, where each tensor concerned is named; names that are no
                 names; `keep_head=True` for another number of classes.
         """
-        from port_weights import load_model  # the upper floor, called only when weights are wanted
+        from tfdetr_keras.models.pretrained import load_model  # which knows this class
 
         return load_model(
             source,
@@ -355,6 +354,8 @@ class Detector(OwnLossModel):
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
         """Keras' `fit`; bad inputs or targets end it with a `ValueError` that names the image."""
+        from tfdetr_keras.data.fit_data import is_tf_dataset  # an upper floor, called only when it is wanted
+
         if is_tf_dataset(x):
             kwargs.setdefault("shuffle", False)  # Keras cannot shuffle a dataset, and would warn that it does not
         with self._checked(x, y, True) as x, self._checked(validation_data) as validation_data:
@@ -389,6 +390,8 @@ class Detector(OwnLossModel):
         return super().make_train_function(force)
 
     def _checked(self, x: Any, y: Any = None, is_training: bool = False) -> contextlib.AbstractContextManager[Any]:
+        from tfdetr_keras.data.fit_data import checked  # an upper floor, called only when it is wanted
+
         hand_targets = is_training and self.wants_targets
         return checked(x, y, num_classes=self.config.num_classes, hand_targets=hand_targets)
 

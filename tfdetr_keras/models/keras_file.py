@@ -14,10 +14,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfdetr_keras.backend.serialized import find_class, refuse_foreign
+from tfdetr_keras.backend.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.registry import members
-from tfdetr_keras.models.serialized import find_class, refuse_foreign
-from tfdetr_keras.models.whole_files import read_json, refuse_damaged_archive, refuse_stand_in
 from tfdetr_keras.preprocessing import Preprocessing, is_pair
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras.models.spelling import did_you_mean
+from tfdetr_keras.names.spelling import did_you_mean
 
 WEIGHT_FILES = (".bin", ".ckpt", ".h5", ".keras", ".pt", ".pth", ".safetensors")
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"

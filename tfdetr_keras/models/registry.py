@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tfdetr_keras.models.class_names import ClassNames
 from tfdetr_keras.models.config import DetectorConfig
 
 if TYPE_CHECKING:
@@ -116,41 +115,3 @@ def from_preset(name: str, **changes: Any) -> Detector:
     """
     kind = model_class(presets()[name]) if name in presets() else members()["DETR"]
     return kind.from_preset(name, **changes)
-
-
-def from_pretrained(
-    source: Any,
-    num_classes: int | None = None,
-    id2label: ClassNames | None = None,
-    num_queries: int | None = None,
-    keep_head: bool | None = None,
-    revision: str | None = None,
-) -> Detector:
-    """A model with the weights of a checkpoint, of the class that the checkpoint is of.
-
-    The rows of the class head are kept by the names of their classes, see `DETR.from_pretrained`.
-
-    Args:
-        source: as for `DETR.from_pretrained`.
-        num_classes: number of classes without names; another one than the checkpoint's makes them all new.
-        id2label: names of the classes, as `{id: name}` or a list; implies `num_classes`.
-        num_queries: fewer keep the first query embeddings, more add fresh ones.
-        keep_head: True keeps the class head by position, whatever its classes are called; False draws all of it anew.
-        revision: branch, tag or commit on the hub.
-
-    Returns:
-        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, or a registered class.
-
-    Raises:
-        ValueError: as `DETR.from_pretrained`.
-    """
-    from port_weights import load_model  # the upper floor, called only when weights are wanted
-
-    return load_model(
-        source,
-        num_classes=num_classes,
-        id2label=id2label,
-        num_queries=num_queries,
-        keep_head=keep_head,
-        revision=revision,
-    )

@@ -13,8 +13,8 @@ from typing import Any
 
 from keras import layers, ops
 
+from tfdetr_keras.data.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.own_loss import OwnLossModel
 
 

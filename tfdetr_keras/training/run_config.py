@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tfdetr_keras.models.whole_files import read_json
+from tfdetr_keras.backend.whole_files import read_json
 from tfdetr_keras.training.settings import NO_LIMIT
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

@@ -32,13 +32,13 @@ from PIL import Image
 from tfdetr_keras import notebook
 from tfdetr_keras.backend.atomic import clear_scratch, made_folder, whole_file, write_text
 from tfdetr_keras.backend.locks import HeldError, Lock
+from tfdetr_keras.backend.serialized import criterion_of
+from tfdetr_keras.backend.whole_files import read_json
 from tfdetr_keras.data.class_names import tidy_name
 from tfdetr_keras.evaluation.coco import MASK, class_table
 from tfdetr_keras.models import from_pretrained
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.registry import config_of, describe, model_class
-from tfdetr_keras.models.serialized import criterion_of
-from tfdetr_keras.models.whole_files import read_json
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.checkpoint import BEST, FIRST_EPOCH, LAST, STATE
 from tfdetr_keras.training.fingerprint import Fingerprint

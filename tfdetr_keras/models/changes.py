@@ -8,9 +8,9 @@ from numbers import Integral
 from typing import Any
 
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.models.class_names import ClassNames, names_by_id
 from tfdetr_keras.models.class_rows import ClassRows, match_rows
 from tfdetr_keras.models.config import DetectorConfig
+from tfdetr_keras.names.classes import ClassNames, names_by_id
 
 
 @dataclasses.dataclass(frozen=True)

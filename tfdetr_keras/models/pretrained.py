@@ -1,7 +1,11 @@
-"""Porting: a checkpoint into a Keras DETR, every tensor accounted for by name; and a model's weights back out."""
+"""Models with the weights of a checkpoint: what porting reads of it becomes a configuration, and variables its values.
+
+Every tensor is accounted for by name; what is new in the model is drawn, and a line of the log says so.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -11,26 +15,27 @@ from typing import Any
 import numpy as np
 
 from port_weights import conversions, hub
-from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names
-from port_weights.changes import Changes
+from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names, told_wrongly
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
 from port_weights.pairing import CLASS_HEAD, QUERIES, pair
-from port_weights.processor import with_preprocessing
+from port_weights.processor import preprocessing_of
 from port_weights.schemes import Scheme, detect_scheme
 from port_weights.wrappers import unwrapped
 from tfdetr_keras.backend.atomic import whole_file
-from tfdetr_keras.models.class_names import ClassNames
+from tfdetr_keras.backend.initialization import FirstValues, Fresh, first_values
+from tfdetr_keras.losses.criterion import SetCriterion
+from tfdetr_keras.models.changes import Changes
 from tfdetr_keras.models.class_rows import ClassRows
 from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.detr import DETR
-from tfdetr_keras.models.detr_segmentation import SegmentationConfig
 from tfdetr_keras.models.keras_file import load_keras_file
 from tfdetr_keras.models.packaged import find_source, refuse_unknown_name
+from tfdetr_keras.models.presets import PUBLISHED, nearest_preset
 from tfdetr_keras.models.quantization import mode_of
+from tfdetr_keras.models.registry import config_of, describe, recast
 from tfdetr_keras.models.registry import model_class as class_of
-from tfdetr_keras.models.registry import recast
+from tfdetr_keras.names.classes import ClassNames
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,7 @@ def load_model(
     model_class: type[Detector] | None = None,
     keep_head: bool | None = None,
 ) -> Detector:
-    """Makes a Keras DETR, or one of its relatives, with a checkpoint's weights.
+    """Make a model of the family with a checkpoint's weights.
 
     The rows of the class head are kept by the names of their classes, see `tfdetr_keras.models.class_rows`.
 
@@ -80,34 +85,16 @@ def load_model(
     source = find_source(source)
     refuse_unknown_name(source)
     if hub.is_hub_id(source):
-        source = hub.fetch(str(source), revision)
-
-    def wanted(config: DetectorConfig) -> DetectorConfig:
-        try:
-            return changes.applied_to(recast(config, model_class or class_of(config)))
-        except ValueError as error:
-            raise ValueError(f"{_title(source)}: {error}") from None
-
-    def new_model(conversion: Conversion) -> Detector:
-        _check_head(conversion, changes, source)
-        criterion = changes.of_criterion(conversion.criterion, conversion.config)
-        return (model_class or class_of(conversion.config))(wanted(conversion.config), criterion)
+        source = hub.fetch(str(source), revision, known=PUBLISHED)
 
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".keras":
         original = load_keras_file(Path(source), compile=False)
         if mode_of(original):
-            return _quantized(original, wanted(original.config), changes, source)
-        conversion = _of_keras(original)
-        model = new_model(conversion)
-    elif isinstance(source, hub.Commit):
-        conversion, model = _of_hub(source, new_model, changes, heads, dilation)
-    else:
-        conversion, model = _ported(open_checkpoint(source), new_model, changes, heads, dilation, source)
-    _refuse_lost_parts(conversion, changes, source)
-    rows = changes.rows(conversion.config)
-    _assign(model, conversion, rows)
-    _report(conversion, model, rows)
-    return model
+            return _quantized(original, _wanted(original.config, changes, model_class, source), changes, source)
+        return _Start(_of_keras(original), original.config, changes, model_class, source).model()
+    if isinstance(source, hub.Commit):
+        return _of_hub(source, changes, model_class, heads, dilation)
+    return _ported(open_checkpoint(source), changes, model_class, heads, dilation, source)[1]
 
 
 def _title(source: Any) -> str:
@@ -139,48 +126,57 @@ def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> Dete
     return model
 
 
-def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
-    """A model's weights under their PyTorch names: the tables read backwards.
-
-    Args:
-        model: the Keras model.
-        scheme: the naming scheme to write.
-
-    Returns:
-        PyTorch name → array in PyTorch's layout.
-
-    Raises:
-        ValueError: the model is quantised, or has a weight that the scheme has no name for.
-    """
-    refuse_quantized(model, "the model")
-    parts: dict[str, list[np.ndarray]] = {}
-    for path, variable in _variables(model).items():
-        named = scheme.torch_name(path)
-        if named is None:
-            raise ValueError(f"the scheme {scheme.title!r} has no name for {path}")
-        name, layout = named
-        pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
-        pieces[layout.part] = layout.to_torch(np.asarray(variable))
-    return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
-
-
-def refuse_quantized(model: Detector, name: str) -> None:
-    """Raise a `ValueError` if a model that is to be ported is quantised."""
-    if mode := mode_of(model):
-        raise ValueError(f"{name} is quantised ({mode}), which no PyTorch DETR is: port the original")
-
-
 def _variables(model: Detector) -> dict[str, Any]:
     """The model's weights by path, without the model's own name."""
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
 
-def _check_head(conversion: Conversion, changes: Changes, source: Any) -> None:
-    """Raise a `ValueError`, before anything is built, if the class head cannot be kept as the caller wants."""
+def _wanted(
+    config: DetectorConfig, changes: Changes, model_class: type[Detector] | None, source: Any
+) -> DetectorConfig:
+    """A checkpoint's configuration as the caller wants it."""
     try:
-        changes.rows(conversion.config)
+        changes.rows(config)  # whether the class head can be kept so, before anything is built
+        return changes.applied_to(recast(config, model_class or class_of(config)))
     except ValueError as error:
         raise ValueError(f"{_title(source)}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """A model that is about to start from a checkpoint.
+
+    Args:
+        conversion: what porting made of the checkpoint; without readers where its tensors are yet to be paired.
+        config: the checkpoint's own configuration.
+        changes: what the caller wants to be different.
+        model_class: the class that the caller wants; None for the checkpoint's own.
+        source: the checkpoint, for messages.
+    """
+
+    conversion: Conversion
+    config: DetectorConfig
+    changes: Changes
+    model_class: type[Detector] | None
+    source: Any
+
+    def model(self, paired: Callable[[dict[str, tuple[int, ...]]], Conversion] | None = None) -> Detector:
+        """Make the model; nothing is drawn that the checkpoint holds.
+
+        Args:
+            paired: gives the conversion, where it needs the shapes of the model's variables as they would be with the
+                checkpoint's own configuration.
+        """
+        wanted = _wanted(self.config, self.changes, self.model_class, self.source)
+        criterion = self.changes.of_criterion(self.conversion.criterion, self.config)
+        rows = self.changes.rows(self.config)
+        with first_values() as values:
+            model = (self.model_class or class_of(self.config))(wanted, criterion)
+            conversion = self.conversion if paired is None else paired(_shapes(model, self.config))
+            _refuse_lost_parts(conversion, self.changes, self.source)
+            _give(values, model, conversion, rows)
+        _report(self.config, conversion, model, rows)
+        return model
 
 
 def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) -> None:
@@ -226,7 +222,7 @@ def _quantized(original: Detector, wanted: DetectorConfig, changes: Changes, sou
 
 def _of_keras(original: Detector) -> Conversion:
     readers = {path: _reader(variable) for path, variable in _variables(original).items()}
-    return Conversion(original.config, original.criterion, readers, [])
+    return Conversion(describe(original.config), original.criterion, readers, [])
 
 
 def _reader(variable: Any) -> Callable[[], np.ndarray]:
@@ -235,33 +231,57 @@ def _reader(variable: Any) -> Callable[[], np.ndarray]:
 
 def _of_hub(
     commit: hub.Commit,
-    new_model: Callable[[Conversion], DETR],
     changes: Changes,
+    model_class: type[Detector] | None,
     heads: int | None,
     dilation: bool | None,
-) -> tuple[Conversion, DETR]:
-    """What is kept of an earlier start, or else a port, which is kept for the next one."""
+) -> Detector:
+    """The model from what is kept of an earlier start, or else from a port, which is kept for the next one."""
     kept = conversions.find(commit) if heads is None and dilation is None else None
-    if kept is not None:
-        model = new_model(kept)
-        if set(_variables(model)) <= set(kept.readers).union(kept.lacking):
-            return kept, model
+    if kept is not None and (model := _of_kept(kept, changes, model_class, commit)) is not None:
+        return model
     hub.verify(commit)
-    conversion, model = _ported(open_checkpoint(commit.folder), new_model, changes, heads, dilation, commit)
+    conversion, model = _ported(open_checkpoint(commit.folder), changes, model_class, heads, dilation, commit)
     # What the caller says of the checkpoint itself is not kept: the next start may say something else.
-    is_its_own = heads is None and dilation is None and not conversion.are_names_unknown
-    return (conversions.keep(commit, conversion) if is_its_own else conversion), model
+    if heads is None and dilation is None and not conversion.are_names_unknown:
+        conversions.keep(commit, conversion)
+    return model
+
+
+def _of_kept(
+    kept: Conversion, changes: Changes, model_class: type[Detector] | None, commit: hub.Commit
+) -> Detector | None:
+    """The model of a conversion that is kept; None where it does not hold all of it, or is of another version."""
+    try:
+        config = config_of(kept.architecture)
+    except ValueError as error:
+        logger.warning("the conversion of %s cannot be used, so it is ported again (%s)", commit.hub_id, error)
+        return None
+
+    def whole(shapes: dict[str, tuple[int, ...]]) -> Conversion:
+        if not set(shapes) <= set(kept.readers).union(kept.lacking):
+            raise _NotWhole
+        return kept
+
+    try:
+        return _Start(kept, config, changes, model_class, commit).model(whole)
+    except _NotWhole:
+        return None
+
+
+class _NotWhole(Exception):
+    """Said of a kept conversion that does not hold all that a model needs."""
 
 
 def _ported(
     checkpoint: Checkpoint,
-    new_model: Callable[[Conversion], DETR],
     changes: Changes,
+    model_class: type[Detector] | None,
     heads: int | None,
     dilation: bool | None,
     source: Any,
-) -> tuple[Conversion, DETR]:
-    """Pairs a checkpoint's tensors with the variables of a new model."""
+) -> tuple[Conversion, Detector]:
+    """Pair a checkpoint's tensors with the variables of a new model."""
     checkpoint = unwrapped(checkpoint)
     try:
         scheme = detect_scheme(checkpoint.shapes)
@@ -272,34 +292,86 @@ def _ported(
         raise ValueError(f"{checkpoint.name}: config.json does not describe a DETR: {doubt}")
     if changes.keep_head and classes_of_head(checkpoint, scheme) is None:
         raise ValueError(f"{checkpoint.name} holds no class head that keep_head=True could keep: leave keep_head out")
-    config, criterion = architecture_of(checkpoint, scheme, heads, dilation)
-    config = with_preprocessing(config, source)
-    model = new_model(Conversion(config, criterion, {}, []))
-    readers, lacking = pair(checkpoint, scheme, _shapes(model, config))
-    return Conversion(config, criterion, readers, lacking, bool(doubt)), model
+    config, criterion = config_and_loss(checkpoint, scheme, heads, dilation)
+    config = _as_its_authors(config, source)
+    conversion = Conversion(describe(config), criterion, {}, [], bool(doubt))
+
+    def paired(shapes: dict[str, tuple[int, ...]]) -> Conversion:
+        nonlocal conversion
+        readers, lacking = pair(checkpoint, scheme, shapes)
+        conversion = dataclasses.replace(conversion, readers=readers, lacking=lacking)
+        return conversion
+
+    model = _Start(conversion, config, changes, model_class, source).model(paired)
+    return conversion, model
 
 
-def _shapes(model: Detector, config: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes that the model's variables would have with the checkpoint's own configuration."""
+def config_and_loss(
+    checkpoint: Checkpoint, scheme: Scheme, heads: int | None = None, dilation: bool | None = None
+) -> tuple[DetectorConfig, SetCriterion]:
+    """Return the configuration that fits a checkpoint, and the loss it was trained with.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        scheme: how it names its tensors.
+        heads: as for `load_model`.
+        dilation: as for `load_model`.
+
+    Raises:
+        ValueError: what the checkpoint describes is no model of the family.
+    """
+    architecture = architecture_of(checkpoint, scheme, heads, dilation)
+    try:
+        config = config_of(architecture.description)
+        told: dict[str, Any] = dict(architecture.coefficients)
+        return config, dataclasses.replace(class_of(config).default_criterion(), **told)
+    except Exception as error:  # for each value that is not of the kind that it should be
+        raise ValueError(told_wrongly(checkpoint.name, architecture.is_told, error)) from error
+
+
+def _as_its_authors(config: DetectorConfig, source: Any) -> DetectorConfig:
+    """The architecture with its authors' recipe, and with the preprocessing that the checkpoint tells, or theirs."""
+    preset = nearest_preset(config)
+    if preset is not None:
+        config = dataclasses.replace(config, recipe=preset.recipe)
+    published = config.preprocessing if preset is None else preset.preprocessing
+    return dataclasses.replace(config, preprocessing=preprocessing_of(source, published))
+
+
+def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes that the model's variables would have with the checkpoint's own classes and queries."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
-    shapes["class_head/kernel"] = (config.d_model, config.num_logits)
-    shapes["class_head/bias"] = (config.num_logits,)
-    shapes["query_embedding/embeddings"] = (config.num_queries, config.d_model)
+    for path, shape in shapes.items():
+        if path.startswith(CLASS_HEAD):
+            shapes[path] = (*shape[:-1], config.num_logits)
+        elif path.startswith(QUERIES):
+            shapes[path] = (config.num_queries, *shape[1:])
     return shapes
 
 
-def _assign(model: Detector, conversion: Conversion, rows: ClassRows) -> None:
+def _give(values: FirstValues, model: Detector, conversion: Conversion, rows: ClassRows) -> None:
+    """Let the model's variables start with what the checkpoint holds of them."""
     variables = _variables(model)
     for path, read in conversion.readers.items():
-        if path not in variables:
-            continue  # a mask head, for a detector
-        variable, array = variables[path], read()
-        if path == "query_embedding/embeddings":
-            kept = min(len(array), variable.shape[0])
-            array = np.concatenate([array[:kept], np.asarray(variable)[kept:]])
-        if path.startswith(CLASS_HEAD):
-            array = _kept_rows(np.asarray(variable), array, rows)
-        variable.assign(array)
+        if path in variables:  # a detector has no mask head
+            values.give(variables[path], _first(path, tuple(variables[path].shape), read, rows))
+
+
+def _first(
+    path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray], rows: ClassRows
+) -> Callable[[Fresh], np.ndarray]:
+    """What a variable starts with: what is read, with what is new in it drawn."""
+
+    def first(fresh: Fresh) -> np.ndarray:
+        array = read()
+        if path.startswith(QUERIES) and array.shape != shape:
+            kept = min(len(array), shape[0])
+            return np.concatenate([array[:kept], fresh()[kept:]])
+        if path.startswith(CLASS_HEAD) and not (rows.are_all and array.shape == shape):
+            return _kept_rows(fresh(), array, rows)
+        return array
+
+    return first
 
 
 def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
@@ -313,10 +385,10 @@ def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.nd
     return array
 
 
-def _report(conversion: Conversion, model: Detector, rows: ClassRows) -> None:
-    config, wanted, variables = conversion.config, model.config, _variables(model)
+def _report(config: DetectorConfig, conversion: Conversion, model: Detector, rows: ClassRows) -> None:
+    wanted, variables = model.config, _variables(model)
     lacking = [path for path in conversion.lacking if path in variables]
-    if isinstance(config, SegmentationConfig) and not isinstance(wanted, SegmentationConfig):
+    if class_of(config).has_masks and not model.has_masks:
         logger.warning("a detector of a segmentation model: the mask head is left out")
     if lacking:
         parts = sorted({path.split("/")[0] for path in lacking})
@@ -333,3 +405,39 @@ def _report(conversion: Conversion, model: Detector, rows: ClassRows) -> None:
             wanted.num_queries - config.num_queries,
             config.num_queries,
         )
+
+
+def from_pretrained(
+    source: Any,
+    num_classes: int | None = None,
+    id2label: ClassNames | None = None,
+    num_queries: int | None = None,
+    keep_head: bool | None = None,
+    revision: str | None = None,
+) -> Detector:
+    """Make a model with the weights of a checkpoint, of the class that the checkpoint is of.
+
+    The rows of the class head are kept by the names of their classes, see `DETR.from_pretrained`.
+
+    Args:
+        source: as for `DETR.from_pretrained`.
+        num_classes: number of classes without names; another one than the checkpoint's makes them all new.
+        id2label: names of the classes, as `{id: name}` or a list; implies `num_classes`.
+        num_queries: fewer keep the first query embeddings, more add fresh ones.
+        keep_head: True keeps the class head by position, whatever its classes are called; False draws all of it anew.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, or a registered class.
+
+    Raises:
+        ValueError: as `DETR.from_pretrained`.
+    """
+    return load_model(
+        source,
+        num_classes=num_classes,
+        id2label=id2label,
+        num_queries=num_queries,
+        keep_head=keep_head,
+        revision=revision,
+    )

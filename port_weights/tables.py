@@ -1,0 +1,75 @@
+"""Tables of names, read in both directions: the names of a checkpoint's tensors and the paths of Keras' variables.
+
+A row holds a PyTorch name, a Keras path and the layout between them. `{i}` stands for a number, the same on both sides;
+`{i-1}` on the PyTorch side for that number less one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+from port_weights.layouts import Layout
+
+Row = tuple[str, str, Layout]
+
+# Counters of ordinary batch norm and of averaged weights, which some checkpoints carry and nothing reads; classifiers
+# of a backbone alone.
+IGNORED = re.compile(r"(.*\.)?num_batches_tracked|n_averaged|fc\.(weight|bias)|classifier\.1\.(weight|bias)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One way of naming a checkpoint's tensors.
+
+    Args:
+        title: what to call it.
+        rows: the table, PyTorch names with the prefixes of this checkpoint.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+
+    def torch_name(self, path: str) -> tuple[str, Layout] | None:
+        """PyTorch name and layout of the Keras variable at `path`; None where this scheme does not hold it."""
+        for torch_pattern, keras_pattern, layout in self.rows:
+            if match := _expression(keras_pattern).fullmatch(path):
+                return _fill(torch_pattern, {key: int(value) for key, value in match.groupdict().items()}), layout
+        return None
+
+    def keras_paths(self, name: str) -> Iterator[tuple[str, Layout]]:
+        """Keras paths and layouts of a PyTorch tensor: one, three for a packed one, none for an unknown one."""
+        for torch_pattern, keras_pattern, layout in self.rows:
+            if match := _expression(torch_pattern).fullmatch(name):
+                numbers = {key: int(value) for key, value in match.groupdict().items()}
+                offsets = {key: offset for key, offset in _placeholders(torch_pattern)}
+                yield _fill(keras_pattern, {key: value - offsets[key] for key, value in numbers.items()}), layout
+
+
+_PLACEHOLDER = re.compile(r"\{(\w)(-1)?\}")
+
+
+def _placeholders(pattern: str) -> list[tuple[str, int]]:
+    return [(key, int(offset or 0)) for key, offset in _PLACEHOLDER.findall(pattern)]
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts, seen, end = [], set(), 0
+    for match in _PLACEHOLDER.finditer(pattern):
+        key = match.group(1)
+        parts += [re.escape(pattern[end : match.start()]), f"(?P={key})" if key in seen else f"(?P<{key}>\\d+)"]
+        seen.add(key)
+        end = match.end()
+    return re.compile("".join([*parts, re.escape(pattern[end:])]))
+
+
+def _fill(pattern: str, numbers: dict[str, int]) -> str:
+    return _PLACEHOLDER.sub(lambda match: str(numbers[match[1]] + int(match[2] or 0)), pattern)
+
+
+def prefixed(rows: Iterable[Row], prefix: str) -> list[Row]:
+    """Put a prefix before the PyTorch names of rows."""
+    return [(prefix + name, path, layout) for name, path, layout in rows]

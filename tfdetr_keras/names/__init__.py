@@ -1,0 +1,1 @@
+"""Names that people give: of classes, and of anything else that can be mistyped."""
