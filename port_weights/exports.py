@@ -12,19 +12,18 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from port_weights.families import family_of
-from port_weights.families.resnet import Backbone, timm_name
+from port_weights.families.resnet import Backbone
 from port_weights.processor import FILE, processor_of
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
 from port_weights.tables import Scheme
-from tfdetr_keras.backbones.resnet import RESNETS
 from tfdetr_keras.backend.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.detector import Detector
@@ -37,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 FILES = ("config.json", FILE, "model.safetensors")
 PICKLES = (".pth", ".pt", ".bin")
-# The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
-ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
 
 
 def export(
@@ -91,8 +88,8 @@ def export(
     preprocessing_for(None, preprocessing, size, pad_to, size_rule)  # what cannot be is refused before much is read
     model, name = _model(source, options)
     processor = processor_of(preprocessing_for(model, preprocessing, size, pad_to, size_rule), model.config)
-    _check_hugging_face(model.config, backbone, name)
     family = family_of(model.config)
+    _refuse(name, family.refuse_for_transformers, model.config, backbone)
     config, names = family.hugging_face_config(model.config, model.criterion, backbone), family.hugging_face_scheme
     arrays = _arrays(model, names(model.config, backbone), name)
     told: dict[str, Any] = dict(family.coefficients_of(config))
@@ -148,11 +145,11 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     except PyTorchMissingError as error:
         raise ValueError(f"{missing} ({error})") from error
     model, name = _model(source, options)
-    _check_facebook(model.config, name)
     family = family_of(model.config)
+    _refuse(name, family.refuse_for_authors, model.config)
     arrays = _arrays(model, family.authors_scheme(model.config), name)
     arguments = family.authors_arguments(model.config, model.criterion)
-    if arguments["backbone"] is None or (model.config.backbone.dilation and model.config.backbone.block == "basic"):
+    if family.is_unknown_to_torchvision(model.config):
         logger.warning("%s: load_model reads this backbone from the .pth, but torchvision has none like it", name)
     from safetensors.numpy import save_file
 
@@ -212,45 +209,12 @@ def _model(source: Any, options: Mapping[str, Any]) -> tuple[Detector, str]:
     return model, name
 
 
-def _check_hugging_face(config: Any, backbone: Backbone, name: str) -> None:
-    if config.activation_function not in ACTIVATIONS:
-        raise ValueError(
-            f"{name}: activation_function={config.activation_function!r} is not known to be the same in transformers; "
-            f"only models with {', '.join(ACTIVATIONS)} can be exported there"
-        )
-    known = timm_name(config.backbone)
-    if backbone == "timm" and known is None:
-        raise ValueError(
-            f"{name}: timm has no ResNet of depths {config.backbone.depths} and channels {config.backbone.channels}, "
-            f"only {', '.join(RESNETS)}: {_OTHERWISE[config.backbone.dilation]}"
-        )
-    if backbone == "hugging-face" and config.backbone.dilation:
-        raise ValueError(
-            f"{name}: the backbone's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
-            + (f"write it with backbone='timm', as {known} there" if known else _OTHERWISE[True])
-        )
-
-
-# What to do with a backbone that timm does not have, by whether it is dilated.
-_OTHERWISE = {
-    False: "write it with backbone='hugging-face'",
-    True: "transformers has no place for one like this; export_pth, or a target ending in .pth, keeps it",
-}
-
-
-def _check_facebook(config: Any, name: str) -> None:
-    for what in ("attention_heads", "ffn_dim"):
-        ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
-        if ours[0] != ours[1]:
-            raise ValueError(
-                f"{name}: encoder_{what}={ours[0]} and decoder_{what}={ours[1]}, but facebookresearch/detr has one "
-                "setting for both: export a Hugging Face folder instead"
-            )
-    if config.activation_function != "relu":
-        raise ValueError(
-            f"{name}: activation_function={config.activation_function!r}, but facebookresearch/detr has ReLU alone: "
-            "export a Hugging Face folder instead"
-        )
+def _refuse(name: str, refuse: Callable[..., None], *arguments: Any) -> None:
+    """Put the name of the model before what its record has against writing it."""
+    try:
+        refuse(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _arrays(model: Detector, names: Scheme, name: str) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from port_weights.families.resnet import (
 from port_weights.families.rows import affine, conv, linear, packed_attention, split_attention
 from port_weights.layouts import VECTOR
 from port_weights.tables import Row, Scheme, prefixed
+from tfdetr_keras.backbones.resnet import RESNETS
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,14 @@ _ARGUMENT_NAMES = {
 _OF_NO_OBJECT = {"eos_coefficient": True, "class_loss_coefficient": False, "focal_alpha": False}
 # Of the loss, transformers 5 takes whole numbers as coefficients, and these as floats, and nothing else.
 _FLOAT_COEFFICIENTS = ("eos_coefficient", "focal_alpha")
+
+# The activations that Keras and transformers compute alike under one name; leaky_relu, for one, has another slope.
+ACTIVATIONS = ("gelu", "linear", "mish", "relu", "relu6", "sigmoid", "silu", "swish", "tanh")
+# What to do with a backbone that timm does not have, by whether it is dilated.
+_OTHERWISE = {
+    False: "write it with backbone='hugging-face'",
+    True: "transformers has no place for one like this; export_pth, or a target ending in .pth, keeps it",
+}
 
 
 class DETRFamily(Family):
@@ -295,6 +304,45 @@ class DETRFamily(Family):
             "decoder_ffn_dim": needed("decoder/layer0/feed_forward/hidden/kernel"),
             "position_embedding": "learned" if "position_embedding/row" in shapes else "sine",
         }
+
+    def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
+        """Raise a `ValueError` if transformers has no such backbone, or another activation of that name."""
+        if config.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function={config.activation_function!r} is not known to be the same in transformers; "
+                f"only models with {', '.join(ACTIVATIONS)} can be exported there"
+            )
+        known = timm_name(config.backbone)
+        if backbone == "timm" and known is None:
+            raise ValueError(
+                f"timm has no ResNet of depths {config.backbone.depths} and channels {config.backbone.channels}, "
+                f"only {', '.join(RESNETS)}: {_OTHERWISE[config.backbone.dilation]}"
+            )
+        if backbone == "hugging-face" and config.backbone.dilation:
+            raise ValueError(
+                "the backbone's last stage is dilated (DC5), which Hugging Face's own ResNet cannot be: "
+                + (f"write it with backbone='timm', as {known} there" if known else _OTHERWISE[True])
+            )
+
+    def refuse_for_authors(self, config: Any) -> None:
+        """Raise a `ValueError` for settings that the authors' code has not: two for one of its, or another activation."""
+        for what in ("attention_heads", "ffn_dim"):
+            ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
+            if ours[0] != ours[1]:
+                raise ValueError(
+                    f"encoder_{what}={ours[0]} and decoder_{what}={ours[1]}, but facebookresearch/detr has one "
+                    "setting for both: export a Hugging Face folder instead"
+                )
+        if config.activation_function != "relu":
+            raise ValueError(
+                f"activation_function={config.activation_function!r}, but facebookresearch/detr has ReLU alone: "
+                "export a Hugging Face folder instead"
+            )
+
+    def is_unknown_to_torchvision(self, config: Any) -> bool:
+        """Whether torchvision has no such ResNet."""
+        is_dilated = config.backbone.dilation and config.backbone.block == "basic"
+        return timm_name(config.backbone) is None or is_dilated
 
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model, for versions 4 and 5 of transformers."""

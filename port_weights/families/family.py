@@ -47,6 +47,18 @@ class Family(abc.ABC):
         """Return what a `config.json` tells of the loss, as fields of `SetCriterion`; nothing where it tells none."""
         return {}
 
+    def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
+        """Raise a `ValueError` if transformers has no such model, or would compute another one."""
+        raise ValueError(f"a {self.member} cannot be written for transformers")
+
+    def refuse_for_authors(self, config: Any) -> None:
+        """Raise a `ValueError` if the authors' code has no such model, or would compute another one."""
+        raise ValueError(f"a {self.member} cannot be written as its authors' .pth")
+
+    def is_unknown_to_torchvision(self, config: Any) -> bool:
+        """Whether the authors' code, which takes its backbone from torchvision, cannot make this one."""
+        return False
+
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model.
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 import port_weights.__main__ as command_line
 from port_weights import compare as comparing
 from port_weights import export, export_pth, exports, load_model
-from port_weights.exports import ACTIVATIONS, FILES
+from port_weights.exports import FILES
+from port_weights.families.detr import ACTIVATIONS
 from tfdetr_keras import (
     DETR,
     DETRConfig,

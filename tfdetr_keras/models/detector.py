@@ -349,7 +349,8 @@ class Detector(OwnLossModel):
         weight = ops.where(ops.isnan(losses["loss"]), images, images)
         for tracker in self.loss_trackers:
             # Each replica has its share of a loss; the metric averages over replicas.
-            tracker.update_state(losses[tracker.name] * number_of_replicas(), sample_weight=weight)
+            if tracker.name in losses:  # further prediction sets are there in training alone
+                tracker.update_state(losses[tracker.name] * number_of_replicas(), sample_weight=weight)
         return losses["loss"]
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
@@ -421,3 +422,30 @@ class Detector(OwnLossModel):
         )
         quantize_as(model, config.get("quantization", ()))
         return model
+
+
+def pixels_and_mask(inputs: Any) -> tuple[Any, Any]:
+    """Return the pixels and the mask of a model's inputs; without a mask, one of ones.
+
+    Args:
+        inputs: as for `DETR`.
+
+    Raises:
+        ValueError: shapes that are not those of images, or do not fit each other, as far as they are known.
+    """
+    if not isinstance(inputs, Mapping):
+        inputs = {"pixel_values": inputs}
+    pixels = ops.convert_to_tensor(inputs["pixel_values"])
+    if len(pixels.shape) != 4 or pixels.shape[-1] != 3:
+        raise ValueError(f"pixel_values must be (batch, height, width, 3), not {tuple(pixels.shape)}")
+    mask = inputs.get("pixel_mask")
+    if mask is None:
+        return pixels, ops.ones(ops.shape(pixels)[:3], dtype="int32")
+    mask = ops.convert_to_tensor(mask)
+    sides = zip(pixels.shape[:3], mask.shape, strict=False)
+    if len(mask.shape) != 3 or any(a is not None and b is not None and a != b for a, b in sides):
+        raise ValueError(
+            f"pixel_mask {tuple(mask.shape)} must have the batch, height and width of pixel_values "
+            f"{tuple(pixels.shape)}"
+        )
+    return pixels, mask

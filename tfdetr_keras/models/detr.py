@@ -21,7 +21,7 @@ from tfdetr_keras.layers.position import LearnedPositionEmbedding, SinePositionE
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.layers.transformer import Decoded, Decoder, Encoder
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.detector import Detector, pixels_and_mask
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -247,7 +247,7 @@ class DETR(Detector):
         self.box_head.build(sequence)
 
     def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-        pixels, pixel_mask = _unpack(inputs)
+        pixels, pixel_mask = pixels_and_mask(inputs)
         features = self.backbone(pixels, training=training)
         batch, height, width = ops.shape(features[-1])[:3]
         mask = resize_nearest(pixel_mask, height, width)
@@ -285,23 +285,3 @@ class DETR(Detector):
         if self.auxiliary_outputs:
             outputs.update(aux_logits=decoded.logits[:, :-1], aux_boxes=decoded.boxes[:, :-1])
         return outputs
-
-
-def _unpack(inputs: Any) -> tuple[Any, Any]:
-    """Pixels and mask of the model's inputs, checked against each other as far as their shapes are known."""
-    if not isinstance(inputs, Mapping):
-        inputs = {"pixel_values": inputs}
-    pixels = ops.convert_to_tensor(inputs["pixel_values"])
-    if len(pixels.shape) != 4 or pixels.shape[-1] != 3:
-        raise ValueError(f"pixel_values must be (batch, height, width, 3), not {tuple(pixels.shape)}")
-    mask = inputs.get("pixel_mask")
-    if mask is None:
-        return pixels, ops.ones(ops.shape(pixels)[:3], dtype="int32")
-    mask = ops.convert_to_tensor(mask)
-    sides = zip(pixels.shape[:3], mask.shape, strict=False)
-    if len(mask.shape) != 3 or any(a is not None and b is not None and a != b for a, b in sides):
-        raise ValueError(
-            f"pixel_mask {tuple(mask.shape)} must have the batch, height and width of pixel_values "
-            f"{tuple(pixels.shape)}"
-        )
-    return pixels, mask
