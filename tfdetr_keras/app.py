@@ -79,7 +79,7 @@ class View(NamedTuple):
 
 
 def require_gradio() -> None:
-    """Raises a `ValueError` where gradio is not installed."""
+    """Raise a `ValueError` where gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("to try a model in the browser, install gradio: pip install 'tfdetr-keras[app]'")
 
@@ -89,7 +89,7 @@ def look_at(
     path: str | Path,
     preprocessing: Preprocessing,
 ) -> Look:
-    """Runs a model over an image file, which may be none.
+    """Run a model over an image file, which may be none.
 
     Of an image with more than `MOST_PIXELS` a half, a quarter or an eighth is looked at, as long as that has twice the
     pixels to a side that the model sees.
@@ -161,14 +161,14 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
 
 
 def attended_by(look: Look | None, chosen: int | None) -> Image.Image | None:
-    """The picture of what one object's query attends to."""
+    """Return the picture of what one object's query attends to."""
     if look is None or look.found is None or chosen is None:
         return None
     return image_of_attention(look.found, chosen, LONGEST)
 
 
 def _surer_than(found: Detections, threshold: float) -> Detections:
-    """The objects with a higher score, which are the first ones."""
+    """Return the objects with a higher score, which are the first ones."""
     count = int((found.scores > threshold).sum())
     first = {name: getattr(found, name)[:count] for name in ("scores", "labels", "boxes", "names", "attention")}
     return dataclasses.replace(found, **first)
@@ -182,7 +182,7 @@ def page(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Any:
-    """Builds the page.
+    """Build the page.
 
     Args:
         model: what is tried.
@@ -265,7 +265,7 @@ def page(
 
 
 def serve(blocks: Any, host: str = "127.0.0.1", port: int = 7860, browser: bool = False) -> str:
-    """Serves the page in the background, until `blocks.close()`.
+    """Serve the page in the background, until `blocks.close()`.
 
     Args:
         blocks: the page.

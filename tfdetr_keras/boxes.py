@@ -13,13 +13,13 @@ from keras import ops
 
 
 def cxcywh_to_xyxy(boxes: Any) -> Any:
-    """Turns `(..., 4)` boxes from (centre x, centre y, width, height) to (left, top, right, bottom)."""
+    """Turn `(..., 4)` boxes from (centre x, centre y, width, height) to (left, top, right, bottom)."""
     center, size = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([center - 0.5 * size, center + 0.5 * size], axis=-1)
 
 
 def xyxy_to_cxcywh(boxes: Any) -> Any:
-    """Turns `(..., 4)` boxes from (left, top, right, bottom) to (centre x, centre y, width, height)."""
+    """Turn `(..., 4)` boxes from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([(top_left + bottom_right) / 2, bottom_right - top_left], axis=-1)
 

@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
 
 
 def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> bool:
-    """Runs the demo; the folder gets all that a training run writes, and `report.json`.
+    """Run the demo; the folder gets all that a training run writes, and `report.json`.
 
     Args:
         out: the folder, made if it does not exist; an earlier demo in it is written over.
@@ -118,7 +118,7 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
 
 
 def _compared(checkpoint: Any) -> list[Row]:
-    """The comparison with PyTorch, printed; no rows where it cannot be had."""
+    """Return the comparison with PyTorch, printed; no rows where it cannot be had."""
     try:
         rows, origin = compare(checkpoint)
     except PyTorchMissingError as error:

@@ -48,7 +48,7 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Detector: 
 
 
 def _keras_file(path: Path) -> Path:
-    """The `.keras` file that a path stands for."""
+    """Return the `.keras` file that a path stands for."""
     if path.is_dir():
         if (path / BEST_OF_RUN).is_file():
             return path / BEST_OF_RUN

@@ -198,7 +198,7 @@ def check_size(size: Any, rule: str) -> None:
 
 
 def is_pair(value: Any) -> bool:
-    """Whether a value is two whole numbers."""
+    """Return whether a value is two whole numbers."""
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_whole, value))
 
 

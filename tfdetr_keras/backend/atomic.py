@@ -23,7 +23,7 @@ _OLD = re.compile(r"\.partial-.+|\.tmp[0-9A-Za-z]{6}")  # files of earlier versi
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
-    """Yields the place to write a file to; afterwards it stands at `path`, or nothing has changed there.
+    """Yield the place to write a file to; afterwards it stands at `path`, or nothing has changed there.
 
     The place has the name of the file, in a folder of its own beside it: two writers of one file do not disturb each
     other, the last one's stands in the end, and what a library writes beside it goes, too. What an earlier, killed
@@ -51,7 +51,7 @@ def whole_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Makes a folder beside a file for its writer alone, and removes it afterwards."""
+    """Make a folder beside a file for its writer alone, and remove it afterwards."""
     folder, lock = _new_scratch(path)
     try:
         yield folder
@@ -76,7 +76,7 @@ def _new_scratch(path: Path) -> tuple[Path, Lock]:
 
 
 def clear_scratch(folder: str | Path, name: str | None = None) -> None:
-    """Removes what killed writers left in a folder; what living ones write stays.
+    """Remove what killed writers left in a folder; what living ones write stays.
 
     Args:
         folder: where they wrote.
@@ -97,14 +97,14 @@ def clear_scratch(folder: str | Path, name: str | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder to write into; afterwards it stands at `path`, or nothing has changed there."""
+    """Yield a folder to write into; afterwards it stands at `path`, or nothing has changed there."""
     path = Path(path).absolute()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
         written, old = Path(scratch) / "new", Path(scratch) / "old"
@@ -122,7 +122,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def made_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder and those that it is in; where an error follows, the new ones go again, unless they hold files."""
+    """Make a folder and those that it is in; where an error follows, the new ones go again, unless they hold files."""
     path = Path(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -136,7 +136,7 @@ def made_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
-    """Refuses a file that cannot be written, or that would be lost.
+    """Refuse a file that cannot be written, or that would be lost.
 
     Raises:
         ValueError: no such folder, a folder of that name, or, without `overwrite`, a file.
@@ -149,7 +149,7 @@ def check_new_file(path: Path, overwrite: bool) -> None:
 
 
 def check_new_folder(folder: Path, names: Container[str], overwrite: bool) -> None:
-    """Refuses a folder that cannot be written, or that holds what would be lost.
+    """Refuse a folder that cannot be written, or that holds what would be lost.
 
     Args:
         folder: to be written.

@@ -10,7 +10,7 @@ import keras
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Hands a function of tensors to the backend's compiler, on its first call.
+    """Hand a function of tensors to the backend's compiler, on its first call.
 
     On TensorFlow the function becomes `tf.function(jit_compile=True)`: compiled by XLA wherever it is called from, be
     it eager code, the plain graph that `fit` builds on a CPU, a replica of a distribution strategy, or a function that

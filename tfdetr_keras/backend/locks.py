@@ -54,7 +54,7 @@ class Lock:
             os.pwrite(self._descriptor, f"process {os.getpid()}".encode(), 0)
 
     def release(self) -> None:
-        """Removes the file and gives the lock back."""
+        """Remove the file and release the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self.path)
         os.close(self._descriptor)
@@ -62,7 +62,7 @@ class Lock:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Lock]:
-    """Holds the lock of a file while it is open; see `Lock`."""
+    """Hold the lock of a file while it is open; see `Lock`."""
     lock = Lock(path)
     try:
         yield lock

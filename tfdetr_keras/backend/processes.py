@@ -16,7 +16,7 @@ import numpy as np
 
 
 def number_of_processes() -> int:
-    """How many processes train the model."""
+    """Return how many processes train the model."""
     if keras.backend.backend() != "jax":
         return 1
     import jax
@@ -25,7 +25,7 @@ def number_of_processes() -> int:
 
 
 def process_index() -> int:
-    """Which of them this one is; 0 writes the files."""
+    """Return which of them this one is; 0 writes the files."""
     if keras.backend.backend() != "jax":
         return 0
     import jax
@@ -52,7 +52,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def by_this_worker_alone() -> Iterator[None]:
-    """Lets one worker make variables of its own: under a distribution all have to make the same ones together."""
+    """Let one worker make variables of its own: under a distribution all have to make the same ones together."""
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

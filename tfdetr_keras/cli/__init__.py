@@ -41,7 +41,7 @@ class _Version(argparse.Action):
 
 
 def parser() -> Parser:
-    """Makes the command line's grammar."""
+    """Make the command line's grammar."""
     top = Parser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions that count and exit")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -51,7 +51,7 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
         arguments: of the command line; the process's own by default, whose stderr is then filtered.
@@ -83,6 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_tensorflow_error(error: Exception) -> bool:
-    """Returns whether TensorFlow refused data, such as a damaged TFRecord file."""
+    """Return whether TensorFlow refused data, such as a damaged TFRecord file."""
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(error, tensorflow.errors.OpError)

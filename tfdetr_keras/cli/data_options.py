@@ -11,7 +11,7 @@ from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, r
 
 
 def add_source_options(command: argparse.ArgumentParser, otherwise: str | None = None) -> None:
-    """Adds the options from which `read_source` reads a data set.
+    """Add the options from which `read_source` reads a data set.
 
     Args:
         command: that reads one.
@@ -88,7 +88,7 @@ def add_source_options(command: argparse.ArgumentParser, otherwise: str | None =
 
 
 def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_default: str) -> None:
-    """Adds the options that `batch_arguments` passes to `td.data.prepare`.
+    """Add the options that `batch_arguments` passes to `td.data.prepare`.
 
     Args:
         command: that makes batches.
@@ -114,7 +114,7 @@ def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_d
 
 
 def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `load_source`, plain values all: a run's folder keeps them.
+    """Return the options as arguments of `load_source`, plain values all: a run's folder keeps them.
 
     Raises:
         ValueError: a file of class names that is none.
@@ -142,7 +142,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_source_options(options: argparse.Namespace) -> None:
-    """Checks the options of a data set as far as that needs no TensorFlow.
+    """Check the options of a data set as far as that needs no TensorFlow.
 
     Raises:
         ValueError: as `tfdetr_keras.cli.sources.check_source`.
@@ -151,7 +151,7 @@ def check_source_options(options: argparse.Namespace) -> None:
 
 
 def read_source(options: argparse.Namespace) -> Loaded:
-    """Reads the data set that the options name: the records and the class names.
+    """Read the data set that the options name: the records and the class names.
 
     Raises:
         ValueError: as `tfdetr_keras.cli.sources.load_source`.
@@ -160,7 +160,7 @@ def read_source(options: argparse.Namespace) -> Loaded:
 
 
 def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `td.data.prepare`.
+    """Return the options as arguments of `td.data.prepare`.
 
     Raises:
         ValueError: two canvases at once.

@@ -58,7 +58,7 @@ def dry_run(
 
 
 def _peak_gb() -> float | None:
-    """The most memory that this process had, in GB; None where the system does not tell."""
+    """Return the most memory that this process had, in GB; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

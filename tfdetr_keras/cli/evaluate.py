@@ -35,7 +35,7 @@ PARTS = ("validation", "training")  # of a run's own images
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "evaluate",
         help="measure a model's COCO AP, or its panoptic quality, on a data set",
@@ -84,7 +84,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out {options.out} is a file: give the name of a folder")
     if options.max_detections is not None and options.max_detections < 100:
@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
-    """How the run that `--model` names reads its data.
+    """Return how the run that `--model` names reads its data.
 
     Raises:
         ValueError: there is no such run, it was trained from Python, it has no such part, or options name a data set.
@@ -181,7 +181,7 @@ def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:
-    """A part of the images that a run was trained with: records, class names, and how their set is read."""
+    """Return a part of the images that a run was trained with: records, class names, and how their set is read."""
     (training, names), validation = read_run_data(description | {"cache": False})  # a single pass
     part = options.part or PARTS[0]
     print(f"the {part} images of {options.model}")
@@ -191,7 +191,7 @@ def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple
 
 
 def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[str]:
-    """The set's class names, one for each of the model's classes.
+    """Return the set's class names, one for each of the model's classes.
 
     Args:
         model: that is measured.
@@ -244,7 +244,7 @@ def _print(metrics: Mapping[str, Any], max_detections: int | None = None) -> Non
 
 
 def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, source: Mapping[str, Any], out: Path) -> list[str]:
-    """Writes the files of `--out`; gives their names.
+    """Write the files of `--out`; return their names.
 
     Args:
         metrics: of the model.

@@ -21,7 +21,7 @@ FORMATS = ("saved-model", "onnx", "litert", "keras", "hub")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "export",
         help="write a model for TensorFlow Serving, ONNX Runtime, LiteRT, Keras or the Hugging Face hub",
@@ -48,12 +48,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _format(text: str) -> str:
-    """The format that a text names, also by another of its names."""
+    """Return the format that a text names, also by another of its names."""
     return OTHER_NAMES.get(text.lower(), text.lower())
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     for name, its_format in OF_ONE_FORMAT.items():
         value = getattr(options, name)
         if value is not None and options.format != its_format:

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the usage and the message, with the nearest name that there is, and exits with 2."""
+        """Print the usage and the message, with the nearest name that there is, and exit with 2."""
         if found := _CHOICE.search(message):
             message += did_you_mean(found[1], [name.strip("' ") for name in found[2].split(",")])
         elif found := _UNKNOWN.search(message):
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def in_options(self, message: str) -> str:
-        """Returns an error of the Python interface with the command's options for its arguments.
+        """Return an error of the Python interface with the command's options for its arguments.
 
         Names with an underscore are replaced wherever they stand, the others, which may be words of the sentence, only
         where one says what they must be: "epochs must be …", "frozen: …", "size=…".

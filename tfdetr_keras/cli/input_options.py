@@ -15,7 +15,7 @@ RULES = (
 
 
 def add_input_options(command: Any, default: str) -> None:
-    """Adds the options that `given_input` reads.
+    """Add the options that `given_input` reads.
 
     Args:
         command: the command, or a group of its options.
@@ -40,7 +40,7 @@ def add_input_options(command: Any, default: str) -> None:
 
 
 def given_input(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `preprocessing_for`; None for those that are left away."""
+    """Return the options as arguments of `preprocessing_for`; None for those that are left away."""
     return {
         "size": options.size and tuple(options.size),
         "pad_to": options.pad_to and tuple(options.pad_to),

@@ -38,7 +38,7 @@ class Counter:
                 print(file=sys.stderr)
 
     def show(self, count: int) -> None:
-        """Says that `count` images are done, if it is time to; the last count is said at the end."""
+        """Say that `count` images are done, if it is time to; the last count is said at the end."""
         self._count = count
         now = time.monotonic()
         if now >= self._next:

@@ -13,7 +13,7 @@ from tfdetr_keras.cli.train import named_as_validation, read_run_data, say_resul
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "resume",
         help="go on with a run that was stopped, or for more epochs",
@@ -44,7 +44,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     check_run(options.folder)
     from tfdetr_keras.training import RunFolder, fit_detector
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _places(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """The description of the run's data, with the places where it is now.
+    """Return the description of the run's data, with the places where it is now.
 
     Raises:
         ValueError: it is not there.

@@ -54,7 +54,7 @@ def load_source(
     lines: str | None = None,
     on_error: OnError = "raise",
 ) -> Loaded:
-    """Reads a detection set of any kind.
+    """Read a detection set of any kind.
 
     Args:
         data: its kind: "coco", "coco-panoptic", "voc", "yolo", "tfds", "tfrecord" or "shapes" (drawn on the fly).
@@ -100,7 +100,7 @@ def load_source(
 
 
 def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict[str, Any]:
-    """Checks what can be known of a set before anything is read, and without loading TensorFlow.
+    """Check what can be known of a set before anything is read, and without loading TensorFlow.
 
     Args:
         data: its kind, see `load_source`.
@@ -146,7 +146,7 @@ def _option(name: str) -> str:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Reads class names from a text file, one a line in the order of the labels; empty lines at its end do not count.
+    """Read class names from a text file, one a line in the order of the labels; empty lines at its end do not count.
 
     Raises:
         ValueError: no such file, one without names, with an empty line, or with a name that appears twice.

@@ -50,7 +50,7 @@ A run that was stopped goes on with: tfdetr resume run
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "train",
         help="train a detector: AP after every epoch, checkpoints, curves, pictures, a report",
@@ -164,7 +164,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     description = {
         "training": source_arguments(options),
         "validation": _validation_arguments(options),
@@ -204,7 +204,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def told_how_to_go_on(folder: Path) -> Iterator[None]:
-    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, and into the error of a full disk how to go on with a run.
+    """Put into a `KeyboardInterrupt`, which is a Ctrl-C, and into the error of a full disk how to go on with a run.
 
     Raises:
         KeyboardInterrupt: the same, with a message.
@@ -226,7 +226,7 @@ def told_how_to_go_on(folder: Path) -> Iterator[None]:
 
 
 def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The training set's arguments with those that differ; None where there is no other set."""
+    """Return the training set's arguments with those that differ; None where there is no other set."""
     changes = {name: getattr(options, option[2:].replace("-", "_")) for name, option in VALIDATION.items()}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
@@ -240,7 +240,7 @@ def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
-    """Reads the data that a run's folder describes.
+    """Read the data that a run's folder describes.
 
     Returns:
         The training records with the class names, and the validation records or None.
@@ -272,7 +272,7 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
 
 
 def _check_share(share: float) -> None:
-    """Refuses what is no share, e.g. 20 for 20 %."""
+    """Refuse what is no share, e.g. 20 for 20 %."""
     if not 0 < share < 1:
         meant = f", so write {share / 100:g}" if 1 <= share < 100 else ""
         raise ValueError(f"--val-split is a share between 0 and 1, not {share:g}: 20 % is 0.2{meant}")
@@ -280,7 +280,7 @@ def _check_share(share: float) -> None:
 
 @contextlib.contextmanager
 def named_as_validation() -> Iterator[None]:
-    """Puts the options of the validation images into an error that names those of the training images.
+    """Put the options of the validation images into an error that names those of the training images.
 
     Raises:
         ValueError: the same, with other names.
@@ -295,7 +295,7 @@ def named_as_validation() -> Iterator[None]:
 
 
 def say_result(run_folder: Any) -> None:
-    """Prints where the run is and how good its best model."""
+    """Print where the run is and how good its best model."""
     from tfdetr_keras.training.average_precision import summary
 
     if metrics := run_folder.metrics:

@@ -36,7 +36,7 @@ def not_believed(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def segmentation_area(segmentation: Any, height: int, width: int) -> float | None:
-    """The area of a segmentation in COCO's format, pixels²; None if there is none that can be read."""
+    """Return the area of a segmentation in COCO's format, pixels²; None if there is none that can be read."""
     if not segmentation or segmentation_complaint(segmentation, height, width):
         return None
     if isinstance(segmentation, list):

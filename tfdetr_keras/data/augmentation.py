@@ -30,19 +30,19 @@ _SCALED: dict[str, tuple[str, ...]] = {
 
 
 def evaluation(record: Record, resize: Resize) -> Record:
-    """Resizes a record, and nothing else."""
+    """Resize a record, and nothing else."""
     height, width = tf.unstack(tf.shape(record["image"])[:2])
     size = tf.stack(target_size(height, width, resize))
     return transforms.resize(record, size, resize.interpolation, resize.antialias)
 
 
 def flip(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
-    """Mirrors every other record, and resizes it."""
+    """Mirror every other record, and resize it."""
     return evaluation(transforms.random_horizontal_flip(record, seed), resize)
 
 
 def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
-    """Crops every other record, mirrors every other, and resizes it to one of eleven scales.
+    """Crop every other record, mirror every other, and resize it to one of eleven scales.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -77,7 +77,7 @@ def _choice(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _random_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, shortest_edge: int) -> tf.Tensor:
-    """A window `(4,)` of the image that, at one of the crop scales, has sides between the two crop sides."""
+    """Return a window `(4,)` of the image that, at one of the crop scales, has sides between the two crop sides."""
     seeds = tf.unstack(tf.random.split(seed, 2), num=2)
     edge = _choice(tf.constant([max(round(shortest_edge * scale), 1) for scale in CROP_SCALES]), seeds[0])
     scaled = tf.stack(target_size(height, width, Resize(edge, NO_LIMIT)))

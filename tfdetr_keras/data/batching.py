@@ -27,7 +27,7 @@ BATCHES_AT_ONCE = 2
 
 
 def encode(record: Record) -> Batch:
-    """Turns one record, resized already, into the inputs and targets of one image, not yet padded.
+    """Turn one record, resized already, into the inputs and targets of one image, not yet padded.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -60,7 +60,7 @@ def pad_batches(
     may_be_empty: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
-    """Pads examples (see `encode`) to a common shape and batches them; see `prepare` for the arguments.
+    """Pad examples (see `encode`) to a common shape and batch them; see `prepare` for the arguments.
 
     Of the preprocessing the levels count, and what the sides of a canvas are multiples of.
 
@@ -103,7 +103,7 @@ def pad_batches(
 
 
 def _must_fill_one(examples: tf.data.Dataset, batch_size: int, canvases: Sequence[Canvas]) -> bool:
-    """Whether there are so many examples that a batch is filled, however they are spread over the canvases."""
+    """Return whether there are so many examples that a batch is filled, however they are spread over the canvases."""
     count = int(examples.cardinality())
     return count == tf.data.INFINITE_CARDINALITY or count > (batch_size - 1) * max(1, len(canvases))
 
@@ -132,7 +132,7 @@ def _canvases(pad_to: Canvas | Sequence[Canvas] | None, preprocessing: Preproces
 
 
 def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], multiple: int) -> Batch:
-    """An example on a canvas of its own, whose sides are multiples; so are then those of the largest in a batch."""
+    """Return an example on a canvas of its own, whose sides are multiples; so are then those of the largest in a batch."""
     height, width = tf.unstack(-inputs["size"] % multiple)
     levels = tf.pad(inputs["levels"], [[0, height], [0, width], [0, 0]])
     if "masks" in targets:
@@ -141,7 +141,7 @@ def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], mul
 
 
 def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_boxes: int | None) -> tf.data.Dataset:
-    """Stops at an image that is larger than every canvas or has more objects than there are rows."""
+    """Stop at an image that is larger than every canvas or has more objects than there are rows."""
 
     def refuse(image_id: np.int64, size: np.ndarray, objects: np.int32, fits_canvas: np.bool_) -> np.int32:
         name = name_of(examples, int(image_id))
@@ -194,14 +194,14 @@ def _padded(
 
 
 def _shape(*sides: Any) -> Any:
-    """A shape for `padded_batch`, which takes tensors only as one tensor, -1 being the batch's maximum."""
+    """Return a shape for `padded_batch`, which takes tensors only as one tensor, -1 being the batch's maximum."""
     if any(isinstance(side, tf.Tensor) for side in sides):
         return tf.stack([tf.cast(-1 if side is None else side, tf.int64) for side in sides])
     return sides
 
 
 def _at_least_one_row(targets: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Adds a padding row to a batch without any object: M = 0 would be a corner case for every later floor."""
+    """Add a padding row to a batch without any object: M = 0 would be a corner case for every later floor."""
     missing = tf.maximum(0, 1 - tf.shape(targets["labels"])[1])
     rows = [[0, 0], [0, missing]]
     padded = {
@@ -214,6 +214,6 @@ def _at_least_one_row(targets: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def _relative_to_canvas(boxes: tf.Tensor, levels: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Rescales boxes from their image to the padded canvas."""
+    """Rescale boxes from their image to the padded canvas."""
     share = tf.cast(size, tf.float32) / tf.cast(tf.shape(levels)[1:3], tf.float32)
     return boxes * tf.gather(share, [1, 0, 1, 0], axis=1)[:, None, :]

@@ -25,7 +25,7 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """An array of arbitrary content, like `numpy.empty`; safe to call from several threads."""
+        """Return an array of arbitrary content, like `numpy.empty`; safe to call from several threads."""
         memory = self._piece(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT)
         start = -np.frombuffer(memory, np.uint8).ctypes.data % ALIGNMENT
         array: np.ndarray = np.ndarray(shape, dtype, memory, offset=start)
@@ -33,7 +33,7 @@ class BufferPool:
         return array
 
     def _piece(self, size: int) -> bytearray:
-        """The smallest idle piece of at least `size` bytes, or a new one in place of the smallest."""
+        """Return the smallest idle piece of at least `size` bytes, or a new one in place of the smallest."""
         with self._lock:
             while not self._returned.empty():
                 self._idle.append(self._returned.get())

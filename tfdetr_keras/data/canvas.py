@@ -21,7 +21,7 @@ def factor_and_shift(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarr
 
 
 def canvas_painter(preprocessing: Preprocessing) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Makes the function that turns padded levels into a model's inputs; it keeps memory to use again.
+    """Make the function that turns padded levels into a model's inputs; it keeps memory to use again.
 
     Args:
         preprocessing: of the model.

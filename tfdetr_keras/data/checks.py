@@ -24,7 +24,7 @@ _MESSAGES = (
 
 
 def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Dataset:
-    """Wraps a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
+    """Wrap a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
 
     Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.losses.targets`) and that `pixel_values` and
     `pixel_mask` agree in batch size, height and width. Elements pass untouched, with their static shapes, but
@@ -66,7 +66,7 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
 
 
 def refuse_empty(dataset: tf.data.Dataset, complaint: str) -> tf.data.Dataset:
-    """The same elements, but a pass over the dataset that has none is an error.
+    """Return the same elements, but a pass over the dataset that has none is an error.
 
     Only its end can tell: that becomes an element of its own, which goes no further.
 
@@ -102,7 +102,7 @@ def _marked(dataset: tf.data.Dataset, mark: bool) -> tf.data.Dataset:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turns a data error that comes out of TensorFlow back into the `ValueError` that it was.
+    """Turn a data error that comes out of TensorFlow back into the `ValueError` that it was.
 
     Only the message is kept: the traceback is that of a graph's node. Other errors pass unchanged.
 

@@ -37,7 +37,7 @@ def load_coco(
     masks: bool = False,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in COCO's format.
+    """Read a detection set in COCO's format.
 
     Images are decoded while the dataset is read, in the order of the JSON file. Boxes are clipped to their image; those
     that cover nothing after it are left out and counted in the dataset's `tally`. Images without objects stay.
@@ -80,7 +80,7 @@ def load_coco(
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
-    """The category id behind each label that `load_coco` and `load_coco_panoptic` give with contiguous labels.
+    """Return the category id behind each label that `load_coco` and `load_coco_panoptic` give with contiguous labels.
 
     Args:
         annotations: the JSON file, of instances or of panoptic segments.
@@ -100,7 +100,7 @@ def _objects(
     source: Path,
     validation: Validation,
 ) -> Objects:
-    """All annotations that can be used, as columns."""
+    """Return all annotations that can be used, as columns."""
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
     sound: list[tuple[int, dict[str, Any]]] = []
     seen: dict[Any, int] = {}
@@ -177,7 +177,7 @@ def _rasterise(segmentation: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _ids_are_of_use(entries: list[Any]) -> bool:
-    """Whether ids tell annotations apart: in some files all of them are 0."""
+    """Return whether ids tell annotations apart: in some files all of them are 0."""
     ids = [repr(entry["id"]) for entry in entries if isinstance(entry, dict) and entry.get("id") is not None]
     return 2 * len(set(ids)) > len(ids)
 

@@ -24,7 +24,7 @@ Fault = tuple[str, str]  # its kind, as the validation counts it, and a complain
 
 
 def read_coco_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads a file of annotations; those of the images and categories are complete, and their ids are whole numbers.
+    """Read a file of annotations; those of the images and categories are complete, and their ids are whole numbers.
 
     Raises:
         ValueError: no file, not JSON, not COCO's format.
@@ -47,7 +47,7 @@ def read_coco_json(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def missing_keys(entry: Any, keys: set[str]) -> str:
-    """Which keys an entry lacks, as a complaint; "" if it lacks none."""
+    """Return which keys an entry lacks, as a complaint; "" if it lacks none."""
     missing = keys - entry.keys() if isinstance(entry, dict) else keys
     return f"has no {', '.join(sorted(missing))}" if missing else ""
 
@@ -85,7 +85,7 @@ def label_table(
 def image_files(
     entries: list[dict[str, Any]], folder: Path, source: Path, validation: Validation
 ) -> tuple[ImageFiles, dict[int, int]]:
-    """The files of the images, in the order of the entries, and the ids of those that stand for another's file.
+    """Return the files of the images, in the order of the entries, and the ids of those that stand for another's file.
 
     Args:
         entries: the file's `images`.

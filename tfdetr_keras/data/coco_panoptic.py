@@ -62,7 +62,7 @@ def load_coco_panoptic(
     category_ids: Literal["contiguous", "original"] = "contiguous",
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a panoptic set in COCO's format: one object per segment, things and stuff alike, with its mask.
+    """Read a panoptic set in COCO's format: one object per segment, things and stuff alike, with its mask.
 
     Records come in the order of the JSON file's `images`; an image and its PNG file are decoded while the dataset is
     read. Masks of an image do not overlap; pixels of no segment, black in the PNG file, are in none.
@@ -110,7 +110,7 @@ def load_coco_panoptic(
 
 
 def coco_things(annotations: str | Path, category_ids: Literal["contiguous", "original"] = "contiguous") -> list[bool]:
-    """Which labels of a panoptic set are things, objects that can be counted; the others are stuff, as sky.
+    """Return which labels of a panoptic set are things, objects that can be counted; the others are stuff, as sky.
 
     Args:
         annotations: the panoptic JSON file.
@@ -137,7 +137,7 @@ def coco_things(annotations: str | Path, category_ids: Literal["contiguous", "or
 
 
 def _is_joined(entry: Any, joined: dict[int, int]) -> bool:
-    """Whether an annotation is of an image that was left out, since another has its file."""
+    """Return whether an annotation is of an image that was left out, since another has its file."""
     return bool(joined) and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
 
 
@@ -187,7 +187,7 @@ def _annotation_fault(entry: Any, place_of: dict[int, int], found: dict[int, _Ma
 def _objects(
     maps: Sequence[_Map], files: ImageFiles, labels: dict[int, int], source: Path, validation: Validation
 ) -> tuple[Objects, _Segments]:
-    """All segments that can be used, as columns; boxes and areas that the masks have to give are NaN."""
+    """Return all segments that can be used, as columns; boxes and areas that the masks have to give are NaN."""
     sound: list[tuple[int, int, dict[str, Any]]] = []  # place of the image, place in its list, entry
     refused: dict[int, set[int]] = {}
 
@@ -255,7 +255,7 @@ def _segment_fault(entry: Any, labels: dict[int, int], seen: dict[Any, int]) -> 
 
 
 def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> Reader:
-    """A reader of the same records with masks, and with what these tell of boxes and areas."""
+    """Return a reader of the same records with masks, and with what these tell of boxes and areas."""
 
     def read_map(image_id: np.ndarray, size: np.ndarray) -> np.ndarray | None:
         path = paths[int(image_id)]
@@ -314,6 +314,6 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
 
 
 def _extent(mask: np.ndarray) -> list[int]:
-    """The box xyxy around a mask's pixels, to their outer edges."""
+    """Return the box xyxy around a mask's pixels, to their outer edges."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]

@@ -61,7 +61,7 @@ class Objects:
     segmentations: Sequence[Any] | None = None
 
     def rows(self, kept: np.ndarray) -> Objects:
-        """Some of the rows: an index or a mask."""
+        """Return some of the rows: an index or a mask."""
         columns = {key: value[kept] for key, value in vars(self).items() if key != "segmentations"}
         if self.segmentations is not None:
             rows = np.arange(len(self.labels))[kept]
@@ -77,7 +77,7 @@ def read_files(
     rasterise: Callable[[Any, int, int], np.ndarray] | None = None,
     root: Path | None = None,
 ) -> tf.data.Dataset:
-    """Makes the dataset of records: one per file, in the order of the list, its objects in the order of the table.
+    """Make the dataset of records: one per file, in the order of the list, its objects in the order of the table.
 
     Only names and boxes are held in memory, a hundred bytes an image and thirty an object; images are read and decoded
     while the dataset is iterated, in parallel.
@@ -192,7 +192,7 @@ def read_files(
 
 
 def _name(path: Path, root: Path | None) -> bytes:
-    """The name of an image's file that it keeps when the whole set moves."""
+    """Return the name of an image's file that it keeps when the whole set moves."""
     inside = root is not None and path.is_relative_to(root)
     return os.fsencode((path.relative_to(root) if inside and root else Path(*path.parts[-2:])).as_posix())
 
@@ -205,7 +205,7 @@ def ids_of_names(names: Sequence[str]) -> np.ndarray:
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file; a byte order mark, as Windows' editors write it, is left away.
+    """Return the content of a text file; a byte order mark, as Windows' editors write it, is left away.
 
     Raises:
         ValueError: not UTF-8.
@@ -217,7 +217,7 @@ def read_text(path: Path) -> str:
 
 
 def place_in(folder: Path, name: str) -> Path:
-    """The path of a name in a folder; the name may have been written on Windows."""
+    """Return the path of a name in a folder; the name may have been written on Windows."""
     path = folder / name
     return path if "\\" not in name or os.path.exists(path) else folder / name.replace("\\", "/")
 

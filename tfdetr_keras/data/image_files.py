@@ -23,7 +23,7 @@ MOST_NAMED = 8  # suffixes of other files in a message
 def load_images(
     sources: Sequence[str | Path] | str | Path, on_error: OnError = "raise"
 ) -> tuple[tf.data.Dataset, list[Path]]:
-    """Reads image files that have no annotations.
+    """Read image files that have no annotations.
 
     Args:
         sources: files and folders; of a folder all images in it and below, in the order of their names. Hidden images

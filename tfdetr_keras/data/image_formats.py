@@ -59,7 +59,7 @@ class UnreadableImage(ValueError):
 
 
 def pixel_limit() -> int:
-    """Returns how many pixels an image file may have: `MAX_PIXELS`, or TFDETR_MAX_IMAGE_PIXELS of the environment.
+    """Return how many pixels an image file may have: `MAX_PIXELS`, or TFDETR_MAX_IMAGE_PIXELS of the environment.
 
     Raises:
         ValueError: the variable is not a whole number from 1 on.
@@ -73,7 +73,7 @@ def pixel_limit() -> int:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raises an `UnreadableImage` if an image has more pixels than are allowed."""
+    """Raise an `UnreadableImage` if an image has more pixels than are allowed."""
     if height * width > (limit := pixel_limit()):
         raise UnreadableImage(
             f"has too many pixels: {height} x {width} (height x width), more than {limit}; if the image is sound, set "
@@ -82,7 +82,7 @@ def check_pixels(height: int, width: int) -> None:
 
 
 def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
-    """Opens an image file of one of the formats that are meant; no pixel is decoded yet.
+    """Open an image file of one of the formats that are meant; no pixel is decoded yet.
 
     `Image.open` would do the same with `formats=`, but warns of large images, and refuses larger ones, by a limit that
     is the whole process'.
@@ -115,7 +115,7 @@ def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def kind_of(prefix: bytes) -> str | None:
-    """Returns the kind of file that begins like this, such as "HEIC"; None if it is not known."""
+    """Return the kind of file that begins like this, such as "HEIC"; None if it is not known."""
     if prefix[4:8] == b"ftyp":
         return _BRANDS.get(prefix[8:12])
     if prefix[:4] == b"RIFF" and prefix[8:12] == b"WEBP":
@@ -124,13 +124,13 @@ def kind_of(prefix: bytes) -> str | None:
 
 
 def is_read(suffix: str) -> bool:
-    """Returns whether files whose names end so are read as images."""
+    """Return whether files whose names end so are read as images."""
     suffix = suffix.lower()
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and "HEIF" in Image.OPEN)
 
 
 def bits_of(image: Image.Image) -> int | None:
-    """Returns how many bits make white in an image: of its file where the header tells, 8 by default.
+    """Return how many bits make white in an image: of its file where the header tells, 8 by default.
 
     None where nothing tells: of whole levels of 32 bits, and of real ones. To be asked before the image is decoded.
     """

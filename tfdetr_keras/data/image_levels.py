@@ -26,7 +26,7 @@ _STRIP = 2**22  # pixels that are converted at a time: the whole image need not 
 
 
 def rgb_levels(image: Image.Image, bits: int | None, notice: Notice | None = None) -> np.ndarray:
-    """Converts an image.
+    """Convert an image.
 
     Args:
         image: decoded, of any of Pillow's modes.

@@ -34,7 +34,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|data:", re.IGNORECASE)
 
 
 def decode_image(content: bytes, size: tuple[int, int] | None = None, notice: Notice | None = None) -> np.ndarray:
-    """Decodes an image file.
+    """Decode an image file.
 
     Args:
         content: of the file: JPEG, PNG, WebP, GIF, BMP, TIFF, … (`tfdetr_keras.data.image_formats.FORMATS`).
@@ -70,7 +70,7 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None, notice: No
 
 
 def decode_reduced(content: bytes, most: int, shortest: int, notice: Notice) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes an image file for a look at it, at a half, a quarter or an eighth of its size if it is very large.
+    """Decode an image file for a look at it, at a half, a quarter or an eighth of its size if it is very large.
 
     Args:
         content: of the file.
@@ -105,7 +105,7 @@ def decode_reduced(content: bytes, most: int, shortest: int, notice: Notice) -> 
 
 
 def as_rgb(image: Any, notice: Notice | None = None) -> np.ndarray:
-    """An image that is decoded already as RGB pixels.
+    """Return an image that is decoded already as RGB pixels.
 
     Args:
         image: a PIL image, or an array `(height, width, 3)` or `(height, width)` uint8.
@@ -136,7 +136,7 @@ def as_rgb(image: Any, notice: Notice | None = None) -> np.ndarray:
 
 
 def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | None = None) -> np.ndarray:
-    """Reads an image that a person hands over.
+    """Read an image that a person hands over.
 
     Args:
         image: a path, an array `(height, width, 3)` or `(height, width)` uint8, a PIL image, or, if allowed, a URL.
@@ -184,7 +184,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
 
 
 def _opened(content: bytes) -> tuple[ImageFile.ImageFile, int | None]:
-    """An image file that is not decoded yet, and the bits that make white in it."""
+    """Return an image file that is not decoded yet, and the bits that make white in it."""
     image = open_image(io.BytesIO(content))
     try:
         return image, bits_of(image)
@@ -193,7 +193,7 @@ def _opened(content: bytes) -> tuple[ImageFile.ImageFile, int | None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none; the notes of a PNG may stand behind its pixels."""
+    """Return the EXIF orientation, 1 where there is none; the notes of a PNG may stand behind its pixels."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as above; the pixels may be sound
@@ -222,7 +222,7 @@ def _levels_of(image: Image.Image, orientation: int, bits: int | None, notice: N
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """An image turned as its EXIF orientation says."""
+    """Return an image turned as its EXIF orientation says."""
     turn = Image.Transpose
     return image.transpose(
         {

@@ -124,7 +124,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _kind_inside(path: Path) -> str | None:
-    """The kind of image that a file is by its first bytes."""
+    """Return the kind of image that a file is by its first bytes."""
     try:
         with open(path, "rb") as file:
             prefix = file.read(32)

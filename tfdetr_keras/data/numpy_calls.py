@@ -23,7 +23,7 @@ _state = SimpleNamespace(ending=False, last_call=0.0)
 
 
 def numpy_call(function: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) -> Any:
-    """Calls a function of numpy arrays inside the graph: `tf.numpy_function`, safe at exit.
+    """Call a function of numpy arrays inside the graph: `tf.numpy_function`, safe at exit.
 
     Args:
         function: takes the inputs as arrays, returns arrays (or one array) of `dtypes`.

@@ -40,7 +40,7 @@ def prepare(
     box_reference: BoxReference = "image",
     preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
-    """Turns a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
+    """Turn a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
 
     With `training`, records are shuffled anew in every epoch and augmented, and an incomplete last batch is left out.
     Crowds are no targets. The same seed gives the same batches, whatever the parallelism and the seeds of Keras and
@@ -176,7 +176,7 @@ def _check_arguments(
 
 
 def _as_read(dataset: tf.data.Dataset) -> Reader:
-    """A dataset of records that no reader vouches for, as if it were a reader's: its entries are the records."""
+    """Return a dataset of records that no reader vouches for, as if it were a reader's: its entries are the records."""
     return Reader(dataset, lambda record: record | {READABLE: tf.constant(True)}, Validation(), entries_are_small=False)
 
 

@@ -63,7 +63,7 @@ READABLE = "readable"  # of a record on its way out of a reader: False where its
 
 
 def with_static_shapes(record: Record) -> Record:
-    """Gives a record made by a host function the shapes and dtypes of `RECORD_SPEC`, and leaves other keys out."""
+    """Give a record made by a host function the shapes and dtypes of `RECORD_SPEC`, and leave out other keys."""
     specs = RECORD_SPEC | ({"masks": MASKS_SPEC} if "masks" in record else {})
     return {key: tf.ensure_shape(tf.cast(record[key], spec.dtype), spec.shape) for key, spec in specs.items()}
 
@@ -96,7 +96,7 @@ class Reader:
     splits: int = 0
 
     def outlines(self) -> Iterator[dict[str, Any]]:
-        """Yields what is known of each record before its image is read: plain values by the keys of `OUTLINE_SPEC`."""
+        """Yield what is known of each record before its image is read: plain values by the keys of `OUTLINE_SPEC`."""
         if self.outline_of is None:
             return
         outlines = self.entries.map(self.outline_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -106,7 +106,7 @@ class Reader:
                 yield {key: column[row] for key, column in columns.items()}
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
-        """Reads entries, in parallel; unreadable ones are an error or left out, as `on_error` has it.
+        """Read entries, in parallel; unreadable ones are an error or left out, as `on_error` has it.
 
         Entries may be tagged, pairs (tag, entry); so are the records then.
         """
@@ -132,7 +132,7 @@ class Reader:
         return records
 
     def refuse_total_loss(self) -> None:
-        """Raises a ValueError if no object of the set can be used, which the first records mostly disprove.
+        """Raise a ValueError if no object of the set can be used, which the first records mostly disprove.
 
         Records are read until one has an object, or enough of them nothing to lose. Other faults are left for the pass
         over the records that comes later.
@@ -153,7 +153,7 @@ class Reader:
         self.validation.refuse_total_loss(for_training=True)
 
     def dataset(self) -> tf.data.Dataset:
-        """The dataset of records that a reader returns: carries the reader, and its tally as `tally`.
+        """Return the dataset of records that a reader returns: carries the reader, and its tally as `tally`.
 
         Notebooks show it as `_repr_html_` has it. Its `repr` is TensorFlow's, which no attribute changes.
         """
@@ -171,7 +171,7 @@ class Reader:
         return f"{count} images" if count >= 0 else "images"
 
     def _html(self, spec: Mapping[str, tf.TensorSpec]) -> str:
-        """How many records there are, what was left out of them so far, and what each holds."""
+        """Return how many records there are, what was left out of them so far, and what each holds."""
         rows = [(key, value.dtype.name, str(value.shape.as_list()).replace("None", "·")) for key, value in spec.items()]
         return notebook.page(
             f"Records of {self._count()}",
@@ -181,7 +181,7 @@ class Reader:
 
 
 def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.data.Dataset:
-    """The same records, with a check at the end of each pass."""
+    """Return the same records, with a check at the end of each pass."""
 
     def checked_now() -> np.int64:
         check()
@@ -197,7 +197,7 @@ def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.d
 
 
 def reader_of(dataset: tf.data.Dataset) -> Reader | None:
-    """The reader whose records a dataset holds, or None if something was done to them since."""
+    """Return the reader whose records a dataset holds, or None if something was done to them since."""
     return getattr(dataset, "reader", None)
 
 
@@ -208,7 +208,7 @@ def tally_of(dataset: tf.data.Dataset) -> Tally | None:
 
 
 def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:
-    """The file of an image, by the readers that a dataset's elements come from.
+    """Return the file of an image, by the readers that a dataset's elements come from.
 
     Args:
         dataset: of records or batches, whatever was done to them since they were read: split, shuffled, mapped, cached,
@@ -232,13 +232,13 @@ def name_of(dataset: tf.data.Dataset, image_id: int) -> str:
 
 
 def title_of(dataset: tf.data.Dataset, image_id: int) -> str:
-    """Returns what pictures call an image: the name of its file, or "image 7" where `file_of` does not know it."""
+    """Return what pictures call an image: the name of its file, or "image 7" where `file_of` does not know it."""
     file = file_of(dataset, image_id)
     return f"image {image_id}" if file is None else os.path.basename(file)
 
 
 def readers_of(dataset: tf.data.Dataset, wanted: Callable[[Reader], bool]) -> list[Reader]:
-    """Returns the readers that a dataset's elements come from, whatever was done to them since they were read.
+    """Return the readers that a dataset's elements come from, whatever was done to them since they were read.
 
     Args:
         dataset: of records or batches.

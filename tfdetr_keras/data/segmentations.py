@@ -11,7 +11,7 @@ _COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # lengths in digits of 5 bits
 
 
 def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Turns COCO's polygons or run lengths into a mask, as pycocotools does.
+    """Turn COCO's polygons or run lengths into a mask, as pycocotools does.
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, …]`, or run lengths `{"counts", "size"}`, compressed or not.
@@ -41,7 +41,7 @@ def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def run_lengths(masks: Any) -> list[dict[str, Any]]:
-    """Turns masks into COCO's compressed run lengths, of which one takes some hundred bytes.
+    """Turn masks into COCO's compressed run lengths, of which one takes some hundred bytes.
 
     Args:
         masks: `(objects, height, width)` bool; or a list of run lengths `{"counts", "size"}`, which are compressed if
@@ -127,10 +127,10 @@ def segmentation_complaint(segmentation: Any, height: int, width: int) -> str:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value of a JSON file is a whole number."""
+    """Return whether a value of a JSON file is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number that fits into a float."""
+    """Return whether a value of a JSON file is a number that fits into a float."""
     return isinstance(value, float) or (is_whole(value) and abs(value) < 2**63)

@@ -48,7 +48,7 @@ class Resize(NamedTuple):
 
 
 def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives the size to which an image is resized, to the pixel, by the rule of the model's authors.
+    """Return the size to which an image is resized, to the pixel, by the rule of the model's authors.
 
     By Hugging Face's image processor and by facebookresearch, the shorter side becomes `shortest_edge`, unless the
     longer one would pass `longest_edge`: then the shorter side is rounded (half to even), and the longer one computed
@@ -105,7 +105,7 @@ def _whole(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def buckets(size: tuple[int, int], rule: SizeRule = "huggingface") -> list[tuple[int, int]]:
-    """A few canvases onto which images resized to `size` can be padded with little waste.
+    """Return a few canvases onto which images resized to `size` can be padded with little waste.
 
     Args:
         size: (shortest_edge, longest_edge), pixels; (height, width) with "fit" and "stretch".
@@ -137,7 +137,7 @@ def _in_steps(length: float) -> int:
 
 
 def smallest_bucket(size: tf.Tensor, canvases: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """The place of the smallest canvas that an image fits on.
+    """Return the place of the smallest canvas that an image fits on.
 
     Args:
         size: `(2,)` int32, height and width of the image.

@@ -20,7 +20,7 @@ _LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
 
 def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits records by lot, the same way on every run: no record is in both parts, and none is lost.
+    """Split records by lot, the same way on every run: no record is in both parts, and none is lost.
 
     An image's part depends on its name and the seed alone: one that is added or removed moves no other. So the share is
     met on average, and nearly to the image where files are numbered. The name is that of the file, from the folder of
@@ -57,7 +57,7 @@ def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.dat
 
 
 def split_by_count(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits records as `split` did in earlier versions: by places, all of which change with their number.
+    """Split records as `split` did in earlier versions: by places, all of which change with their number.
 
     Runs that were begun with it are resumed with it. Arguments, results and errors are those of `split`.
     """
@@ -88,7 +88,7 @@ def _split(
 
 
 def _lot(name: bytes, salt: bytes) -> float:
-    """A number in [0, 1) that a name draws.
+    """Return a number in [0, 1) that a name draws.
 
     Names with numbers draw by tens: ten numbers in a row get the ten tenths of [0, 1), in an order drawn for these ten,
     and a place in their tenth. However the numbers lie, each name's lot is as likely to be anywhere.

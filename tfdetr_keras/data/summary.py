@@ -150,7 +150,7 @@ class Summary:
 def summarize(
     dataset: tf.data.Dataset, class_names: Sequence[str], progress: Callable[[int], None] | None = None
 ) -> Summary:
-    """Counts what is in a data set, in one pass that holds no image.
+    """Count what is in a data set, in one pass that holds no image.
 
     Images are decoded on the way, so that one that cannot be read is found, too.
 

@@ -35,7 +35,7 @@ def from_dataset(
     relative: bool,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Makes records of a dataset of your own.
+    """Make records of a dataset of your own.
 
     Args:
         dataset: of single images, not batched, in the same order each time: a fault is counted by its place.
@@ -83,7 +83,7 @@ def records_of(
     validation: Validation,
     image_ids: tf.data.Dataset | None = None,
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Makes records as `from_dataset` does, for a reader that has checked the arguments.
+    """Make records as `from_dataset` does, for a reader that has checked the arguments.
 
     Args:
         dataset: see `from_dataset`, as what follows.
@@ -157,7 +157,7 @@ class _LatestFiles:
         self._lock = threading.Lock()
 
     def note(self, image_id: int, file_name: bytes) -> None:
-        """Keeps a name, if there is one; the oldest is forgotten where there are too many."""
+        """Keep a name, if there is one; the oldest is forgotten where there are too many."""
         if not file_name:
             return
         with self._lock:
@@ -166,13 +166,13 @@ class _LatestFiles:
                 del self._files[next(iter(self._files))]
 
     def file_of(self, image_id: int) -> str | None:
-        """The file of an image; None if it is not known, or not any more."""
+        """Return the file of an image; None if it is not known, or not any more."""
         with self._lock:
             return self._files.get(image_id)
 
 
 def part_of(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
-    """The part of an element that a field names; a name with a slash may itself be a key."""
+    """Return the part of an element that a field names; a name with a slash may itself be a key."""
     if callable(place):
         return place(element)
     outer, _, inner = place.partition("/")
@@ -197,7 +197,7 @@ def _dense(field: Any, key: str) -> tf.Tensor:
 
 
 def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
-    """The field, if it has a type that its key can have."""
+    """Return the field, if it has a type that its key can have."""
     allowed, wanted = {
         "image": (field.dtype in (tf.uint8, tf.string), "uint8 levels 0 .. 255 or the bytes of a file"),
         "boxes": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
@@ -302,7 +302,7 @@ def _admitted(
     columns: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, ...]:
-    """The columns of the objects that can be used: boxes, labels, iscrowd, area."""
+    """Return the columns of the objects that can be used: boxes, labels, iscrowd, area."""
     labels = columns["labels"]
     described = [f"{name}, object {row}" for row in range(len(labels))]
     if labels.dtype.kind in "SO":

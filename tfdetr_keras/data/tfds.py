@@ -25,7 +25,7 @@ def load_tfds(
     class_names: Sequence[str] | None = None,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set of TensorFlow Datasets.
+    """Read a detection set of TensorFlow Datasets.
 
     Args:
         source: a builder whose data is prepared, or a dataset (not batched) of
@@ -93,7 +93,7 @@ def _names_of(builder: Any) -> Sequence[str] | None:
 
 
 def _dtype(spec: Any, place: str) -> tf.DType | None:
-    """The dtype of a part of the elements; None where they have no such part."""
+    """Return the dtype of a part of the elements; None where they have no such part."""
     try:
         return part_of(spec, place).dtype
     except ValueError:
@@ -101,7 +101,7 @@ def _dtype(spec: Any, place: str) -> tf.DType | None:
 
 
 def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:
-    """The size that keeps `from_dataset` from turning an image; (0, 0) of what is no image, for it to refuse."""
+    """Return the size that keeps `from_dataset` from turning an image; (0, 0) of what is no image, for it to refuse."""
 
     def size(content: bytes) -> np.ndarray:
         return np.array(stored_size(content) or (0, 0), np.int64)

@@ -40,7 +40,7 @@ _NAMES = [re.compile(rf"\b{key}\s*:\s*{_TEXT}") for key in ("display_name", "nam
 def write_tfrecord(
     dataset: tf.data.Dataset, folder: str | Path, class_names: Sequence[str], name: str = "set", shards: int = 1
 ) -> int:
-    """Writes a dataset of records as TFRecord files with a label map, so that `load_tfrecord` gives it back.
+    """Write a dataset of records as TFRecord files with a label map, so that `load_tfrecord` gives it back.
 
     Images are stored as PNG, that is, without loss. Records go to the files in turn, one by one, and come back
     in their order from up to 64 files. A file has its name only once it is whole.
@@ -97,7 +97,7 @@ def load_tfrecord(
     label_map: str | Path | None = None,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set from TFRecord files in the layout of the TensorFlow Object Detection API.
+    """Read a detection set from TFRecord files in the layout of the TensorFlow Object Detection API.
 
     Examples have `image/encoded`, `image/object/bbox/{xmin, xmax, ymin, ymax}` relative to the image, and
     `image/object/class/label`, which begins at 1, or else the class names as `image/object/class/text`.
@@ -164,7 +164,7 @@ def load_tfrecord(
 
 
 def _matching(patterns: Sequence[str]) -> list[str]:
-    """The files of a set; a path that exists is one, whatever characters it has."""
+    """Return the files of a set; a path that exists is one, whatever characters it has."""
     found = {
         file
         for pattern in patterns

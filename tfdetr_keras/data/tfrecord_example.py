@@ -83,7 +83,7 @@ class _Features:
             raise ValueError("is not a tf.train.Example") from None
 
     def __call__(self, key: str, kinds: Sequence[str]) -> Sequence[Any]:
-        """The values of a feature, if it has one of the kinds; none if it is not there."""
+        """Return the values of a feature, if it has one of the kinds; none if it is not there."""
         if key not in self._features:  # which looking it up would make
             return []
         feature = self._features[key]
@@ -102,7 +102,7 @@ def _single(features: _Features, key: str, default: Any) -> Any:
 
 
 def _image_id(source_id: bytes, place: int) -> np.int64:
-    """The id where it is a number; elsewhere one that no number from 0 on is."""
+    """Return the id where it is a number; elsewhere one that no number from 0 on is."""
     return np.int64(int(source_id) if _NUMBER.fullmatch(source_id) else -1 - place)
 
 

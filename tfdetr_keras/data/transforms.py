@@ -18,7 +18,7 @@ HUE = 18 / 360  # of the colour circle
 def resize(
     record: Record, size: tf.Tensor, interpolation: Interpolation = "bilinear", antialias: bool = True
 ) -> Record:
-    """Resizes a record's image to `size` (height, width), and its boxes, areas and masks with it.
+    """Resize a record's image to `size` (height, width), and its boxes, areas and masks with it.
 
     For published DETRs anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
     """
@@ -61,7 +61,7 @@ def whole_levels(levels: tf.Tensor) -> tf.Tensor:
 
 
 def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-    """The source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
+    """Return the source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
 
     PIL adds up steps: where a centre falls between two pixels, the rounding of the sum decides.
     """
@@ -71,7 +71,7 @@ def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
 
 
 def flip_horizontally(record: Record) -> Record:
-    """Mirrors a record's image, boxes and masks left to right."""
+    """Mirror a record's image, boxes and masks left to right."""
     width = tf.cast(tf.shape(record["image"])[1], tf.float32)
     x1, y1, x2, y2 = tf.unstack(record["boxes"], axis=-1)
     flipped = record | {
@@ -84,13 +84,13 @@ def flip_horizontally(record: Record) -> Record:
 
 
 def random_horizontal_flip(record: Record, seed: tf.Tensor) -> Record:
-    """Mirrors a record with probability 1/2; `seed` `(2,)` int decides."""
+    """Mirror a record with probability 1/2; `seed` `(2,)` int decides."""
     flip = tf.random.stateless_uniform((), seed) < 0.5
     return tf.cond(flip, lambda: flip_horizontally(record), lambda: dict(record))
 
 
 def crop(record: Record, window: tf.Tensor) -> Record:
-    """Cuts a window out of a record; objects of which nothing is left are left out, too.
+    """Cut a window out of a record; objects of which nothing is left are left out, too.
 
     An object's area shrinks as its box does.
 
@@ -114,12 +114,12 @@ def crop(record: Record, window: tf.Tensor) -> Record:
 
 
 def select(record: Record, kept: tf.Tensor) -> Record:
-    """Keeps some of a record's objects, `kept` `(objects,)` bool."""
+    """Keep some of a record's objects, `kept` `(objects,)` bool."""
     return record | {key: tf.boolean_mask(record[key], kept) for key in OBJECT_KEYS if key in record}
 
 
 def color_jitter(record: Record, seed: tf.Tensor) -> Record:
-    """Changes brightness, contrast, saturation and hue of a record's uint8 image at random; `seed` `(2,)` int decides.
+    """Change brightness, contrast, saturation and hue of a record's uint8 image at random; `seed` `(2,)` int decides.
 
     Source: Liu et al. 2016, "SSD: Single Shot MultiBox Detector", arXiv:1512.02325, section 2.2.
     """
@@ -131,7 +131,7 @@ def color_jitter(record: Record, seed: tf.Tensor) -> Record:
 
 
 def relative_boxes(boxes: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Turns xyxy pixels `(objects, 4)` into cxcywh in [0, 1], relative to an image of `size` (height, width).
+    """Turn xyxy pixels `(objects, 4)` into cxcywh in [0, 1], relative to an image of `size` (height, width).
 
     The size is that of the image without padding: this is what the pretrained weights were trained on.
     """

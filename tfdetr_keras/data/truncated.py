@@ -20,7 +20,7 @@ _JPEG_FILL = 128  # the level of a JPEG's blocks without a byte; inks are stored
 
 
 def decode(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, float]:
-    """Decodes an image, or as much of it as there is.
+    """Decode an image, or as much of it as there is.
 
     Args:
         image: what `open_image` gave.
@@ -60,7 +60,7 @@ def _is_interlaced(image: ImageFile.ImageFile) -> bool:
 
 
 def _continued(content: bytes) -> tuple[Image.Image | None, float]:
-    """A JPEG file, as if it ended where it is cut off."""
+    """Return a JPEG file, as if it ended where it is cut off."""
     for whole in _with_end(content):
         try:
             image = open_image(io.BytesIO(whole))
@@ -86,6 +86,6 @@ def _begun(image: ImageFile.ImageFile) -> tuple[Image.Image, float]:
 
 
 def _share_of_rows(image: Image.Image, fill: int) -> float:
-    """The share of rows in which anything differs from what fills up."""
+    """Return the share of rows in which anything differs from what fills up."""
     levels = np.asarray(image)
     return float((levels != fill).reshape(len(levels), -1).any(axis=1).mean())

@@ -29,7 +29,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, kind: str, description: str, left_out: bool = False) -> bool:
-        """Counts one thing, which is kept unless said otherwise; tells whether it is the first of its kind."""
+        """Count one thing, which is kept unless said otherwise; return whether it is the first of its kind."""
         with self._lock:
             first = kind not in self._found
             self._found.setdefault(kind, {})[description] = None
@@ -58,7 +58,7 @@ class Tally:
             return list(self._found.get(kind, ()))
 
     def __repr__(self) -> str:
-        """How much was left out and noticed; `str` says what."""
+        """Return how much was left out and noticed; `str` says what."""
         left_out, noticed = (sum(map(len, found().values())) for found in (self.left_out, self.noticed))
         return f"<Tally: {left_out} left out, {noticed} noticed>"
 
@@ -79,7 +79,7 @@ class Validation:
         self.objects = self.objects_kept = 0  # that came to `admit_boxes`, again each time they are read
 
     def refuse(self, kind: str, description: str, remedy: str = "") -> None:
-        """Raises for one faulty thing, or leaves it out.
+        """Raise for one faulty thing, or leave it out.
 
         Args:
             kind: of fault, in the plural; what it is counted under.
@@ -94,17 +94,17 @@ class Validation:
         self.leave_out(kind, description)
 
     def leave_out(self, kind: str, description: str) -> None:
-        """Counts something that is left out without being an error, and logs the first of its kind."""
+        """Count something that is left out without being an error, and log the first of its kind."""
         if self.tally.add(kind, description, left_out=True):
             logger.warning("leaving out %s, first: %s", kind, description)
 
     def notice(self, kind: str, description: str) -> None:
-        """Counts something that is kept, but may be worth a look, and logs the first of its kind."""
+        """Count something that is kept, but may be worth a look, and log the first of its kind."""
         if self.tally.add(kind, description):
             logger.warning("noticed %s, first: %s", kind, description)
 
     def refuse_total_loss(self, for_training: bool = False, at_least: int = 1) -> None:
-        """Raises, or counts, if objects were there so far and none of them could be used.
+        """Raise, or count, if objects were there so far and none of them could be used.
 
         A model would be trained on, or measured by, a set without a single object. A set that has no objects is none of
         that kind: nothing of it was lost.
@@ -140,7 +140,7 @@ class Validation:
         num_classes: int | None,
         describe: Callable[[int], str],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Clips boxes to their images and tells which objects a model can be trained on.
+        """Clip boxes to their images and tell which objects a model can be trained on.
 
         Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do; a box
         that is not finite or has its corners the wrong way round, and a label that is no class, are faults.

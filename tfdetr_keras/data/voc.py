@@ -41,7 +41,7 @@ def load_voc(
     one_based: bool = True,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in Pascal VOC's format.
+    """Read a detection set in Pascal VOC's format.
 
     Images are decoded while the dataset is read, in the order of the annotation files' paths or of the image set.
     `image_id` is the number that a file's name is, if all names are numbers, else its place. `area` is that of the box.
@@ -142,7 +142,9 @@ def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:
 
 
 def _annotation_file(folder: Path, line: str) -> Path:
-    """The file that a line of an image set names: alone, or before a -1, 0 or 1, as the sets of single classes have."""
+    """Return the file that a line of an image set names: alone, or before a -1, 0 or 1, as the sets of single classes
+    have.
+    """
     candidates = [folder / f"{name}{suffix}" for name in (line, line.split()[0]) for suffix in (".xml", ".XML")]
     return next((file for file in candidates if file.is_file()), folder / f"{line.split()[0]}.xml")
 
@@ -152,7 +154,7 @@ _ByName = Mapping[str, Sequence[Path]]  # all images of a name, with or without 
 
 
 def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, validation: Validation) -> _Content | None:
-    """The image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
+    """Return the image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
     try:
         return _content(path, twin, images, by_name)
     except ValueError as error:
@@ -193,7 +195,7 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
 
 
 def _root(content: bytes) -> ElementTree.Element:
-    """The root of an XML file in whatever encoding it declares: the parser itself knows none of several bytes."""
+    """Return the root of an XML file in whatever encoding it declares: the parser itself knows none of several bytes."""
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError):
@@ -204,7 +206,8 @@ def _root(content: bytes) -> ElementTree.Element:
 
 
 def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
-    """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name.
+    """Return the image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier
+    name.
 
     `twin` is the path, without suffix, of an image that stands among the images as the file does among the annotations.
     """
@@ -235,7 +238,7 @@ def _one_per_image(listed: list[tuple[Path, _Content]], validation: Validation) 
 
 
 def _limits(content: _Content) -> tuple[int, int]:
-    """The size of an image to clip its boxes to; one that cannot be known clips nothing."""
+    """Return the size of an image to clip its boxes to; one that cannot be known clips nothing."""
     image, size, *_ = content
     unlimited = np.iinfo(np.int32).max
     return size if size != UNKNOWN_SIZE else upright_size(image) or (unlimited, unlimited)

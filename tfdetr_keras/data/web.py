@@ -22,7 +22,7 @@ _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def fetch(url: str, seconds: float, largest: int) -> bytes:
-    """Fetches what a URL names.
+    """Fetch what a URL names.
 
     Args:
         url: begins with http:// or https://; blanks and letters beyond ASCII are quoted as browsers do.
@@ -95,7 +95,7 @@ class _Task:
 
 
 def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
-    """Opens http and https, by way of a proxy if the environment names one, and notes the sockets."""
+    """Open http and https, by way of a proxy if the environment names one, and notes the sockets."""
 
     def noting(kind: type[http.client.HTTPConnection]) -> Any:
         class Connection(kind):  # type: ignore[misc, valid-type]
@@ -139,7 +139,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 
 
 def _quoted(url: str, name: str) -> str:
-    """The URL in ASCII, with its host checked.
+    """Return the URL in ASCII, with its host checked.
 
     Raises:
         ValueError: it is malformed, or of another scheme; the message calls it `name`.

@@ -47,7 +47,7 @@ def load_yolo(
     on_error: OnError = "raise",
     lines: Lines = "auto",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in YOLO's layout.
+    """Read a detection set in YOLO's layout.
 
     A label file stands where its image does, with `labels` for `images` in the path and `.txt` for the suffix, or
     beside its image. Each of its lines is `class cx cy w h`, relative to the image, or `class x y x y x y …`, a
@@ -146,12 +146,12 @@ def _class_names(folder: Path, description: dict[str, Any], darknet: dict[str, s
 
 
 def _lines_of(file: Path) -> list[str]:
-    """The lines of a list; empty ones at its end do not count, one within is no name."""
+    """Return the lines of a list; empty ones at its end do not count, one within is no name."""
     return [line.strip() for line in re.split("\r\n|\r|\n", read_text(file).rstrip())]
 
 
 def _places(folder: Path, description: dict[str, Any], darknet: dict[str, str], split: str | None) -> list[Path]:
-    """The folders of a split's images, or text files that list them."""
+    """Return the folders of a split's images, or text files that list them."""
     root = place_in(folder, description["path"]) if isinstance(description.get("path"), str) else folder
     root = root if os.path.isdir(root) else folder  # the path is often that of another machine
     names = [split, _SYNONYMS.get(split, split)] if split else ["train"]
@@ -184,7 +184,7 @@ def _places(folder: Path, description: dict[str, Any], darknet: dict[str, str], 
 
 
 def _holds_a_split(place: Path, itself: bool) -> bool:
-    """Whether a folder is that of a split's images: by its place, or, where that says nothing, by images in it."""
+    """Return whether a folder is that of a split's images: by its place, or, where that says nothing, by images in it."""
     return place.is_dir() and (not itself or bool(_image_files(entries_of(place))))
 
 
@@ -200,7 +200,9 @@ def _splits(folder: Path, description: dict[str, Any], darknet: dict[str, str]) 
 
 
 def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
-    """Where a split is: relative to the set's root; some exporters write it relative to a folder beside or above."""
+    """Return where a split is: relative to the set's root; some exporters write it relative to a folder beside or
+    above.
+    """
     candidates = [
         root / entry,
         folder / entry,
@@ -214,7 +216,7 @@ def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
 
 
 def _images(places: Sequence[Path], validation: Validation) -> list[Path]:
-    """The images of a split, sorted."""
+    """Return the images of a split, sorted."""
     found: set[Path] = set()
     for place in places:
         if place.is_file():  # a list of images
@@ -228,7 +230,7 @@ def _images(places: Sequence[Path], validation: Validation) -> list[Path]:
 
 
 def _listed_image(folder: Path, line: str) -> Path:
-    """The image that a list names; CVAT writes `data/` before all, for a folder that the set is to be put into."""
+    """Return the image that a list names; CVAT writes `data/` before all, for a folder that the set is to be put into."""
     without = place_in(folder, line.replace("\\", "/").removeprefix("data/"))
     image = place_in(folder, line)
     return without if not os.path.exists(image) and os.path.exists(without) else image
@@ -254,7 +256,9 @@ def _strays(places: Sequence[Path], paths: Sequence[Path], label_files: Sequence
 
 
 def _label_file(image: Path) -> Path:
-    """The last `images` of the path becomes `labels`; where there is no such file, the one beside the image counts."""
+    """Return the last `images` of the path becomes `labels`; where there is no such file, the one beside the image
+    counts.
+    """
     beside = image.with_suffix(".txt")
     parts = list(image.parts)
     for place in reversed(range(len(parts) - 1)):
@@ -284,7 +288,7 @@ def _one_per_label_file(
 def _read_lines(
     label_files: Sequence[Path], lines_are: Lines, keypoint_values: int, validation: Validation
 ) -> list[tuple[Line, list[float]]]:
-    """The lines of all files that can be used, and their relative corners."""
+    """Return the lines of all files that can be used, and their relative corners."""
     lines, texts = [], []
     for place, file in enumerate(label_files):
         for row, text in _lines(file, validation):
@@ -309,7 +313,7 @@ def _read_lines(
 
 
 def _lines(file: Path, validation: Validation) -> list[tuple[int, str]]:
-    """The lines of a label file that are not empty, and their numbers from 1 on; none if there is no file."""
+    """Return the lines of a label file that are not empty, and their numbers from 1 on; none if there is no file."""
     try:
         lines = read_text(file).splitlines() if file.is_file() else []
     except ValueError as error:

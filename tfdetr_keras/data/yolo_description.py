@@ -90,7 +90,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _names(names: Any, file: Path) -> list[str]:
-    """The names in their order; none if there is something else."""
+    """Return the names in their order; none if there is something else."""
     if isinstance(names, dict):
         numbers = [int(key) if re.fullmatch("[0-9]{1,9}", key) else -1 for key in names]
         if sorted(numbers) != list(range(len(names))):

@@ -72,13 +72,13 @@ def parse_line(text: str) -> tuple[int, list[float]]:
 
 
 def _number(word: str) -> float:
-    """A number; whole ones that are written without a point, as those of tracks are, as `int`."""
+    """Return a number; whole ones that are written without a point, as those of tracks are, as `int`."""
     value = float(word)
     return int(value) if word.isdigit() and value < 2**53 else value
 
 
 def shortened(text: str) -> str:
-    """The text of a line as messages show it."""
+    """Return the text of a line as messages show it."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …")
 
 
@@ -107,7 +107,7 @@ def boxes_of(lines: Sequence[Line], lines_are: Lines = "auto", keypoint_values: 
 
 
 def is_more_than_a_box(values: Sequence[float], box: Sequence[float]) -> bool:
-    """Whether numbers of a line were passed over for its box."""
+    """Return whether numbers of a line were passed over for its box."""
     return len(values) > 4 and list(box) == _corners(list(values))
 
 
@@ -116,7 +116,7 @@ def _may_be_polygon(values: Sequence[float]) -> bool:
 
 
 def _box(values: list[float], reading: _Reading | None, lines_are: Lines) -> list[float] | str:
-    """The corners of one line, or what is wrong with it; `reading` is that of a line that may be a polygon."""
+    """Return the corners of one line, or what is wrong with it; `reading` is that of a line that may be a polygon."""
     if len(values) == 4 or reading is _Reading.BOX:
         return _corners(values)
     if reading is _Reading.POLYGON:
@@ -166,7 +166,7 @@ def _decided(lines: Sequence[Line]) -> list[_Reading]:
 
 
 def _counts(lines: Sequence[Line], readings: Sequence[_Reading], kind: _Reading) -> Counter[int]:
-    """How many lines are read in one way, by the count of their values."""
+    """Return how many lines are read in one way, by the count of their values."""
     return Counter(len(line.values) for line, reading in zip(lines, readings, strict=True) if reading is kind)
 
 
@@ -199,7 +199,7 @@ def _forms(values: Sequence[float]) -> set[_Form]:
 
 
 def _are_keypoints(values: Sequence[float], size: int, x: float, y: float, width: float, height: float) -> bool:
-    """Whether numbers are keypoints of `size` values each that fit to a box: most lie in it, spread."""
+    """Return whether numbers are keypoints of `size` values each that fit to a box: most lie in it, spread."""
     if not values or len(values) % size:
         return False
     if size == 3 and not all(0 <= value <= 2 for value in values[2::3]):  # how visible it is, or how certain
@@ -216,7 +216,7 @@ def _are_keypoints(values: Sequence[float], size: int, x: float, y: float, width
 
 
 def _is_confidence_or_track(tail: Sequence[float]) -> bool:
-    """Whether numbers at the end of a line can be a confidence, the number of a track, or both in either order."""
+    """Return whether numbers at the end of a line can be a confidence, the number of a track, or both in either order."""
     confidences = [0 <= value <= 1 for value in tail]
     tracks = [value >= -1 and value % 1 == 0 for value in tail]
     if len(tail) < 2:
@@ -225,7 +225,7 @@ def _is_confidence_or_track(tail: Sequence[float]) -> bool:
 
 
 def _is_parallelogram(values: Sequence[float]) -> bool:
-    """Whether four points are those of a turned box, which keypoints are by accident alone."""
+    """Return whether four points are those of a turned box, which keypoints are by accident alone."""
     if len(values) != 8:
         return False
     x, y = values[::2], values[1::2]
@@ -234,7 +234,9 @@ def _is_parallelogram(values: Sequence[float]) -> bool:
 
 
 def _is_in_one_place(values: Sequence[float]) -> bool:
-    """Whether the first two points lie where the others are, as those of a polygon do, and a box's numbers seldom."""
+    """Return whether the first two points lie where the others are, as those of a polygon do, and a box's numbers
+    seldom.
+    """
     if len(values) == 6 and values[5] % 1 == 0:
         return False  # rather a confidence and a track
     if len(values) < 10:
@@ -251,7 +253,9 @@ def _is_in_one_place(values: Sequence[float]) -> bool:
 
 
 def _goes_round(values: Sequence[float]) -> bool:
-    """Whether many points make an outline: no two sides cross, and the first steps are no longer than the others."""
+    """Return whether many points make an outline: no two sides cross, and the first steps are no longer than the
+    others.
+    """
     points = np.reshape(values, (-1, 2))
     # Drawn by hand, an outline may end where it began, or stay in a place.
     points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
@@ -264,7 +268,7 @@ def _goes_round(values: Sequence[float]) -> bool:
 
 
 def _crosses(starts: np.ndarray, ends: np.ndarray) -> bool:
-    """Whether two sides of a closed outline, no neighbours, cut through each other."""
+    """Return whether two sides of a closed outline, no neighbours, cut through each other."""
 
     def turns(point: np.ndarray) -> np.ndarray:
         """(sides, points): on which side of each side a point lies."""

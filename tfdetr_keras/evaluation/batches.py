@@ -54,7 +54,7 @@ def check_measurable(records: tf.data.Dataset) -> None:
 
 
 def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
-    """Raises if two records have one image id."""
+    """Raise if two records have one image id."""
     seen: dict[int, int] = {}
     for place, image_id in enumerate(image_ids.as_numpy_iterator()):
         first = seen.setdefault(int(image_id), place)

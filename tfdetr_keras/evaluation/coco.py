@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def metric_names(max_detections: int = MOST_COUNTED) -> tuple[str, ...]:
-    """Returns the names of COCO's metrics, with the recall at `max_detections`, such as AR300, if that is not 100."""
+    """Return the names of COCO's metrics, with the recall at `max_detections`, such as AR300, if that is not 100."""
     if max_detections == MOST_COUNTED:
         return METRIC_NAMES
     place = METRIC_NAMES.index(f"AR{MOST_COUNTED}") + 1
@@ -54,7 +54,7 @@ def metric_names(max_detections: int = MOST_COUNTED) -> tuple[str, ...]:
 
 
 def check_max_detections(max_detections: Any) -> int:
-    """Returns the number of detections of an image and a class that count.
+    """Return the number of detections of an image and a class that count.
 
     Raises:
         ValueError: not a whole number from 100 on.
@@ -73,7 +73,7 @@ def coco_metrics(
     iou_type: IouType = "bbox",
     max_detections: int = MOST_COUNTED,
 ) -> dict[str, Any]:
-    """Computes COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
+    """Compute COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
 
     Images are taken one by one, and of masks only run lengths are kept.
 
@@ -115,7 +115,7 @@ def _measured(
     iou_type: IouType,
     max_detections: int,
 ) -> tuple[dict[str, Any], str]:
-    """The metrics of `coco_metrics`, and what is to be said of images with more objects than count."""
+    """Return the metrics of `coco_metrics`, and what is to be said of images with more objects than count."""
     check_iou_type(iou_type)
     max_detections = check_max_detections(max_detections)
     sizes: dict[int, list[int]] = {}  # of images with masks
@@ -166,7 +166,7 @@ def _summary(scorer: COCOeval) -> dict[str, Any]:
 
 
 def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], most: int) -> str:
-    """Says which images have more objects of a class than detections of it count; "" if none has."""
+    """Say which images have more objects of a class than detections of it count; "" if none has."""
     counts = Counter((row["image_id"], row["category_id"]) for row in rows if not row.get("iscrowd"))
     crowded = {image_id for (image_id, _), count in counts.items() if count > most}
     if not crowded:
@@ -197,7 +197,7 @@ def evaluate_detections(
     max_detections: int = MOST_COUNTED,
     preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a dataset of records and computes COCO's metrics.
+    """Run a model over a dataset of records and compute COCO's metrics.
 
     The padding of a batch changes a detector's answers a little; `batch_size` 1 has none.
 
@@ -288,7 +288,7 @@ class Evaluator:
         self._batches: dict[Preprocessing, tf.data.Dataset] = {}
 
     def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Runs the model over all records; see `evaluate_detections` for what is returned and raised.
+        """Run the model over all records; see `evaluate_detections` for what is returned and raised.
 
         Args:
             model: see the class.
@@ -319,7 +319,7 @@ class Evaluator:
         return metrics
 
     def _batches_for(self, preprocessing: Preprocessing) -> tf.data.Dataset:
-        """The records as models with a preprocessing take them."""
+        """Return the records as models with a preprocessing take them."""
         if preprocessing not in self._batches:
             made = evaluation_batches(self._records, self._truth, preprocessing, self._batch_size)
             self._batches[preprocessing] = made
@@ -344,7 +344,7 @@ class Evaluator:
         targets: Mapping[str, np.ndarray],
         classification: Classification,
     ) -> None:
-        """Keeps what is true and what was found in the images of a batch."""
+        """Keep what is true and what was found in the images of a batch."""
         sizes = targets["orig_size"]
         if self.masks:
             objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
@@ -364,7 +364,7 @@ class Evaluator:
 def _with_run_lengths(
     found: Mapping[str, np.ndarray], mask_of: Callable[[int], np.ndarray], most: int
 ) -> dict[str, Any]:
-    """An image's detections as far as COCO's evaluation looks at them, with their masks as run lengths."""
+    """Return an image's detections as far as COCO's evaluation looks at them, with their masks as run lengths."""
     order = np.argsort(-found["scores"], kind="stable")  # as pycocotools sorts
     best = [order[found["labels"][order] == label][:most] for label in np.unique(found["labels"])]
     rows = np.sort(np.concatenate([order[:0], *best]))
@@ -378,7 +378,7 @@ def write_coco_results(
     category_ids: Sequence[int] | Mapping[int, int] | None = None,
     iou_type: IouType = "bbox",
 ) -> None:
-    """Writes detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
+    """Write detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
 
     Args:
         detections: as for `coco_metrics`, e.g. from `td.detect`.
@@ -395,7 +395,7 @@ def write_coco_results(
 def _collect(
     images: Iterable[Mapping[str, Any]], source: str, num_classes: int, iou_type: str, sizes: dict[int, list[int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The ids of the images, and the rows of all; notes the images' sizes where masks tell them."""
+    """Return the ids of the images, and the rows of all; note the images' sizes where masks tell them."""
     image_ids, rows = [], []
     for image in images:
         image_ids.append(int(image["image_id"]))
@@ -413,7 +413,7 @@ def _collect(
 
 
 def _sides(size: Sequence[int] | None) -> dict[str, int]:
-    """An image's height and width, which pycocotools looks up, but does not use, where it compares run lengths."""
+    """Return an image's height and width, which pycocotools looks up, but does not use, where it compares run lengths."""
     return dict(zip(("height", "width"), size, strict=True)) if size else {}
 
 

@@ -34,7 +34,7 @@ def evaluate_panoptic(
     progress: Callable[[int], None] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a dataset of panoptic records and computes panoptic quality, one image after the other.
+    """Run a model over a dataset of panoptic records and compute panoptic quality, one image after the other.
 
     Segments are those that `model.segment(…, things=things)` finds: of stuff an image has one a class. They are
     compared in the size of the original image. Where several processes work together
@@ -87,7 +87,7 @@ def evaluate_panoptic(
 
 
 def _truth(record: Record) -> dict[str, tf.Tensor]:
-    """A record's segments as one map, in place of a mask for each; the segment of row 0 is 1."""
+    """Return a record's segments as one map, in place of a mask for each; the segment of row 0 is 1."""
 
     def segmentation(*values: np.ndarray) -> np.ndarray:
         return panoptic_truth(dict(zip(keys, values, strict=True)))["segmentation"]

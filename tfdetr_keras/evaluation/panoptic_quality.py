@@ -25,7 +25,7 @@ def panoptic_quality(
     class_names: Sequence[str],
     things: Sequence[bool],
 ) -> dict[str, Any]:
-    """Computes panoptic quality over a set of images, of which only one is held at a time.
+    """Compute panoptic quality over a set of images, of which only one is held at a time.
 
     Args:
         ground_truth: per image `{"segmentation": (height, width) int, "segments_info": [{"id": int, "label_id": int,
@@ -76,7 +76,7 @@ class PanopticQuality:
         self.sums = np.zeros((len(class_names), 4))
 
     def add(self, truth: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
-        """Counts the segments of one image.
+        """Count the segments of one image.
 
         Args:
             truth: see `panoptic_quality`.

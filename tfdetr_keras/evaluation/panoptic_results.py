@@ -38,7 +38,7 @@ class NumberedSegments(NamedTuple):
 
 
 def number_segments(image: Mapping[str, Any], source: str, num_classes: int | None = None) -> NumberedSegments:
-    """Checks the segmentation of one image.
+    """Check the segmentation of one image.
 
     Args:
         image: a dictionary as above, with `image_id` if it has one. Of entries with one id and one label, as fused
@@ -88,7 +88,7 @@ def number_segments(image: Mapping[str, Any], source: str, num_classes: int | No
 
 
 def panoptic_truth(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The panoptic segmentation that a record's masks are, as `panoptic_quality` takes it.
+    """Return the panoptic segmentation that a record's masks are, as `panoptic_quality` takes it.
 
     Args:
         record: of a panoptic set, with `masks`, as numpy arrays; see `tfdetr_keras.data.record`.
@@ -122,7 +122,7 @@ def panoptic_truth(record: Mapping[str, Any]) -> dict[str, Any]:
 def write_coco_panoptic(
     predictions: Iterable[Mapping[str, Any]], path: str | Path, category_ids: Sequence[int] | None = None
 ) -> None:
-    """Writes segmentations in COCO's panoptic results format, which `panopticapi` and evaluation servers read.
+    """Write segmentations in COCO's panoptic results format, which `panopticapi` and evaluation servers read.
 
     Beside `path`, `results.json`, a folder `results` is made, where `panopticapi` looks for the PNG files. These are
     named by their image ids in 12 digits, as COCO's are. Images are taken one by one; the JSON file is there only once

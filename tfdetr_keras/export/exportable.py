@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def exportable(model: Detector) -> Detector:
-    """The model as it is exported: folded, and without the outputs of the earlier decoder layers.
+    """Return the model as it is exported: folded, and without the outputs of the earlier decoder layers.
 
     Raises:
         ValueError: Keras runs on another backend than TensorFlow.
@@ -44,7 +44,7 @@ def exportable(model: Detector) -> Detector:
 
 
 def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:
-    """The graph of a model as it is exported; see `ServingGraph`.
+    """Return the graph of a model as it is exported; see `ServingGraph`.
 
     Args:
         model: the detector.
@@ -60,7 +60,7 @@ def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool 
 
 
 def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
-    """The path of a file to write.
+    """Return the path of a file to write.
 
     Raises:
         ValueError: its name ends otherwise, or as `check_new_file`.
@@ -75,7 +75,7 @@ def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
 def write_signatures(
     folder: Path, model: Detector, signatures: Mapping[str, tuple[Callable[..., Any], tf.TensorSpec]]
 ) -> None:
-    """Writes functions of one tensor, that use a model, as a SavedModel's signatures.
+    """Write functions of one tensor, that use a model, as a SavedModel's signatures.
 
     Args:
         folder: to write.

@@ -25,7 +25,7 @@ def hub(
     license: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the folder to upload for a run: `hf upload OWNER/NAME PATH` then puts it on the hub.
+    """Write the folder to upload for a run: `hf upload OWNER/NAME PATH` then puts it on the hub.
 
     It holds the best model as transformers and `DETR.from_pretrained` read it, its preprocessing, the run's curves and
     pictures, and the model card, `README.md`. Nothing is sent anywhere.

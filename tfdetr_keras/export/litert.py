@@ -27,7 +27,7 @@ def litert(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+    """Write a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
     The interpreter is told an image's size by `resize_tensor_input` before it runs.
 

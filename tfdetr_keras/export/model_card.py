@@ -21,7 +21,7 @@ HUB_METRICS = ("AP", "AP50", "AP75")  # that stand in the metadata
 def model_card(
     run: RunFolder, model: Detector, repository: str, dataset: str | None = None, license: str | None = None
 ) -> str:
-    """The card of a run's best model, as Markdown.
+    """Return the card of a run's best model, as Markdown.
 
     Args:
         run: the finished run.

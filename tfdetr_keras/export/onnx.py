@@ -26,7 +26,7 @@ def onnx(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+    """Write an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
     The class names stand in the file's metadata, `class_names`, as a JSON list.
 

@@ -25,7 +25,7 @@ def saved_model(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes a SavedModel that takes raw images; to run it needs TensorFlow alone.
+    """Write a SavedModel that takes raw images; to run it needs TensorFlow alone.
 
     Its two signatures are `serving_default`, of `images` `(batch, height, width, 3)` uint8, and `files`, of `files`
     `(batch,)` strings, the contents of image files; both give `scores`, `labels` and `boxes`, see `ServingGraph`. The

@@ -38,7 +38,7 @@ class ServingGraph:
         self._factor, self._shift = factor_and_shift(self.preprocessing)
 
     def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detects in images of one size.
+        """Detect in images of one size.
 
         Args:
             images: `(batch, height, width, 3)` uint8, RGB.
@@ -60,7 +60,7 @@ class ServingGraph:
         return self._detections(outputs, tf.broadcast_to(old, (count, 2)), extents)
 
     def of_files(self, files: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detects in image files, each of its own size.
+        """Detect in image files, each of its own size.
 
         Args:
             files: `(batch,)` string, the contents of JPEG, PNG, WebP, GIF or BMP files, see `decoded`. They are turned
@@ -157,7 +157,7 @@ def resized_by_matrices(
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
 ) -> tf.Tensor:
-    """Resizes images, at the top left of a canvas.
+    """Resize images, at the top left of a canvas.
 
     Args:
         images: `(batch, height, width, 3)` uint8.
@@ -213,7 +213,7 @@ def interpolation_weights(
 
 
 def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
-    """Where on a canvas images of `(batch, 2)` height and width are, `(batch, height, width)` bool."""
+    """Return where on a canvas images of `(batch, 2)` height and width are, `(batch, height, width)` bool."""
     rows, columns = tf.range(canvas[0]) < sizes[:, :1], tf.range(canvas[1]) < sizes[:, 1:]
     return tf.logical_and(rows[:, :, None], columns[:, None])
 

@@ -18,7 +18,7 @@ def coco_results(
     category_ids: Sequence[int] | Mapping[int, int] | None = None,
     iou_type: IouType = "bbox",
 ) -> Iterator[dict[str, Any]]:
-    """Give detections as the entries of COCO's results JSON.
+    """Return detections as the entries of COCO's results JSON.
 
     Args:
         detections: as for `coco_metrics`.
@@ -58,7 +58,7 @@ def check_iou_type(iou_type: str) -> None:
 
 
 def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> list[dict[str, Any]]:
-    """Give one image's objects or detections as COCO's annotations.
+    """Return one image's objects or detections as COCO's annotations.
 
     Args:
         image: as for `coco_metrics`.
@@ -98,7 +98,7 @@ def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type:
 
 
 def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:
-    """An image's masks, one a label."""
+    """Return an image's masks, one a label."""
     if "masks" not in image:
         raise ValueError(f'{name} has no "masks", of which iou_type "segm" is computed')
     if len(image["masks"]) != count:

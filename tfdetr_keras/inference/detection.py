@@ -37,7 +37,7 @@ def detect(
     masks: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Detects objects in images.
+    """Detect objects in images.
 
     Args:
         model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
@@ -82,7 +82,7 @@ def detect_images(
     masks: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> Detections | list[Detections]:
-    """Detects objects in images of whatever kind; what `DETR.detect` calls.
+    """Detect objects in images of whatever kind; what `DETR.detect` calls.
 
     For thousands of files use `detect`, which holds one batch of them at a time.
 
@@ -125,7 +125,7 @@ def segment(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Divides images into segments: things and stuff, each pixel in one of them at most.
+    """Divide images into segments: things and stuff, each pixel in one of them at most.
 
     Args:
         model: as for `detect`, with a mask head.
@@ -171,7 +171,7 @@ def segment_images(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Segments | list[Segments]:
-    """Divides images of whatever kind into segments; what `DETRForSegmentation.segment` calls.
+    """Divide images of whatever kind into segments; what `DETRForSegmentation.segment` calls.
 
     For thousands of files use `segment`, which holds one batch of them at a time.
 
@@ -221,12 +221,12 @@ def panoptic_segments(
 
 
 def classification_of(model: keras.Model) -> Classification:
-    """How a model's queries are classified; by a softmax where it does not say."""
+    """Return how a model's queries are classified; by a softmax where it does not say."""
     return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:
-    """Raises a `ValueError` if a model's outputs are for another number of classes."""
+    """Raise a `ValueError` if a model's outputs are for another number of classes."""
     classification = classification_of(model)
     given, needed = outputs["logits"].shape[-1], classification.num_logits(num_classes)
     if given != needed:
@@ -235,7 +235,7 @@ def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: i
 
 
 def _pixels(images: Any, urls: bool) -> tuple[bool, list[np.ndarray]]:
-    """Whether it is one image, not a list of them; and the pixels of each."""
+    """Return whether it is one image, not a list of them; and the pixels of each."""
     is_one = not isinstance(images, (list, tuple))
     return is_one, [read_pixels(image, urls, logger.warning) for image in ([images] if is_one else images)]
 
@@ -248,7 +248,7 @@ def _found(
     threshold: float,
     masks: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """The detections of each image of a batch, their boxes clipped to it."""
+    """Return the detections of each image of a batch, their boxes clipped to it."""
     sizes = targets["orig_size"].numpy()
     if masks and "pred_masks" in outputs:
         results = post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())

@@ -39,11 +39,11 @@ class Detections:
     masks: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """How many objects."""
+        """Return how many objects."""
         return len(self.names)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Gives `{"name": str, "label": int, "score": float, "box": [x1, y1, x2, y2]}` for each object."""
+        """Yield `{"name": str, "label": int, "score": float, "box": [x1, y1, x2, y2]}` for each object."""
         return (self._row(place) for place in range(len(self)))
 
     @overload
@@ -102,7 +102,7 @@ class Detections:
         )
 
     def _repr_html_(self) -> str:
-        """A picture with the boxes and a table, for notebooks."""
+        """Return a picture with the boxes and a table, for notebooks."""
         from tfdetr_keras.visualize import image_of_detections  # draws `Detections`
 
         height, width = self.image.shape[:2]
@@ -114,7 +114,7 @@ class Detections:
         )
 
     def __str__(self) -> str:
-        """A line an object."""
+        """Return a line an object."""
         height, width = self.image.shape[:2]
         lines = [f"{notebook.number(len(self), 'object')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {[round(side) for side in row['box']]}" for row in self]
@@ -123,7 +123,7 @@ class Detections:
     def to_coco(
         self, image_id: int, category_ids: Sequence[int] | Mapping[int, int] | None = None, masks: bool = False
     ) -> list[dict[str, Any]]:
-        """Give the detections as COCO's results, which `pycocotools`' `loadRes` and evaluation servers take.
+        """Return the detections as COCO's results, which `pycocotools`' `loadRes` and evaluation servers take.
 
         For a whole data set see `tfdetr_keras.evaluation.write_coco_results`, which writes a file of such entries.
 
@@ -150,7 +150,7 @@ class Detections:
         return list(coco_results([image], category_ids, "segm" if masks else "bbox"))
 
     def to_supervision(self) -> Any:
-        """The same as a `supervision.Detections`, for that library's annotators, trackers and zones.
+        """Return the same as a `supervision.Detections`, for that library's annotators, trackers and zones.
 
         Raises:
             ValueError: supervision is not installed.

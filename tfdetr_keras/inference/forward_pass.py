@@ -32,7 +32,7 @@ def forward_function(
     masks_above: float | None,
     folded: bool = False,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
-    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
+    """Return the model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
 
     What is traced is kept with the model: that takes longer than looking at an image.
 
@@ -73,7 +73,7 @@ def forward_function(
 def with_sure_masks(
     found: Mapping[str, Any], masks_of: Callable[[Any, Any], Any], masks_above: float
 ) -> dict[str, Any]:
-    """A segmentation's outputs of sure queries alone: all that post-processing by the same threshold looks at.
+    """Return a segmentation's outputs of sure queries alone: all that post-processing by the same threshold looks at.
 
     Args:
         found: `logits` and `pred_boxes` of all queries, and `mask_inputs`, as `DETRForSegmentation.stages` gives them.
@@ -108,7 +108,7 @@ def _with_masks_apart(
     masks_above: float | None,
     backbone: FoldedBackbone | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
-    """The forward pass in two parts, with a look at the scores between them."""
+    """Return the forward pass in two parts, with a look at the scores between them."""
 
     def before_masks(inputs: Any) -> dict[str, Any]:
         with contextlib.nullcontext() if backbone is None else backbone.in_place():
@@ -148,7 +148,7 @@ def _key(inputs_spec: Mapping[str, tf.TensorSpec], backbone: FoldedBackbone | No
 
 
 def _folded_backbone(model: keras.Model) -> FoldedBackbone | None:
-    """The model's backbone, folded as it is now; None where there is none to fold."""
+    """Return the model's backbone, folded as it is now; None where there is none to fold."""
     if not isinstance(model, Detector) or not model.config.backbone.is_foldable:
         return None
     backbone = model.__dict__.setdefault(FOLDED_BACKBONE, None)
@@ -165,7 +165,7 @@ def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
 def _graphs(
     before_masks: Callable[[Any], Any], masks_of: Callable[[Any, Any], Any], inputs_spec: Mapping[str, tf.TensorSpec]
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
-    """Both parts as TensorFlow's graphs; the second is for whatever shapes the first one may give."""
+    """Return both parts as TensorFlow's graphs; the second is for whatever shapes the first one may give."""
     detector = tf.function(before_masks, input_signature=[inputs_spec], autograph=False)
     given = detector.get_concrete_function().structured_outputs["mask_inputs"]
     specs = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), given)
@@ -176,7 +176,7 @@ def _graphs(
 def _jitted(
     model: keras.Model, function: Callable[..., Any], backbone: FoldedBackbone | None = None
 ) -> Callable[..., Any]:
-    """A function of the model's, with a folded backbone or its own, compiled by JAX.
+    """Return a function of the model's, with a folded backbone or its own, compiled by JAX.
 
     Where there are several workers it runs on the first device of this one: a batch is this worker's alone.
     """

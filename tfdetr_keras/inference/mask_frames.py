@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     columns: list[Taps]
 
     def resized(self, mask: np.ndarray) -> np.ndarray:
-        """A mask `(h, w)` float32 as `(height, width)`."""
+        """Return a mask `(h, w)` float32 as `(height, width)`."""
         for axis, steps in ((1, self.columns), (0, self.rows)):
             for lower, upper, weight in steps:
                 first, second = np.take(mask, lower, axis), np.take(mask, upper, axis)
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 def frames_of(masks: np.ndarray, target_sizes: Any, pixel_mask: Any) -> list[Frame]:
-    """One for each image of the batch."""
+    """Return one for each image of the batch."""
     batch, grid = len(masks), masks.shape[2:]
     sizes, canvas = None, None
     if target_sizes is not None:

@@ -18,7 +18,7 @@ def post_process(
     classification: str | Classification = "softmax",
     top_k: int = TOP_K,
 ) -> list[dict[str, np.ndarray]]:
-    """Turns logits and relative boxes into one detection list per image.
+    """Turn logits and relative boxes into one detection list per image.
 
     With `"softmax"` each query speaks for its most likely real class; queries whose probability does not exceed the
     threshold are left out. The order of the queries is kept. With `"focal"` each pair of a query and a class stands for

@@ -35,7 +35,7 @@ def post_process_instance(
     overlap_mask_area_threshold: float = 0.8,
     pixel_mask: Any = None,
 ) -> list[dict[str, Any]]:
-    """Turns logits and masks into one map of objects per image: `post_process_panoptic` where nothing is fused.
+    """Turn logits and masks into one map of objects per image: `post_process_panoptic` where nothing is fused.
 
     For masks that may overlap, and for mask AP, see `post_process_masks`.
 
@@ -70,7 +70,7 @@ def post_process_panoptic(
     label_ids_to_fuse: Collection[int] = (),
     pixel_mask: Any = None,
 ) -> list[dict[str, Any]]:
-    """Turns logits and masks into one map of segments per image, in which each pixel belongs to one segment at most.
+    """Turn logits and masks into one map of segments per image, in which each pixel belongs to one segment at most.
 
     Queries whose most likely class, "no object" among them, is a real one and more probable than `threshold` compete
     for the pixels: each pixel goes to the highest product of the query's probability and the mask's probability there,
@@ -139,7 +139,7 @@ def post_process_panoptic(
 def post_process_semantic(
     outputs: Mapping[str, Any], target_sizes: Any = None, pixel_mask: Any = None
 ) -> list[np.ndarray]:
-    """Turns logits and masks into one map of classes per image.
+    """Turn logits and masks into one map of classes per image.
 
     A class's value at a pixel is the sum over all queries of the query's probability of it times the mask's probability
     there; the highest one gets the pixel. "No object" is no candidate, so each pixel has a real class.
@@ -176,7 +176,7 @@ def post_process_masks(
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Turns logits, boxes and masks into the detections of `post_process`, each with its mask, as for mask AP.
+    """Turn logits, boxes and masks into the detections of `post_process`, each with its mask, as for mask AP.
 
     Masks are logits until they have their size, and may overlap. facebookresearch's own post-processing takes the
     threshold on the canvas and then enlarges pixels; here contours stay smooth, else the masks are the same.
@@ -241,7 +241,7 @@ def objects_with_masks(
 def fuse_segments(
     segmentation: np.ndarray, segments_info: Sequence[Mapping[str, Any]], label_ids: Collection[int]
 ) -> dict[str, Any]:
-    """Makes one segment of all those of a label, as panoptic quality wants it of stuff.
+    """Make one segment of all those of a label, as panoptic quality wants it of stuff.
 
     What `label_ids_to_fuse` of `post_process_panoptic` is meant to do, but with ids of which no two segments share one.
 
@@ -281,7 +281,7 @@ def fuse_segments(
 
 
 def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Lays the masks of detections, which may overlap, over each other, the surest on top: segments, to be drawn.
+    """Lay the masks of detections, which may overlap, over each other, the surest on top: segments, to be drawn.
 
     Args:
         found: of one image, as `post_process_masks` and `td.detect` give it.
@@ -320,11 +320,11 @@ class Segments:
     image: np.ndarray
 
     def __len__(self) -> int:
-        """How many segments."""
+        """Return how many segments."""
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Gives `{"id": int, "label": int, "name": str, "score": float, "area": int}` for each segment.
+        """Yield `{"id": int, "label": int, "name": str, "score": float, "area": int}` for each segment.
 
         Areas are in pixels. Of the queries that were fused into a segment, the surest gives the score.
         """
@@ -337,7 +337,7 @@ class Segments:
         return f"<Segments: {len(names)} in {height} × {width} pixels{': ' if names else ''}{notebook.counted(names)}>"
 
     def _repr_html_(self) -> str:
-        """A picture with the segments and a table, for notebooks."""
+        """Return a picture with the segments and a table, for notebooks."""
         from tfdetr_keras.visualize import image_of_segments  # draws `Segments`
 
         height, width = self.segmentation.shape
@@ -349,7 +349,7 @@ class Segments:
         )
 
     def __str__(self) -> str:
-        """A line a segment."""
+        """Return a line a segment."""
         height, width = self.segmentation.shape
         lines = [f"{notebook.number(len(self), 'segment')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {100 * row['area'] / (height * width):.1f} %" for row in self]
@@ -357,7 +357,7 @@ class Segments:
 
 
 def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
-    """The logits `(batch, queries, h, w)` float32 of the masks, which must be there."""
+    """Return the logits `(batch, queries, h, w)` float32 of the masks, which must be there."""
     if "pred_masks" not in outputs:
         raise ValueError(f'outputs have no "pred_masks", only {sorted(outputs)}: this takes a model with a mask head')
     masks = np.asarray(ops.convert_to_numpy(outputs["pred_masks"]), np.float32)
@@ -370,7 +370,7 @@ def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
 def _shared_out(
     maps: Iterable[np.ndarray], count: int, size: tuple[int, int], threshold: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each pixel to the first of the maps that are the highest there, while holding only one of them.
+    """Give each pixel to the first of the maps that are the highest there, while holding only one of them.
 
     Args:
         maps: `count` times `(height, width)` float32, not negative.

@@ -78,12 +78,12 @@ class Table:
     header_rows: int = 0
 
     def __str__(self) -> str:
-        """A line a row."""
+        """Return a line a row."""
         lines = [f"{len(self.rows)} rows × {len(self.columns)} columns, {self.header_rows} of the rows in the header"]
         return "\n".join([*lines, *(" | ".join(row) for row in self.to_lists())])
 
     def with_text(self, words: Sequence[Mapping[str, Any]]) -> Table:
-        """The table with these words in its cells, instead of any that it had.
+        """Return the table with these words in its cells, instead of any that it had.
 
         A word belongs to the cell that holds the most of it, if half of it at least is in the table. The words of a
         cell are put into lines, each from left to right, with a space between one and the next.
@@ -109,7 +109,9 @@ class Table:
         return dataclasses.replace(self, cells=tuple(cells))
 
     def to_lists(self) -> list[list[str]]:
-        """The texts, a list a row. A text that spans positions stands in the first of them, the others are empty."""
+        """Return the texts, a list a row. A text that spans positions stands in the first of them, the others are
+        empty.
+        """
         texts = [[""] * len(self.columns) for _ in self.rows]
         for cell in self.cells:
             texts[cell.row][cell.column] = cell.text
@@ -122,7 +124,9 @@ class Table:
         return text.getvalue()
 
     def to_html(self) -> str:
-        """A `table` element: the header in a `thead`, and a `tbody` that ends where a projected row header begins."""
+        """Return a `table` element: the header in a `thead`, and a `tbody` that ends where a projected row header
+        begins.
+        """
         rows: list[list[Cell]] = [[] for _ in self.rows]
         for cell in self.cells:
             rows[cell.row].append(cell)
@@ -135,7 +139,7 @@ class Table:
         return "\n".join([*lines, "</table>"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes by their names, in lists and dictionaries of plain values, e.g. for JSON."""
+        """Return the attributes by their names, in lists and dictionaries of plain values, e.g. for JSON."""
         return {
             "rows": self.rows.tolist(),
             "columns": self.columns.tolist(),
@@ -161,14 +165,14 @@ class TableCrop:
     score: float
 
     def from_page(self, boxes: Any) -> np.ndarray:
-        """Where boxes `(n, 4)` xyxy in pixels of the page are in pixels of `image`; float64."""
+        """Return where boxes `(n, 4)` xyxy in pixels of the page are in pixels of `image`; float64."""
         left, top, _, bottom = self.region
         height = bottom - top
         x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T - np.array([[left], [top], [left], [top]])
         return np.stack([height - y2, x1, height - y1, x2] if self.rotated else [x1, y1, x2, y2], axis=1)
 
     def to_page(self, boxes: Any) -> np.ndarray:
-        """Where boxes `(n, 4)` xyxy in pixels of `image`, such as cells', are in pixels of the page; float64."""
+        """Return where boxes `(n, 4)` xyxy in pixels of `image`, such as cells', are in pixels of the page; float64."""
         left, top, _, bottom = self.region
         height = bottom - top
         x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
@@ -186,7 +190,7 @@ class TableCrop:
 
 
 def crop_tables(detections: Detections, padding: int = PADDING) -> list[TableCrop]:
-    """Cuts the tables out of a page, each upright, for the structure model.
+    """Cut the tables out of a page, each upright, for the structure model.
 
     A "table rotated" reads from bottom to top, and is turned by 90° clockwise; so does microsoft/table-transformer.
 
@@ -220,7 +224,7 @@ def crop_tables(detections: Detections, padding: int = PADDING) -> list[TableCro
 
 
 def read_structure(detections: Detections, thresholds: float | Mapping[str, float] = THRESHOLD) -> Table:
-    """Makes a table of the parts that a model for structure recognition detects in the image of one.
+    """Make a table of the parts that a model for structure recognition detects in the image of one.
 
     Of the detections above their threshold:
 
@@ -282,21 +286,21 @@ def _surest_first(detections: Detections, thresholds: float | Mapping[str, float
 
 
 def _hull(boxes: np.ndarray) -> np.ndarray:
-    """The box around boxes; without any, an empty one."""
+    """Return the box around boxes; without any, an empty one."""
     if not len(boxes):
         return np.zeros(4)
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def _share(boxes: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """Which part of boxes `(n, 4)` is in another one."""
+    """Return which part of boxes `(n, 4)` is in another one."""
     shared = np.minimum(boxes[:, 2:], outer[2:]) - np.maximum(boxes[:, :2], outer[:2])
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.prod(np.maximum(shared, 0), axis=1) / np.where(areas > 0, areas, np.inf)
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    """The length that two intervals share; below 0 if they do not touch."""
+    """Return the length that two intervals share; below 0 if they do not touch."""
     return min(one[1], other[1]) - max(one[0], other[0])
 
 
@@ -311,7 +315,7 @@ def _distinct(intervals: np.ndarray) -> np.ndarray:
 
 
 def _edges(intervals: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """Where rows, or columns, begin, and where the last one ends: one more than there are; of none, none.
+    """Return where rows, or columns, begin, and where the last one ends: one more than there are; of none, none.
 
     They rise since no row reaches to the middle of its neighbour.
     """
@@ -321,7 +325,9 @@ def _edges(intervals: np.ndarray, outer: np.ndarray) -> np.ndarray:
 
 
 def _covered(interval: np.ndarray, edges: np.ndarray) -> tuple[int, int]:
-    """The first of the rows, or columns, that an interval covers by half, and the one after the last; (0, 0): none."""
+    """Return the first of the rows, or columns, that an interval covers by half, and the one after the last; (0, 0):
+    none.
+    """
     shared = np.minimum(edges[1:], interval[1]) - np.maximum(edges[:-1], interval[0])
     places = np.flatnonzero(shared >= HALF * np.diff(edges))
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
@@ -334,7 +340,7 @@ _Region = tuple[int, int, int, int]
 def _regions(
     names: np.ndarray, boxes: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarray, header_rows: int
 ) -> dict[_Region, bool]:
-    """Which rectangle of the grid each cell has, and whether it is a projected row header."""
+    """Return which rectangle of the grid each cell has, and whether it is a projected row header."""
     taken = np.zeros((len(row_edges) - 1, len(column_edges) - 1), bool)
     regions: dict[_Region, bool] = {}
     for name, box in zip(names.tolist(), boxes, strict=True):
@@ -357,7 +363,7 @@ def _regions(
 
 
 def _table(regions: Mapping[_Region, bool], row_edges: np.ndarray, column_edges: np.ndarray, header_rows: int) -> Table:
-    """Leaves out the edges at which no cell begins."""
+    """Leave out the edges at which no cell begins."""
     row_places, column_places = (np.unique([region[axis] for region in regions]) for axis in (0, 2))
     ys = np.append(row_edges[row_places], row_edges[-1]).astype(np.float32)
     xs = np.append(column_edges[column_places], column_edges[-1]).astype(np.float32)
@@ -386,7 +392,7 @@ def _word_box(word: Any, place: int) -> np.ndarray:
 
 
 def _reading_order(boxes: np.ndarray, places: Sequence[int]) -> list[int]:
-    """Some words by lines, and by their left edges.
+    """Return some words by lines, and by their left edges.
 
     A word is on a line if it shares half of its height, or of the other's, with the line's tallest.
     """

@@ -24,7 +24,7 @@ def validate_targets(
     image_ids: Sequence[Any] | None = None,
     file_of: Callable[[Any], str | None] | None = None,
 ) -> None:
-    """Raises on targets that a detector cannot be trained on.
+    """Raise on targets that a detector cannot be trained on.
 
     Args:
         labels: `(batch, boxes)` int, class of each box; −1 marks a padding row, which is not looked at further.
@@ -77,7 +77,7 @@ def validate_targets(
 
 
 def dense_targets(targets: Any) -> Any:
-    """Pads ragged targets to dense ones; leaves everything else as it is.
+    """Pad ragged targets to dense ones; leave everything else as it is.
 
     Args:
         targets: a dict whose `labels` `(batch, None)` and `boxes` `(batch, None, 4)` may be `tf.RaggedTensor`s, as
@@ -97,7 +97,7 @@ def dense_targets(targets: Any) -> Any:
 
 
 def validate_batch(targets: Any, num_classes: int) -> None:
-    """Checks a batch of targets that is concrete; a batch that is being traced is left to the data pipeline's checks.
+    """Check a batch of targets that is concrete; a batch that is being traced is left to the data pipeline's checks.
 
     Args:
         targets: `{"labels", "boxes"}` as in `validate_targets`, optionally with `"image_id"`.
@@ -119,7 +119,7 @@ def validate_batch(targets: Any, num_classes: int) -> None:
 
 
 def _on_host(tensor: Any) -> np.ndarray | None:
-    """The tensor's value, or None while it is only a symbol of a graph being traced."""
+    """Return the tensor's value, or None while it is only a symbol of a graph being traced."""
     if isinstance(tensor, (np.ndarray, list, tuple)):
         return np.asarray(tensor)
     try:

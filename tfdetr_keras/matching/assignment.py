@@ -32,7 +32,7 @@ LARGEST_COST = 1e30
 
 
 def linear_sum_assignment(cost: Any, row_mask: Any = None, column_mask: Any = None) -> Any:
-    """Assigns rows to columns at the least total cost, for each matrix of a batch.
+    """Assign rows to columns at the least total cost, for each matrix of a batch.
 
     Does what `scipy.optimize.linear_sum_assignment` does, for all matrices at once and inside the graph: min(rows,
     columns) pairs whose costs sum to the least possible, counted over the unmasked rows and columns; among equally good
@@ -98,12 +98,12 @@ def _checked_mask(name: str, mask: Any, expected: tuple[int | None, ...]) -> Any
 
 
 def padding_of(size: Any) -> Any:
-    """How much makes an axis, whose size is known only at run time, a multiple of `SIZE_STEP` that is not zero."""
+    """Return how much makes an axis, whose size is known only at run time, a multiple of `SIZE_STEP` that is not zero."""
     return ops.maximum(size + -size % SIZE_STEP, SIZE_STEP) - size
 
 
 def _round_up(cost: Any, row_mask: Any, column_mask: Any) -> tuple[Any, Any, Any]:
-    """Pads the axes whose size is known only at run time (so that none is zero either) and masks what was added."""
+    """Pad the axes whose size is known only at run time (so that none is zero either) and mask what was added."""
     sizes = ops.shape(cost)
     extra = [0 if isinstance(size, int) else padding_of(size) for size in sizes]
     row_mask = ops.ones(sizes[:2], "bool") if row_mask is None else row_mask
@@ -116,7 +116,7 @@ def _round_up(cost: Any, row_mask: Any, column_mask: Any) -> tuple[Any, Any, Any
 
 @compiled
 def _solve(cost: Any, row_mask: Any, column_mask: Any) -> Any:
-    """Solves `(problems, rows, columns)`, no size of which is zero; searches from the shorter side if it is known."""
+    """Solve `(problems, rows, columns)`, no size of which is zero; search from the shorter side if it is known."""
     problems, rows, columns = ops.shape(cost)
     sizes_known = isinstance(rows, int) and isinstance(columns, int)
     if sizes_known and rows > columns:
@@ -132,7 +132,7 @@ def _solve(cost: Any, row_mask: Any, column_mask: Any) -> Any:
 
 
 def _assign_rows(cost: Any, row_mask: Any, column_mask: Any, rows_can_be_left: bool) -> Any:
-    """The row of each column, `(problems, columns)` int32, −1 for free columns."""
+    """Return the row of each column, `(problems, columns)` int32, −1 for free columns."""
     problems, rows, _ = ops.shape(cost)
     row_mask = ops.ones((problems, rows), "bool") if row_mask is None else row_mask
     cost = _relative_cost(cost, row_mask, column_mask)
@@ -157,7 +157,7 @@ def _relative_cost(cost: Any, row_mask: Any, column_mask: Any) -> Any:
 
 
 def _claim_cheapest(cost: Any, row_mask: Any) -> tuple[Any, Any]:
-    """Gives every column to one of the rows that find it cheapest.
+    """Give every column to one of the rows that find it cheapest.
 
     Returns:
         The row of each column, `(problems, columns)` int32, −1 for free columns; and `(problems, rows)` bool, True for
@@ -205,7 +205,7 @@ class _Lanes(NamedTuple):
 
 
 def _search(cost: Any, owner: Any, unassigned: Any, rows_can_be_left: bool) -> Any:
-    """Assigns the unassigned rows by shortest augmenting paths.
+    """Assign the unassigned rows by shortest augmenting paths.
 
     If `rows_can_be_left`, a problem may have more rows than columns. When a search closes all columns and finds none
     free, one of the rows it has reached is left unassigned, namely the one at the end of the cheapest path.

@@ -37,12 +37,12 @@ class Classification(abc.ABC):
     has_no_object: bool  # whether the last logit stands for "no object"
 
     def num_logits(self, num_classes: int) -> int:
-        """How many logits a query has."""
+        """Return how many logits a query has."""
         return num_classes + self.has_no_object
 
     @abc.abstractmethod
     def cost(self, logits: Any, wanted: Any) -> Any:
-        """Give the class term of the matching's cost.
+        """Return the class term of the matching's cost.
 
         Args:
             logits: `(batch, layers, queries, logits)` float.
@@ -81,7 +81,7 @@ class Classification(abc.ABC):
 
     @abc.abstractmethod
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give an image's answers as post-processing takes them, before there is a threshold.
+        """Return an image's answers as post-processing takes them, before there is a threshold.
 
         Args:
             logits: `(batch, queries, logits)` float32.
@@ -100,12 +100,12 @@ class Classification(abc.ABC):
         return hash(type(self))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments: none."""
+        """Return the constructor's arguments: none."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Classification:
-        """The object that `get_config` described."""
+        """Return the object that `get_config` described."""
         return cls(**config)
 
 
@@ -139,11 +139,11 @@ class Softmax(Classification):
         return -ops.divide_no_nan(ops.sum(losses, axis=(0, 2)), sum_over_replicas(ops.sum(weights, axis=(0, 2))))
 
     def is_object(self, logits: Any) -> Any:
-        """Those whose likeliest answer is a class."""
+        """Return those whose likeliest answer is a class."""
         return ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
 
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
-        """All queries, each with its likeliest class."""
+        """Return all queries, each with its likeliest class."""
         # Not `argmax`, which Keras makes of an operation that ONNX does not have.
         best, labels = ops.top_k(ops.softmax(logits)[..., :-1], k=1)
         scores, queries = ops.top_k(best[..., 0], k=logits.shape[1])
@@ -151,7 +151,7 @@ class Softmax(Classification):
         return scores, labels, ops.cast(queries, "int32")
 
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All queries in their order, each with its likeliest class."""
+        """Return all queries in their order, each with its likeliest class."""
         probabilities = softmax(logits)[..., :-1]
         scores, labels = probabilities.max(-1), probabilities.argmax(-1)
         return scores, labels, np.broadcast_to(np.arange(logits.shape[1]), scores.shape)
@@ -169,7 +169,7 @@ class Focal(Classification):
     has_no_object = False
 
     def cost(self, logits: Any, wanted: Any) -> Any:
-        """The focal loss of the class being there, less that of it not being there."""
+        """Return the focal loss of the class being there, less that of it not being there."""
         probability = ops.sigmoid(wanted)
         there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
         absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
@@ -190,11 +190,11 @@ class Focal(Classification):
         return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
 
     def is_object(self, logits: Any) -> Any:
-        """Those that give a class a probability above 1/2."""
+        """Return those that give a class a probability above 1/2."""
         return ops.max(logits, axis=-1) > 0
 
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
-        """The likeliest pairs of query and class."""
+        """Return the likeliest pairs of query and class."""
         queries, classes = logits.shape[1], logits.shape[2]
         probabilities = ops.reshape(ops.sigmoid(logits), (-1, queries * classes))
         scores, place = ops.top_k(probabilities, k=min(top_k, queries * classes))
@@ -202,7 +202,7 @@ class Focal(Classification):
         return scores, place % classes, place // classes
 
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The likeliest pairs; of equal ones that of the earlier query, then that of the lower label."""
+        """Return the likeliest pairs; of equal ones that of the earlier query, then that of the lower label."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         pairs = sigmoid(logits).reshape(len(logits), -1)

@@ -70,7 +70,7 @@ def match(
     cost_giou: float = 2.0,
     classification: str | Classification = "softmax",
 ) -> Any:
-    """Finds for each object the query that answers for it, at the least total cost per image and decoder layer.
+    """Find for each object the query that answers for it, at the least total cost per image and decoder layer.
 
     One cost tensor and one solve serve all layers and images; no gradient flows through either. Arguments are those of
     `matching_cost`.

@@ -78,7 +78,7 @@ class AveragePrecision(keras.callbacks.Callback):
         self._in_fit = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measures, and adds the figures to the logs."""
+        """Measure, and add the figures to the logs."""
         if (epoch + 1) % self.every == 0 or epoch + 1 == (self.params or {}).get("epochs"):
             with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
                 self._measure()
@@ -87,7 +87,7 @@ class AveragePrecision(keras.callbacks.Callback):
                 logs.update({f"val_{name}": self.metrics[name] for name in names})
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measures, and prints AP and AP50: Keras' `evaluate` returns nothing of a callback."""
+        """Measure, and print AP and AP50: Keras' `evaluate` returns nothing of a callback."""
         if not self._in_fit:
             self._measure()
             print(summary(self.metrics))

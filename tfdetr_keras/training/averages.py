@@ -10,7 +10,7 @@ from keras import ops
 
 
 def keeps_averages(model: keras.Model) -> bool:
-    """Whether the model's optimizer has `use_ema`."""
+    """Return whether the model's optimizer has `use_ema`."""
     optimizer = model.optimizer
     return bool(getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False))
 

@@ -84,7 +84,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._known: _Stamp = None  # the state that this object read or wrote last
 
     def restore(self, model: keras.Model) -> int:
-        """Puts a compiled model where the last whole epoch left it.
+        """Put a compiled model where the last whole epoch left it.
 
         Returns:
             The number of epochs done, to be `fit`'s `initial_epoch`; 0, and nothing changed, where there is no run.
@@ -111,12 +111,12 @@ class Checkpoint(keras.callbacks.Callback):
         return len(self.history)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Refuses to train over a run, before an epoch is spent on it."""
+        """Refuse to train over a run, before an epoch is spent on it."""
         if process_index() == 0:
             self._refuse_another_run()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the files; of several workers the first one does."""
+        """Write the files; of several workers the first one does."""
         refuse_non_finite(self.model, epoch)
         self.history = [*self.history[:epoch], {name: float(value) for name, value in (logs or {}).items()}]
         improved = self._improves(self.history[-1].get(self.monitor))
@@ -142,7 +142,7 @@ class Checkpoint(keras.callbacks.Callback):
         (self.folder / FIRST_EPOCH).unlink(missing_ok=True)
 
     def _refuse_lost_state(self) -> None:
-        """Raises where models of a run are left of which the state is gone."""
+        """Raise where models of a run are left of which the state is gone."""
         models = [name for name in (BEST, LAST) if (self.folder / name).exists()]
         if models and not (self.folder / FIRST_EPOCH).exists():
             raise ValueError(
@@ -151,7 +151,7 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _refuse_another_run(self) -> None:
-        """Raises where writing would lose what this object has neither read nor written."""
+        """Raise where writing would lose what this object has neither read nor written."""
         path = self.folder / STATE
         stamp = _stamp(path)
         if stamp == self._known:
@@ -171,7 +171,7 @@ class Checkpoint(keras.callbacks.Callback):
         )
 
     def _refuse_other_choice(self, notes: Mapping[str, Any]) -> None:
-        """Raises where the best model so far was chosen by another figure than the next ones would be."""
+        """Raise where the best model so far was chosen by another figure than the next ones would be."""
         history, best = notes["history"], notes["best"]
         before = notes.get("monitor", self.monitor), notes.get("mode", self.mode)
         unknown = best is not None and self.monitor not in history[best]
@@ -183,7 +183,7 @@ class Checkpoint(keras.callbacks.Callback):
             )
 
     def _without_optimizer(self) -> keras.Model:
-        """A copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
+        """Return a copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
         with by_this_worker_alone():
             if self._kept is None or self._kept[0] is not self.model:
                 self._kept = self.model, type(self.model).from_config(self.model.get_config())
@@ -202,13 +202,13 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def save_state(model: keras.Model, path: str | Path, notes: Mapping[str, Any]) -> None:
-    """Writes every variable of a compiled model and its optimizer, and some notes, into one safetensors file."""
+    """Write every variable of a compiled model and its optimizer, and some notes, into one safetensors file."""
     arrays = {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()}
     write_arrays(path, arrays, notes)
 
 
 def _readable(path: Path) -> StateFile:
-    """Opens a state, and says what else there is to go on from where it cannot be used."""
+    """Open a state, and say what else there is to go on from where it cannot be used."""
     try:
         state = StateFile(path)
         if not isinstance(state.notes, dict) or not {"history", "best"} <= set(state.notes):
@@ -231,7 +231,9 @@ def _refuse_other_variables(state: StateFile, variables: Mapping[str, Any]) -> N
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
-    """All variables by name: their place and their path, but for numbers that Keras counts over the whole program."""
+    """Return all variables by name: their place and their path, but for numbers that Keras counts over the whole
+    program.
+    """
     if getattr(model, "optimizer", None) is None:
         raise ValueError("the model has no optimizer: call compile first")
     model.optimizer.build(model.trainable_variables)
@@ -243,7 +245,7 @@ def _variables(model: keras.Model) -> dict[str, Any]:
 
 
 def _without_counts(name: str) -> str:
-    """A variable's name, which its place keeps apart from others, without what differs between two equal models."""
+    """Return a variable's name, which its place keeps apart from others, without what differs between two equal models."""
     return _COUNTED.sub("", name)
 
 

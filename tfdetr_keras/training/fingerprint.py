@@ -35,16 +35,16 @@ class Fingerprint:
     annotations: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the attributes, for a file."""
+        """Return the attributes, for a file."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Fingerprint:
-        """Returns the fingerprint that `as_json` described; what is not there is not known."""
+        """Return the fingerprint that `as_json` described; what is not there is not known."""
         return cls(**{name: content.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
     def differences(self, before: Fingerprint) -> list[str]:
-        """Returns how the records differ from earlier ones, in words; nothing is said of what one does not know."""
+        """Return how the records differ from earlier ones, in words; nothing is said of what one does not know."""
         known = {name: (value, getattr(before, name)) for name, value in asdict(self).items()}
         differ = [name for name, pair in known.items() if None not in pair and pair[0] != pair[1]]
         told = [f"{known[name][0]} {name}, not {known[name][1]}" for name in ("images", "objects") if name in differ]

@@ -61,7 +61,7 @@ def fit_detector(
     accept_changed_data: bool = False,
     **settings: Any,
 ) -> RunFolder:
-    """Trains a detector on records and keeps everything of the run in a folder.
+    """Train a detector on records and keep everything of the run in a folder.
 
     A `DETRForSegmentation` is trained with masks, and so is a detector with `masks=True`: the paper's second stage.
 
@@ -113,7 +113,7 @@ def fit_detector(
 
 @contextlib.contextmanager
 def _told_what_is_left(run: RunFolder) -> Iterator[None]:
-    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, what is left of a run and how to go on."""
+    """Put into a `KeyboardInterrupt`, which is a Ctrl-C, what is left of a run and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -135,7 +135,7 @@ def _train(
     accept_changed_data: bool,
     chosen: Settings,
 ) -> None:
-    """Trains in the run's folder; arguments and errors are those of `fit_detector`."""
+    """Train in the run's folder; arguments and errors are those of `fit_detector`."""
     if resume:
         run.refuse_lost_state()
     else:
@@ -222,14 +222,14 @@ class _Begin(keras.callbacks.Callback):
         self._is_due = True
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes, once."""
+        """Write, once."""
         if self._is_due:
             self._write()
         self._is_due = False
 
 
 def _announce(model: Detector, settings: Settings, steps: int, images: int, validation_images: int) -> None:
-    """Says what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
+    """Say what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
     if process_index() != 0:
         return
     logger.info(
@@ -301,7 +301,9 @@ def _validation_batches(validation: tf.data.Dataset | None, settings: Settings) 
 
 
 def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, count: int) -> tf.data.Dataset:
-    """A dataset of which each pass is one epoch of `fit`: one pass over the records, or `steps_per_epoch` batches."""
+    """Return a dataset of which each pass is one epoch of `fit`: one pass over the records, or `steps_per_epoch`
+    batches.
+    """
     # With a set number of steps an epoch begins with a pass of its own, so that the epoch's number says which.
     passes = 1
     if settings.steps_per_epoch is not None:
@@ -340,7 +342,7 @@ def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> 
 
 
 def _verbose() -> int:
-    """A bar for people, a line per epoch for logs; of several workers the first one talks."""
+    """Return a bar for people, a line per epoch for logs; of several workers the first one talks."""
     if process_index() != 0:
         return 0
     return 1 if sys.stdout.isatty() else 2

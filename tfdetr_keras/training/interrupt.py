@@ -50,11 +50,11 @@ class StopAtInterrupt(keras.callbacks.Callback):
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops before the epoch."""
+        """Stop before the epoch."""
         self._stop()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops before the step."""
+        """Stop before the step."""
         self._stop()
 
     def _stop(self) -> None:

@@ -40,7 +40,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._batches: tf.data.Dataset | None = None
 
     def watch(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        """The same batches, as `prepare` gives them; the image ids of each are noted as it passes."""
+        """Return the same batches, as `prepare` gives them; the image ids of each are noted as it passes."""
 
         self._batches = batches
 
@@ -55,11 +55,11 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         return batches.enumerate().map(pass_on)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Counts steps anew."""
+        """Count steps anew."""
         self._epoch, self._next_step, self._looked_at = epoch, 0, None
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the loss. Keras logs its mean over the epoch, which is finite no longer than all of its parts."""
+        """Look at the loss. Keras logs its mean over the epoch, which is finite no longer than all of its parts."""
         first, self._next_step = self._next_step, batch + 1  # several, with steps_per_execution
         loss = float((logs or {}).get("loss", 0.0))
         if math.isfinite(loss):
@@ -72,12 +72,12 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         )
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the weights before they are measured, inside of `fit`."""
+        """Look at the weights before they are measured, inside of `fit`."""
         if self._next_step:
             self._look_at_weights()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the weights."""
+        """Look at the weights."""
         self._look_at_weights()
 
     def _look_at_weights(self) -> None:

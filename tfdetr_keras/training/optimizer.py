@@ -93,7 +93,7 @@ class AdamW(keras.optimizers.Adam):
         self.learning_rate_multipliers = dict(learning_rate_multipliers)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the moments, and finds each variable's group."""
+        """Create the moments, and find each variable's group."""
         if not self.built:
             groups = [self._group(variable.path) for variable in variables]
             self._multipliers = [1.0 if group is None else self.learning_rate_multipliers[group] for group in groups]
@@ -102,7 +102,7 @@ class AdamW(keras.optimizers.Adam):
         super().build(variables)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Moves all variables, with gradients clipped as those of the whole batch.
+        """Move all variables, with gradients clipped as those of the whole batch.
 
         Under a `tf.distribute` strategy Keras clips the gradients of each replica and adds up what is left. Here they
         are added up first; each replica then brings the same share of the sum, clipped to its share of the limit.
@@ -122,7 +122,7 @@ class AdamW(keras.optimizers.Adam):
                 setattr(self, name, limit)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable: first its decay, then the step of Adam."""
+        """Move one variable: first its decay, then the step of Adam."""
         dtype, index = variable.dtype, self._get_variable_index(variable)
         rate = ops.cast(learning_rate, dtype) * self._multipliers[index]
         gradient = ops.cast(gradient, dtype)
@@ -143,14 +143,14 @@ class AdamW(keras.optimizers.Adam):
         self.assign_sub(variable, rate / correction_1 * mean / root)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
+        """Return the arguments."""
         return super().get_config() | {
             "weight_decay": self.decoupled_weight_decay,
             "learning_rate_multipliers": self.learning_rate_multipliers,
         }
 
     def _group(self, path: str) -> str | None:
-        """The longest name of a group that is a part of a variable's path."""
+        """Return the longest name of a group that is a part of a variable's path."""
         names = [name for name in self.learning_rate_multipliers if f"/{name.strip('/')}/" in f"/{path}/"]
         return max(names, key=len, default=None)
 

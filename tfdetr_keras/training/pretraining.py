@@ -66,7 +66,9 @@ class BackbonePretraining(OwnLossModel):
 
 
 def _cell_centres(cells: Any, pixels: Any, image_pixels: Any) -> Any:
-    """Where the cells' centres lie along one side, `(batch, cells)`, 0 … 1 in the image and beyond in its padding."""
+    """Return where the cells' centres lie along one side, `(batch, cells)`, 0 … 1 in the image and beyond in its
+    padding.
+    """
     centre = (ops.arange(cells, dtype="float32") + 0.5) * (ops.cast(pixels, "float32") / ops.cast(cells, "float32"))
     return centre[None, :] / ops.cast(ops.maximum(image_pixels, 1), "float32")[:, None]
 

@@ -31,16 +31,16 @@ class Progress(keras.callbacks.Callback):
         self._stepped = self._measured = False
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Announces the first step."""
+        """Announce the first step."""
         self._begun = time.monotonic()
         logger.info("tracing and compiling the first step: this takes about a minute")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Notes the number of the epoch."""
+        """Note the number of the epoch."""
         self._epoch, self._next = epoch, time.monotonic() + EVERY
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Says that the first step is done, and where no bar does, from time to time, which one is."""
+        """Say that the first step is done, and where no bar does, from time to time, which one is."""
         now = time.monotonic()
         if not self._stepped:
             self._stepped = True
@@ -52,7 +52,7 @@ class Progress(keras.callbacks.Callback):
             logger.info("epoch %d, step %d of %d%s", self._epoch + 1, batch + 1, self.steps, shown)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Announces the first look at the validation images."""
+        """Announce the first look at the validation images."""
         self._next = time.monotonic() + EVERY
         if self._measured:
             return
@@ -62,7 +62,7 @@ class Progress(keras.callbacks.Callback):
         logger.info("measuring the loss and AP on %d validation images", self.images)
 
     def measured(self, count: int) -> None:
-        """Says from time to time how many images AP was measured on."""
+        """Say from time to time how many images AP was measured on."""
         now = time.monotonic()
         if now >= self._next and count < self.images:
             self._next = now + EVERY

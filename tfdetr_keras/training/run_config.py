@@ -45,7 +45,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run of an earlier version, in which null meant no limit and no average."""
+    """Return the settings of a run of an earlier version, in which null meant no limit and no average."""
     meant = {"global_clipnorm": NO_LIMIT, "ema_momentum": 0.0}
     return settings | {name: value for name, value in meant.items() if name in settings and settings[name] is None}
 

@@ -89,7 +89,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Makes the folder and keeps other processes from training in it; what killed ones left half-written goes.
+        """Make the folder and keep other processes from training in it; what killed ones left half-written goes.
 
         A process that is killed holds it no longer. Where an error follows and the folder is new and empty, it goes.
 
@@ -114,7 +114,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[None]:
-        """Begins a new run; where that fails before its first epoch is finished, nothing of it stays.
+        """Begin a new run; where that fails before its first epoch is finished, nothing of it stays.
 
         What a start that was killed has left there goes first.
         """
@@ -129,13 +129,13 @@ class RunFolder:
             raise
 
     def has_epochs(self) -> bool:
-        """Whether an epoch was finished: before, there is no run to speak of."""
+        """Return whether an epoch was finished: before, there is no run to speak of."""
         if self.state_path().exists():
             return True
         return not (self.path / FIRST_EPOCH).exists() and any((self.path / name).exists() for name in RESULTS)
 
     def refuse_lost_state(self) -> None:
-        """Raises a `ValueError` if the folder holds results of a run, but no state that it could go on from."""
+        """Raise a `ValueError` if the folder holds results of a run, but no state that it could go on from."""
         if self.has_epochs() and not self.state_path().exists():
             left = [name for name in RESULTS if (self.path / name).exists()]
             models = [name for name in left if name != METRICS]
@@ -148,7 +148,7 @@ class RunFolder:
             )
 
     def is_start_alone(self) -> bool:
-        """Whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
+        """Return whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
         if self.has_epochs() or not (self.path / CONFIG).is_file():
             return False
         try:
@@ -157,7 +157,7 @@ class RunFolder:
             return False  # somebody else's
 
     def __repr__(self) -> str:
-        """Where the run is and how far it came, in one line; never raises."""
+        """Return where the run is and how far it came, in one line; never raises."""
         return f"<RunFolder {str(self.path)!r}: {self._state()}>"
 
     def _state(self) -> str:
@@ -170,7 +170,7 @@ class RunFolder:
         return f"{len(history)} of {epochs} epochs{best}"
 
     def _history(self) -> list[dict[str, str]]:
-        """The rows of `metrics.csv`, as text."""
+        """Return the rows of `metrics.csv`, as text."""
         path = self.path / METRICS
         if not path.is_file():
             return []
@@ -178,7 +178,7 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def _repr_html_(self) -> str:
-        """The best model's metrics, the last epoch's log and the curves, as far as there are any, for notebooks."""
+        """Return the best model's metrics, the last epoch's log and the curves, as far as there are any, for notebooks."""
         parts = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a run that is damaged, what is left
             metrics, history = self.metrics, self._history()
@@ -205,7 +205,7 @@ class RunFolder:
         records: Mapping[str, Fingerprint | None],
         of_recipe: Sequence[str] = (),
     ) -> None:
-        """Writes what the run is, which is due with its first epoch.
+        """Write what the run is, which is due with its first epoch.
 
         Args:
             source: what the model started from.
@@ -238,7 +238,7 @@ class RunFolder:
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def remove(self) -> None:
-        """Deletes the files of a run, if the folder holds one; what else is in it stays."""
+        """Delete the files of a run, if the folder holds one; what else is in it stays."""
         if (self.path / CONFIG).is_file():
             self._remove_all_but(())
 
@@ -250,7 +250,7 @@ class RunFolder:
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
 
     def refuse_other_run(self) -> None:
-        """Raises a `ValueError` if the folder holds a run already, or the configuration of something else.
+        """Raise a `ValueError` if the folder holds a run already, or the configuration of something else.
 
         A start that was killed before its first epoch was finished is no run.
         """
@@ -264,14 +264,14 @@ class RunFolder:
             raise ValueError(f"{self.path} holds a {CONFIG} of something else: give another folder")
 
     def change(self, settings: Mapping[str, Any], **others: Any) -> None:
-        """Writes other settings into the configuration, e.g. more epochs, and other parts of it."""
+        """Write other settings into the configuration, e.g. more epochs, and other parts of it."""
         content = self.config()
         content["settings"] |= settings
         content |= others
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`.
+        """Return the content of `config.json`.
 
         Raises:
             ValueError: the folder holds no run.
@@ -285,7 +285,7 @@ class RunFolder:
         return read_config(path)
 
     def new_model(self) -> Detector:
-        """The run's model with random weights, for `Checkpoint.restore`."""
+        """Return the run's model with random weights, for `Checkpoint.restore`."""
         preprocessing = self.preprocessing
         config = self.config()
         with said_of(self.path / CONFIG):
@@ -294,7 +294,7 @@ class RunFolder:
             return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
     def load_model(self, which: str = "best") -> Detector:
-        """The best model, or the last.
+        """Return the best model, or the last.
 
         Raises:
             ValueError: neither "best" nor "last", or the run has none.
@@ -302,7 +302,7 @@ class RunFolder:
         return from_pretrained(self.model_path(which))
 
     def model_path(self, which: str = "best") -> Path:
-        """The file of the best model, or the last; see `load_model`."""
+        """Return the file of the best model, or the last; see `load_model`."""
         if which not in ("best", "last"):
             raise ValueError(f'a run keeps its "best" and its "last" model, not {which!r}')
         self.config()
@@ -336,11 +336,11 @@ class RunFolder:
         return read_json(path, OBJECT) if path.is_file() else {}
 
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Notes the metrics of a new best model."""
+        """Note the metrics of a new best model."""
         write_text(self.path / BEST_METRICS, json.dumps({"epoch": epoch + 1, **metrics}, indent=2) + "\n")
 
     def write_log(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Writes `metrics.csv`, a row an epoch; a figure that was not measured is left empty."""
+        """Write `metrics.csv`, a row an epoch; a figure that was not measured is left empty."""
         names = list(dict.fromkeys(name for row in history for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, ["epoch", *names], restval="", lineterminator="\n")
@@ -349,14 +349,14 @@ class RunFolder:
         write_text(self.path / METRICS, text.getvalue())
 
     def write_curves(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Draws `curves.png`."""
+        """Draw `curves.png`."""
         logged = {name for row in history for name in row}
         names = [name for panel in PANELS for name in (panel, f"val_{panel}") if name in logged]
         with whole_file(self.path / CURVES) as partial:
             plot_curves({name: [row.get(name, math.nan) for row in history] for name in names}, partial)
 
     def write_report(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Writes `report.md` from the logs of each epoch."""
+        """Write `report.md` from the logs of each epoch."""
         config, metrics = self.config(), self.metrics
         epochs = config["settings"]["epochs"]
         lines = [
@@ -407,7 +407,7 @@ class RunFolder:
         write_text(self.path / REPORT, "\n".join(lines) + "\n")
 
     def state_path(self) -> Path:
-        """The file that `resume` goes on from."""
+        """Return the file that `resume` goes on from."""
         return self.path / STATE
 
 
@@ -416,7 +416,7 @@ def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: float) -> str:
-    """A figure of COCO's, which is −1 where there are no objects of the kind."""
+    """Return a figure of COCO's, which is −1 where there are no objects of the kind."""
     return "–" if value < 0 else f"{value:.3f}"
 
 
@@ -426,7 +426,7 @@ def _told_recipe(config: Mapping[str, Any]) -> list[str]:
 
 
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
-    """Those of a run's settings that say how images become batches; earlier versions had but the first three."""
+    """Return those of a run's settings that say how images become batches; earlier versions had but the first three."""
     names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
     return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
 
@@ -461,5 +461,5 @@ def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

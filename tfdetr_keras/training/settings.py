@@ -238,7 +238,7 @@ class Settings:
         return "auto" if static or keras.backend.backend() == "jax" else False
 
     def evaluation(self, preprocessing: Preprocessing) -> dict[str, Any]:
-        """How a run measures: `preprocessing` and `batch_size` of `tfdetr_keras.evaluation.evaluate_detections`.
+        """Return how a run measures: `preprocessing` and `batch_size` of `tfdetr_keras.evaluation.evaluate_detections`.
 
         As the model will be used: each image by itself, unless training has one canvas for all.
 
@@ -288,7 +288,7 @@ def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
 
 
 def _is_bool(value: Any) -> bool:
-    """Whether it is Python's or NumPy's, without loading NumPy: the command line reads the defaults first."""
+    """Return whether it is Python's or NumPy's, without loading NumPy: the command line reads the defaults first."""
     kind = type(value)
     return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 

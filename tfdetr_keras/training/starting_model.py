@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def starting_model(source: Any, class_names: Sequence[str], settings: Settings) -> Detector:
-    """Makes the model of a source, changed as the settings and the classes ask.
+    """Make the model of a source, changed as the settings and the classes ask.
 
     Args:
         source: whatever `DETR.from_pretrained` takes, a run's folder, or the name of a preset, for random weights.
@@ -62,7 +62,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
 
 
 def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR, bool]:
-    """The model as the source has it, and whether its weights are random."""
+    """Return the model as the source has it, and whether its weights are random."""
     is_preset = isinstance(source, str) and source in PRESETS and not os.path.exists(source)
     if is_preset and (settings.random_weights or source not in packaged_checkpoints()):
         if settings.keep_head:
@@ -77,7 +77,7 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
 
 
 def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
-    """The detector with a mask head, frozen where it is worth keeping and nothing else was said."""
+    """Return the detector with a mask head, frozen where it is worth keeping and nothing else was said."""
     if type(detector) is not DETR:
         raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head")
     freeze = settings.freeze is None and not is_random
@@ -95,7 +95,7 @@ def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_rand
 
 
 def _rebuilt(model: Detector, config: Any) -> Detector:
-    """The same weights in a model of another configuration, if that differs."""
+    """Return the same weights in a model of another configuration, if that differs."""
     if config == model.config:
         return model
     rebuilt = type(model)(config, model.criterion)

@@ -74,7 +74,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], notes: Any)
 
 
 def _bytes_of(array: np.ndarray) -> Any:
-    """The bytes of an array, without a copy where they lie in a row."""
+    """Return the bytes of an array, without a copy where they lie in a row."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 

@@ -29,7 +29,7 @@ def show_batch(
     titles: Mapping[int, str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Writes the images of a batch as the model will see them, with their boxes and masks, as a PNG.
+    """Write the images of a batch as the model will see them, with their boxes and masks, as a PNG.
 
     Each image stands on its canvas, the padding hatched; above it are its title or id, the number of its objects, and
     its size before and after the augmentation and the resize (height × width). Masks, where the targets have them, are
@@ -96,7 +96,7 @@ def show_batch(
 
 
 def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The pixels, the mask as bool, and the targets of a batch, on the host."""
+    """Return the pixels, the mask as bool, and the targets of a batch, on the host."""
     wanted = 'a batch is (inputs, targets) as td.data.prepare yields it, inputs {"pixel_values", "pixel_mask"}'
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise ValueError(f"{wanted}; this is {type(batch).__name__}: take one, e.g. next(iter(dataset))")
@@ -145,7 +145,9 @@ def _draw(
     labels: np.ndarray,
     class_names: Sequence[str],
 ) -> tuple[Image.Image, Crowding]:
-    """The canvas with its padding hatched, its boxes `(n, 4)` xyxy in pixels of it, and the objects' masks, if any."""
+    """Return the canvas with its padding hatched, its boxes `(n, 4)` xyxy in pixels of it, and the objects' masks, if
+    any.
+    """
     scale = cell_scale((mask.shape[1], mask.shape[0]))
     size = (max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1))
     shrunk = np.array(Image.fromarray(levels).resize(size))
@@ -161,7 +163,7 @@ def _draw(
 
 
 def _tinted(pixels: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The picture `(height, width, 3)` uint8 under masks of the canvas, which is larger or smaller."""
+    """Return the picture `(height, width, 3)` uint8 under masks of the canvas, which is larger or smaller."""
     tinted = pixels.astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):
         # Each pixel's share, so that nothing thin or small gets lost between the pixels of a picture that was shrunk.

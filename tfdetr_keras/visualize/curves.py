@@ -17,7 +17,7 @@ _TOPS = (0.1, 0.25, 0.5, 1.0)  # of their axes, of which the lowest with room is
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Writes the curves of a training run as a PNG, one panel a quantity, its validation beside it.
+    """Write the curves of a training run as a PNG, one panel a quantity, its validation beside it.
 
     Axes begin at 0. Those of AP and other shares end at 1, or lower where all values are low.
 
@@ -43,7 +43,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Non
 
 
 def _draw_panel(axis: Axes, panel: str, history: Mapping[str, Sequence[float]]) -> None:
-    """Draws a quantity, of training and of validation."""
+    """Draw a quantity, of training and of validation."""
     is_share, drawn = _SHARE.fullmatch(panel) is not None, []
     for prefix, (label, colour) in KINDS.items():
         values = history.get(f"{prefix}{panel}", ())
@@ -81,7 +81,7 @@ def _draw_panel(axis: Axes, panel: str, history: Mapping[str, Sequence[float]]) 
 
 
 def power_of_ten(value: float) -> str:
-    """Writes a number briefly: 0.0001 is "1e-4"."""
+    """Write a number briefly: 0.0001 is "1e-4"."""
     if not value:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")

@@ -34,7 +34,7 @@ def draw_detections(
     columns: int = 4,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a grid of images with their detections, and the true boxes where given, as a PNG.
+    """Write a grid of images with their detections, and the true boxes where given, as a PNG.
 
     A detection is a solid frame in its class's colour with name and score; a true box is a dashed white frame. Above
     each image are its title and how many there are of both, and in a crowd, where tags are shortened or left out, what
@@ -70,7 +70,7 @@ def draw_detections(
 
 
 def image_of_detections(found: Detections, longest: int = CELL) -> Image.Image:
-    """Draws all that was found in an image, as `draw_detections` does.
+    """Draw all that was found in an image, as `draw_detections` does.
 
     Args:
         found: by `model.detect(image)`.
@@ -86,7 +86,7 @@ def image_of_detections(found: Detections, longest: int = CELL) -> Image.Image:
 
 
 def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Sequence[str | None]:
-    """Gives the title of each image, or None for each.
+    """Return the title of each image, or None for each.
 
     Raises:
         ValueError: there are other than one title for each image.
@@ -97,12 +97,12 @@ def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Seq
 
 
 def told_annotated(count: int) -> str:
-    """Says how many objects an image has by its annotations."""
+    """Say how many objects an image has by its annotations."""
     return f"{count} annotated" if count else "no objects annotated"
 
 
 def _told(scores: np.ndarray, threshold: float) -> list[str]:
-    """How many detections there are above the threshold; if none, how near the best comes to it."""
+    """Return how many detections there are above the threshold; if none, how near the best comes to it."""
     if count := int((scores >= threshold).sum()):
         return [f"{count} detected"]
     return [f"nothing above {threshold:.2f}" + (f" (highest {scores.max():.2f})" if len(scores) else "")]
@@ -118,7 +118,7 @@ def _draw_image(
     lines: Sequence[str],
     title: str | None = None,
 ) -> Image.Image:
-    """One cell of the grid."""
+    """Return one cell of the grid."""
     image, scale = fitted(pixels, longest)
     if truth is not None:
         dashed_frames(image, np.asarray(truth["boxes"]) * scale)

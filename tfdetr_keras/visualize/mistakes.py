@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
 def verdict(
     found: Mapping[str, Any], truth: Mapping[str, Any], threshold: float = 0.5, min_iou: float = 0.5
 ) -> Verdict:
-    """Tells an image's hits, false alarms and misses apart, as COCO's evaluation does at one score and one IoU.
+    """Tell an image's hits, false alarms and misses apart, as COCO's evaluation does at one score and one IoU.
 
     The surest detection comes first and takes the true box of its class that it overlaps most, if that is at least
     `min_iou` and not taken yet. Crowds are no misses, and what lies in one is no false alarm.
@@ -76,7 +76,7 @@ def draw_mistakes(
     most: int = 16,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a gallery as a PNG: hits are green, misses red and dashed, false alarms orange; the worst come first.
+    """Write a gallery as a PNG: hits are green, misses red and dashed, false alarms orange; the worst come first.
 
     Above each image are its title and how many there are of each.
 

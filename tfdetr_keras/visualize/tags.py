@@ -59,7 +59,7 @@ class Variant(NamedTuple):
 
 
 def variants(wording: Wording, width: int, colours_are_classes: bool = True) -> list[Variant]:
-    """Gives the ways to write a tag, from the plainest to the briefest.
+    """Return the ways to write a tag, from the plainest to the briefest.
 
     Args:
         wording: what it says.
@@ -81,7 +81,7 @@ def variants(wording: Wording, width: int, colours_are_classes: bool = True) -> 
 
 
 def starting_variant(choices: Sequence[Sequence[Variant]], area: float) -> int:
-    """Gives from which variant on all tags of a picture are small enough together; the last one if none is."""
+    """Return from which variant on all tags of a picture are small enough together; the last one if none is."""
     most = max(map(len, choices), default=1)
     for start in range(most - 1):
         plates = [of_tag[min(start, len(of_tag) - 1)].plate for of_tag in choices if of_tag]
@@ -93,7 +93,7 @@ def starting_variant(choices: Sequence[Sequence[Variant]], area: float) -> int:
 def placed_tags(
     boxes: np.ndarray, wordings: Sequence[Wording], size: tuple[int, int], colours_are_classes: bool = True
 ) -> list[Tag]:
-    """Finds places at their boxes for tags, inside the image and clear of each other.
+    """Find places at their boxes for tags, inside the image and clear of each other.
 
     Tags get smaller and briefer where the image is crowded, and are left out where there is no room at all. The last
     box, which is drawn above the others, is the first to get its tag.
@@ -128,7 +128,7 @@ def placed_tags(
 
 
 def plate_at(corner: tuple[float, float], plate: tuple[float, float]) -> list[float]:
-    """Gives the place of a plate, xyxy."""
+    """Return the place of a plate, xyxy."""
     return [*corner, corner[0] + plate[0], corner[1] + plate[1]]
 
 
@@ -139,7 +139,7 @@ def free_place(
     taken: np.ndarray,
     boxes: np.ndarray,
 ) -> tuple[float, float] | None:
-    """Finds the top left corner of a plate at its box: inside the image, on no other plate, and hiding no box.
+    """Find the top left corner of a plate at its box: inside the image, on no other plate, and hiding no box.
 
     Args:
         box: xyxy, pixels.
