@@ -75,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
 def _draw_all(
     model: Detector, records: Any, paths: Sequence[Path], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Draw what the model finds in each image; return it in the format of detections.json. An error leaves no new picture."""
+    """Draw what the model finds in each image; return it in the format of detections.json. An error leaves no new
+    picture.
+    """
     from tfdetr_keras.inference.detection import detect
 
     found: list[dict[str, Any]] = []

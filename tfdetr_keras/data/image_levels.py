@@ -1,11 +1,11 @@
-"""Levels of whatever depth and colours of whatever kind to RGB of 8 bits.
+"""Conversion of levels of any depth and colours of any kind to RGB of 8 bits.
 
-- Greyscale, palette, CMYK, YCbCr and HSV images become RGB; an alpha channel and further bands are left away.
-- Whole levels of 16 bits keep their upper 8, of 12 bits likewise. One that is dark by that is noticed: often 12 bits
+- Greyscale, palette, CMYK, YCbCr and HSV images become RGB; an alpha channel and further bands are dropped.
+- Whole levels of 16 bits keep their upper 8, of 12 bits likewise. An image that becomes dark is noticed: often 12 bits
   are stored as 16.
-- Levels of 32 bits, whole or real, have no white that a file would tell. It is taken from their largest level: real
-  ones up to 1 are shares of white, levels up to 255 are taken as they are, and levels up to 65535 keep their upper 8
-  bits of 16; all of these are noticed. Others, negative ones and those that are not finite are refused.
+- For levels of 32 bits, whole or real, the file does not say which level is white. It is derived from their largest
+  level: real ones up to 1 are fractions of white, levels up to 255 are taken as they are, and levels up to 65535 keep
+  their upper 8 bits of 16; all of these are noticed. Other levels, negative and non-finite ones are refused.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ _STRIP = 2**22  # pixels that are converted at a time: the whole image need not 
 
 
 def rgb_levels(image: Image.Image, bits: int | None, notice: Notice | None = None) -> np.ndarray:
-    """Convert an image.
+    """Convert an image to RGB.
 
     Args:
         image: decoded, of any of Pillow's modes.
-        bits: that make white, as `bits_of` tells.
-        notice: told of what may look otherwise than it was meant.
+        bits: that encode white, from `bits_of`.
+        notice: called for an image that may look different from what was meant.
 
     Returns:
         `(height, width, 3)` uint8, RGB.

@@ -2,7 +2,7 @@
 
 Image `index` of a set is a function of `(seed, index)` alone, so any order, any parallelism and any length
 of the set give the same image. Shapes are painted without anti-aliasing in one flat colour that no background
-contains, and each box is tight on the pixels its shape covers (before others are painted over it).
+contains, and each box fits tightly around the pixels its shape covers (before others are painted over it).
 """
 
 import math
@@ -26,7 +26,7 @@ CONTRAST = 90  # levels between a shape and its background's base colour, in one
 
 
 def _disc(radius: float, hole: float, offset: float, angle: float) -> Image.Image:
-    """Return a disc with a round hole of `hole` × the radius, whose centre lies `offset` × the radius off."""
+    """Return a disc with a round hole of `hole` × the radius, whose centre is `offset` × the radius away."""
     side = math.ceil(2 * radius) + 2
     mask = Image.new("1", (side, side))
     draw, centre = ImageDraw.Draw(mask), (side - 1) / 2
@@ -38,7 +38,7 @@ def _disc(radius: float, hole: float, offset: float, angle: float) -> Image.Imag
 
 
 def _polygon(radius: float, corners: Sequence[tuple[float, float]], angle: float) -> Image.Image:
-    """Return a polygon given by corners in the unit circle."""
+    """Return a polygon from its corners in the unit circle."""
     side = math.ceil(2 * radius) + 2
     mask = Image.new("1", (side, side))
     centre, cos, sin = (side - 1) / 2, radius * math.cos(angle), radius * math.sin(angle)
@@ -48,7 +48,7 @@ def _polygon(radius: float, corners: Sequence[tuple[float, float]], angle: float
 
 
 def _wheel(*radii: float, spokes: int) -> list[tuple[float, float]]:
-    """Corners at equal angles whose distances from the centre go through `radii` in turn."""
+    """Return corners at equal angles whose distances from the centre go through `radii` in turn."""
     steps = [(2 * math.pi * i / spokes, radii[i % len(radii)]) for i in range(spokes)]
     return [(r * math.cos(a), r * math.sin(a)) for a, r in steps]
 
@@ -94,7 +94,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Imag
 
 
 def _colour(rng: np.random.Generator, base: np.ndarray) -> tuple[int, ...]:
-    """Return any colour that is at least `CONTRAST` levels from the base colour in one channel."""
+    """Return a random colour that differs from the base colour by at least `CONTRAST` levels in one channel."""
     colour = rng.integers(0, 256, 3)
     channel = rng.integers(3)
     colour[channel] = (base[channel] + rng.integers(CONTRAST, 256 - CONTRAST + 1)) % 256

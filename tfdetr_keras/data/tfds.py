@@ -1,4 +1,4 @@
-"""Reads detection sets of TensorFlow Datasets."""
+"""Reader of detection sets of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def load_tfds(
     Args:
         source: a builder whose data is prepared, or a dataset (not batched) of
             `{"image": …, "objects": {"bbox": …, "label": …}}` with boxes (ymin, xmin, ymax, xmax) relative to the
-            image; `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and `"image/filename"`, for
-            messages, are used where they are there. A builder's images are decoded here, in parallel; photographs stay
-            as they are stored, as they do where TensorFlow Datasets decodes them.
+            image. If present, `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and
+            `"image/filename"`, for messages, are used. A builder's images are decoded here, in parallel; photographs
+            stay as they are stored, as they do where TensorFlow Datasets decodes them.
         split: of the builder, also in parts ("train[:10%]").
         class_names: name of each label; by default the builder's. A dataset does not know them.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
@@ -101,7 +101,9 @@ def _dtype(spec: Any, place: str) -> tf.DType | None:
 
 
 def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:
-    """Return the size that keeps `from_dataset` from turning an image; (0, 0) of what is no image, for it to refuse."""
+    """Return the size that keeps `from_dataset` from turning an image; (0, 0) if it is not an image, which it then
+    refuses.
+    """
 
     def size(content: bytes) -> np.ndarray:
         return np.array(stored_size(content) or (0, 0), np.int64)

@@ -1,4 +1,4 @@
-"""Validation of data where it enters: what cannot be used is an error that names it, or is left out and counted."""
+"""Validation of data on entry: data that cannot be used is an error that names it, or is left out and counted."""
 
 import logging
 import threading
@@ -17,10 +17,10 @@ MANY = 1000  # objects; where of so many none can be used, nothing better is to 
 
 
 class Tally:
-    """What a reader left out, or kept but noticed, by kind, each thing once however often it is read.
+    """A count of what a reader left out, or kept but noticed, by kind, each thing once however often it is read.
 
     A reader's dataset carries its tally as `dataset.tally`. Files that are looked at only while the dataset is read are
-    in it only then.
+    counted only then.
     """
 
     def __init__(self) -> None:
@@ -38,22 +38,22 @@ class Tally:
         return first
 
     def counts(self) -> dict[str, int]:
-        """Kind -> how many, of what was left out and of what was noticed."""
+        """Return kind -> how many, both of what was left out and of what was noticed."""
         with self._lock:
             return {kind: len(found) for kind, found in self._found.items()}
 
     def left_out(self) -> dict[str, list[str]]:
-        """Kind -> descriptions of what was left out."""
+        """Return kind -> descriptions of what was left out."""
         with self._lock:
             return {kind: list(found) for kind, found in self._found.items() if kind in self._left_out}
 
     def noticed(self) -> dict[str, list[str]]:
-        """Kind -> descriptions of what was kept, but may be worth a look."""
+        """Return kind -> descriptions of what was kept, but may be worth a look."""
         with self._lock:
             return {kind: list(found) for kind, found in self._found.items() if kind not in self._left_out}
 
     def descriptions(self, kind: str) -> list[str]:
-        """What exactly was found, file by file or row by row."""
+        """Return what exactly was found, file by file or row by row."""
         with self._lock:
             return list(self._found.get(kind, ()))
 
@@ -68,7 +68,7 @@ class Tally:
 
 
 class Validation:
-    """Decides what happens to faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
+    """Handling of faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
 
     def __init__(self, on_error: OnError = "raise") -> None:
         if on_error not in ("raise", "skip"):
@@ -82,7 +82,7 @@ class Validation:
         """Raise for one faulty thing, or leave it out.
 
         Args:
-            kind: of fault, in the plural; what it is counted under.
+            kind: of fault, in the plural, under which it is counted.
             description: the file, image or row, and what is wrong with it.
             remedy: what to do about it, for the error.
 
@@ -104,10 +104,10 @@ class Validation:
             logger.warning("noticed %s, first: %s", kind, description)
 
     def refuse_total_loss(self, for_training: bool = False, at_least: int = 1) -> None:
-        """Raise, or count, if objects were there so far and none of them could be used.
+        """Raise, or count, if there were objects so far and none of them could be used.
 
-        A model would be trained on, or measured by, a set without a single object. A set that has no objects is none of
-        that kind: nothing of it was lost.
+        Otherwise a model would be trained on, or measured by, a set without a single object. A set that has no objects
+        is not affected: nothing of it was lost.
 
         Args:
             for_training: whether it is an error even where faults are left out.
@@ -142,8 +142,8 @@ class Validation:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Clip boxes to their images and tell which objects a model can be trained on.
 
-        Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do; a box
-        that is not finite or has its corners the wrong way round, and a label that is no class, are faults.
+        Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do. A box
+        that is not finite or has its corners the wrong way round, and a label that is not a class, are faults.
 
         Args:
             boxes: `(objects, 4)` float, xyxy, pixels.
