@@ -150,7 +150,7 @@ def test_a_builder_of_something_else(make_builder, features, more, complaint):
     [
         (tf.data.Dataset.from_tensors(IMAGE), "no detection set: its elements have no 'objects'"),
         (tf.data.Dataset.from_tensors((IMAGE, 1)), "no detection set: its elements have no 'objects'"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "label": 1}), r"no 'objects', they are \['image', 'label'\]"),
+        (tf.data.Dataset.from_tensors({"image": IMAGE, "label": 1}), r"no 'objects', only \['image', 'label'\]"),
         (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": 1}), "no detection set"),
         (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": {"bbox": BOXES}}), r"but has \['bbox'\]"),
         (tf.data.Dataset.from_tensors({"objects": {"bbox": BOXES, "label": [1]}}), "elements have no 'image', only"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdetr_keras.data.segmentations import rasterise, segmentation_complaint
 
-NOT_BELIEVED = "areas that do not fit to their box"
+NOT_BELIEVED = "areas that do not fit their box"
 MOST = 2.0  # times that of its box, by which no object is larger; masks may be a pixel wider and higher
 LEAST_BOX = 16.0  # pixels², of which an object covers one at least
 

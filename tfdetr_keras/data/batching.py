@@ -111,10 +111,10 @@ def _must_fill_one(examples: tf.data.Dataset, batch_size: int, canvases: Sequenc
 def _no_batch(batch_size: int, canvases: Sequence[Canvas]) -> str:
     several = len(canvases) > 1
     return (
-        f"the epoch has no batch of {batch_size} images: there are not so many "
-        f"{f'for any of the {len(canvases)} canvases of pad_to' if several else 'that can be read'}, and incomplete "
-        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or let "
-        "td.data.prepare fill them up in the next epoch, with repeat=True"
+        f"no training batch of {batch_size} images can be filled: fewer than {batch_size} images can be read"
+        f"{f' for any of the {len(canvases)} canvases of pad_to' if several else ''}, and training leaves out "
+        f"incomplete batches: lower batch_size, {'give fewer canvases, ' if several else ''}or set repeat=True in "
+        "td.data.prepare, which fills them up in the next epoch"
     )
 
 
@@ -155,8 +155,8 @@ def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_b
                 "make pad_to larger or size smaller"
             )
         raise ValueError(
-            f"{name} has {objects} objects, more than max_boxes = {max_boxes}: make it at least that of the "
-            "fullest image, which td.data.summarize and tfdetr inspect-data count, or leave it away"
+            f"{name} has {objects} objects, more than max_boxes = {max_boxes}: leave max_boxes out, or raise it to the "
+            "most objects in an image, which td.data.summarize and tfdetr inspect-data count"
         )
 
     @tf.autograph.experimental.do_not_convert

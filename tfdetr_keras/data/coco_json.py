@@ -122,7 +122,7 @@ def image_files(
         if owner != place:
             ids = entries[owner]["id"], entries[place]["id"]
             rows = f"images[{owner}] (id {ids[0]}) and images[{place}] (id {ids[1]})"
-            remedy = 'list it once; on_error="skip" leaves the second out, and annotations of both become those of one'
+            remedy = 'list it once, or use on_error="skip", which leaves out the second and joins their annotations'
             validation.refuse(REPEATED_FILES, f"{source}: {rows} are one file, {path}", remedy)
             joined[ids[1]] = ids[0]
     kept = [place for place, entry in enumerate(entries) if entry["id"] not in joined]

@@ -49,7 +49,7 @@ def rgb_levels(image: Image.Image, bits: int | None, notice: Notice | None = Non
             strip = image if rows >= image.height else image.crop((0, top, image.width, below))
             levels[top:below] = np.asarray(_rgb(strip))
     if bits is not None and bits > 8 and notice is not None and (largest := int(levels.max())) < DARKEST:
-        notice(DARK, f"has {bits} bits a level, of which {largest} of 255 is the largest that is left: {_REMEDY}")
+        notice(DARK, f"has {bits} bits a level, and its brightest level becomes {largest} of 255: {_REMEDY}")
     return levels
 
 
@@ -60,7 +60,7 @@ def _eight_bits(image: Image.Image, bits: int | None, notice: Notice | None) -> 
     lowest, largest = levels.min(), levels.max()
     described = f"has levels from {lowest:g} to {largest:g}"
     if not (np.isfinite(lowest) and np.isfinite(largest) and lowest >= 0 and largest <= 65535):
-        raise UnreadableImage(f"{described}, of which none is known to be white: {_REMEDY}")
+        raise UnreadableImage(f"{described}, and nothing says which of them is white: {_REMEDY}")
     if image.mode == "F" and largest <= 1:
         white, found = "1", np.round(levels * 255)
     elif largest <= 255:
@@ -83,4 +83,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError:
-        raise UnreadableImage(f"has colours of the kind {image.mode}, which are not read: convert it to RGB") from None
+        raise UnreadableImage(f"has colours of the unsupported kind {image.mode}: convert it to RGB") from None

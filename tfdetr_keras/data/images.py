@@ -153,7 +153,7 @@ def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | 
         if (scheme[1] or "").lower() not in ("http", "https"):
             raise ValueError(f"{_shortened(image)}: only http:// and https:// are fetched")
         if not urls:
-            raise ValueError(f"{image}: say urls=True to have it fetched")
+            raise ValueError(f"{image}: set urls=True to have it fetched")
         return _decoded(image, fetch(image, TIMEOUT, LARGEST_FILE), notice)
     if isinstance(image, (str, Path)):
         try:

@@ -137,14 +137,14 @@ def prepare(
 
 def _check_dataset(dataset: Any) -> None:
     if isinstance(dataset, tuple):
-        raise ValueError("dataset is a tuple: readers return the records and the class names, give the records alone")
+        raise ValueError("dataset is a tuple: readers return the records and the class names: pass the records alone")
     if not isinstance(dataset, tf.data.Dataset):
         raise ValueError(f"dataset must be a tf.data.Dataset of records, not {type(dataset).__name__}")
     spec = dataset.element_spec
     if missing := [key for key in RECORD_SPEC if not isinstance(spec, Mapping) or key not in spec]:
         found = sorted(spec) if isinstance(spec, Mapping) else spec
         raise ValueError(
-            f"the dataset's elements are no records, {', '.join(missing)} is missing, they are {found}: make records "
+            f"the dataset's elements are not records, {', '.join(missing)} is missing from {found}: make records "
             "with td.data.from_dataset"
         )
 

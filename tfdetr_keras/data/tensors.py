@@ -235,7 +235,9 @@ def _pixels(
         size = tf.zeros(2, tf.int64) if size is None else tf.ensure_shape(size, (2,))
         return _converted(_decoded, [image, size], name, validation, fault)
     if size is not None:
-        raise ValueError("the field 'size' tells how an image file is to be turned, but the images are pixels")
+        raise ValueError(
+            "the field 'size' is for image files, to turn them upright, but the images are pixels: omit it"
+        )
     image = image[..., None] if image.shape.rank == 2 else image
     if image.shape.rank not in (None, 3) or image.shape[-1] not in (None, 1, 3, 4):
         raise ValueError(f"images must be single, (height, width, 1, 3 or 4 channels), not {tuple(image.shape)}")

@@ -55,7 +55,7 @@ def load_tfds(
     spec = dataset.element_spec
     if not isinstance(spec, Mapping) or not isinstance(spec.get("objects"), Mapping):
         found = sorted(spec) if isinstance(spec, Mapping) else spec
-        raise ValueError(f"this is no detection set: its elements have no 'objects', they are {found}")
+        raise ValueError(f"this is not a detection set: its elements have no 'objects', only {found}")
     if not {"bbox", "label"} <= set(spec["objects"]):
         raise ValueError(
             f"'objects' must have 'bbox' and 'label', but has {sorted(spec['objects'])}: to tell where boxes and "

@@ -51,13 +51,17 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Path | None]:
 
 def _parsed(text: str, file: Path) -> Any:
     if len(text) > MOST_BYTES:
-        raise ValueError(f"{file} has {len(text)} characters, too many for the description of a set: is it one?")
+        raise ValueError(
+            f"{file} has {len(text)} characters, too many for the description of a set: is it the right file?"
+        )
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_LOADER):  # which neither composes nor recurses
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError(f"{file} has more than {DEEPEST} lists or mappings within one another: is it a set's?")
+                raise ValueError(
+                    f"{file} has more than {DEEPEST} lists or mappings within one another: does it describe a set?"
+                )
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"{file} has the alias *{event.anchor}: write out what it stands for")
         node = yaml.compose(text, Loader=_LOADER)

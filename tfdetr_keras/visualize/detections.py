@@ -1,4 +1,4 @@
-"""Detections over their images, beside the true boxes."""
+"""Pictures of detections over their images, beside the true boxes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_detections(
         ground_truth: per image `{"boxes": (m, 4) xyxy pixels, "labels": (m,)}`.
         threshold: detections with a lower score are not drawn.
         columns: images in a row of the grid.
-        titles: of each image, as its file name.
+        titles: of each image, e.g. its file name.
 
     Raises:
         ValueError: no images, or not one entry of `detections`, `ground_truth` and `titles` for each; fewer than one
@@ -89,7 +89,7 @@ def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Seq
     """Return the title of each image, or None for each.
 
     Raises:
-        ValueError: there are other than one title for each image.
+        ValueError: not exactly one title for each image.
     """
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"titles must be one for each of the {len(images)} images, not {len(titles)}")
@@ -97,12 +97,12 @@ def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Seq
 
 
 def told_annotated(count: int) -> str:
-    """Say how many objects an image has by its annotations."""
+    """Return a line that says how many objects an image has by its annotations."""
     return f"{count} annotated" if count else "no objects annotated"
 
 
 def _told(scores: np.ndarray, threshold: float) -> list[str]:
-    """Return how many detections there are above the threshold; if none, how near the best comes to it."""
+    """Return lines that say how many detections are above the threshold; if none, how close the best comes to it."""
     if count := int((scores >= threshold).sum()):
         return [f"{count} detected"]
     return [f"nothing above {threshold:.2f}" + (f" (highest {scores.max():.2f})" if len(scores) else "")]

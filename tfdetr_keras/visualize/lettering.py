@@ -28,10 +28,10 @@ def font_file(text: str) -> str:
     """Find the font for a text: the usual one, or an installed one that has letters which it lacks, e.g. Chinese ones.
 
     Args:
-        text: what is to be written.
+        text: to be written.
 
     Returns:
-        The file; the usual one where none has all the letters.
+        The file; the usual one if no font has all the letters.
     """
     letters = {ord(letter) for letter in text if not letter.isspace()}
     if letters <= _letters_of(USUAL_FONT):
@@ -45,7 +45,7 @@ def font_file(text: str) -> str:
 
 @functools.cache
 def _letters_of(file: str) -> frozenset[int]:
-    """Return the code points that a font has; none if it cannot be drawn with, as bitmaps of one size cannot."""
+    """Return the code points that a font has; none if it cannot be used for drawing, like bitmaps of one size."""
     try:
         font(FONT_SIZE, file), font(SMALL_FONT_SIZE, file)
         return frozenset(FT2Font(file).get_charmap())
@@ -54,7 +54,7 @@ def _letters_of(file: str) -> frozenset[int]:
 
 
 def text_width(text: str, size: int = FONT_SIZE) -> float:
-    """Measure a line of text, in pixels."""
+    """Return the width of a line of text, pixels."""
     return font(size, font_file(text)).getlength(text)
 
 
@@ -65,7 +65,7 @@ def write(
     colour: tuple[int, ...] | int = (0, 0, 0),
     size: int = FONT_SIZE,
 ) -> None:
-    """Write a line of text; `corner` is that of the line at the top left."""
+    """Write a line of text; `corner` is the line's top left."""
     place = (corner[0], corner[1] + font(size).getmetrics()[0])  # of all fonts on the line of the usual one
     draw.text(place, text, fill=colour, font=font(size, font_file(text)), anchor="ls")
 
@@ -110,13 +110,13 @@ def tag_on_plate(
     colour: tuple[int, ...],
     size: int = FONT_SIZE,
 ) -> None:
-    """Write a text on a plate of the colour of what it names; `corner` is the plate's, at the top left."""
+    """Write a text on a plate in the colour of what it names; `corner` is the plate's top left."""
     (x, y), (width, height) = corner, plate_of(text, size)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     write(draw, (x + MARGIN, y + MARGIN // 2), text, ink_on(colour), size)
 
 
 def ink_on(colour: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return black or white, whichever is told from a colour more easily."""
+    """Return black or white, whichever stands out more from a colour."""
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     return (0, 0, 0) if brightness > 128 else (255, 255, 255)
