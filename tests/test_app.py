@@ -281,7 +281,9 @@ def test_a_port_that_is_taken(served, capsys):
         assert main(["app", "--model", "detr-tiny", "--port", str(other.getsockname()[1])]) == 2
     assert main(["app", "--model", "detr-tiny", "--port", "99999"]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("error: give another --port or --host") for line in told)
+    assert all(
+        line.startswith("error: the page cannot be served there, give another --port or --host") for line in told
+    )
     assert "name" not in served
 
 

@@ -128,10 +128,10 @@ def test_a_set_of_its_own_for_validation_and_original_category_ids(tmp_path):
     [
         (
             ["--val-split", "0.5", "--val-count", "3"],
-            "--val-split takes its images from the training set: leave --val-count",
+            "--val-split takes its images from the training set: leave out --val-count",
         ),
-        (["--val-count", "3"], "say which annotations the validation images have"),
-        (["--val-split", "1.5"], "--val-split is a share between 0 and 1, not 1.5: 20 % is 0.2"),
+        (["--val-count", "3"], "the validation images have no annotations"),
+        (["--val-split", "1.5"], "--val-split must be between 0 and 1, not 1.5: 20 % is 0.2"),
         (["--from", "nowhere.keras"], "nowhere.keras: no such file"),
         (["--epochs", "0"], "error: --epochs must be at least 1"),
         (["--freeze", "tail"], "--freeze: 'tail' is no part of this model"),

@@ -1,4 +1,4 @@
-"""`tfdetr app`: a page in the browser to try a model on."""
+"""`tfdetr app`: a page in the browser to try out a model."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _free_port(host: str, port: int) -> int:
-    """Return the port, if a page can be served there; for 0, a free one.
+    """Return the port if a page can be served there; for 0, a free one.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: no page can be served there.
     """
     try:
         with socket.create_server((host, port)) as probe:
             return probe.getsockname()[1]
     except (OSError, OverflowError) as error:
-        raise ValueError(f"give another --port or --host, the page cannot be served there: {error}") from error
+        raise ValueError(f"the page cannot be served there, give another --port or --host: {error}") from error

@@ -1,4 +1,4 @@
-"""The options that say which data a command reads and how it becomes batches."""
+"""The options that name a command's data and how it becomes batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, r
 
 
 def add_source_options(command: argparse.ArgumentParser, otherwise: str | None = None) -> None:
-    """Add the options from which `read_source` reads a data set.
+    """Add the options that `read_source` reads a data set from.
 
     Args:
-        command: that reads one.
-        otherwise: what it does without `--data`, for the help; by default there is no such thing.
+        command: that reads a data set.
+        otherwise: what the command does without `--data`, for the help; by default `--data` is required.
     """
     source = command.add_argument_group("the data")
     source.add_argument(
@@ -114,10 +114,10 @@ def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_d
 
 
 def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options as arguments of `load_source`, plain values all: a run's folder keeps them.
+    """Return the options as arguments of `load_source`, all of them plain values that a run's folder can keep.
 
     Raises:
-        ValueError: a file of class names that is none.
+        ValueError: an invalid file of class names.
     """
     names = None if options.class_names is None else read_class_names(options.class_names)
     given = {
@@ -142,7 +142,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_source_options(options: argparse.Namespace) -> None:
-    """Check the options of a data set as far as that needs no TensorFlow.
+    """Check the options of a data set, as far as this needs no TensorFlow.
 
     Raises:
         ValueError: as `tfdetr_keras.cli.sources.check_source`.
@@ -167,7 +167,7 @@ def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """
     given = given_input(options)
     if options.buckets and given["pad_to"]:
-        raise ValueError("--buckets chooses the canvases itself: leave --pad-to away")
+        raise ValueError("--buckets chooses the canvases itself: leave out --pad-to")
     return {
         "batch_size": options.batch_size,
         **given,

@@ -1,4 +1,4 @@
-"""`tfdetr demo`: the whole line in a few minutes."""
+"""`tfdetr demo`: the whole workflow in a few minutes."""
 
 from __future__ import annotations
 

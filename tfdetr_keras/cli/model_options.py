@@ -1,4 +1,4 @@
-"""The option that says which model a command uses, and how images are brought to it."""
+"""The options that name a command's model, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
 
     Args:
         command: that runs a model.
-        batches: whether it makes batches of images itself.
+        batches: whether the command makes batches of images itself.
     """
     command.add_argument(
         "--model",
@@ -44,16 +44,16 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
 
 
 def is_run(model: str) -> bool:
-    """Return whether the name of a model is the folder of a training run."""
+    """Return whether the name of a model is that of a training run's folder."""
     folder = Path(model)
     return (folder / "config.json").is_file() and not any((folder / name).exists() for name in _OF_HUGGING_FACE)
 
 
 def check_model(options: argparse.Namespace) -> None:
-    """Check the option --model as far as that needs neither TensorFlow nor a network.
+    """Check the option --model, as far as this needs neither TensorFlow nor a network.
 
     Raises:
-        ValueError: a file or folder that is not there, or --last of what is no run.
+        ValueError: a missing file or folder, or --last with something that is not a run.
     """
     if options.last and not is_run(options.model):
         raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
@@ -61,10 +61,10 @@ def check_model(options: argparse.Namespace) -> None:
 
 
 def check_weights(source: str) -> None:
-    """Check that a source of weights is there, where its name is that of a file or folder.
+    """Check that a source of weights exists, if its name is that of a file or folder.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not exist.
     """
     if Path(source).exists():
         return
@@ -76,7 +76,7 @@ def check_run(folder: Path) -> None:
     """Check that a folder is that of a training run.
 
     Raises:
-        ValueError: it is not there, or holds no run.
+        ValueError: it does not exist, or holds no run.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -85,7 +85,7 @@ def check_run(folder: Path) -> None:
 
 
 def read_model(options: argparse.Namespace) -> Detector:
-    """Return the model that the options name, which `check_model` has looked at.
+    """Return the model that the options name, after `check_model` has checked it.
 
     Raises:
         ValueError: as `DETR.from_pretrained`; or a checkpoint's `preprocessor_config.json` cannot be followed.
@@ -115,13 +115,14 @@ def input_arguments(options: argparse.Namespace, model: Detector) -> dict[str, A
 
 
 def chosen_preprocessing(options: argparse.Namespace, model: Detector) -> Preprocessing:
-    """Return how images are prepared: as the model has it, but for what the options say."""
+    """Return how images are prepared: as for the model, except for what the options change."""
     return preprocessing_for(model, **given_input(options))
 
 
 def _source(options: argparse.Namespace) -> Any:
-    """Return the file or folder of a model that is no run; or the hub's commit, kept with the options to ask for it
-    once.
+    """Return the file or folder of a model that is not a run, or the hub's commit.
+
+    The commit is kept with the options, to be looked up once.
     """
     from port_weights.hub import fetch, is_hub_id
 

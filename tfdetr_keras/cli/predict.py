@@ -1,4 +1,4 @@
-"""`tfdetr predict`: what a model finds in images, as pictures and as JSON."""
+"""`tfdetr predict`: a model's detections in images, as pictures and as JSON."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ def run(options: argparse.Namespace) -> int:
 def _draw_all(
     model: Detector, records: Any, paths: Sequence[Path], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Draw what the model finds in each image; return it in the format of detections.json. An error leaves no new
-    picture.
+    """Draw the detections in each image; return them in the format of detections.json.
+
+    After an error there is no new picture.
     """
     from tfdetr_keras.inference.detection import detect
 
@@ -100,7 +101,7 @@ def _draw_all(
 
 
 def _draw(model: Detector, image: dict[str, Any], path: Path, picture: Path, threshold: float) -> list[dict[str, Any]]:
-    """Draw what was found in an image; return it in the format of detections.json."""
+    """Draw the detections in an image; return them in the format of detections.json."""
     from tfdetr_keras import visualize
     from tfdetr_keras.data.images import decode_image
     from tfdetr_keras.data.segmentations import run_lengths

@@ -1,4 +1,4 @@
-"""`tfdetr resume`: goes on with a run that was stopped, or trains it for more epochs."""
+"""`tfdetr resume`: continues a run that was stopped, or trains it for more epochs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         )
     run_folder.refuse_lost_state()
     if not run_folder.has_epochs():
-        raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
+        raise ValueError(f"{options.folder}: no epoch was finished: start the run again with tfdetr train")
     settings = config["settings"] | ({} if options.epochs is None else {"epochs": options.epochs})
     description = _places(options, config)
     (records, names), validation = read_run_data(description)
@@ -81,7 +81,7 @@ def _places(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, An
     """Return the description of the run's data, with the places where it is now.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the data is not there.
     """
     description = find_moved(config["data"], options.folder, config.get("folder"))
     training = {name: getattr(options, name) for name in PATHS}
