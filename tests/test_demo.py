@@ -67,7 +67,7 @@ def test_a_start_that_fails_leaves_the_earlier_demo(tmp_path, options, message):
 
 def test_a_file_in_the_folders_place(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="out is a file: give the name of a folder"):
+    with pytest.raises(ValueError, match="out is a file: name a folder"):
         demo.run_demo(tmp_path / "out", steps=1)
     assert (tmp_path / "out").read_text() == "mine"
 

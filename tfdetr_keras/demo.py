@@ -62,7 +62,7 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give the name of a folder")
+        raise ValueError(f"{out} is a file: name a folder")
     started = time.monotonic()
     title = SOURCE if source is None else source
     place = find_source(title)

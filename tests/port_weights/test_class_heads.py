@@ -186,7 +186,7 @@ def test_a_run_starts_with_the_rows_of_its_classes(sources, caplog):
     kept = starting_model(folder / "detr.keras", ["a", "b", "c"], Settings(keep_head=True))
     assert_rows(kept, made["detr"], [0, 1, 2])
     assert_drawn_anew(starting_model(folder / "detr.keras", NAMES, Settings(keep_head=False)))
-    with pytest.raises(ValueError, match=r"masks: the detector is to stay as it is, .*\(new to it: star\)"):
+    with pytest.raises(ValueError, match=r"masks=True freezes the detector, .*\(new to it: star\)"):
         starting_model(folder / "detr.keras", ["cat", "dog", "star"], Settings(masks=True))
     masked = starting_model(folder / "detr.keras", ["dog", "cat"], Settings(masks=True))
     assert_rows(masked, made["detr"], [1, 0])

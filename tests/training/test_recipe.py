@@ -47,7 +47,7 @@ def test_what_is_set_counts_more():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"epochs": 3}, "the model's recipe has epochs, and may say augmentation"),
+        ({"epochs": 3}, "the model's recipe has epochs, but may only have augmentation"),
         ({"learning_rate": -1}, "learning_rate must be a finite number above 0"),
         ({"lr": 1}, "the model's recipe has lr"),
     ],

@@ -86,7 +86,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return the exit status."""
     if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file: give the name of a folder")
+        raise ValueError(f"--out {options.out} is a file: name a folder")
     if options.max_detections is not None and options.max_detections < 100:
         raise ValueError(f"--max-detections must be at least COCO's 100, not {options.max_detections}")
     check_model(options)

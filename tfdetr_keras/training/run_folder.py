@@ -1,4 +1,4 @@
-"""A training run's folder: what was set, how it went, what came out, and all that is needed to go on.
+"""A training run's folder: its settings, its progress, its results, and everything needed to resume it.
 
 | file | |
 |---|---|
@@ -78,7 +78,7 @@ PANELS = (
 
 
 class RunFolder:
-    """Reads and writes the files of a run.
+    """Reader and writer of a run's files.
 
     Args:
         path: the folder.
@@ -89,9 +89,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Make the folder and keep other processes from training in it; what killed ones left half-written goes.
+        """Make the folder and keep other processes from training in it; remove what killed ones left half-written.
 
-        A process that is killed holds it no longer. Where an error follows and the folder is new and empty, it goes.
+        The lock of a killed process is released. After an error, a new and empty folder is removed.
 
         Raises:
             ValueError: another process trains in it.
@@ -114,9 +114,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[None]:
-        """Begin a new run; where that fails before its first epoch is finished, nothing of it stays.
+        """Begin a new run; if it fails before the end of its first epoch, remove it.
 
-        What a start that was killed has left there goes first.
+        Remains of a start that was killed are removed first.
         """
         if self.is_start_alone():
             self.remove()
@@ -129,13 +129,13 @@ class RunFolder:
             raise
 
     def has_epochs(self) -> bool:
-        """Return whether an epoch was finished: before, there is no run to speak of."""
+        """Return whether an epoch was finished; before that, there is no run."""
         if self.state_path().exists():
             return True
         return not (self.path / FIRST_EPOCH).exists() and any((self.path / name).exists() for name in RESULTS)
 
     def refuse_lost_state(self) -> None:
-        """Raise a `ValueError` if the folder holds results of a run, but no state that it could go on from."""
+        """Raise a `ValueError` if the folder holds results of a run, but no state to resume it from."""
         if self.has_epochs() and not self.state_path().exists():
             left = [name for name in RESULTS if (self.path / name).exists()]
             models = [name for name in left if name != METRICS]
@@ -148,7 +148,7 @@ class RunFolder:
             )
 
     def is_start_alone(self) -> bool:
-        """Return whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
+        """Return whether the folder holds a run's first files but no finished epoch: a start that was killed."""
         if self.has_epochs() or not (self.path / CONFIG).is_file():
             return False
         try:
@@ -157,7 +157,7 @@ class RunFolder:
             return False  # somebody else's
 
     def __repr__(self) -> str:
-        """Return where the run is and how far it came, in one line; never raises."""
+        """Return in one line where the run is and how far it came; never raises."""
         return f"<RunFolder {str(self.path)!r}: {self._state()}>"
 
     def _state(self) -> str:
@@ -178,7 +178,7 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def _repr_html_(self) -> str:
-        """Return the best model's metrics, the last epoch's log and the curves, as far as there are any, for notebooks."""
+        """Return the best model's metrics, the last epoch's log and the curves, as far as they exist, for notebooks."""
         parts = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a run that is damaged, what is left
             metrics, history = self.metrics, self._history()
@@ -205,17 +205,17 @@ class RunFolder:
         records: Mapping[str, Fingerprint | None],
         of_recipe: Sequence[str] = (),
     ) -> None:
-        """Write what the run is, which is due with its first epoch.
+        """Write the description of the run, at the end of its first epoch.
 
         Args:
-            source: what the model started from.
+            source: of the starting model.
             class_names: name of each label.
             settings: of the run.
             model: the model at its start.
-            counts: what the data is, by name, e.g. `{"training": "292 images"}`.
+            counts: size of the data, by name, e.g. `{"training": "292 images"}`.
             data: how the records can be read again, for the command line; None if only the program knows.
-            records: what the training and the validation records are, by name; None where there are none.
-            of_recipe: names of the settings that are as the model's recipe has them.
+            records: fingerprints of the training and the validation records, by name; None if there are none.
+            of_recipe: names of the settings that come from the model's recipe.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = dataclasses.asdict(settings)
@@ -238,7 +238,7 @@ class RunFolder:
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def remove(self) -> None:
-        """Delete the files of a run, if the folder holds one; what else is in it stays."""
+        """Delete the files of a run, if the folder holds one; other files in it stay."""
         if (self.path / CONFIG).is_file():
             self._remove_all_but(())
 
@@ -252,19 +252,19 @@ class RunFolder:
     def refuse_other_run(self) -> None:
         """Raise a `ValueError` if the folder holds a run already, or the configuration of something else.
 
-        A start that was killed before its first epoch was finished is no run.
+        A start that was killed before the end of its first epoch does not count as a run.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give the name of a folder")
+            raise ValueError(f"{self.path} is a file: name a folder")
         if self.has_epochs():
             raise ValueError(
                 f"{self.path} holds a run already: resume it (tfdetr resume {self.path}), or give another folder"
             )
         if (self.path / CONFIG).exists() and not self.is_start_alone():
-            raise ValueError(f"{self.path} holds a {CONFIG} of something else: give another folder")
+            raise ValueError(f"{self.path} holds a {CONFIG} that is not of a run: give another folder")
 
     def change(self, settings: Mapping[str, Any], **others: Any) -> None:
-        """Write other settings into the configuration, e.g. more epochs, and other parts of it."""
+        """Write other settings, e.g. more epochs, and other entries into the configuration."""
         content = self.config()
         content["settings"] |= settings
         content |= others
@@ -279,8 +279,8 @@ class RunFolder:
         path = self.path / CONFIG
         if not path.is_file():
             raise ValueError(
-                f"{self.path} is not the folder of a training run: it has no {CONFIG}, which comes with the end of the "
-                "first epoch"
+                f"{self.path} is not the folder of a training run: it has no {CONFIG}, which is written at the end "
+                "of the first epoch"
             )
         return read_config(path)
 
@@ -314,14 +314,16 @@ class RunFolder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images were brought to the model; with a canvas where all had one."""
+        """The preparation of images for the model; with a canvas if all images had one."""
         config = self.config()
         with said_of(self.path / CONFIG):
             return _settings_of_input(config["settings"]).preprocessing_of(None)
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """How the run measures its validation images: arguments of `tfdetr_keras.evaluation.evaluate_detections`."""
+        """The arguments of `tfdetr_keras.evaluation.evaluate_detections` by which the run measures its validation
+        images.
+        """
         config = self.config()
         with said_of(self.path / CONFIG):
             return _settings_of_input(config["settings"]).evaluation(self.preprocessing)
@@ -330,17 +332,17 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `evaluate_detections`.
 
-        Empty where there was no validation set.
+        Empty if there was no validation set.
         """
         path = self.path / BEST_METRICS
         return read_json(path, OBJECT) if path.is_file() else {}
 
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Note the metrics of a new best model."""
+        """Write the metrics of a new best model."""
         write_text(self.path / BEST_METRICS, json.dumps({"epoch": epoch + 1, **metrics}, indent=2) + "\n")
 
     def write_log(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write `metrics.csv`, a row an epoch; a figure that was not measured is left empty."""
+        """Write `metrics.csv`, one row per epoch; a metric that was not measured is left empty."""
         names = list(dict.fromkeys(name for row in history for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, ["epoch", *names], restval="", lineterminator="\n")
@@ -416,23 +418,25 @@ def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: float) -> str:
-    """Return a figure of COCO's, which is −1 where there are no objects of the kind."""
+    """Return a COCO metric as text; it is −1 where there are no objects of the kind."""
     return "–" if value < 0 else f"{value:.3f}"
 
 
 def _told_recipe(config: Mapping[str, Any]) -> list[str]:
-    """What the mark in the table of settings means, where there is one."""
+    """Return lines on what the mark in the table of settings means, if there is one."""
     return ["\\* as the model's own recipe has it", ""] if config.get("of_recipe") else []
 
 
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
-    """Return those of a run's settings that say how images become batches; earlier versions had but the first three."""
+    """Return those of a run's settings that control how images become batches; earlier versions had only the first
+    three.
+    """
     names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
     return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
 
 
 def settings_in_words(config: Mapping[str, Any]) -> list[list[str]]:
-    """Names and values of a run's settings, for tables that people read; those of the model's recipe with a mark."""
+    """Return names and values of a run's settings, for readable tables; those of the model's recipe get a mark."""
     settings, of_recipe = config["settings"], config.get("of_recipe", ())
     of_image = settings.get("preprocessing")
     words = {} if of_image is None else {"preprocessing": str(Preprocessing.of(of_image))}
@@ -444,7 +448,7 @@ def settings_in_words(config: Mapping[str, Any]) -> list[list[str]]:
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
-    """COCO's metrics and those of each class, of masks where there are any, as the lines of Markdown tables."""
+    """Return COCO's metrics and those of each class, of masks if there are any, as the lines of Markdown tables."""
     kinds = {"": "", MASK: "mask "} if f"{MASK}AP" in metrics else {"": ""}
     lines: list[str] = []
     for kind, title in kinds.items():
