@@ -49,8 +49,8 @@ def test_out_of_tolerance(monkeypatch, tmp_path):
     [
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"source": "absent.pth"}, "absent.pth: no such file or folder"),
-        ({"source": "OUT"}, "lies in --out .*, which the demo writes over"),
-        ({"source": "OUT/best.keras"}, "lies in --out .*, which the demo writes over"),
+        ({"source": "OUT"}, "lies in --out .*, which the demo overwrites"),
+        ({"source": "OUT/best.keras"}, "lies in --out .*, which the demo overwrites"),
     ],
 )
 def test_a_start_that_fails_leaves_the_earlier_demo(tmp_path, options, message):

@@ -22,7 +22,7 @@ def mask_losses(pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> di
     Args:
         pred_masks: `(batch, objects, h, w)` float, logits of each object's query.
         masks: `(batch, objects, height, width)` bool or 0/1.
-        is_pair: `(batch, objects)` bool, False for padding rows and objects without a query, which are not looked at.
+        is_pair: `(batch, objects)` bool, False for padding rows and objects without a query, which are ignored.
         num_boxes: N, float.
 
     Returns:

@@ -179,8 +179,8 @@ class Checkpoint(keras.callbacks.Callback):
         if before != (self.monitor, self.mode) or unknown:
             chosen = f"the {before[1]} of {before[0]}" if before[0] != self.monitor or not unknown else "another figure"
             raise ValueError(
-                f"{self.folder} chose its best model by {chosen}, not by the {self.mode} of {self.monitor}: continue with "
-                f"the same validation records, or begin a new run from {self.folder / LAST}"
+                f"{self.folder} chose its best model by {chosen}, not by the {self.mode} of {self.monitor}: continue "
+                f"with the same validation records, or begin a new run from {self.folder / LAST}"
             )
 
     def _without_optimizer(self) -> keras.Model:
