@@ -146,7 +146,7 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
         summary = f"{len(sure)} object{'s' * (len(sure) > 1)} above {threshold:.2f}"
         chosen = chosen if chosen is not None and chosen < len(sure) else 0
     else:
-        summary = f"nothing above {threshold:.2f}; the surest has {look.found.scores.max():.2f}"
+        summary = f"nothing above {threshold:.2f}; the highest score is {look.found.scores.max():.2f}"
         chosen = None
     corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in sure]
     noted = f"<br>{html.escape(look.noted)}" if look.noted else ""

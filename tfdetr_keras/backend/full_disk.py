@@ -64,7 +64,7 @@ def told_if_full(path: Path, needed: int | None = None) -> Iterator[None]:
         wanted = f" of the {size_in_words(needed)} that it needs" if needed else ""
         told = FullDiskError(
             f"{path} could not be written: the disk of {folder.absolute()} has no room{wanted}{free}; make room there "
-            "and start again, what was finished before is as it was"
+            "and start again, what was finished before is kept"
         )
         told.errno, told.filename = errno.ENOSPC, str(path)
         raise told from error

@@ -52,9 +52,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def by_this_worker_alone() -> Iterator[None]:
-    """Let one worker make variables of its own: under a distribution, all workers must otherwise make the same ones
-    together.
-    """
+    """Let one worker make variables of its own; under a distribution, all workers otherwise make the same ones."""
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

@@ -54,7 +54,7 @@ def dry_run(
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         print(f"exported: a SavedModel of {size / 1e6:.0f} MB")
     print(f"images are prepared so: {model.preprocessing}")
-    print("the run can begin: say the same without --dry-run")
+    print("the run can begin: repeat the command without --dry-run")
 
 
 def _peak_gb() -> float | None:

@@ -70,8 +70,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--max-detections",
         type=int,
         metavar="N",
-        help="count the N surest detections of an image and a class, for sets with more objects than COCO's; at least "
-        "100 (default: 100, as COCO has it)",
+        help="count the N highest-scoring detections of an image and a class, for sets with more objects than COCO's; "
+        "at least 100 (default: 100, as in COCO)",
     )
     command.add_argument(
         "--out",

@@ -16,8 +16,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     """Add the command to the grammar."""
     command = commands.add_parser(
         "resume",
-        help="go on with a run that was stopped, or for more epochs",
-        description="Goes on with a run of `tfdetr train` after its last finished epoch, with the same data and "
+        help="continue a run that was stopped, or train it for more epochs",
+        description="Continues a run of `tfdetr train` after its last finished epoch, with the same data and "
         "settings. A run that was killed ends with the weights that it would have had.",
     )
     command.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
@@ -30,7 +30,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="go on although images or annotations were added, removed or changed since the run began; its report "
+        help="continue although images or annotations were added, removed or changed since the run began; its report "
         "tells",
     )
     moved = command.add_argument_group(
@@ -39,7 +39,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     for prefix, part in (("", "training"), ("val-", "validation")):
         for name in PATHS:
             option = f"--{prefix}{name.replace('_', '-')}"
-            moved.add_argument(option, metavar="PATH", help=f"of the {part} set, as `tfdetr train` was told it")
+            moved.add_argument(option, metavar="PATH", help=f"of the {part} set, as given to `tfdetr train`")
     command.set_defaults(run=run)
 
 

@@ -119,9 +119,7 @@ def _filter_descriptor() -> None:
 
 
 def _pass_on(reading: int, terminal: int) -> None:
-    """Copy lines that are not notes, until the last writer is gone; ignore Ctrl-C and kills, which are for the program
-    itself.
-    """
+    """Copy lines that are not notes until the last writer is gone; leave Ctrl-C and kills to the program itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # Descriptors of the parent's that are not its own, such as a pipe that its reader waits to see closed.

@@ -90,7 +90,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="take one step, measure a few images, export the model, print what that took, and keep nothing",
     )
-    add_batch_options(command, DEFAULTS.batch_size, "as SOURCE has it")
+    add_batch_options(command, DEFAULTS.batch_size, "as in SOURCE")
     _add_model_options(command)
     _add_recipe_options(command)
     command.set_defaults(run=run)
@@ -105,7 +105,7 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--keep-head",
         action=argparse.BooleanOptionalAction,
-        help="keep the class head of SOURCE by position, whatever its classes are called, or draw all of it anew "
+        help="keep the class head of SOURCE by position, whatever its classes are called, or make all of it random "
         "(default: the rows of classes of the same name are kept)",
     )
     model.add_argument(
@@ -117,15 +117,15 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--freeze",
         metavar="PARTS",
-        help='parts that are not trained, e.g. backbone or stem+stage1; "" trains all (default: as SOURCE has it: stem '
+        help='parts that are not trained, e.g. backbone or stem+stage1; "" trains all (default: as in SOURCE: stem '
         "and first stage of published weights, nothing of random ones)",
     )
     model.add_argument(
         "--batch-norm",
         choices=("frozen", "trainable"),
-        help="statistics of the backbone (default: as SOURCE has it; trainable for random weights)",
+        help="statistics of the backbone (default: as in SOURCE; trainable for random weights)",
     )
-    model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as SOURCE has it)")
+    model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as in SOURCE)")
 
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:

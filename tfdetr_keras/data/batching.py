@@ -135,7 +135,7 @@ def _canvases(pad_to: Canvas | Sequence[Canvas] | None, preprocessing: Preproces
 
 
 def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], multiple: int) -> Batch:
-    """Pad an example so that its sides are multiples, and with them those of the largest in a batch."""
+    """Pad an example so that its sides are multiples; the largest sides in a batch then are, too."""
     height, width = tf.unstack(-inputs["size"] % multiple)
     levels = tf.pad(inputs["levels"], [[0, height], [0, width], [0, 0]])
     if "masks" in targets:

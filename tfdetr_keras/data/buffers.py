@@ -13,7 +13,7 @@ ALIGNMENT = 64  # bytes; TensorFlow copies arrays that begin elsewhere
 
 
 class BufferPool:
-    """Hands out arrays and takes their memory back when nobody holds them any more, TensorFlow included.
+    """A pool that hands out arrays and takes their memory back when nobody holds them any more, TensorFlow included.
 
     The memory is bytes, not an array: a view of a view would hold the innermost array instead of the one handed out.
     The pool keeps as many pieces of memory as were in use at once, each as large as the largest array it had to hold.

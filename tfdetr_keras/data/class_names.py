@@ -1,5 +1,4 @@
-"""Class names that files and tables can hold: on one line, without blanks at their ends, each different from the
-others.
+"""Class names that files and tables can hold: on one line, without blanks at their ends, and all different.
 
 Names are written one a line into `class_names.txt`, into the cells of tables, and into dicts of AP by class. A name
 that breaks a line, or that two classes share, would shift or hide others there.

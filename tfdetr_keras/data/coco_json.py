@@ -85,8 +85,7 @@ def label_table(
 def image_files(
     entries: list[dict[str, Any]], folder: Path, source: Path, validation: Validation
 ) -> tuple[ImageFiles, dict[int, int]]:
-    """Return the files of the images, in the order of the entries, and the ids of images that share a file with
-    another.
+    """Return the files of the images, in the order of the entries, and the ids of images that share a file.
 
     Args:
         entries: the file's `images`.

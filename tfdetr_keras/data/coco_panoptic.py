@@ -1,6 +1,4 @@
-"""Reader of COCO's panoptic format: images, a PNG file of segments for each, and one JSON file that describes the
-segments.
-"""
+"""Reader of COCO's panoptic format: images, a PNG file of segments for each, and one JSON file that describes them."""
 
 import dataclasses
 from collections.abc import Sequence

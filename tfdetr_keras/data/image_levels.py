@@ -16,7 +16,7 @@ from PIL import Image
 from tfdetr_keras.data.image_formats import UnreadableImage
 
 Notice = Callable[[str, str], None]
-"""Called with a kind and a description, which goes on from the file's name, of what is read but may be worth a look."""
+"""Called with a kind and a description, which continues from the file's name, of an image that may be worth a look."""
 
 GUESSED_WHITE = "images of 32 bits a level, whose white is taken from their largest level"
 DARK = "images of more than 8 bits a level that become almost black"

@@ -175,9 +175,7 @@ def stored_size(content: bytes) -> tuple[int, int] | None:
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
-    """Return (height, width) of the image that `decode_image` makes of a file without a size; None if its header has
-    none.
-    """
+    """Return (height, width) of a file's image as `decode_image` returns it without a size; None without a header."""
     try:
         with open(path, "rb") as file:
             return _size_in_header(file, upright=True)

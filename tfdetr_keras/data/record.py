@@ -153,8 +153,7 @@ class Reader:
         self.validation.refuse_total_loss(for_training=True)
 
     def dataset(self) -> tf.data.Dataset:
-        """Return the dataset of records that a reader returns; it carries the reader, and the reader's tally as
-        `tally`.
+        """Return the dataset of records that a reader returns; it carries the reader, and its tally as `tally`.
 
         Notebooks show it by its `_repr_html_`. Its `repr` is TensorFlow's, which no attribute changes.
         """

@@ -101,9 +101,7 @@ def _dtype(spec: Any, place: str) -> tf.DType | None:
 
 
 def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:
-    """Return the size that keeps `from_dataset` from turning an image; (0, 0) if it is not an image, which it then
-    refuses.
-    """
+    """Return the size that keeps `from_dataset` from turning an image; (0, 0) if it is not an image, to be refused."""
 
     def size(content: bytes) -> np.ndarray:
         return np.array(stored_size(content) or (0, 0), np.int64)

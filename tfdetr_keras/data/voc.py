@@ -221,7 +221,7 @@ def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
     near = [[file for file in files if file.parent == twin.parent] for files in found]
     anywhere = next(filter(None, [*near, *found]), [images / short.name])
     if len(anywhere) > 1:
-        raise ValueError(f"does not tell which image it is for: {', '.join(map(str, anywhere))}")
+        raise ValueError(f"does not say which image it is for: {', '.join(map(str, anywhere))}")
     return anywhere[0]
 
 

@@ -128,7 +128,7 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but to http and https alone."""
+    """A handler that follows redirections, but only to http and https."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str

@@ -123,12 +123,12 @@ def _box(values: list[float], reading: _Reading | None, lines_are: Lines) -> lis
         return [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
     if reading is _Reading.OPEN:
         return (
-            "may be a polygon, or a box with a confidence, a track or keypoints after it: say which with "
+            "may be a polygon, or a box with a confidence, a track or keypoints after it: choose with "
             'lines="polygons" or lines="boxes" (--lines), or give the kpt_shape of keypoints in data.yaml'
         )
     complaint = "is neither class cx cy w h nor class x y x y x y … with coordinates relative to the image, 0 to 1"
     if lines_are == "auto" and len(values) > 4:
-        complaint += '; where a confidence, a track or keypoints follow a box, say lines="boxes" (--lines boxes)'
+        complaint += '; where a confidence, a track or keypoints follow a box, set lines="boxes" (--lines boxes)'
     return complaint
 
 

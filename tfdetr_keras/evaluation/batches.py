@@ -20,8 +20,7 @@ def evaluation_batches(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> tf.data.Dataset:
-    """Return the batches that `prepare` makes of records for a model, with the truth about the images before the
-    resize.
+    """Return the batches that `prepare` makes of records, with the truth about the images before the resize.
 
     Args:
         records: see `tfdetr_keras.data.record`; where several processes work, this one's part is taken.

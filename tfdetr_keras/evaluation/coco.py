@@ -150,9 +150,7 @@ def _measured(
 
 
 def _summary(scorer: COCOeval) -> dict[str, Any]:
-    """Return what `COCOeval.summarize` computes, which only knows AP with 100 detections and three counts of the
-    recall.
-    """
+    """Return the figures of `COCOeval.summarize`, which only knows AP with 100 detections and three recalls."""
 
     def mean(values: np.ndarray) -> float:
         return float(values[values > -1].mean()) if (values > -1).any() else -1.0
@@ -182,9 +180,7 @@ def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str],
 
 
 def class_table(metrics: Mapping[str, Any], masks: bool = False) -> list[tuple[str, float, float]]:
-    """Return (class name, AP, AP50) of each class, from the result of `coco_metrics`, or of masks, from an
-    `Evaluator`'s.
-    """
+    """Return (class name, AP, AP50) of each class from the result of `coco_metrics`, or of masks, of an `Evaluator`."""
     values, at_half = (metrics[f"{MASK if masks else ''}{name}_per_class"] for name in ("AP", "AP50"))
     return [(name, value, at_half[name]) for name, value in values.items()]
 

@@ -38,7 +38,7 @@ def decoded(content: tf.Tensor) -> tf.Tensor:
     is_jpeg, is_png, is_gif, is_bmp = (_begins(head, sign) for sign in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM"))
     is_webp = _begins(head, b"RIFF") & _begins(head[8:], b"WEBP")
     known = tf.reduce_any([is_jpeg, is_png, is_gif, is_bmp, is_webp])
-    content = _checked(content, known, "a file is no JPEG, PNG, WebP, GIF or BMP: convert it to one of them")
+    content = _checked(content, known, "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it to one of them")
     image = tf.case(
         [
             (is_jpeg, lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")),

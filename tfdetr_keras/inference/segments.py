@@ -282,8 +282,7 @@ def fuse_segments(
 
 
 def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Lay the masks of detections, which may overlap, over each other, the highest-scoring on top; return segments to
-    draw.
+    """Lay the masks of detections, which may overlap, over each other, the highest-scoring on top; return segments.
 
     Args:
         found: of one image, from `post_process_masks` or `td.detect`.
@@ -401,9 +400,7 @@ def _numbered(
     min_ratio: float,
     label_ids_to_fuse: Collection[int],
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return the ids `(n,)` int32 of the `n` queries that competed for pixels, 0 = rejected, and each segment's
-    description.
-    """
+    """Return ids `(n,)` int32 of the `n` queries that competed for pixels, 0 = rejected, and segment descriptions."""
     ids = np.zeros(len(labels), np.int32)
     segments_info: list[dict[str, Any]] = []
     fused: dict[int, int] = {}

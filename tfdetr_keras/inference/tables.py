@@ -275,9 +275,7 @@ def _check_detections(detections: Any, classes: Sequence[str], model: str) -> No
 
 
 def _surest_first(detections: Detections, thresholds: float | Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the names `(n,)` and boxes `(n, 4)` float64 of detections above their threshold, the highest-scoring
-    first.
-    """
+    """Return names `(n,)` and boxes `(n, 4)` float64 of detections above their threshold, sorted by score."""
     by_name = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(STRUCTURE, thresholds)
     if unknown := sorted(set(by_name) - set(STRUCTURE)):
         raise ValueError(f"thresholds has {', '.join(unknown)}: the classes are {', '.join(STRUCTURE)}")
@@ -322,8 +320,7 @@ def _distinct(intervals: np.ndarray) -> np.ndarray:
 
 
 def _edges(intervals: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """Return where rows, or columns, begin, and where the last one ends: one more than there are; none if there are
-    none.
+    """Return where rows, or columns, begin, and where the last one ends: one more than there are, or none.
 
     They rise since no row reaches the middle of its neighbour.
     """

@@ -234,8 +234,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities with the same relative accuracy for small ones as for large ones: some are compared with
-    each other.
+    """Return probabilities that are as accurate, relative to their size, for small values as for large ones.
+
+    Some are compared with each other.
     """
     with np.errstate(over="ignore"):  # of float32 below -88; the probability is 0
         return 1 / (1 + np.exp(-logits))

@@ -147,8 +147,8 @@ class Checkpoint(keras.callbacks.Callback):
         models = [name for name in (BEST, LAST) if (self.folder / name).exists()]
         if models and not (self.folder / FIRST_EPOCH).exists():
             raise ValueError(
-                f"{self.folder} holds {' and '.join(models)} of a run, but not its {STATE}, without which it cannot go "
-                f"on: bring the file back, or start from {self.folder / models[0]} in a new folder"
+                f"{self.folder} holds {' and '.join(models)} of a run, but not its {STATE}, without which it cannot be "
+                f"continued: bring the file back, or start from {self.folder / models[0]} in a new folder"
             )
 
     def _refuse_another_run(self) -> None:

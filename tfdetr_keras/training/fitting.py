@@ -119,7 +119,7 @@ def _told_what_is_left(run: RunFolder) -> Iterator[None]:
     except KeyboardInterrupt:
         left = "no epoch was finished, and nothing is left of it"
         if run.state_path().exists():
-            left = f"{run.path} keeps all finished epochs, fit_detector(…, resume=True) goes on with them"
+            left = f"{run.path} keeps all finished epochs, fit_detector(…, resume=True) continues from them"
         raise KeyboardInterrupt(left) from None
 
 
@@ -343,9 +343,7 @@ def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> 
 
 
 def _verbose() -> int:
-    """Return Keras' verbosity: a bar for people, a line per epoch for logs; with several workers, only the first one
-    prints.
-    """
+    """Return Keras' verbosity: a bar for people, a line per epoch for logs, nothing for workers but the first."""
     if process_index() != 0:
         return 0
     return 1 if sys.stdout.isatty() else 2

@@ -114,9 +114,7 @@ class Reporting(keras.callbacks.Callback):
                     tf.summary.image(Path(name).stem, picture[None], step=epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Write the metrics, and the curves and the report if it is time to; with several workers only the first one
-        does.
-        """
+        """Write the metrics, and the curves and the report if it is time to; only the first of several workers does."""
         if process_index() != 0:
             return
         self.run.write_log(self.checkpoint.history)

@@ -6,7 +6,7 @@
 | `class_names.txt` | one a line, in the order of the labels |
 | `metrics.csv`, `curves.png` | losses, learning rate and AP of each epoch |
 | `best.keras`, `best.json` | the model with the best AP, of masks where it has them, and its metrics by class |
-| `last.keras`, `state.safetensors` | the last epoch's model, and what `resume` goes on from |
+| `last.keras`, `state.safetensors` | the last epoch's model, and the state that `resume` starts from |
 | `predictions.png` | the best model on a few validation images |
 | `segments.png` | the same of its masks, where it has them |
 | `report.md` | all of it to read |
@@ -321,9 +321,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """The arguments of `tfdetr_keras.evaluation.evaluate_detections` by which the run measures its validation
-        images.
-        """
+        """The arguments of `tfdetr_keras.evaluation.evaluate_detections` that measure the run's validation images."""
         config = self.config()
         with said_of(self.path / CONFIG):
             return _settings_of_input(config["settings"]).evaluation(self.preprocessing)
@@ -409,7 +407,7 @@ class RunFolder:
         write_text(self.path / REPORT, "\n".join(lines) + "\n")
 
     def state_path(self) -> Path:
-        """Return the file that `resume` goes on from."""
+        """Return the file that `resume` starts from."""
         return self.path / STATE
 
 
@@ -424,13 +422,11 @@ def _shown(value: float) -> str:
 
 def _told_recipe(config: Mapping[str, Any]) -> list[str]:
     """Return lines on what the mark in the table of settings means, if there is one."""
-    return ["\\* as the model's own recipe has it", ""] if config.get("of_recipe") else []
+    return ["\\* from the model's own recipe", ""] if config.get("of_recipe") else []
 
 
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
-    """Return those of a run's settings that control how images become batches; earlier versions had only the first
-    three.
-    """
+    """Return the settings of a run by which images become batches; earlier versions had only the first three."""
     names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
     return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
 
