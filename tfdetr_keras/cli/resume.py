@@ -30,8 +30,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="continue although images or annotations were added, removed or changed since the run began; its report "
-        "tells",
+        help="continue although images or annotations were added, removed or changed since the run began; the report "
+        "says so",
     )
     moved = command.add_argument_group(
         "where the data is now, if it moved", "by default where it was, or where it lay as seen from the run"
