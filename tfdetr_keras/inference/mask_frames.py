@@ -82,7 +82,9 @@ def _inside(mask: np.ndarray, place: int) -> tuple[int, int]:
 
 
 def _taps(old: int, new: int) -> Taps:
-    """Return the bilinear interpolation of `old` values to `new`, not anti-aliased; edges stay constant in their outer half.
+    """Return the bilinear interpolation of `old` values to `new`, not anti-aliased.
+
+    An edge's outer half stays constant.
 
     The numbers are PyTorch's: the step is float32, and so is each place between the old values, but it is rounded only
     once, after the multiplication and the subtraction. Rounding twice would move a mask by 1e-5.
