@@ -251,6 +251,6 @@ def test_data_that_moved_or_changed(tmp_path, capsys, monkeypatch):
     assert main(["resume", "new/run", "--epochs", "2"]) == 2
     told = capsys.readouterr().err
     assert "was trained on other data (training: 2 objects, not 1)" in told
-    assert "say --accept-changed-data to go on" in told
+    assert "set --accept-changed-data to continue" in told
     assert main(["resume", "new/run", "--epochs", "2", "--accept-changed-data"]) == 0
     assert "trained for 2 of 2 epochs" in (new / "run/report.md").read_text()
