@@ -123,7 +123,7 @@ def _draw_image(
     if truth is not None:
         dashed_frames(image, np.asarray(truth["boxes"]) * scale)
     scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
-    order = [row for row in np.argsort(scores, kind="stable") if scores[row] >= threshold]  # the surest on top
+    order = [row for row in np.argsort(scores, kind="stable") if scores[row] >= threshold]  # the highest-scoring on top
     colours = [class_colour(labels[row]) for row in order]
     names = [class_names[int(labels[row])] for row in order]
     wordings = [Wording(name, f"{scores[row]:.2f}") for name, row in zip(names, order, strict=True)]
