@@ -192,7 +192,7 @@ def test_a_run_starts_with_the_rows_of_its_classes(sources, caplog):
     assert_rows(masked, made["detr"], [1, 0])
     with pytest.raises(ValueError, match="keep_head: detr-resnet-18 is an architecture without weights"):
         starting_model("detr-resnet-18", NAMES, Settings(keep_head=True))
-    with pytest.raises(ValueError, match="random_weights nothing"):
+    with pytest.raises(ValueError, match="random_weights keeps nothing"):
         Settings(keep_head=True, random_weights=True)
 
 
