@@ -72,7 +72,7 @@ def test_one_object_and_none(detector, look, tmp_path):
     assert "1 object above" in alone.told
     Image.new("RGB", (90, 70), "grey").save(tmp_path / "grey.png")
     nothing = app.view(app.look_at(detector, tmp_path / "grey.png", INPUT), 0.5, chosen=2)
-    assert "nothing above 0.50; the surest has 0.0" in nothing.told
+    assert "nothing above 0.50; the highest score is 0.0" in nothing.told
     assert (nothing.rows, nothing.choices, nothing.chosen, nothing.attended) == ((), (), None, None)
     width, height = nothing.picture.size
     image = nothing.picture.crop((0, height - round(app.LONGEST * 70 / 90), width, height))
@@ -281,7 +281,9 @@ def test_a_port_that_is_taken(served, capsys):
         assert main(["app", "--model", "detr-tiny", "--port", str(other.getsockname()[1])]) == 2
     assert main(["app", "--model", "detr-tiny", "--port", "99999"]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("error: give another --port or --host") for line in told)
+    assert all(
+        line.startswith("error: the page cannot be served there, give another --port or --host") for line in told
+    )
     assert "name" not in served
 
 

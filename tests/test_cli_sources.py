@@ -104,7 +104,7 @@ def test_tensorflow_datasets(tmp_path):
     (record,) = dataset.as_numpy_iterator()
     assert names == ["cat", "dog"]
     np.testing.assert_allclose(record["boxes"], [BOX], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"pets is not the folder of a prepared builder.*that of the version"):
+    with pytest.raises(ValueError, match=r"pets is not the folder of a prepared builder.*the folder of the version"):
         load_source("tfds", annotations=tmp_path / "pets")
 
 

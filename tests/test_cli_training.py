@@ -128,10 +128,10 @@ def test_a_set_of_its_own_for_validation_and_original_category_ids(tmp_path):
     [
         (
             ["--val-split", "0.5", "--val-count", "3"],
-            "--val-split takes its images from the training set: leave --val-count",
+            "--val-split takes its images from the training set: leave out --val-count",
         ),
-        (["--val-count", "3"], "say which annotations the validation images have"),
-        (["--val-split", "1.5"], "--val-split is a share between 0 and 1, not 1.5: 20 % is 0.2"),
+        (["--val-count", "3"], "the validation images have no annotations"),
+        (["--val-split", "1.5"], "--val-split must be between 0 and 1, not 1.5: 20 % is 0.2"),
         (["--from", "nowhere.keras"], "nowhere.keras: no such file"),
         (["--epochs", "0"], "error: --epochs must be at least 1"),
         (["--freeze", "tail"], "--freeze: 'tail' is no part of this model"),
@@ -251,6 +251,6 @@ def test_data_that_moved_or_changed(tmp_path, capsys, monkeypatch):
     assert main(["resume", "new/run", "--epochs", "2"]) == 2
     told = capsys.readouterr().err
     assert "was trained on other data (training: 2 objects, not 1)" in told
-    assert "say --accept-changed-data to go on" in told
+    assert "set --accept-changed-data to continue" in told
     assert main(["resume", "new/run", "--epochs", "2", "--accept-changed-data"]) == 0
     assert "trained for 2 of 2 epochs" in (new / "run/report.md").read_text()

@@ -49,8 +49,8 @@ def test_out_of_tolerance(monkeypatch, tmp_path):
     [
         ({"steps": 0}, "--steps must be at least 1, not 0"),
         ({"source": "absent.pth"}, "absent.pth: no such file or folder"),
-        ({"source": "OUT"}, "lies in --out .*, which the demo writes over"),
-        ({"source": "OUT/best.keras"}, "lies in --out .*, which the demo writes over"),
+        ({"source": "OUT"}, "lies in --out .*, which the demo overwrites"),
+        ({"source": "OUT/best.keras"}, "lies in --out .*, which the demo overwrites"),
     ],
 )
 def test_a_start_that_fails_leaves_the_earlier_demo(tmp_path, options, message):
@@ -67,7 +67,7 @@ def test_a_start_that_fails_leaves_the_earlier_demo(tmp_path, options, message):
 
 def test_a_file_in_the_folders_place(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="out is a file: give the name of a folder"):
+    with pytest.raises(ValueError, match="out is a file: name a folder"):
         demo.run_demo(tmp_path / "out", steps=1)
     assert (tmp_path / "out").read_text() == "mine"
 

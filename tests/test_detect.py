@@ -112,7 +112,7 @@ def test_greyscale_and_a_threshold(detector, image):
         (np.zeros((4, 4, 3), np.float32), r"uint8, levels 0 … 255, not \(4, 4, 3\) of float32"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"not \(1, 4, 4, 3\) of uint8"),
         (7, "an image is"),
-        ("https://example.org/a.png", "say urls=True to have it fetched"),
+        ("https://example.org/a.png", "set urls=True to have it fetched"),
     ],
 )
 def test_what_is_no_image(detector, source, message):

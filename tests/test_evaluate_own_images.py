@@ -140,12 +140,12 @@ def copy_with(run, folder, **changes):
 
 def test_what_cannot_be_measured_is_refused(run, tmp_path, capsys):
     for arguments, message in (
-        (["--model", "detr-tiny"], "say with --data what to measure detr-tiny on: only the folder of a run knows"),
+        (["--model", "detr-tiny"], "name with --data the set to measure detr-tiny on: only the folder of a run has"),
         (["--model", copy_with(run, tmp_path / "python")], "was trained from Python, and only the program knows"),
         (["--model", copy_with(run, tmp_path / "alone", val_split=None)], "was trained without validation images"),
-        (["--model", str(run), "--images", "photos", "--on-error", "skip"], "--images, --on-error: say with --data"),
-        (["--model", str(run), "--category-ids", "original"], "--category-ids: say with --data of which kind"),
-        (["--model", str(run), *SHAPES, "--part", "training"], "--part is a part of the run's own images"),
+        (["--model", str(run), "--images", "photos", "--on-error", "skip"], "--images, --on-error: name with --data"),
+        (["--model", str(run), "--category-ids", "original"], "--category-ids: name with --data the kind"),
+        (["--model", str(run), *SHAPES, "--part", "training"], "--part names a part of the run's own images"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err

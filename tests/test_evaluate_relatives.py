@@ -424,7 +424,7 @@ def test_faults():
     without = dataset(records, masks=False)
     boxes_alone = told(records, 0)
     del boxes_alone.told["pred_masks"]
-    with pytest.raises(ValueError, match="the records have no masks to measure masks by"):
+    with pytest.raises(ValueError, match="the records have no masks to compare with"):
         evaluate_detections(model, without, CLASSES, SIZE, masks=True)
     with pytest.raises(ValueError, match='outputs have no "pred_masks"'):
         evaluate_detections(boxes_alone, dataset(records), CLASSES, SIZE, masks=True)
@@ -441,7 +441,7 @@ def test_faults_of_panoptic_sets():
     model = told(records, 0)
     boxes_alone = told(records, 0)
     del boxes_alone.told["pred_masks"]
-    with pytest.raises(ValueError, match="the records have no masks to measure segments by"):
+    with pytest.raises(ValueError, match="the records have no masks to compare segments with"):
         evaluate_panoptic(model, dataset(records, masks=False), CLASSES, THINGS, SIZE)
     with pytest.raises(ValueError, match="there are 5 class names, but things has 4 values"):
         evaluate_panoptic(model, dataset(records), CLASSES, THINGS[:4], SIZE)

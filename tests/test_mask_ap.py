@@ -222,7 +222,7 @@ def test_faulty_masks(masks, complaint):
 def test_other_faults(tmp_path):
     found = image(SQUARE, scores=np.ones(1))
     without = {key: value for key, value in found.items() if key != "masks"}
-    with pytest.raises(ValueError, match='detections: image 1 has no "masks", of which iou_type "segm"'):
+    with pytest.raises(ValueError, match='detections: image 1 has no "masks", which iou_type "segm" needs'):
         coco_metrics([image(SQUARE)], [without], ["one"], iou_type="segm")
     with pytest.raises(ValueError, match=r"iou_type must be one of .*not 'mask'"):
         coco_metrics([image(SQUARE)], [found], ["one"], iou_type="mask")

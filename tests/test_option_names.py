@@ -87,7 +87,7 @@ def test_a_text_names_its_option(option, capsys):
 
 def test_a_percentage_is_no_share(capsys):
     message = message_of([*TRAIN, "--val-split", "20"], capsys)
-    assert message == "error: --val-split is a share between 0 and 1, not 20: 20 % is 0.2, so write 0.2"
+    assert message == "error: --val-split must be between 0 and 1, not 20: 20 % is 0.2, so write 0.2"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_one_field_is_overridden(runs, tmp_path, capsys):
     assert main(arguments) == 0
     assert RunFolder(tmp_path / "run").preprocessing == td.Preprocessing((48, 80), "table")
     assert main([*arguments[:-1], str(tmp_path / "other"), "--buckets", "--pad-to", "96", "96"]) == 2
-    assert "--buckets chooses the canvases itself: leave --pad-to away" in capsys.readouterr().err
+    assert "--buckets chooses the canvases itself: leave out --pad-to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

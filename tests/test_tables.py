@@ -471,7 +471,7 @@ def test_detections_that_are_none_of_a_table():
         tables.crop_tables(detections(GRID))
     with pytest.raises(ValueError, match="padding must be at least 0, not -1"):
         tables.crop_tables(detections([]), padding=-1)
-    with pytest.raises(ValueError, match=r"the box \[500.0, .*\] has nothing of the page of 400 × 400 pixels in it"):
+    with pytest.raises(ValueError, match=r"the box \[500.0, .*\] lies outside the page of 400 × 400 pixels"):
         tables.crop_tables(detections([(TABLE, 0.9, (500, 10, 550, 50))]))
 
 

@@ -1,6 +1,6 @@
 """DETR for TensorFlow and Keras 3: exact in-graph matching, ported PyTorch weights, `tf.data` straight into `fit`.
 
-Importing the package loads neither Keras nor TensorFlow; a name does so when it is first touched. The names are
+Importing the package loads neither Keras nor TensorFlow; a name does so on first access. The names are
 listed in `__init__.pyi`.
 """
 

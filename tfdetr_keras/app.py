@@ -1,7 +1,7 @@
-"""A page in the browser to try a model on: drop an image, move the threshold, see objects, and where the model looks.
+"""A page in the browser to try out a model: drop an image, move the threshold, see objects and the model's attention.
 
-The model runs once for each image. The threshold and the choice of an object only draw anew what it found then. Gradio
-makes the page, and is told to load nothing from other machines and to report nothing to them.
+The model runs once for each image. The threshold and the choice of an object only redraw what it found then. Gradio
+makes the page, and is set to load nothing from other machines and to report nothing to them.
 """
 
 # Without `from __future__ import annotations`: gradio reads the annotations of the functions that it calls.
@@ -40,15 +40,15 @@ STYLE = """
 
 
 class Look(NamedTuple):
-    """What came of one image.
+    """The result of one image.
 
     Attributes:
         file: its name.
-        found: all that the model found, however unsure, the surest first, in a picture of `LONGEST` pixels at most;
-            None if something was wrong.
-        wrong: what.
+        found: all objects that the model found, with any score, the highest-scoring first, in a picture of at most
+            `LONGEST` pixels; None if there was an error.
+        wrong: the error.
         scale: pixels of the image in one of the picture, across and down.
-        noted: what may be worth a look, such as that the file is truncated.
+        noted: a remark that may be worth a look, such as that the file is truncated.
     """
 
     file: str
@@ -59,7 +59,7 @@ class Look(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the page shows of a look.
+    """The page's display of a look.
 
     Attributes:
         told: a line of HTML that sums it up.
@@ -79,7 +79,7 @@ class View(NamedTuple):
 
 
 def require_gradio() -> None:
-    """Raises a `ValueError` where gradio is not installed."""
+    """Raise a `ValueError` if gradio is not installed."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("to try a model in the browser, install gradio: pip install 'tfdetr-keras[app]'")
 
@@ -89,13 +89,13 @@ def look_at(
     path: str | Path,
     preprocessing: Preprocessing,
 ) -> Look:
-    """Runs a model over an image file, which may be none.
+    """Run a model over a file, which may not be an image.
 
-    Of an image with more than `MOST_PIXELS` a half, a quarter or an eighth is looked at, as long as that has twice the
-    pixels to a side that the model sees.
+    An image with more than `MOST_PIXELS` is reduced to a half, a quarter or an eighth, as long as that has twice the
+    pixels per side that the model sees.
 
     Args:
-        model: what is tried.
+        model: to try out.
         path: the file.
         preprocessing: how images are prepared.
     """
@@ -124,18 +124,18 @@ def look_at(
 
 
 def _smaller(pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """What is kept of an image, and its scale: a session that keeps it whole would fill the memory."""
+    """Return the part of an image that is kept, and its scale: keeping it whole would fill the memory in a session."""
     picture, ratio = fitted(pixels, LONGEST)
     return np.asarray(picture), ratio
 
 
 def view(look: Look | None, threshold: float, chosen: int | None = None) -> View:
-    """What is to be seen of a look.
+    """Return the display of a look.
 
     Args:
         look: None before the first one.
         threshold: only objects with a higher score are shown.
-        chosen: the place of the object whose attention is wanted; the surest if there is none at it.
+        chosen: the place of the object whose attention is shown; the highest-scoring if there is none at it.
     """
     if look is None:
         return View('<p class="told">Drop an image to begin.</p>')
@@ -146,7 +146,7 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
         summary = f"{len(sure)} object{'s' * (len(sure) > 1)} above {threshold:.2f}"
         chosen = chosen if chosen is not None and chosen < len(sure) else 0
     else:
-        summary = f"nothing above {threshold:.2f}; the surest has {look.found.scores.max():.2f}"
+        summary = f"nothing above {threshold:.2f}; the highest score is {look.found.scores.max():.2f}"
         chosen = None
     corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in sure]
     noted = f"<br>{html.escape(look.noted)}" if look.noted else ""
@@ -161,14 +161,14 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
 
 
 def attended_by(look: Look | None, chosen: int | None) -> Image.Image | None:
-    """The picture of what one object's query attends to."""
+    """Return the picture of one object's attention."""
     if look is None or look.found is None or chosen is None:
         return None
     return image_of_attention(look.found, chosen, LONGEST)
 
 
 def _surer_than(found: Detections, threshold: float) -> Detections:
-    """The objects with a higher score, which are the first ones."""
+    """Return the objects with a higher score, which come first."""
     count = int((found.scores > threshold).sum())
     first = {name: getattr(found, name)[:count] for name in ("scores", "labels", "boxes", "names", "attention")}
     return dataclasses.replace(found, **first)
@@ -182,21 +182,21 @@ def page(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Any:
-    """Builds the page.
+    """Build the page.
 
     Args:
-        model: what is tried.
+        model: to try out.
         name: of the model, for the title.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
         `gradio.Blocks`, for `serve`.
 
     Raises:
-        ValueError: gradio is not installed, or no image could have these sizes.
+        ValueError: gradio is not installed, or the sizes are invalid.
     """
     require_gradio()
     import gradio
@@ -265,13 +265,13 @@ def page(
 
 
 def serve(blocks: Any, host: str = "127.0.0.1", port: int = 7860, browser: bool = False) -> str:
-    """Serves the page in the background, until `blocks.close()`.
+    """Serve the page in the background, until `blocks.close()`.
 
     Args:
         blocks: the page.
         host: address to listen at; "0.0.0.0" lets other machines in.
         port: to listen at.
-        browser: whether it is opened in the user's browser.
+        browser: whether the page is opened in the user's browser.
 
     Returns:
         The page's address.

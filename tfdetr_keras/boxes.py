@@ -1,6 +1,6 @@
-"""Boxes: the two formats DETR speaks, and the overlap measures of its loss.
+"""Boxes: the two formats of DETR, and the overlap measures of its loss.
 
-`cxcywh` is (centre x, centre y, width, height), what the network predicts, relative to the image without its padding.
+`cxcywh` is (centre x, centre y, width, height), the network's predictions, relative to the image without its padding.
 `xyxy` is (left, top, right, bottom). Everything here is elementwise over leading axes and broadcasts: pairwise values
 come from `boxes1[..., :, None, :]` against `boxes2[..., None, :, :]`.
 """
@@ -13,19 +13,19 @@ from keras import ops
 
 
 def cxcywh_to_xyxy(boxes: Any) -> Any:
-    """Turns `(..., 4)` boxes from (centre x, centre y, width, height) to (left, top, right, bottom)."""
+    """Convert `(..., 4)` boxes from (centre x, centre y, width, height) to (left, top, right, bottom)."""
     center, size = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([center - 0.5 * size, center + 0.5 * size], axis=-1)
 
 
 def xyxy_to_cxcywh(boxes: Any) -> Any:
-    """Turns `(..., 4)` boxes from (left, top, right, bottom) to (centre x, centre y, width, height)."""
+    """Convert `(..., 4)` boxes from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([(top_left + bottom_right) / 2, bottom_right - top_left], axis=-1)
 
 
 def box_area(boxes: Any) -> Any:
-    """Area of `(..., 4)` xyxy boxes as `(...)`; an inverted box has none."""
+    """Return the area of `(..., 4)` xyxy boxes as `(...)`; 0 for an inverted box."""
     sides = ops.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
     return sides[..., 0] * sides[..., 1]
 
@@ -38,7 +38,7 @@ def _intersection_and_union(boxes1: Any, boxes2: Any) -> tuple[Any, Any]:
 
 
 def iou(boxes1: Any, boxes2: Any) -> Any:
-    """Intersection over union of xyxy boxes.
+    """Return the intersection over union of xyxy boxes.
 
     Args:
         boxes1: `(..., 4)` float, xyxy.
@@ -52,7 +52,7 @@ def iou(boxes1: Any, boxes2: Any) -> Any:
 
 
 def generalized_iou(boxes1: Any, boxes2: Any) -> Any:
-    """Generalised intersection over union of xyxy boxes.
+    """Return the generalised intersection over union of xyxy boxes.
 
     GIoU = IoU − (|C| − |A ∪ B|) / |C| with C the smallest box around both. No epsilon is added (as in the PyTorch
     reference); where a denominator is exactly zero, its term and that term's gradient are zero instead of NaN.

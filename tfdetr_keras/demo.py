@@ -1,4 +1,4 @@
-"""The main job in one run: port a trained checkpoint, compare it with PyTorch, fine-tune it on new classes; AP."""
+"""The main workflow in one run: port a trained checkpoint, compare it with PyTorch, fine-tune it on new classes; AP."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ RECIPE: dict[str, Any] = {
 
 
 def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> bool:
-    """Runs the demo; the folder gets all that a training run writes, and `report.json`.
+    """Run the demo; the folder gets all files of a training run, and `report.json`.
 
     Args:
-        out: the folder, made if it does not exist; an earlier demo in it is written over.
+        out: the folder, made if it does not exist; an earlier demo in it is overwritten.
         steps: training steps.
-        source: checkpoint to port, compare and start from; the packaged `detr-tiny` where left out.
+        source: checkpoint to port, compare and start from; by default the packaged `detr-tiny`.
 
     Returns:
-        Whether the port agrees with PyTorch, as far as it was compared: without torch and transformers it is not, which
-        one line says, and `parity` in the report is null.
+        Whether the port agrees with PyTorch, as far as it was compared. Without torch and transformers it is not
+        compared: one line says so, and `parity` in the report is null.
 
     Raises:
         ValueError: a bad checkpoint, or one that lies in the folder; `steps` below 1; a file in the folder's place. An
-            earlier demo is still there then.
+            earlier demo is then kept.
     """
     steps = STEPS if steps is None else steps
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, not {steps}")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give the name of a folder")
+        raise ValueError(f"{out} is a file: name a folder")
     started = time.monotonic()
     title = SOURCE if source is None else source
     place = find_source(title)
     if isinstance(place, (str, Path)) and Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--source {title} lies in --out {out}, which the demo writes over: give another --out")
+        raise ValueError(f"--source {title} lies in --out {out}, which the demo overwrites: give another --out")
     checkpoint: Any = hub.fetch(title) if hub.is_hub_id(title) else title  # asked for once, used three times
     keras.utils.set_random_seed(0)
 
@@ -118,7 +118,7 @@ def run_demo(out: Path, steps: int | None = None, source: str | None = None) -> 
 
 
 def _compared(checkpoint: Any) -> list[Row]:
-    """The comparison with PyTorch, printed; no rows where it cannot be had."""
+    """Return the comparison with PyTorch, and print it; no rows if PyTorch is not available."""
     try:
         rows, origin = compare(checkpoint)
     except PyTorchMissingError as error:

@@ -1,4 +1,4 @@
-"""A saved model by its path: of a `.keras` file or of a training run, whatever was imported before."""
+"""Loading of a saved model by its path, of a `.keras` file or of a training run, whatever was imported before."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _OTHER_FILES = {
 def load_model(path: str | os.PathLike[str], compile: bool = True) -> Detector:  # named as Keras' own argument
     """Load a model from a `.keras` file, or the best one of a training run.
 
-    Where `keras.saving.load_model` needs the classes of this package to be imported first, this brings them along. The
+    `keras.saving.load_model` needs the classes of this package to be imported first; this function imports them. The
     model is the one that was saved: its class, its weights, the names of its classes, its precision, what is frozen or
-    quantised in it, and, compiled, the state of its optimizer. `td.from_pretrained` changes its classes instead, and
+    quantised in it, and, if compiled, the state of its optimizer. `td.from_pretrained` instead changes its classes, and
     reads checkpoints of other formats.
 
     Args:
         path: the file, or the folder of a run.
-        compile: whether the model is compiled as it was when it was saved, to go on with `fit`.
+        compile: whether the model is compiled as it was when it was saved, to continue with `fit`.
 
     Returns:
         A `DETR`, `DETRForSegmentation` or `ConditionalDETR`.
 
     Raises:
-        ValueError: there is no such file or folder, it is damaged, or of another kind; the message says what reads it.
+        ValueError: the file or folder is missing, damaged, or of another kind; the message says what reads it.
     """
     import tfdetr_keras.registered  # noqa: F401  # every class that a file may name
 
@@ -48,7 +48,7 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Detector: 
 
 
 def _keras_file(path: Path) -> Path:
-    """The `.keras` file that a path stands for."""
+    """Return the `.keras` file that a path stands for."""
     if path.is_dir():
         if (path / BEST_OF_RUN).is_file():
             return path / BEST_OF_RUN

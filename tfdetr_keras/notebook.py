@@ -1,4 +1,4 @@
-"""How results look in a notebook: a heading, a small picture and a table, as HTML in which every text is escaped."""
+"""Results in a notebook: a heading, a small picture and a table, as HTML in which every text is escaped."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CELL = 'style="text-align:left"'
 
 
 def page(title: Any, *parts: str) -> str:
-    """Join a heading and parts that are HTML already, e.g. of `table` and `picture`; empty ones are left out."""
+    """Join a heading and parts that are HTML already, e.g. from `table` and `picture`; leave out empty ones."""
     return "".join(["<div>", f"<p><b>{html.escape(str(title))}</b></p>", *filter(None, parts), "</div>"])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], most: int = MOST_ROWS) -> str:
-    """Lay out rows as a table; of more than `most` + 1 rows the rest is counted in a last line.
+    """Lay out rows as a table; if there are more than `most` + 1, count the rest in a last line.
 
     Args:
-        header: names of the columns; empty for a table without.
+        header: names of the columns; empty for a table without a header.
         rows: of cells, whose texts are escaped.
-        most: rows that are shown.
+        most: number of rows that are shown.
     """
     rows = list(rows)
     # One more than allowed is rather shown than counted.
@@ -42,11 +42,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], most: int = MOST
 
 
 def picture(image: Image.Image, longest: int = LONGEST) -> str:
-    """Embed an image as a JPEG of at most `MOST_BYTES`, where that is possible.
+    """Embed an image as a JPEG of at most `MOST_BYTES`, if possible.
 
     Args:
-        image: any.
-        longest: its longer side afterwards, if it is longer now, pixels.
+        image: any image.
+        longest: largest length of its longer side, pixels; a larger image is reduced to it.
     """
     image = image.convert("RGB")
     image.thumbnail((longest, longest))
@@ -61,12 +61,12 @@ def picture(image: Image.Image, longest: int = LONGEST) -> str:
 
 
 def number(count: int, noun: str) -> str:
-    """Count a thing in words: `1 object`, `2 objects`."""
+    """Return a count in words: `1 object`, `2 objects`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def counted(names: Iterable[str]) -> str:
-    """Count equal names, the most frequent first: `3 circle, 1 square`."""
+    """Return the counts of equal names, the most frequent first: `3 circle, 1 square`."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1

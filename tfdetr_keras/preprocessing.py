@@ -1,7 +1,8 @@
-"""How an image becomes a model's input: to which size, onto which canvas, with which levels.
+"""Preparation of an image for a model: its size, its canvas, its levels.
 
-A model answers worse for images that are prepared otherwise than in its training, and nothing tells. So what is done to
-an image belongs to the model: it stands in its configuration, in `.keras` files and in `preprocessor_config.json`.
+A model gives worse answers for images that are prepared differently than in its training, and no error shows it. So the
+preparation belongs to the model: it is stored in its configuration, in `.keras` files and in
+`preprocessor_config.json`.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ _OF_RECTANGLES = ("fit", "stretch")  # rules whose size is a height and a width
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before a model sees it; each model has its own, `model.preprocessing`.
+    """The preparation of an image for a model; each model has its own, `model.preprocessing`.
 
     Args:
         size: to which images are resized, pixels: (shortest_edge, longest_edge), or (height, width) with the rules
             "fit" and "stretch".
         rule: how. "huggingface" and "facebook": the shorter side becomes `shortest_edge`, unless the longer one would
-            pass `longest_edge`; they differ by some pixels there. "table": the longer side becomes `longest_edge`,
+            exceed `longest_edge`; they differ by some pixels there. "table": the longer side becomes `longest_edge`,
             whatever the shorter one is (Table Transformer). "fit": as large as fits into height and width. "stretch":
-            to just this height and width; the ratio of the sides is not kept.
-        pad_to: (height, width) of the canvas that images are padded to, pixels; None: that of the largest image of a
-            batch.
+            to exactly this height and width; the ratio of the sides is not kept.
+        pad_to: (height, width) of the canvas, which is the area that images are padded to, pixels; None: that of the
+            largest image of a batch.
         rescale: factor of the levels 0 … 255.
         mean: subtracted from the rescaled levels of red, green and blue.
-        std: by which what is left is divided.
+        std: by which the difference is divided.
         interpolation: "bilinear" or "bicubic".
         antialias: whether images that become smaller are smoothed.
-        multiple_of: what the height and the width of a canvas are multiples of, pixels.
+        multiple_of: the height and the width of a canvas are multiples of this, pixels.
 
     Raises:
         ValueError: a value that cannot work, or of another kind.
@@ -89,7 +90,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, value: Any) -> Preprocessing:
-        """Return a preprocessing as it is, one from its fields, and DETR's published one for None.
+        """Return a preprocessing unchanged, make one from its fields, or return DETR's published one for None.
 
         Raises:
             ValueError: none of these, an unknown field, or a value that cannot work.
@@ -100,15 +101,15 @@ class Preprocessing:
             raise ValueError(f"preprocessing must be a td.Preprocessing, or the mapping of one, not {value!r}")
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := [str(name) for name in value if name not in known]:
-            raise ValueError(f"{', '.join(unknown)}: not a field of Preprocessing; there are {', '.join(known)}")
+            raise ValueError(f"{', '.join(unknown)}: not a field of Preprocessing; its fields are {', '.join(known)}")
         return cls(**value)
 
     def changed(
         self, size: Any = None, pad_to: Any = None, size_rule: SizeRule | None = None, multiple_of: int | None = None
     ) -> Preprocessing:
-        """Return this with some fields changed; those that are None stay.
+        """Return a copy with some fields changed; None keeps a field.
 
-        Another size leaves out the canvas, which was that of images of the old size, unless one is given, too.
+        Another size removes the canvas, which was for images of the old size, unless a canvas is given, too.
 
         Raises:
             ValueError: a value that cannot work.
@@ -131,15 +132,15 @@ class Preprocessing:
         return self.rounded_up(height), self.rounded_up(width)
 
     def on_one_canvas(self) -> Preprocessing:
-        """Return this with a canvas that all images are padded to; its own, or the largest."""
+        """Return a copy with a canvas that all images are padded to: its own, or the largest."""
         return dataclasses.replace(self, pad_to=self.largest)
 
     def rounded_up(self, side: int) -> int:
-        """Return a side of a canvas, pixels, as the next multiple of `multiple_of`."""
+        """Round a canvas's side, pixels, up to the next multiple of `multiple_of`."""
         return side + -side % self.multiple_of
 
     def __str__(self) -> str:
-        """Say in words what is done."""
+        """Return the preparation in words."""
         first, second = self.size
         texts = {
             "table": f"longer side to {second} pixels",
@@ -170,11 +171,11 @@ def preprocessing_for(
     """Return how images are prepared for a model.
 
     Args:
-        model: whose own preprocessing counts where none is given; one without is taken for a published DETR.
-        preprocessing: in place of the model's, or None.
-        size: in place of that of the preprocessing, or None; as what follows.
-        pad_to: in place of its canvas.
-        size_rule: in place of its rule.
+        model: its own preprocessing is used if none is given; a model without one counts as a published DETR.
+        preprocessing: instead of the model's, or None.
+        size: instead of the preprocessing's, or None; likewise the arguments that follow.
+        pad_to: instead of its canvas.
+        size_rule: instead of its rule.
 
     Raises:
         ValueError: a value that cannot work.
@@ -184,7 +185,7 @@ def preprocessing_for(
 
 
 def check_size(size: Any, rule: str) -> None:
-    """Raise a `ValueError` if a size is none, or none of a rule."""
+    """Raise a `ValueError` if a size is invalid, in general or for a rule."""
     if rule in _OF_RECTANGLES:
         if not is_pair(size) or min(size) < 1:
             raise ValueError(
@@ -198,7 +199,7 @@ def check_size(size: Any, rule: str) -> None:
 
 
 def is_pair(value: Any) -> bool:
-    """Whether a value is two whole numbers."""
+    """Return whether a value is two whole numbers."""
     return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_whole, value))
 
 

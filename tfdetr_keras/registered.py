@@ -1,4 +1,4 @@
-"""Imports every class that stands in `.keras` files, and so registers it with Keras."""
+"""Imports of every class that occurs in `.keras` files, which registers them with Keras."""
 
 from tfdetr_keras.layers import attention as attention
 from tfdetr_keras.matching import classification as classification

@@ -158,7 +158,7 @@ def test_an_epoch_without_a_batch_is_an_error(batch_size):
         if expected:
             assert len(as_arrays(batches)) == expected
             continue
-        message = rf"^the epoch has no batch of {batch_size} images: .* any of the 4 canvases .*lower batch_size"
+        message = rf"^no training batch of {batch_size} images .* any of the 4 canvases .*lower batch_size"
         with pytest.raises(ValueError, match=message) as caught, readable_errors():
             as_arrays(batches)
         assert len(str(caught.value).splitlines()) == 1
@@ -166,7 +166,7 @@ def test_an_epoch_without_a_batch_is_an_error(batch_size):
 
 def test_an_epoch_of_too_few_images_that_only_its_end_can_count():
     dataset = records(record(1), record(2))
-    with pytest.raises(ValueError, match=r"^the epoch has no batch of 3 images: .* can be read"), readable_errors():
+    with pytest.raises(ValueError, match=r"^no training batch of 3 images .* can be read"), readable_errors():
         as_arrays(prepare(dataset, 3, **TRAINING))
     assert len(as_arrays(prepare(dataset, 2, **TRAINING))) == 1
     ((_, targets),) = as_arrays(prepare(dataset, 3, repeat=True, **TRAINING).take(1))
@@ -208,7 +208,7 @@ def test_fit_tells_that_an_epoch_has_no_batch():
     model.compile("sgd")
     wide, tall = record(1, 30, 40), record(2, 40, 30)
     batches = prepare(records(wide, tall), 2, pad_to=CANVASES, **TRAINING)
-    with pytest.raises(ValueError, match=r"^the epoch has no batch of 2 images"), readable_errors():
+    with pytest.raises(ValueError, match=r"^no training batch of 2 images"), readable_errors():
         model.fit(batches, epochs=2, verbose=0)
 
 

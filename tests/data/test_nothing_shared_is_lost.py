@@ -152,7 +152,7 @@ def page(file_name, name="cat"):
 @pytest.mark.parametrize("file_name", ["a", "earlier.jpg"])
 def test_two_images_that_a_file_may_be_of_are_named(write, file_name):
     folder = write(**{"images/a.png": Image, "images/a.jpg": Image, "labels/a.xml": page(file_name)})
-    with pytest.raises(ValueError, match=r"a\.xml does not tell which image it is for: .*a\.jpg, .*a\.png"):
+    with pytest.raises(ValueError, match=r"a\.xml does not say which image it is for: .*a\.jpg, .*a\.png"):
         load_voc(folder / "images", folder / "labels")
     write(**{"labels/a.xml": page("a.jpg")})
     assert load_voc(folder / "images", folder / "labels")[0].tally.counts() == {WITHOUT_ANNOTATIONS: 1}

@@ -193,9 +193,9 @@ def test_arguments_that_cannot_work(arguments, complaint):
         (lambda: [1, 2], "must be a tf.data.Dataset of records, not list"),
         (
             lambda: tf.data.Dataset.range(3),
-            "are no records, image, image_id, .* make records with td.data.from_dataset",
+            "are not records, image, image_id, .* make records with td.data.from_dataset",
         ),
-        (lambda: tf.data.Dataset.range(3).map(lambda x: {"image": x}), "are no records, image_id, .*'image'"),
+        (lambda: tf.data.Dataset.range(3).map(lambda x: {"image": x}), "are not records, image_id, .*'image'"),
     ],
 )
 def test_what_is_no_dataset_of_records(dataset, complaint):

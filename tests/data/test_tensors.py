@@ -130,7 +130,7 @@ def test_the_size_tells_whether_boxes_are_for_pixels_as_stored_or_as_turned():
     assert dataset.tally.counts() == {UNREADABLE: 1}
     with pytest.raises(ValueError, match=r"^image 0 is 10 x 8 .* but its annotations are for 9 x 9"):
         as_arrays(read(dataset_of(elements[-1]), {"size": "size"}))
-    with pytest.raises(ValueError, match="the field 'size' tells how an image file is to be turned"):
+    with pytest.raises(ValueError, match="the field 'size' is for image files"):
         read(dataset_of(element(size=(8, 10))), {"size": "size"})
 
 

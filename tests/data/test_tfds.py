@@ -124,7 +124,7 @@ def test_a_builder_without_data(make_builder):
         (
             lambda f: {"image": f.Image(), "label": f.ClassLabel(names=NAMES)},
             {"label": 1},
-            "no detection set: .*no 'objects'",
+            "not a detection set: .*no 'objects'",
         ),
         (
             lambda f: {"image": f.Image(), "objects": f.Sequence({"bbox": f.BBoxFeature(), "type": np.int64})},
@@ -148,10 +148,10 @@ def test_a_builder_of_something_else(make_builder, features, more, complaint):
 @pytest.mark.parametrize(
     ("dataset", "complaint"),
     [
-        (tf.data.Dataset.from_tensors(IMAGE), "no detection set: its elements have no 'objects'"),
-        (tf.data.Dataset.from_tensors((IMAGE, 1)), "no detection set: its elements have no 'objects'"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "label": 1}), r"no 'objects', they are \['image', 'label'\]"),
-        (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": 1}), "no detection set"),
+        (tf.data.Dataset.from_tensors(IMAGE), "not a detection set: its elements have no 'objects'"),
+        (tf.data.Dataset.from_tensors((IMAGE, 1)), "not a detection set: its elements have no 'objects'"),
+        (tf.data.Dataset.from_tensors({"image": IMAGE, "label": 1}), r"no 'objects', only \['image', 'label'\]"),
+        (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": 1}), "not a detection set"),
         (tf.data.Dataset.from_tensors({"image": IMAGE, "objects": {"bbox": BOXES}}), r"but has \['bbox'\]"),
         (tf.data.Dataset.from_tensors({"objects": {"bbox": BOXES, "label": [1]}}), "elements have no 'image', only"),
         (tf.data.Dataset.from_tensors(tfds_element()).batch(2), "images must be single"),

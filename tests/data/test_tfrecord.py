@@ -350,7 +350,7 @@ def test_an_area_of_zero_is_that_of_the_box(write):
 def test_an_image_id_that_repeats_is_named_before_a_model_runs(write):
     file = write(*(example(image__source_id=[name]) for name in (b"7", b"8", b"", b"7")))
     dataset, names = load_tfrecord(file, NAMES)
-    with pytest.raises(ValueError, match="records 0 and 3 have one image id, 7"):
+    with pytest.raises(ValueError, match="records 0 and 3 have the same image id, 7"):
         Evaluator(dataset, names)
 
 

@@ -186,7 +186,7 @@ def test_an_image_in_one_of_many_folders(write):
     folders = write({"a.xml": page(), "b.xml": page("b")}, ["x/a.png", "x/a.jpg", "y/b.png"])
     assert len(as_arrays(load_voc(*folders)[0])) == 2
     write({}, ["y/a.png"])
-    with pytest.raises(ValueError, match=r"a\.xml does not tell which image it is for: .*x/a\.png, .*y/a\.png"):
+    with pytest.raises(ValueError, match=r"a\.xml does not say which image it is for: .*x/a\.png, .*y/a\.png"):
         load_voc(*folders)
     assert load_voc(*folders, on_error="skip")[0].tally.counts() == {FAULTY_FILES: 1, WITHOUT_ANNOTATIONS: 3}
 

@@ -190,6 +190,6 @@ def test_what_is_open_names_its_line_and_what_to_say(folder, capsys):
 
 
 def test_five_numbers_name_the_remedy(folder):
-    with pytest.raises(ValueError, match=r'line 1: .* is neither .*; where a confidence, .* say lines="boxes"'):
+    with pytest.raises(ValueError, match=r'line 1: .* is neither .*; where a confidence, .* set lines="boxes"'):
         load_yolo(folder("0 0.5 0.5 0.2 0.2 0.9"))
     assert len(next(load_yolo(folder("0 0.5 0.5 0.2 0.2 0.9"), lines="boxes")[0].as_numpy_iterator())["boxes"]) == 1

@@ -101,7 +101,7 @@ def test_the_command_line(tmp_path, capsys):
         assert main([*arguments, "--size", *map(str, SIZE), "--pad-to", *map(str, CANVAS)]) == 0
         assert f"{path}: {kind}, " in capsys.readouterr().out
         assert main(arguments) == 2
-        assert "already: say overwrite" in capsys.readouterr().err
+        assert "already: set overwrite" in capsys.readouterr().err
     served = tf.saved_model.load(str(tmp_path / "served")).signatures["serving_default"]
     image = np.random.default_rng(0).integers(0, 256, (1, 90, 120, 3), np.uint8)
     model = keras.saving.load_model(tmp_path / "folded.keras")

@@ -137,11 +137,11 @@ REFUSED = {
         bmp(32, NOISE, compression=3, masks=struct.pack("<III", 0xFF, 0xFF00, 0xFF0000)),
         "a BMP file is compressed, or has other than",
     ),
-    "tiff": (encoded(RGB, "TIFF"), "a file is no JPEG, PNG, WebP, GIF or BMP: convert it"),
-    "avif": (encoded(RGB, "AVIF"), "a file is no JPEG, PNG, WebP, GIF or BMP: convert it"),
-    "jpeg xl": (b"\xff\x0a" + bytes(200), "a file is no JPEG, PNG, WebP, GIF or BMP: convert it"),
-    "text": (b"This is a text.", "a file is no JPEG, PNG, WebP, GIF or BMP: convert it"),
-    "nothing": (b"", "a file is no JPEG, PNG, WebP, GIF or BMP: convert it"),
+    "tiff": (encoded(RGB, "TIFF"), "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it"),
+    "avif": (encoded(RGB, "AVIF"), "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it"),
+    "jpeg xl": (b"\xff\x0a" + bytes(200), "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it"),
+    "text": (b"This is a text.", "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it"),
+    "nothing": (b"", "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it"),
     "a part as the first frame": (
         SAME["gif not interlaced"].replace(
             b",\0\0\0\0" + struct.pack("<HH", WIDTH, HEIGHT), b",\1\0\1\0" + struct.pack("<HH", WIDTH, HEIGHT)

@@ -147,7 +147,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     assert "detector: hub, " in capsys.readouterr().out
     assert ModelCard.load("detector/README.md").data.license == "mit"
     for extra, message in (
-        ([], "holds an export already: say overwrite"),
+        ([], "holds an export already: set overwrite"),
         (["--overwrite", "--repository", "no-owner"], "repository='no-owner' must have the form owner/name"),
         (["--last"], "--format hub writes a run's best model as it was trained"),
         (["--size", "4", "8"], "--format hub writes a run's best model as it was trained"),

@@ -94,7 +94,9 @@ def test_batch_normalisation_is_folded(kind, photographs):
 
 
 def test_rules_of_sizes(tmp_path):
-    with pytest.raises(ValueError, match='size_rule="facebook" is known to TensorFlow alone: "huggingface" differs'):
+    with pytest.raises(
+        ValueError, match='size_rule="facebook" works in TensorFlow only: use "huggingface", which differs'
+    ):
         export.onnx(random_model("conditional"), tmp_path / "model.onnx", SIZE, size_rule="facebook")
     with pytest.raises(ValueError, match=r"size_rule must be one of .*, not 'ours'"):
         export.saved_model(random_model("conditional"), tmp_path / "served", SIZE, size_rule="ours")

@@ -186,13 +186,13 @@ def test_a_run_starts_with_the_rows_of_its_classes(sources, caplog):
     kept = starting_model(folder / "detr.keras", ["a", "b", "c"], Settings(keep_head=True))
     assert_rows(kept, made["detr"], [0, 1, 2])
     assert_drawn_anew(starting_model(folder / "detr.keras", NAMES, Settings(keep_head=False)))
-    with pytest.raises(ValueError, match=r"masks: the detector is to stay as it is, .*\(new to it: star\)"):
+    with pytest.raises(ValueError, match=r"masks=True freezes the detector, .*\(new to it: star\)"):
         starting_model(folder / "detr.keras", ["cat", "dog", "star"], Settings(masks=True))
     masked = starting_model(folder / "detr.keras", ["dog", "cat"], Settings(masks=True))
     assert_rows(masked, made["detr"], [1, 0])
     with pytest.raises(ValueError, match="keep_head: detr-resnet-18 is an architecture without weights"):
         starting_model("detr-resnet-18", NAMES, Settings(keep_head=True))
-    with pytest.raises(ValueError, match="random_weights nothing"):
+    with pytest.raises(ValueError, match="random_weights keeps nothing"):
         Settings(keep_head=True, random_weights=True)
 
 

@@ -507,7 +507,7 @@ def test_what_stands_in_a_folder_is_not_overwritten_unasked(tiny, tmp_path):
     export(tiny, folder)  # an empty folder is in nobody's way
     first = contents(folder)
     assert {path.name for path in first} == set(FILES)
-    with pytest.raises(ValueError, match="detr holds an export already: say overwrite, or name another folder"):
+    with pytest.raises(ValueError, match="detr holds an export already: set overwrite, or name another folder"):
         export(tiny, folder, size=(480, 800))
     assert contents(folder) == first
 
@@ -535,7 +535,7 @@ def test_a_link_leads_to_the_folder(tiny, tmp_path):
 def test_what_stands_at_a_file_is_not_overwritten_unasked(tmp_path):
     model, path = random_model(FACEBOOK), tmp_path / "detr.pth"
     path.write_bytes(b"an older model")
-    with pytest.raises(ValueError, match=r"detr\.pth exists already: say overwrite, or name another file"):
+    with pytest.raises(ValueError, match=r"detr\.pth exists already: set overwrite, or name another file"):
         export_pth(model, path)
     assert path.read_bytes() == b"an older model"
     export_pth(model, path, overwrite=True)

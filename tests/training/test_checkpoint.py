@@ -109,7 +109,7 @@ def test_states_that_cannot_be_gone_on_from(compiled, tmp_path):
         Checkpoint(tmp_path).restore(compiled(use_ema=True))
     path = tmp_path / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"state\.safetensors is not a whole training state"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is not a complete training state"):
         Checkpoint(tmp_path).restore(compiled())
     with pytest.raises(ValueError, match="the model has no optimizer: call compile first"):
         Checkpoint(tmp_path).restore(keras.Sequential([keras.layers.Dense(1)]))
@@ -159,7 +159,7 @@ def test_models_without_their_state_are_not_written_over(tmp_path, left):
 def test_a_run_that_was_not_restored_is_not_written_over(tmp_path):
     trained(tmp_path)
     before = content_of(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run already: go on with it \(restore the checkpoint before fit\)"):
+    with pytest.raises(ValueError, match=r"holds a run already: continue it \(restore the checkpoint before fit\)"):
         plain().fit(*BATCH, callbacks=[Checkpoint(tmp_path)], verbose=0)
     assert content_of(tmp_path) == before
 
@@ -244,7 +244,7 @@ def test_what_is_not_finite_is_never_written(tmp_path, place):
     before = content_of(tmp_path)
     path = break_variable(checkpoint.model, place)
     with pytest.raises(
-        ValueError, match=r"at the end of epoch 2, 1 of .* arrays .*the last checkpoint is as it was"
+        ValueError, match=r"at the end of epoch 2, 1 of .* arrays .*the last checkpoint is unchanged"
     ) as told:
         checkpoint.on_epoch_end(1, {"loss": 1.0, "val_AP": 0.5})  # a tie, which would make it the best
     assert path in str(told.value)

@@ -183,7 +183,7 @@ def test_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"is not the folder of a training run: it has no config\.json"):
         td.training.RunFolder(tmp_path).load_model()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file: give the name of a folder"):
+    with pytest.raises(ValueError, match="is a file: name a folder"):
         td.fit_detector(td.data.load_shapes(4)[0], ["a"], tmp_path / "file", **QUICK)
-    with pytest.raises(ValueError, match="epoch: no setting of a training run"):
+    with pytest.raises(ValueError, match="epoch: not a setting of a training run"):
         td.fit_detector(td.data.load_shapes(4)[0], ["a"], tmp_path / "new", epoch=3)

@@ -85,7 +85,7 @@ def test_validation_or_none_is_as_it_was(validated, tmp_path):
     run, records, _ = validated
     before = content_of(run.path)
     for accept in (False, True):
-        with pytest.raises(ValueError, match="was trained with validation records and cannot go on without them"):
+        with pytest.raises(ValueError, match="was trained with validation records and cannot be resumed without them"):
             fit(run.path, records, resume=True, epochs=2, accept_changed_data=accept)
     assert content_of(run.path) == before
 
@@ -95,7 +95,7 @@ def test_a_run_without_validation_goes_on_without(validated, tmp_path):
     _, records, held_out = validated
     fit(tmp_path / "run", records)
     before = content_of(tmp_path / "run")
-    with pytest.raises(ValueError, match="was trained without validation records and cannot go on with them"):
+    with pytest.raises(ValueError, match="was trained without validation records and cannot be resumed with them"):
         fit(tmp_path / "run", records, held_out, resume=True, epochs=2)
     assert content_of(tmp_path / "run") == before
 
@@ -111,7 +111,7 @@ def test_a_run_without_validation_goes_on_without(validated, tmp_path):
 def test_changed_records_are_noticed(validated, tmp_path, changes, message):
     run, _, held_out = validated
     before = content_of(run.path)
-    with pytest.raises(ValueError, match=rf"was trained on other data \({message}\): .*say accept_changed_data"):
+    with pytest.raises(ValueError, match=rf"was trained on other data \({message}\): .*set accept_changed_data"):
         fit(run.path, coco(tmp_path / "set", **changes), held_out, resume=True, epochs=2)
     assert content_of(run.path) == before
 
@@ -157,7 +157,7 @@ def test_a_run_of_an_earlier_version_compares_what_it_noted(validated, tmp_path)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"other data \(training: 9 images, not 8\)"):
         fit(folder, coco(tmp_path / "set", 9), held_out, resume=True)
-    with pytest.raises(ValueError, match="cannot go on without them"):
+    with pytest.raises(ValueError, match="cannot be resumed without them"):
         fit(folder, records, resume=True)
     assert fit(folder, records, held_out, resume=True).config()["records"]["training"]["objects"] == 8
 

@@ -182,7 +182,7 @@ def test_its_state_is_damaged(undisturbed, tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= 1 << lots.randrange(8)
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a whole training state)"):
+        with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a complete training state)"):
             checkpoint.restore(model)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(after, before)

@@ -47,7 +47,7 @@ def test_what_is_set_counts_more():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"epochs": 3}, "the model's recipe has epochs, and may say augmentation"),
+        ({"epochs": 3}, "the model's recipe has epochs, but may only have augmentation"),
         ({"learning_rate": -1}, "learning_rate must be a finite number above 0"),
         ({"lr": 1}, "the model's recipe has lr"),
     ],
@@ -76,7 +76,7 @@ def test_a_run_goes_by_it_tells_it_and_goes_on(without_tracing, tmp_path):
     report = (run.path / "report.md").read_text()
     assert "| learning_rate | 0.003 * |" in report
     assert "| weight_decay | 0.01 |" in report
-    assert "as the model's own recipe has it" in report
+    assert "from the model's own recipe" in report
     assert run.load_model("last").recipe == RECIPE | OWN
     run = td.fit_detector(records, names, tmp_path / "run", resume=True, epochs=2, **options)
     with pytest.raises(ValueError, match=r"learning_rate was 0\.003, not 0.1"):

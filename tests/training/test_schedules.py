@@ -56,7 +56,7 @@ def test_a_schedule_is_saved():
         ({"dropout": 1.5}, "dropout must be in"),
         ({"pad_to": 64}, "pad_to must be None, .height, width. of at least 1 pixel, or .buckets., not 64"),
         ({"pad_to": [[64, 64], [32, 64]]}, "pad_to must be None, .height, width. .*, or .buckets., not"),
-        ({"lr": 1e-4, "epoch": 3}, "epoch, lr: no setting of a training run; there are epochs, batch_size"),
+        ({"lr": 1e-4, "epoch": 3}, "epoch, lr: not a setting of a training run; the settings are epochs, batch_size"),
     ],
 )
 def test_settings_that_cannot_work(values, message):

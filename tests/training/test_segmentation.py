@@ -194,7 +194,7 @@ def test_it_goes_on_where_it_was_stopped(second_stage, detector, records, names,
     assert type(model) is td.DETRForSegmentation
     assert model.config == run.load_model("last").config
     settings = {"source": detector, "resume": True, **QUICK, "epochs": 2}
-    with pytest.raises(ValueError, match=r"cannot go on with other settings \(masks was True, not False\)"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with other settings \(masks was True, not False\)"):
         fit_detector(records, names, run.path, records.take(3), **settings)
     fit_detector(records, names, run.path, records.take(3), masks=True, **settings)
     assert len((run.path / "metrics.csv").read_text().splitlines()) == 3
@@ -219,9 +219,7 @@ def test_records_without_masks_are_refused_before_anything_is_done(
 
 @pytest.mark.slow
 def test_a_frozen_detector_must_know_the_classes(detector, names):
-    with pytest.raises(
-        ValueError, match=r"is to stay as it is, but .*keras knows 3 classes and has 8 queries, not 2 and"
-    ):
+    with pytest.raises(ValueError, match=r"freezes the detector, but .*keras has 3 classes and 8 queries, not 2 and"):
         starting_model(detector, ["x", "y"], Settings(masks=True))
     with pytest.raises(ValueError, match="not 3 and 9: train boxes first"):
         starting_model(detector, names, Settings(masks=True, num_queries=9))
@@ -299,10 +297,7 @@ def test_a_panoptic_set_on_the_command_line(annotated, second_stage, records, tm
 def test_the_command_line_knows_what_has_masks(command, detector, tmp_path, capsys):
     more = ["--from", str(detector)] if command == "train" else []
     assert main([command, "--data", "shapes", "--masks", *more, "--out", str(tmp_path / "out.png")]) == 2
-    assert (
-        "data of the kind shapes has no masks; of the kinds here these have: coco, coco-panoptic"
-        in capsys.readouterr().err
-    )
+    assert "data of the kind shapes has no masks; these kinds have them: coco, coco-panoptic" in capsys.readouterr().err
 
 
 def test_inspection_checks_segmentations(annotated, tmp_path, capsys):

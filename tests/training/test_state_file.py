@@ -60,7 +60,7 @@ def test_no_flipped_bit_passes(path):
         damaged = bytearray(content)
         damaged[place] ^= 1 << (place % 8)
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a whole training state)"):
+        with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a complete training state)"):
             StateFile(path)
 
 
@@ -85,10 +85,10 @@ def test_no_hole_exchange_or_cut_passes(path, seed):
     if damaged == content:  # the exchange of equals, a hole in zeros
         damaged[first] ^= 1
         path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a whole training state)"):
+    with pytest.raises(ValueError, match=r"state\.safetensors is (damaged|not a complete training state)"):
         StateFile(path)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ValueError, match="is not a whole training state"):
+    with pytest.raises(ValueError, match="is not a complete training state"):
         StateFile(tmp_path / "none.safetensors")

@@ -1,1 +1,1 @@
-"""Seams to what the package runs on: the compiler, replicas and processes of a backend, files and locks of a system."""
+"""Interfaces to the platform: a backend's compiler, replicas and processes, and a system's files and locks."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, whenever the process stops, and where they may."""
+"""Files and folders that appear complete or not at all, whenever the process stops, and checks of where they may be."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _OLD = re.compile(r"\.partial-.+|\.tmp[0-9A-Za-z]{6}")  # files of earlier versi
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
-    """Yields the place to write a file to; afterwards it stands at `path`, or nothing has changed there.
+    """Yield a path to write a file to; afterwards it is at `path`, or nothing has changed there.
 
-    The place has the name of the file, in a folder of its own beside it: two writers of one file do not disturb each
-    other, the last one's stands in the end, and what a library writes beside it goes, too. What an earlier, killed
-    writer of the file left is removed.
+    The path has the name of the file, in a folder of its own beside it. So two writers of one file do not disturb each
+    other, and the last one's file remains; what a library writes beside it is removed, too. Remains of an earlier,
+    killed writer of the file are removed.
 
     Args:
-        path: the file that is to appear, or to be replaced.
-        needed: bytes that it takes, if that is known, for the message where there is no room.
+        path: the file to make or to replace.
+        needed: bytes that it takes, if that is known, for the message if there is no room.
 
     Raises:
-        FullDiskError: the disk has no room; the file is as it was.
+        FullDiskError: the disk has no room; the file is unchanged.
     """
     path = Path(path)
     if needed is None:
@@ -51,7 +51,7 @@ def whole_file(path: str | Path, needed: int | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Makes a folder beside a file for its writer alone, and removes it afterwards."""
+    """Make a folder beside a file for its writer alone, and remove it afterwards."""
     folder, lock = _new_scratch(path)
     try:
         yield folder
@@ -76,11 +76,11 @@ def _new_scratch(path: Path) -> tuple[Path, Lock]:
 
 
 def clear_scratch(folder: str | Path, name: str | None = None) -> None:
-    """Removes what killed writers left in a folder; what living ones write stays.
+    """Remove the remains of killed writers in a folder; keep what living ones write.
 
     Args:
         folder: where they wrote.
-        name: of the one file whose remains are meant; by default those of all.
+        name: of the file whose remains are removed; by default those of all files.
     """
     folder = Path(folder)
     # Names first, and nothing asked of other files: a command that writes thousands of pictures comes here for each.
@@ -97,14 +97,14 @@ def clear_scratch(folder: str | Path, name: str | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file, whole or not at all."""
+    """Write a UTF-8 text file completely or not at all."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yields a folder to write into; afterwards it stands at `path`, or nothing has changed there."""
+    """Yield a folder to write into; afterwards it is at `path`, or nothing has changed there."""
     path = Path(path).absolute()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
         written, old = Path(scratch) / "new", Path(scratch) / "old"
@@ -122,7 +122,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def made_folder(path: str | Path) -> Iterator[Path]:
-    """Makes a folder and those that it is in; where an error follows, the new ones go again, unless they hold files."""
+    """Make a folder and its parents; after an error, remove the new ones unless they hold files."""
     path = Path(path)
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -136,7 +136,7 @@ def made_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_new_file(path: Path, overwrite: bool) -> None:
-    """Refuses a file that cannot be written, or that would be lost.
+    """Raise if a file cannot be written, or would be lost.
 
     Raises:
         ValueError: no such folder, a folder of that name, or, without `overwrite`, a file.
@@ -145,15 +145,15 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file to write")
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already: say overwrite, or name another file")
+        raise ValueError(f"{path} exists already: set overwrite, or name another file")
 
 
 def check_new_folder(folder: Path, names: Container[str], overwrite: bool) -> None:
-    """Refuses a folder that cannot be written, or that holds what would be lost.
+    """Raise if a folder cannot be written, or holds something that would be lost.
 
     Args:
         folder: to be written.
-        names: of what an earlier export leaves there; anything else is somebody's.
+        names: of the files of an earlier export; anything else belongs to the user.
         overwrite: whether an earlier export may be replaced.
 
     Raises:
@@ -167,7 +167,7 @@ def check_new_folder(folder: Path, names: Container[str], overwrite: bool) -> No
     if foreign:
         raise ValueError(f"{folder} holds other files ({', '.join(foreign[:8])}): name a new or an empty folder")
     if held and not overwrite:
-        raise ValueError(f"{folder} holds an export already: say overwrite, or name another folder")
+        raise ValueError(f"{folder} holds an export already: set overwrite, or name another folder")
 
 
 def _check_parent(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The seam between functions written in `keras.ops` and the compiler of the backend they run on."""
+"""Compilation of functions written in `keras.ops` by the backend they run on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import keras
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Hands a function of tensors to the backend's compiler, on its first call.
+    """Compile a function of tensors with the backend's compiler, on its first call.
 
     On TensorFlow the function becomes `tf.function(jit_compile=True)`: compiled by XLA wherever it is called from, be
     it eager code, the plain graph that `fit` builds on a CPU, a replica of a distribution strategy, or a function that
-    is itself compiled, which then swallows it whole. On JAX it becomes `jax.jit`. On PyTorch it is left as it is: a
+    is itself compiled, of which it then becomes a part. On JAX it becomes `jax.jit`. On PyTorch it is left unchanged: a
     loop whose length depends on the data breaks that compiler's graphs.
 
     Sizes unknown while a TensorFlow graph is traced become known when XLA compiles it, once for each new set of shapes.

@@ -1,4 +1,4 @@
-"""A disk without room, told in one sentence: which file, which disk, and how much it needs."""
+"""Full disks, reported in one sentence: which file, which disk, and how much space it needs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _WORDS = re.compile(
 
 
 class FullDiskError(OSError):
-    """Raised where a file could not be written since its disk has no room, or no room for so large a file."""
+    """Raised if a file could not be written because its disk has no room, or no room for so large a file."""
 
     def __str__(self) -> str:
-        """Return the sentence, without the number that it has for programs."""
+        """Return the sentence, without the error number that programs read."""
         return str(self.args[0])
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Return whether an error, or one that it came from, tells that there is no room on a disk."""
+    """Return whether an error, or one of its causes, says that a disk has no room."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -41,14 +41,14 @@ def is_full_disk(error: BaseException) -> bool:
 
 @contextmanager
 def told_if_full(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn whatever a full disk makes of the code inside into one readable error.
+    """Turn any error of a full disk in the code inside into one readable error.
 
     Args:
         path: the file that is written, or the folder.
         needed: bytes that it takes, if that is known.
 
     Raises:
-        FullDiskError: there is no room; other errors pass as they are.
+        FullDiskError: there is no room; other errors pass unchanged.
     """
     try:
         yield
@@ -64,14 +64,14 @@ def told_if_full(path: Path, needed: int | None = None) -> Iterator[None]:
         wanted = f" of the {size_in_words(needed)} that it needs" if needed else ""
         told = FullDiskError(
             f"{path} could not be written: the disk of {folder.absolute()} has no room{wanted}{free}; make room there "
-            "and start again, what was finished before is as it was"
+            "and start again, what was finished before is kept"
         )
         told.errno, told.filename = errno.ENOSPC, str(path)
         raise told from error
 
 
 def size_in_words(number: float) -> str:
-    """Return a number of bytes as people read it, e.g. "1.3 GB"."""
+    """Return a number of bytes in readable form, e.g. "1.3 GB"."""
     if number < 1000:
         return f"{number:.0f} bytes"
     step = min(int(math.log10(number)) // 3, 4)

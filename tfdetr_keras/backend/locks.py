@@ -1,4 +1,4 @@
-"""Locks between processes: the system gives one back when its process ends, so that a killed one leaves none behind."""
+"""Locks between processes. The system releases one when its process ends, so a killed process leaves none behind."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _HELD_BY_ANOTHER = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class HeldError(Exception):
-    """Raised where another process holds a lock; its argument is what that process wrote into the file, or ""."""
+    """Raised if another process holds a lock; its argument is the text that this process wrote into the file, or ""."""
 
 
 class Lock:
-    """A lock on a file, which is there while the lock is held and removed with it.
+    """A lock on a file, which exists while the lock is held and is removed with it.
 
-    Where the file system knows no locks (some network drives, Windows), the lock is granted to everybody, and
+    If the file system does not support locks (some network drives, Windows), everybody gets the lock, and
     `is_real` is False.
 
     Args:
         path: of the file; its folder must exist.
 
     Raises:
-        HeldError: another holder has it, in this process or in another one.
+        HeldError: it is held already, by this process or another one.
         OSError: the file cannot be made.
     """
 
@@ -54,7 +54,7 @@ class Lock:
             os.pwrite(self._descriptor, f"process {os.getpid()}".encode(), 0)
 
     def release(self) -> None:
-        """Removes the file and gives the lock back."""
+        """Remove the file and release the lock."""
         with contextlib.suppress(OSError):
             os.unlink(self.path)
         os.close(self._descriptor)
@@ -62,7 +62,7 @@ class Lock:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Lock]:
-    """Holds the lock of a file while it is open; see `Lock`."""
+    """Hold the lock of a file while it is open; see `Lock`."""
     lock = Lock(path)
     try:
         yield lock
@@ -71,7 +71,7 @@ def held(path: Path) -> Iterator[Lock]:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Lock an open file; None where another holds it, False where the file system has no locks."""
+    """Lock an open file; return None if another holds it, False if the file system has no locks."""
     if fcntl is None:
         return False
     try:

@@ -1,7 +1,7 @@
-"""Several processes that train one model together: how many, which one this is, and what all of them have.
+"""Several processes that train one model together: how many there are, which one this is, and values from all of them.
 
 On the JAX backend, after `jax.distributed.initialize`, each process reads its own part of every batch, and
-`keras.distribution.DataParallel` makes one batch of the parts. Elsewhere there is one process.
+`keras.distribution.DataParallel` makes one batch of the parts. On other backends there is one process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def number_of_processes() -> int:
-    """How many processes train the model."""
+    """Return how many processes train the model."""
     if keras.backend.backend() != "jax":
         return 1
     import jax
@@ -25,7 +25,7 @@ def number_of_processes() -> int:
 
 
 def process_index() -> int:
-    """Which of them this one is; 0 writes the files."""
+    """Return the number of this process; 0 writes the files."""
     if keras.backend.backend() != "jax":
         return 0
     import jax
@@ -34,7 +34,7 @@ def process_index() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every worker gives, in their order; each waits here for all others.
+    """Return the values of all workers, in their order; each waits here for all others.
 
     Args:
         value: anything that can be pickled.
@@ -52,7 +52,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def by_this_worker_alone() -> Iterator[None]:
-    """Lets one worker make variables of its own: under a distribution all have to make the same ones together."""
+    """Let one worker make variables of its own; under a distribution, all workers otherwise make the same ones."""
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

@@ -1,4 +1,4 @@
-"""The seam between one replica's part of a batch and the whole batch, where the backend splits it."""
+"""Sums and counts over replicas, where the backend splits a batch between them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from keras import ops
 
 
 def sum_over_replicas(value: Any) -> Any:
-    """Adds up a count over the replicas of a distribution strategy; outside of one, it is the value itself.
+    """Add up a count over the replicas of a distribution strategy; outside of one, return the value itself.
 
-    Under a `tf.distribute` strategy each replica computes on its share of the batch. On JAX a sharded batch is one
+    Under a `tf.distribute` strategy each replica computes on its part of the batch. On JAX a sharded batch is one
     array, whose sums are those of the whole batch anyway. No gradient flows through the sum.
 
     Args:
@@ -32,7 +32,7 @@ def sum_over_replicas(value: Any) -> Any:
 
 
 def number_of_replicas() -> int:
-    """How many replicas share a batch."""
+    """Return how many replicas share a batch."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

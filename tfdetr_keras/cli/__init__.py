@@ -1,8 +1,8 @@
-"""The command line, `tfdetr`: one file a command, and one with the options that commands share.
+"""The command line, `tfdetr`: one file per command, and files with the options that commands share.
 
-The grammar is read, and what can be checked without them is checked, before Keras and TensorFlow are loaded: that takes
-seconds, for which nobody should wait who asks for help or has mistyped a name. So a command's file imports at its top
-what its options need, and in its functions what runs it.
+The grammar is read, and everything that needs neither Keras nor TensorFlow is checked, before these are loaded: that
+takes seconds, which nobody should wait for who asks for help or has mistyped a name. So a command's file imports at its
+top what its options need, and in its functions what runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
 
 
 class _Version(argparse.Action):
-    """Prints the versions that a report of a fault should name: looked up only when they are asked for."""
+    """An action that prints the versions a bug report should name; they are looked up only on demand."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import PackageNotFoundError, version
@@ -41,7 +41,7 @@ class _Version(argparse.Action):
 
 
 def parser() -> Parser:
-    """Makes the command line's grammar."""
+    """Make the parser of the command line."""
     top = Parser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions that count and exit")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -51,10 +51,10 @@ def parser() -> Parser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
-        arguments: of the command line; the process's own by default, whose stderr is then filtered.
+        arguments: of the command line; by default the process's own, and its stderr is then filtered.
 
     Returns:
         The exit status: 0 done, 1 a check failed or the disk is full, 2 bad input, 130 stopped by Ctrl-C.
@@ -83,6 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_tensorflow_error(error: Exception) -> bool:
-    """Returns whether TensorFlow refused data, such as a damaged TFRecord file."""
+    """Return whether TensorFlow refused data, such as a damaged TFRecord file."""
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(error, tensorflow.errors.OpError)

@@ -1,4 +1,4 @@
-"""`tfdetr app`: a page in the browser to try a model on."""
+"""`tfdetr app`: a page in the browser to try out a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "app",
         help="try a model in the browser",
@@ -46,7 +46,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command, until Ctrl-C; returns the exit status."""
+    """Run the command until Ctrl-C; return the exit status."""
     check_model(options)
     from tfdetr_keras import app
 
@@ -67,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, if a page can be served there; for 0, a free one.
+    """Return the port if a page can be served there; for 0, a free one.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: no page can be served there.
     """
     try:
         with socket.create_server((host, port)) as probe:
             return probe.getsockname()[1]
     except (OSError, OverflowError) as error:
-        raise ValueError(f"give another --port or --host, the page cannot be served there: {error}") from error
+        raise ValueError(f"the page cannot be served there, give another --port or --host: {error}") from error

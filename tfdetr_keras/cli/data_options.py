@@ -1,4 +1,4 @@
-"""The options that say which data a command reads and how it becomes batches."""
+"""The options that name a command's data and how it becomes batches."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tfdetr_keras.cli.sources import KINDS, Loaded, check_source, load_source, r
 
 
 def add_source_options(command: argparse.ArgumentParser, otherwise: str | None = None) -> None:
-    """Adds the options from which `read_source` reads a data set.
+    """Add the options that `read_source` reads a data set from.
 
     Args:
-        command: that reads one.
-        otherwise: what it does without `--data`, for the help; by default there is no such thing.
+        command: that reads a data set.
+        otherwise: what the command does without `--data`, for the help; by default `--data` is required.
     """
     source = command.add_argument_group("the data")
     source.add_argument(
@@ -88,7 +88,7 @@ def add_source_options(command: argparse.ArgumentParser, otherwise: str | None =
 
 
 def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_default: str) -> None:
-    """Adds the options that `batch_arguments` passes to `td.data.prepare`.
+    """Add the options that `batch_arguments` passes to `td.data.prepare`.
 
     Args:
         command: that makes batches.
@@ -114,10 +114,10 @@ def add_batch_options(command: argparse.ArgumentParser, batch_size: int, input_d
 
 
 def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `load_source`, plain values all: a run's folder keeps them.
+    """Return the options as arguments of `load_source`, all of them plain values that a run's folder can keep.
 
     Raises:
-        ValueError: a file of class names that is none.
+        ValueError: an invalid file of class names.
     """
     names = None if options.class_names is None else read_class_names(options.class_names)
     given = {
@@ -142,7 +142,7 @@ def source_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_source_options(options: argparse.Namespace) -> None:
-    """Checks the options of a data set as far as that needs no TensorFlow.
+    """Check the options of a data set, as far as this needs no TensorFlow.
 
     Raises:
         ValueError: as `tfdetr_keras.cli.sources.check_source`.
@@ -151,7 +151,7 @@ def check_source_options(options: argparse.Namespace) -> None:
 
 
 def read_source(options: argparse.Namespace) -> Loaded:
-    """Reads the data set that the options name: the records and the class names.
+    """Read the data set that the options name: the records and the class names.
 
     Raises:
         ValueError: as `tfdetr_keras.cli.sources.load_source`.
@@ -160,14 +160,14 @@ def read_source(options: argparse.Namespace) -> Loaded:
 
 
 def batch_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `td.data.prepare`.
+    """Return the options as arguments of `td.data.prepare`.
 
     Raises:
         ValueError: two canvases at once.
     """
     given = given_input(options)
     if options.buckets and given["pad_to"]:
-        raise ValueError("--buckets chooses the canvases itself: leave --pad-to away")
+        raise ValueError("--buckets chooses the canvases itself: leave out --pad-to")
     return {
         "batch_size": options.batch_size,
         **given,

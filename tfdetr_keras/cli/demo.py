@@ -1,4 +1,4 @@
-"""`tfdetr demo`: the whole line in a few minutes."""
+"""`tfdetr demo`: the whole workflow in a few minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     demo = commands.add_parser(
         "demo",
         help="port, compare with PyTorch, fine-tune on new classes, measure AP",
@@ -28,7 +28,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     from tfdetr_keras.demo import run_demo
 
     return 0 if run_demo(options.out, options.steps, options.source) else 1

@@ -1,4 +1,4 @@
-"""`tfdetr train … --dry-run`: all that a run does, once, so that what would end it is seen in a minute."""
+"""`tfdetr train … --dry-run`: all the steps of a run, once, so that what would stop it shows within a minute."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def dry_run(
     Args:
         records: to train on.
         class_names: name of each label.
-        validation: records to measure; None takes some of those that are trained on.
-        source: what to start from.
+        validation: records to measure; None takes some of the training records.
+        source: of the starting model.
         settings: of the run.
 
     Raises:
-        ValueError: as `fit_detector`, or what the evaluation or the export ends in.
+        ValueError: as `fit_detector`, or an error of the evaluation or the export.
     """
     from tfdetr_keras.export import saved_model
     from tfdetr_keras.training import fit_detector
@@ -54,11 +54,11 @@ def dry_run(
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         print(f"exported: a SavedModel of {size / 1e6:.0f} MB")
     print(f"images are prepared so: {model.preprocessing}")
-    print("the run can begin: say the same without --dry-run")
+    print("the run can begin: repeat the command without --dry-run")
 
 
 def _peak_gb() -> float | None:
-    """The most memory that this process had, in GB; None where the system does not tell."""
+    """Return the highest memory use of this process, in GB; None if the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

@@ -35,7 +35,7 @@ PARTS = ("validation", "training")  # of a run's own images
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "evaluate",
         help="measure a model's COCO AP, or its panoptic quality, on a data set",
@@ -70,8 +70,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "--max-detections",
         type=int,
         metavar="N",
-        help="count the N surest detections of an image and a class, for sets with more objects than COCO's; at least "
-        "100 (default: 100, as COCO has it)",
+        help="count the N highest-scoring detections of an image and a class, for sets with more objects than COCO's; "
+        "at least 100 (default: 100, as in COCO)",
     )
     command.add_argument(
         "--out",
@@ -84,9 +84,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file: give the name of a folder")
+        raise ValueError(f"--out {options.out} is a file: name a folder")
     if options.max_detections is not None and options.max_detections < 100:
         raise ValueError(f"--max-detections must be at least COCO's 100, not {options.max_detections}")
     check_model(options)
@@ -94,7 +94,9 @@ def run(options: argparse.Namespace) -> int:
     if own:
         description = _description_of_own(options)  # before the model is read: most mistakes are seen here
     elif options.part is not None:
-        raise ValueError("--part is a part of the run's own images, which are measured without --data")
+        raise ValueError(
+            "--part names a part of the run's own images, which are measured without --data: leave one out"
+        )
     else:
         check_source_options(options)
     from tfdetr_keras import data
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
     with Counter("measured", total) as counter:
         if has_masks and source["data"] == "coco-panoptic":
             if options.max_detections is not None:
-                raise ValueError("--max-detections is of boxes and masks, and a panoptic set is measured by segments")
+                raise ValueError("--max-detections is for boxes and masks, but a panoptic set is measured by segments")
             things = data.coco_things(source["annotations"], source.get("category_ids", "contiguous"))
             metrics = evaluate_panoptic(
                 model,
@@ -148,20 +150,20 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
-    """How the run that `--model` names reads its data.
+    """Return how the run that `--model` names reads its data.
 
     Raises:
-        ValueError: there is no such run, it was trained from Python, it has no such part, or options name a data set.
+        ValueError: there is no such run, it was trained from Python, it lacks this part, or options name a data set.
     """
     if not is_run(options.model):
         raise ValueError(
-            f"say with --data what to measure {options.model} on: only the folder of a run knows images of its own"
+            f"name with --data the set to measure {options.model} on: only the folder of a run has images of its own"
         )
     given = [name for name, value in source_arguments(options).items() if (name, value) != ("on_error", "raise")]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(
-            f"{flags}: say with --data of which kind the set is, or leave this away to measure the run's own images"
+            f"{flags}: name with --data the kind of the set, or leave this out to measure the run's own images"
         )
     from tfdetr_keras.training import RunFolder
 
@@ -181,7 +183,7 @@ def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:
-    """A part of the images that a run was trained with: records, class names, and how their set is read."""
+    """Return a part of a run's own images: records, class names, and the arguments of their reader."""
     (training, names), validation = read_run_data(description | {"cache": False})  # a single pass
     part = options.part or PARTS[0]
     print(f"the {part} images of {options.model}")
@@ -191,15 +193,15 @@ def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple
 
 
 def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[str]:
-    """The set's class names, one for each of the model's classes.
+    """Return the set's class names, one for each of the model's classes.
 
     Args:
-        model: that is measured.
+        model: to measure.
         names: of the set.
-        original: whether labels are category ids: some are in no use, and the model may have more than the set.
+        original: whether labels are category ids: some are not in use, and the model may have more than the set.
 
     Raises:
-        ValueError: the model's are others.
+        ValueError: the model has other class names.
     """
     from tfdetr_keras.data.class_names import UNUSED_NAME
 
@@ -244,12 +246,12 @@ def _print(metrics: Mapping[str, Any], max_detections: int | None = None) -> Non
 
 
 def _write(metrics: Mapping[str, Any], evaluator: Evaluator | None, source: Mapping[str, Any], out: Path) -> list[str]:
-    """Writes the files of `--out`; gives their names.
+    """Write the files of `--out`; return their names.
 
     Args:
         metrics: of the model.
-        evaluator: which computed them, unless they are panoptic.
-        source: how the data set is read, as `load_source` takes it.
+        evaluator: the one that computed them, unless they are panoptic.
+        source: arguments of `load_source` for the data set.
         out: the folder.
     """
     from tfdetr_keras import data

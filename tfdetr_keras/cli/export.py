@@ -1,4 +1,4 @@
-"""`tfdetr export`: a model for other runtimes, from raw images to boxes in pixels."""
+"""`tfdetr export`: export of a model for other runtimes, from raw images to boxes in pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS = ("saved-model", "onnx", "litert", "keras", "hub")
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "export",
         help="write a model for TensorFlow Serving, ONNX Runtime, LiteRT, Keras or the Hugging Face hub",
@@ -48,12 +48,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def _format(text: str) -> str:
-    """The format that a text names, also by another of its names."""
+    """Return the format that a text names, by any of its names."""
     return OTHER_NAMES.get(text.lower(), text.lower())
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     for name, its_format in OF_ONE_FORMAT.items():
         value = getattr(options, name)
         if value is not None and options.format != its_format:
@@ -86,13 +86,13 @@ def _write(options: argparse.Namespace) -> Path:
 
 
 def _refuse_for_hub(options: argparse.Namespace) -> None:
-    """What would not be the run's own best model, of which the card tells."""
+    """Raise unless the options select the run's best model, which the model card describes."""
     if not is_run(options.model):
         raise ValueError(
-            f"{options.model} is not the folder of a training run, which --format hub tells of; "
+            f"{options.model} is not the folder of a training run, which --format hub needs; "
             "`python -m port_weights export` writes a model's weights alone"
         )
     if options.last or options.size or options.pad_to or options.size_rule:
         raise ValueError(
-            "--format hub writes a run's best model as it was trained: leave --last, --size, --pad-to, --size-rule away"
+            "--format hub writes a run's best model as it was trained: leave out --last, --size, --pad-to, --size-rule"
         )

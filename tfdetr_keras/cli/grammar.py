@@ -1,4 +1,4 @@
-"""The command line's parser: it suggests what a mistyped word may mean, and calls settings by the user's options."""
+"""The command line's parser: it suggests corrections of mistyped words, and names settings by the command's options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OTHER_NAMES = {"frozen": "freeze"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, of which every command's options know their parser, as `parser`."""
+    """argparse's parser; every command's options know their parser, as `parser`."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the usage and the message, with the nearest name that there is, and exits with 2."""
+        """Print the usage and the message, with the nearest existing name, and exit with 2."""
         if found := _CHOICE.search(message):
             message += did_you_mean(found[1], [name.strip("' ") for name in found[2].split(",")])
         elif found := _UNKNOWN.search(message):
@@ -30,10 +30,10 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
     def in_options(self, message: str) -> str:
-        """Returns an error of the Python interface with the command's options for its arguments.
+        """Return an error of the Python interface with its arguments replaced by the command's options.
 
-        Names with an underscore are replaced wherever they stand, the others, which may be words of the sentence, only
-        where one says what they must be: "epochs must be …", "frozen: …", "size=…".
+        Names with an underscore are replaced everywhere; the others, which may be ordinary words of the sentence, only
+        where a message states their value: "epochs must be …", "frozen: …", "size=…".
 
         Args:
             message: such as "max_boxes must be at least 1, not 0".

@@ -1,4 +1,4 @@
-"""The options that say how images are brought to a model, where that should be other than the model's own way."""
+"""The options that prepare images for a model in another way than the model's own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RULES = (
 
 
 def add_input_options(command: Any, default: str) -> None:
-    """Adds the options that `given_input` reads.
+    """Add the options that `given_input` reads.
 
     Args:
         command: the command, or a group of its options.
-        default: what counts where they are left away, for the help.
+        default: what holds if they are left out, for the help.
     """
     command.add_argument(
         "--size",
@@ -40,7 +40,7 @@ def add_input_options(command: Any, default: str) -> None:
 
 
 def given_input(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as arguments of `preprocessing_for`; None for those that are left away."""
+    """Return the options as arguments of `preprocessing_for`; None for those that are left out."""
     return {
         "size": options.size and tuple(options.size),
         "pad_to": options.pad_to and tuple(options.pad_to),

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "inspect-data",
         help="look at a data set: counts, faults, and a picture of what the model will see",
@@ -48,7 +48,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     if options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder: name the picture to write, e.g. {options.out / 'look.png'}")
     if options.color_jitter and not options.training:

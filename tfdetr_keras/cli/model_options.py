@@ -1,4 +1,4 @@
-"""The option that says which model a command uses, and how images are brought to it."""
+"""The options that name a command's model, and how images are prepared for it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PATHS = ("/", "./", "../", "~")
 
 
 def add_model_options(command: argparse.ArgumentParser, batches: bool = True) -> None:
-    """Adds the options that `read_model`, `chosen_preprocessing` and `input_arguments` read.
+    """Add the options that `read_model`, `chosen_preprocessing` and `input_arguments` read.
 
     Args:
         command: that runs a model.
-        batches: whether it makes batches of images itself.
+        batches: whether the command makes batches of images itself.
     """
     command.add_argument(
         "--model",
@@ -44,16 +44,16 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
 
 
 def is_run(model: str) -> bool:
-    """Whether the name of a model is the folder of a training run."""
+    """Return whether the name of a model is that of a training run's folder."""
     folder = Path(model)
     return (folder / "config.json").is_file() and not any((folder / name).exists() for name in _OF_HUGGING_FACE)
 
 
 def check_model(options: argparse.Namespace) -> None:
-    """Checks the option --model as far as that needs neither TensorFlow nor a network.
+    """Check the option --model, as far as this needs neither TensorFlow nor a network.
 
     Raises:
-        ValueError: a file or folder that is not there, or --last of what is no run.
+        ValueError: a missing file or folder, or --last with something that is not a run.
     """
     if options.last and not is_run(options.model):
         raise ValueError(f"--last is for the folder of a run, which {options.model} is not")
@@ -61,10 +61,10 @@ def check_model(options: argparse.Namespace) -> None:
 
 
 def check_weights(source: str) -> None:
-    """Checks that a source of weights is there, where its name is that of a file or folder.
+    """Check that a source of weights exists, if its name is that of a file or folder.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not exist.
     """
     if Path(source).exists():
         return
@@ -73,10 +73,10 @@ def check_weights(source: str) -> None:
 
 
 def check_run(folder: Path) -> None:
-    """Checks that a folder is that of a training run.
+    """Check that a folder is that of a training run.
 
     Raises:
-        ValueError: it is not there, or holds no run.
+        ValueError: it does not exist, or holds no run.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
@@ -85,7 +85,7 @@ def check_run(folder: Path) -> None:
 
 
 def read_model(options: argparse.Namespace) -> Detector:
-    """The model that the options name, which `check_model` has looked at.
+    """Return the model that the options name, after `check_model` has checked it.
 
     Raises:
         ValueError: as `DETR.from_pretrained`; or a checkpoint's `preprocessor_config.json` cannot be followed.
@@ -102,25 +102,28 @@ def read_model(options: argparse.Namespace) -> Detector:
 
 
 def read_model_for_inference(options: argparse.Namespace) -> Detector:
-    """The model that the options name, with its batch normalisation folded; see `read_model`."""
+    """Return the model that the options name, with its batch normalisation folded; see `read_model`."""
     model = read_model(options)
     return model.fold() if model.config.is_foldable else model
 
 
 def input_arguments(options: argparse.Namespace, model: Detector) -> dict[str, Any]:
-    """How images become batches: arguments of `evaluate_detections` and `detect`."""
+    """Return how images become batches: arguments of `evaluate_detections` and `detect`."""
     preprocessing = chosen_preprocessing(options, model)
     batch_size = options.batch_size or (8 if preprocessing.pad_to else 1)
     return {"preprocessing": preprocessing, "batch_size": batch_size}
 
 
 def chosen_preprocessing(options: argparse.Namespace, model: Detector) -> Preprocessing:
-    """How images are prepared: as the model has it, but for what the options say."""
+    """Return how images are prepared: as for the model, except for what the options change."""
     return preprocessing_for(model, **given_input(options))
 
 
 def _source(options: argparse.Namespace) -> Any:
-    """The file or folder of a model that is no run; or the hub's commit, kept with the options to ask for it once."""
+    """Return the file or folder of a model that is not a run, or the hub's commit.
+
+    The commit is kept with the options, to be looked up once.
+    """
     from port_weights.hub import fetch, is_hub_id
 
     if not is_hub_id(options.model):

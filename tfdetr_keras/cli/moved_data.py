@@ -1,4 +1,4 @@
-"""Where a run's data is: as it was, moved together with the run, or where the user says."""
+"""The place of a run's data: unchanged, moved together with the run, or given by the user."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def with_whole_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_whole_places(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of a run's data as its folder keeps it: with paths that hold from any working directory.
+    """Return the description of a run's data for its folder: with paths that hold from any working directory.
 
     Args:
-        description: with the arguments of the training set and, or None, of the validation set.
+        description: with the arguments of the training set, and those of the validation set or None.
     """
     parts = {part: description[part] for part in ("training", "validation")}
     return {**description, **{part: one and with_whole_paths(one) for part, one in parts.items()}}
@@ -38,15 +38,15 @@ def with_whole_places(description: Mapping[str, Any]) -> dict[str, Any]:
 def find_moved(description: Mapping[str, Any], folder: Path, noted_folder: str | None) -> dict[str, Any]:
     """Return the description of a run's data with the places where it is now.
 
-    A path that holds nothing any more is looked for where it lay as seen from the run's folder: whole trees move.
+    A path that does not exist any more is looked up at its place relative to the run's folder: whole trees move.
 
     Args:
-        description: the run's own, as its `config.json` has it.
-        folder: of the run, as it is now.
-        noted_folder: where it was when the run began; None in runs of earlier versions.
+        description: the run's own, from its `config.json`.
+        folder: of the run, now.
+        noted_folder: of the run when it began; None in runs of earlier versions.
 
     Returns:
-        A description whose paths are whole; one that is found nowhere is as it was.
+        A description with absolute paths; one that is not found stays unchanged.
     """
 
     def place(path: str) -> str:
@@ -68,17 +68,17 @@ def find_moved(description: Mapping[str, Any], folder: Path, noted_folder: str |
 def told_places(
     description: Mapping[str, Any], training: Mapping[str, Any], validation: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the description of a run's data with other places for some of it.
+    """Return the description of a run's data with some places replaced by the user's.
 
-    What moved of the training set moved of a validation set that shared it.
+    Moves of the training set also hold for a validation set that shared its places.
 
     Args:
         description: the run's own.
-        training: the new places by argument; those that are None stay.
-        validation: likewise of the validation set.
+        training: the new places by argument; None keeps a place.
+        validation: likewise, of the validation set.
 
     Raises:
-        ValueError: a place that this kind of set has not, or one for a validation set that the run has not.
+        ValueError: a place that this kind of set does not have, or one for a validation set that the run lacks.
     """
     own, other = dict(description["training"]), description["validation"]
     changed = {name: value for name, value in training.items() if value is not None}

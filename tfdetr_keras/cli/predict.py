@@ -1,4 +1,4 @@
-"""`tfdetr predict`: what a model finds in images, as pictures and as JSON."""
+"""`tfdetr predict`: a model's detections in images, as pictures and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "predict",
         help="detect objects in images",
@@ -50,7 +50,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     if not 0 <= options.threshold < 1:
         raise ValueError(f"--threshold must be at least 0 and below 1, not {options.threshold}")
     check_model(options)
@@ -75,7 +75,10 @@ def run(options: argparse.Namespace) -> int:
 def _draw_all(
     model: Detector, records: Any, paths: Sequence[Path], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Draws what the model finds in each image; gives it as detections.json has it. An error leaves no new picture."""
+    """Draw the detections in each image; return them in the format of detections.json.
+
+    After an error there is no new picture.
+    """
     from tfdetr_keras.inference.detection import detect
 
     found: list[dict[str, Any]] = []
@@ -98,7 +101,7 @@ def _draw_all(
 
 
 def _draw(model: Detector, image: dict[str, Any], path: Path, picture: Path, threshold: float) -> list[dict[str, Any]]:
-    """Draws what was found in an image; gives it as detections.json has it."""
+    """Draw the detections in an image; return them in the format of detections.json."""
     from tfdetr_keras import visualize
     from tfdetr_keras.data.images import decode_image
     from tfdetr_keras.data.segmentations import run_lengths

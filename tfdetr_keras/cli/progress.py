@@ -1,4 +1,4 @@
-"""How far a long pass is, on stderr."""
+"""Progress of a long pass, on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 class Counter:
-    """Counts images on stderr: "read 120 of 5000 images"; a short pass goes in silence.
+    """A counter of images on stderr: "read 120 of 5000 images"; a short pass stays silent.
 
     Args:
         verb: what was done with them.
@@ -38,7 +38,7 @@ class Counter:
                 print(file=sys.stderr)
 
     def show(self, count: int) -> None:
-        """Says that `count` images are done, if it is time to; the last count is said at the end."""
+        """Print that `count` images are done, if it is time to; the last count is printed at the end."""
         self._count = count
         now = time.monotonic()
         if now >= self._next:

@@ -1,4 +1,4 @@
-"""`tfdetr resume`: goes on with a run that was stopped, or trains it for more epochs."""
+"""`tfdetr resume`: continues a run that was stopped, or trains it for more epochs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tfdetr_keras.cli.train import named_as_validation, read_run_data, say_resul
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "resume",
-        help="go on with a run that was stopped, or for more epochs",
-        description="Goes on with a run of `tfdetr train` after its last finished epoch, with the same data and "
+        help="continue a run that was stopped, or train it for more epochs",
+        description="Continues a run of `tfdetr train` after its last finished epoch, with the same data and "
         "settings. A run that was killed ends with the weights that it would have had.",
     )
     command.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
@@ -30,8 +30,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--accept-changed-data",
         action="store_true",
-        help="go on although images or annotations were added, removed or changed since the run began; its report "
-        "tells",
+        help="continue although images or annotations were added, removed or changed since the run began; the report "
+        "says so",
     )
     moved = command.add_argument_group(
         "where the data is now, if it moved", "by default where it was, or where it lay as seen from the run"
@@ -39,12 +39,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     for prefix, part in (("", "training"), ("val-", "validation")):
         for name in PATHS:
             option = f"--{prefix}{name.replace('_', '-')}"
-            moved.add_argument(option, metavar="PATH", help=f"of the {part} set, as `tfdetr train` was told it")
+            moved.add_argument(option, metavar="PATH", help=f"of the {part} set, as given to `tfdetr train`")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     check_run(options.folder)
     from tfdetr_keras.training import RunFolder, fit_detector
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         )
     run_folder.refuse_lost_state()
     if not run_folder.has_epochs():
-        raise ValueError(f"{options.folder}: no epoch was finished: start it again with tfdetr train")
+        raise ValueError(f"{options.folder}: no epoch was finished: start the run again with tfdetr train")
     settings = config["settings"] | ({} if options.epochs is None else {"epochs": options.epochs})
     description = _places(options, config)
     (records, names), validation = read_run_data(description)
@@ -78,10 +78,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _places(options: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
-    """The description of the run's data, with the places where it is now.
+    """Return the description of the run's data, with the places where it is now.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the data is not there.
     """
     description = find_moved(config["data"], options.folder, config.get("folder"))
     training = {name: getattr(options, name) for name in PATHS}

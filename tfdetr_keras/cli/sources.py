@@ -1,4 +1,4 @@
-"""Which reader reads which kind of data, and what it needs to know: one table, for the command line."""
+"""A table, for the command line, of which reader reads which kind of data and what options it needs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Loaded = tuple["tf.data.Dataset", list[str]]
 
 
 class _Kind(NamedTuple):
-    """How one kind of data is read.
+    """The reader and the options of one kind of data.
 
     Attributes:
         read: the reader, which loads TensorFlow.
-        needs: the options that it must have, and what they are.
-        takes: the options that it may have.
+        needs: the options that it requires, and their meaning.
+        takes: the options that it accepts.
         files: those of them that name a file.
         folders: those of them that name a folder.
     """
@@ -54,7 +54,7 @@ def load_source(
     lines: str | None = None,
     on_error: OnError = "raise",
 ) -> Loaded:
-    """Reads a detection set of any kind.
+    """Read a detection set of any kind.
 
     Args:
         data: its kind: "coco", "coco-panoptic", "voc", "yolo", "tfds", "tfrecord" or "shapes" (drawn on the fly).
@@ -68,17 +68,17 @@ def load_source(
         count: shapes: number of images.
         drawn_size: shapes: smallest and largest side of the images, pixels.
         drawn_seed: shapes: sets of different seeds share no image.
-        masks: coco: whether records have the objects' masks; of coco-panoptic they always have, no other kind has them.
+        masks: coco: whether records have the objects' masks; coco-panoptic always has them, no other kind does.
         segments: coco-panoptic: the folder of the PNG files.
         category_ids: coco, coco-panoptic: "contiguous" (the default) or "original", see `load_coco`.
         lines: yolo: "auto" (the default), "boxes" or "polygons", see `load_yolo`.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
 
     Raises:
-        ValueError: an unknown kind, an option that it needs and has not or has and does not use; as the readers do.
+        ValueError: an unknown kind, a missing option, or one that the kind does not use; also as the readers.
     """
     given = check_source(
         data,
@@ -100,19 +100,18 @@ def load_source(
 
 
 def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict[str, Any]:
-    """Checks what can be known of a set before anything is read, and without loading TensorFlow.
+    """Check everything about a set that needs neither reading it nor TensorFlow.
 
     Args:
         data: its kind, see `load_source`.
-        on_error: of data that is read later.
-        **options: the other arguments of `load_source`, None where one is not given.
+        on_error: for the data that is read later.
+        **options: the other arguments of `load_source`, None for those that are not given.
 
     Returns:
         The options that are given.
 
     Raises:
-        ValueError: an unknown kind, an option that it needs and has not or has and does not use, a file or folder that
-            is not there.
+        ValueError: an unknown kind, a missing option, one that the kind does not use, or a missing file or folder.
     """
     if data not in KINDS:
         raise ValueError(f"data must be one of {', '.join(KINDS)}, not {data!r}")
@@ -120,7 +119,7 @@ def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("masks") and "masks" not in kind.takes:
         having = ", ".join(name for name, other in KINDS.items() if "masks" in other.takes)
-        raise ValueError(f"data of the kind {data} has no masks; of the kinds here these have: {having}")
+        raise ValueError(f"data of the kind {data} has no masks; these kinds have them: {having}")
     if missing := [f"{_option(name)} ({what})" for name, what in kind.needs.items() if name not in given]:
         raise ValueError(f"data of the kind {data} needs {' and '.join(missing)}")
     if unused := [name for name in given if name not in kind.needs and name not in kind.takes]:
@@ -135,7 +134,7 @@ def check_source(data: str, on_error: OnError = "raise", **options: Any) -> dict
 
 
 def is_there(path: str) -> bool:
-    """Return whether a path, or a pattern of the kind tfrecord, holds something."""
+    """Return whether a path, or a pattern of the kind tfrecord, exists."""
     if os.path.exists(path):
         return True
     return any(character in path for character in "*?") and bool(glob.glob(path))
@@ -146,7 +145,7 @@ def _option(name: str) -> str:
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Reads class names from a text file, one a line in the order of the labels; empty lines at its end do not count.
+    """Read class names from a text file, one per line in the order of the labels; empty lines at its end do not count.
 
     Raises:
         ValueError: no such file, one without names, with an empty line, or with a name that appears twice.
@@ -189,8 +188,8 @@ def _read_yolo(images: str | Path, **options: Any) -> Loaded:
 def _read_tfds(annotations: str | Path, **options: Any) -> Loaded:
     if not (Path(annotations) / "dataset_info.json").is_file():
         raise ValueError(
-            f"{annotations} is not the folder of a prepared builder, it has no dataset_info.json: the folder is that "
-            "of the version, e.g. tensorflow_datasets/voc/2007/4.0.0"
+            f"{annotations} is not the folder of a prepared builder, it has no dataset_info.json: name the folder of "
+            "the version, e.g. tensorflow_datasets/voc/2007/4.0.0"
         )
     try:
         import tensorflow_datasets as tfds

@@ -1,8 +1,8 @@
-"""What the command line writes to stderr: its own lines, and real errors; not the start-up notes of native libraries.
+"""The command line's stderr: its own lines and real errors, without the start-up notes of native libraries.
 
-TensorFlow, XLA and CUDA write to the file descriptor itself, some lines before any setting of theirs is read. So the
-descriptor leads into a pipe, and a child process passes on what is no such note: it outlives a crash, whose last words
-then still appear. Python's own `sys.stderr` keeps the terminal.
+TensorFlow, XLA and CUDA write to the file descriptor itself, some lines before any of their settings is read. So the
+descriptor leads into a pipe, and a child process passes on everything that is not such a note. The child outlives a
+crash, so that its last words still appear. Python's own `sys.stderr` keeps the terminal.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _LAST_WORDS = 1.0  # seconds that the end of the program waits for the child
 
 
 def chosen_level() -> int:
-    """Returns the logging level that the environment variable TFDETR_LOG names; "info" by default.
+    """Return the logging level that the environment variable TFDETR_LOG names; "info" by default.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names no level.
     """
     name = os.environ.get(VARIABLE, "info").lower()
     if name not in LEVELS:
@@ -55,12 +55,12 @@ def chosen_level() -> int:
 
 
 def configure(whole_process: bool) -> None:
-    """Sends the program's own log to stderr, and keeps other libraries' notes away from it.
+    """Send the program's own log to stderr, and keep other libraries' notes out of it.
 
-    With `TFDETR_LOG=debug` everything is shown, of every library.
+    With `TFDETR_LOG=debug` everything from every library is shown.
 
     Args:
-        whole_process: whether the process is this program alone, so that its stderr may be filtered.
+        whole_process: whether the process runs only this program, so that its stderr may be filtered.
 
     Raises:
         ValueError: as `chosen_level`.
@@ -80,24 +80,24 @@ def configure(whole_process: bool) -> None:
 
 
 def is_note(line: bytes) -> bool:
-    """Returns whether a line of stderr is a native library's note, and no error."""
+    """Return whether a line of stderr is a native library's note and not an error."""
     return bool(_NOTE.match(line) or _FALSE_ALARM.search(line))
 
 
 class Filter:
-    """Tells, line after line, which are no notes, nor the further lines of one."""
+    """A filter of lines: it drops notes and the further lines of a note."""
 
     def __init__(self) -> None:
         self._in_note = False
 
     def __call__(self, line: bytes) -> bool:
-        """Returns whether to show the next line."""
+        """Return whether to show the next line."""
         self._in_note = is_note(line) or (self._in_note and bool(_CONTINUED.match(line)))
         return not self._in_note
 
 
 def _filter_descriptor() -> None:
-    """Lets a child process filter what is written to file descriptor 2, and `sys.stderr` pass it by."""
+    """Let a child process filter what is written to file descriptor 2, bypassed by `sys.stderr`."""
     if not hasattr(os, "fork"):  # Windows
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         return
@@ -119,7 +119,7 @@ def _filter_descriptor() -> None:
 
 
 def _pass_on(reading: int, terminal: int) -> None:
-    """Copies lines that are no notes, until the last writer is gone; a Ctrl-C or a kill is for the program itself."""
+    """Copy lines that are not notes until the last writer is gone; leave Ctrl-C and kills to the program itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     # Descriptors of the parent's that are not its own, such as a pipe that its reader waits to see closed.
@@ -137,7 +137,7 @@ def _pass_on(reading: int, terminal: int) -> None:
 
 
 def _end(child: int, terminal: int) -> None:
-    """Closes the pipe, and waits until the child has passed on what is in it."""
+    """Close the pipe, and wait until the child has passed on its content."""
     with contextlib.suppress(OSError):
         os.dup2(terminal, 2)
     until = time.monotonic() + _LAST_WORDS

@@ -1,4 +1,4 @@
-"""`tfdetr train`: a detector from a data set, and a folder that keeps all of the run."""
+"""`tfdetr train`: trains a detector on a data set, in a folder that keeps everything of the run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ A run that was stopped goes on with: tfdetr resume run
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    """Adds the command to the grammar."""
+    """Add the command to the grammar."""
     command = commands.add_parser(
         "train",
         help="train a detector: AP after every epoch, checkpoints, curves, pictures, a report",
@@ -90,7 +90,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="take one step, measure a few images, export the model, print what that took, and keep nothing",
     )
-    add_batch_options(command, DEFAULTS.batch_size, "as SOURCE has it")
+    add_batch_options(command, DEFAULTS.batch_size, "as in SOURCE")
     _add_model_options(command)
     _add_recipe_options(command)
     command.set_defaults(run=run)
@@ -105,7 +105,7 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--keep-head",
         action=argparse.BooleanOptionalAction,
-        help="keep the class head of SOURCE by position, whatever its classes are called, or draw all of it anew "
+        help="keep the class head of SOURCE by position, whatever its classes are called, or make all of it random "
         "(default: the rows of classes of the same name are kept)",
     )
     model.add_argument(
@@ -117,15 +117,15 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--freeze",
         metavar="PARTS",
-        help='parts that are not trained, e.g. backbone or stem+stage1; "" trains all (default: as SOURCE has it: stem '
+        help='parts that are not trained, e.g. backbone or stem+stage1; "" trains all (default: as in SOURCE: stem '
         "and first stage of published weights, nothing of random ones)",
     )
     model.add_argument(
         "--batch-norm",
         choices=("frozen", "trainable"),
-        help="statistics of the backbone (default: as SOURCE has it; trainable for random weights)",
+        help="statistics of the backbone (default: as in SOURCE; trainable for random weights)",
     )
-    model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as SOURCE has it)")
+    model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as in SOURCE)")
 
 
 def _add_recipe_options(command: argparse.ArgumentParser) -> None:
@@ -164,7 +164,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+    """Run the command; return the exit status."""
     description = {
         "training": source_arguments(options),
         "validation": _validation_arguments(options),
@@ -204,7 +204,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def told_how_to_go_on(folder: Path) -> Iterator[None]:
-    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, and into the error of a full disk how to go on with a run.
+    """Add to a `KeyboardInterrupt` (Ctrl-C) and to the error of a full disk how to resume the run.
 
     Raises:
         KeyboardInterrupt: the same, with a message.
@@ -226,27 +226,27 @@ def told_how_to_go_on(folder: Path) -> Iterator[None]:
 
 
 def _validation_arguments(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The training set's arguments with those that differ; None where there is no other set."""
+    """Return the validation set's arguments: the training set's, with those that differ; None if there is no set."""
     changes = {name: getattr(options, option[2:].replace("-", "_")) for name, option in VALIDATION.items()}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         return None
     if options.val_split is not None:
         others = ", ".join(VALIDATION[name] for name in given)
-        raise ValueError(f"--val-split takes its images from the training set: leave {others} away")
+        raise ValueError(f"--val-split takes its images from the training set: leave out {others}")
     if set(given) <= {"images", "segments", "count"} and options.data != "voc":
-        raise ValueError("say which annotations the validation images have: --val-annotations or --val-name")
+        raise ValueError("the validation images have no annotations: give --val-annotations or --val-name")
     return source_arguments(options) | given
 
 
 def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
-    """Reads the data that a run's folder describes.
+    """Read the data that a run's folder describes.
 
     Returns:
         The training records with the class names, and the validation records or None.
 
     Raises:
-        ValueError: as `load_source`, or the two sets have other classes.
+        ValueError: as `load_source`, or the two sets have different classes.
     """
     from tfdetr_keras import data
     from tfdetr_keras.data.split import split_by_count
@@ -264,7 +264,7 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
         if validation_names != names:
             raise ValueError(
                 f"the validation set has other classes than the training set: {', '.join(validation_names)} and "
-                f"{', '.join(names)}; say with --class-names what the labels stand for, or make the files agree"
+                f"{', '.join(names)}; name the labels with --class-names, or make the files agree"
             )
     if description["cache"]:
         records, validation = records.cache(), validation and validation.cache()
@@ -272,15 +272,15 @@ def read_run_data(description: dict[str, Any]) -> tuple[Loaded, Any]:
 
 
 def _check_share(share: float) -> None:
-    """Refuses what is no share, e.g. 20 for 20 %."""
+    """Raise if a value is not a share between 0 and 1, e.g. 20 for 20 %."""
     if not 0 < share < 1:
         meant = f", so write {share / 100:g}" if 1 <= share < 100 else ""
-        raise ValueError(f"--val-split is a share between 0 and 1, not {share:g}: 20 % is 0.2{meant}")
+        raise ValueError(f"--val-split must be between 0 and 1, not {share:g}: 20 % is 0.2{meant}")
 
 
 @contextlib.contextmanager
 def named_as_validation() -> Iterator[None]:
-    """Puts the options of the validation images into an error that names those of the training images.
+    """Replace the options of the training images in an error by those of the validation images.
 
     Raises:
         ValueError: the same, with other names.
@@ -295,7 +295,7 @@ def named_as_validation() -> Iterator[None]:
 
 
 def say_result(run_folder: Any) -> None:
-    """Prints where the run is and how good its best model."""
+    """Print where the run is and how good its best model is."""
     from tfdetr_keras.training.average_precision import summary
 
     if metrics := run_folder.metrics:

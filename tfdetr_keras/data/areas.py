@@ -1,6 +1,7 @@
-"""Areas of objects that can be believed: COCO's AP by size goes by them.
+"""Find areas of objects that cannot be right; COCO's AP by size depends on the areas.
 
-Exporters write 0 where they know none, or shares of the image where pixels² are meant; every object is "small" then.
+Exporters write 0 where they know no area, or fractions of the image where pixels² are meant; every object is "small"
+then.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from tfdetr_keras.data.segmentations import rasterise, segmentation_complaint
 
-NOT_BELIEVED = "areas that do not fit to their box"
+NOT_BELIEVED = "areas that do not fit their box"
 MOST = 2.0  # times that of its box, by which no object is larger; masks may be a pixel wider and higher
 LEAST_BOX = 16.0  # pixels², of which an object covers one at least
 
@@ -24,8 +25,8 @@ def not_believed(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         boxes: `(objects, 4)` float, xyxy, pixels, not clipped.
 
     Returns:
-        `(objects,)` bool: areas of 0, negative or not finite ones, those twice as large as the box, and those below
-        one pixel² in a box of more than 16. Of boxes without an area, what is above 0 is believed.
+        `(objects,)` bool, True for an area that is 0, negative or not finite, twice as large as its box, or below
+        one pixel² in a box of more than 16. For a box without an area, every area above 0 is accepted.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         sides = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
@@ -36,7 +37,7 @@ def not_believed(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def segmentation_area(segmentation: Any, height: int, width: int) -> float | None:
-    """The area of a segmentation in COCO's format, pixels²; None if there is none that can be read."""
+    """Return the area of a segmentation in COCO's format, pixels²; None if it is missing or cannot be read."""
     if not segmentation or segmentation_complaint(segmentation, height, width):
         return None
     if isinstance(segmentation, list):

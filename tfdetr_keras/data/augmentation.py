@@ -1,9 +1,10 @@
-"""Recipes of augmentation: from a record and a seed to the resized record that a model is trained on.
+"""Augmentation recipes: from a record and a seed to the resized record that a model is trained on.
 
-`paper` is facebookresearch's (DETR, section 4 and appendix A.4), in proportion to the size asked for: the sides of
-480 … 800 that it gives for 800 are 0.6 … 1 of it (of the longer side by Table Transformer's rule, of both sides by the
-rule "fit"; by "stretch" every image has the one size). It differs in one thing: where the original enlarges or shrinks
-the image, crops it, and resizes it again, the window is cut from the original pixels here, and resized once.
+`paper` is facebookresearch's recipe (DETR, section 4 and appendix A.4), scaled to the requested size: the sides of
+480 … 800 that the paper uses for 800 become 0.6 … 1 of that size (of the longer side by Table Transformer's rule, of
+both sides by the rule "fit"; by "stretch" every image has the one size). It differs in one thing: where the original
+enlarges or shrinks the image, crops it, and resizes it again, here the window is cut from the original pixels and
+resized once.
 """
 
 from collections.abc import Callable
@@ -30,19 +31,19 @@ _SCALED: dict[str, tuple[str, ...]] = {
 
 
 def evaluation(record: Record, resize: Resize) -> Record:
-    """Resizes a record, and nothing else."""
+    """Resize a record and change nothing else."""
     height, width = tf.unstack(tf.shape(record["image"])[:2])
     size = tf.stack(target_size(height, width, resize))
     return transforms.resize(record, size, resize.interpolation, resize.antialias)
 
 
 def flip(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
-    """Mirrors every other record, and resizes it."""
+    """Mirror a record with probability 1/2, and resize it."""
     return evaluation(transforms.random_horizontal_flip(record, seed), resize)
 
 
 def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
-    """Crops every other record, mirrors every other, and resizes it to one of eleven scales.
+    """Crop a record with probability 1/2, mirror it with probability 1/2, and resize it to one of eleven scales.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -77,7 +78,7 @@ def _choice(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _random_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, shortest_edge: int) -> tf.Tensor:
-    """A window `(4,)` of the image that, at one of the crop scales, has sides between the two crop sides."""
+    """Return a window `(4,)` of the image whose sides, at one of the crop scales, lie between the two crop sides."""
     seeds = tf.unstack(tf.random.split(seed, 2), num=2)
     edge = _choice(tf.constant([max(round(shortest_edge * scale), 1) for scale in CROP_SCALES]), seeds[0])
     scaled = tf.stack(target_size(height, width, Resize(edge, NO_LIMIT)))
@@ -85,7 +86,7 @@ def _random_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor, shortes
     draws = tf.random.stateless_uniform((2, 2), seeds[1])
 
     def whole_number(draw: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
-        """Uniform in low .. high, both included."""
+        """Return a uniform draw from low .. high, both included."""
         return low + tf.minimum(tf.cast(draw * tf.cast(high - low + 1, tf.float32), tf.int32), high - low)
 
     most = tf.minimum(scaled, most)

@@ -1,7 +1,8 @@
 """From resized records to batches: lay out the targets, pad, normalise.
 
-Images of a batch share one canvas, padded at the bottom and the right; they stay uint8 until then, a quarter of the
-memory. Targets share one number of rows; a padding row has label -1 and box 0.
+The images of a batch share one canvas, the `(height, width)` that all of them are padded to at the bottom and the
+right. They stay uint8 until then, which takes a quarter of the memory. Targets share one number of rows; a padding row
+has label -1 and box 0.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ BATCHES_AT_ONCE = 2
 
 
 def encode(record: Record) -> Batch:
-    """Turns one record, resized already, into the inputs and targets of one image, not yet padded.
+    """Turn one resized record into the unpadded inputs and targets of one image.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -35,8 +36,8 @@ def encode(record: Record) -> Batch:
     Returns:
         `{"levels": (height, width, 3) uint8, "size": (2,) int32, height and width}` and
         `{"labels": (objects,) int32, "boxes": (objects, 4) float32 cxcywh relative to the image, "image_id": () int64,
-        "orig_size": (2,) int32}` and, if the record has them, `"masks": (objects, height, width) bool`; all without the
-        crowds.
+        "orig_size": (2,) int32}` and, if the record has them, `"masks": (objects, height, width) bool`. Crowds are left
+        out.
     """
     size = tf.shape(record["image"])[:2]
     single = transforms.select(record, ~record["iscrowd"])
@@ -60,13 +61,12 @@ def pad_batches(
     may_be_empty: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
-    """Pads examples (see `encode`) to a common shape and batches them; see `prepare` for the arguments.
+    """Pad examples (see `encode`) to a common shape and batch them; see `prepare` for the arguments.
 
-    Of the preprocessing the levels count, and what the sides of a canvas are multiples of.
+    Of the preprocessing, the levels are used, and the number that a canvas's sides are multiples of.
 
     Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere.
-    Some batches are made ahead. Unless `may_be_empty`, a pass in which incomplete batches are all that there is is an
-    error while iterating.
+    Some batches are made ahead. Unless `may_be_empty`, iterating raises an error if a pass has only incomplete batches.
     """
     preprocessing = Preprocessing.of(preprocessing)
     canvases = _canvases(pad_to, preprocessing)
@@ -103,7 +103,7 @@ def pad_batches(
 
 
 def _must_fill_one(examples: tf.data.Dataset, batch_size: int, canvases: Sequence[Canvas]) -> bool:
-    """Whether there are so many examples that a batch is filled, however they are spread over the canvases."""
+    """Return whether there are enough examples to fill a batch, however they are spread over the canvases."""
     count = int(examples.cardinality())
     return count == tf.data.INFINITE_CARDINALITY or count > (batch_size - 1) * max(1, len(canvases))
 
@@ -111,28 +111,31 @@ def _must_fill_one(examples: tf.data.Dataset, batch_size: int, canvases: Sequenc
 def _no_batch(batch_size: int, canvases: Sequence[Canvas]) -> str:
     several = len(canvases) > 1
     return (
-        f"the epoch has no batch of {batch_size} images: there are not so many "
-        f"{f'for any of the {len(canvases)} canvases of pad_to' if several else 'that can be read'}, and incomplete "
-        f"batches are left out in training: lower batch_size, {'give fewer canvases, ' if several else ''}or let "
-        "td.data.prepare fill them up in the next epoch, with repeat=True"
+        f"no training batch of {batch_size} images can be filled: fewer than {batch_size} images can be read"
+        f"{f' for any of the {len(canvases)} canvases of pad_to' if several else ''}, and training leaves out "
+        f"incomplete batches: lower batch_size, {'give fewer canvases, ' if several else ''}or set repeat=True in "
+        "td.data.prepare, which fills them up in the next epoch"
     )
 
 
 def _without_autotuning() -> tf.data.Options:
-    """With it, buffers grow as long as there is memory, and an iterator that ends may wait for the tuner to wake up."""
+    """Return options that switch off autotuning.
+
+    With it, buffers grow as long as there is memory, and an iterator that ends may wait for the tuner to wake up.
+    """
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
 
 
 def _canvases(pad_to: Canvas | Sequence[Canvas] | None, preprocessing: Preprocessing) -> list[Canvas]:
-    """None, one canvas or several as a list."""
+    """Return the canvases as a list: empty for None, else of one or several."""
     sides = [] if pad_to is None else np.reshape(pad_to, (-1, 2)).tolist()
     return [(preprocessing.rounded_up(height), preprocessing.rounded_up(width)) for height, width in sides]
 
 
 def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], multiple: int) -> Batch:
-    """An example on a canvas of its own, whose sides are multiples; so are then those of the largest in a batch."""
+    """Pad an example so that its sides are multiples; the largest sides in a batch then are, too."""
     height, width = tf.unstack(-inputs["size"] % multiple)
     levels = tf.pad(inputs["levels"], [[0, height], [0, width], [0, 0]])
     if "masks" in targets:
@@ -141,7 +144,7 @@ def _rounded_up(inputs: dict[str, tf.Tensor], targets: dict[str, tf.Tensor], mul
 
 
 def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_boxes: int | None) -> tf.data.Dataset:
-    """Stops at an image that is larger than every canvas or has more objects than there are rows."""
+    """Raise while iterating if an image is larger than every canvas or has more objects than there are rows."""
 
     def refuse(image_id: np.int64, size: np.ndarray, objects: np.int32, fits_canvas: np.bool_) -> np.int32:
         name = name_of(examples, int(image_id))
@@ -152,8 +155,8 @@ def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_b
                 "make pad_to larger or size smaller"
             )
         raise ValueError(
-            f"{name} has {objects} objects, more than max_boxes = {max_boxes}: make it at least that of the "
-            "fullest image, which td.data.summarize and tfdetr inspect-data count, or leave it away"
+            f"{name} has {objects} objects, more than max_boxes = {max_boxes}: leave max_boxes out, or raise it to the "
+            "most objects in an image, which td.data.summarize and tfdetr inspect-data count"
         )
 
     @tf.autograph.experimental.do_not_convert
@@ -178,7 +181,7 @@ def _checked_to_fit(examples: tf.data.Dataset, canvases: Sequence[Canvas], max_b
 def _padded(
     examples: tf.data.Dataset, batch_size: int, height: Any, width: Any, max_boxes: int | None, drop_remainder: bool
 ) -> tf.data.Dataset:
-    """Batches of one canvas; its sides may be None, for those of the largest image, or tensors."""
+    """Return padded batches of one canvas; a side may be None, for that of the largest image, or a tensor."""
     input_spec, target_spec = examples.element_spec
     shapes: dict[str, Any] = {key: spec.shape for key, spec in target_spec.items()}
     shapes |= {"labels": (max_boxes,), "boxes": (max_boxes, 4)}
@@ -194,14 +197,14 @@ def _padded(
 
 
 def _shape(*sides: Any) -> Any:
-    """A shape for `padded_batch`, which takes tensors only as one tensor, -1 being the batch's maximum."""
+    """Return a shape for `padded_batch`, which takes tensors only as one tensor; -1 stands for the batch's maximum."""
     if any(isinstance(side, tf.Tensor) for side in sides):
         return tf.stack([tf.cast(-1 if side is None else side, tf.int64) for side in sides])
     return sides
 
 
 def _at_least_one_row(targets: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Adds a padding row to a batch without any object: M = 0 would be a corner case for every later floor."""
+    """Add a padding row to a batch without objects: M = 0 would be a corner case for all later code."""
     missing = tf.maximum(0, 1 - tf.shape(targets["labels"])[1])
     rows = [[0, 0], [0, missing]]
     padded = {
@@ -214,6 +217,6 @@ def _at_least_one_row(targets: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 
 def _relative_to_canvas(boxes: tf.Tensor, levels: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Rescales boxes from their image to the padded canvas."""
+    """Rescale boxes from their image to the padded canvas."""
     share = tf.cast(size, tf.float32) / tf.cast(tf.shape(levels)[1:3], tf.float32)
     return boxes * tf.gather(share, [1, 0, 1, 0], axis=1)[:, None, :]

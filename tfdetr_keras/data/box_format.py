@@ -1,4 +1,4 @@
-"""The ways in which data sets write a box, each turned into corners in pixels. Named by the user, never guessed."""
+"""The box formats of data sets, each converted to corners in pixels. The user names the format; it is never guessed."""
 
 from typing import Any, Literal, get_args
 
@@ -8,13 +8,13 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
 
 
 def check_box_format(box_format: str) -> None:
-    """Raises a ValueError for a format that does not exist."""
+    """Raise a ValueError if the format does not exist."""
     if box_format not in get_args(BoxFormat):
         raise ValueError(f"box_format must be one of {get_args(BoxFormat)}, not {box_format!r}")
 
 
 def to_xyxy(boxes: Any, box_format: BoxFormat, size: Any = None) -> np.ndarray:
-    """Turns boxes of any format into corners.
+    """Convert boxes of any format to corners.
 
     Args:
         boxes: `(objects, 4)` numbers. "xyxy": left, top, right, bottom; "xywh": left, top, width, height; "cxcywh":

@@ -1,4 +1,4 @@
-"""Memory for batches, used again: a batch takes 50 MB, and each new page of so much costs the system time."""
+"""Memory for batches, reused: a batch takes 50 MB, and the system needs time for each new page of it."""
 
 import math
 import queue
@@ -13,10 +13,10 @@ ALIGNMENT = 64  # bytes; TensorFlow copies arrays that begin elsewhere
 
 
 class BufferPool:
-    """Hands out arrays and takes their memory back when nobody holds them any more, TensorFlow included.
+    """A pool that hands out arrays and takes their memory back when nobody holds them any more, TensorFlow included.
 
     The memory is bytes, not an array: a view of a view would hold the innermost array instead of the one handed out.
-    It keeps as many pieces of memory as were in use at once, each as large as the largest array it had to hold.
+    The pool keeps as many pieces of memory as were in use at once, each as large as the largest array it had to hold.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def empty(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """An array of arbitrary content, like `numpy.empty`; safe to call from several threads."""
+        """Return an uninitialised array, like `numpy.empty`; safe to call from several threads."""
         memory = self._piece(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT)
         start = -np.frombuffer(memory, np.uint8).ctypes.data % ALIGNMENT
         array: np.ndarray = np.ndarray(shape, dtype, memory, offset=start)
@@ -33,7 +33,7 @@ class BufferPool:
         return array
 
     def _piece(self, size: int) -> bytearray:
-        """The smallest idle piece of at least `size` bytes, or a new one in place of the smallest."""
+        """Return the smallest idle piece of at least `size` bytes, or a new one in place of the smallest."""
         with self._lock:
             while not self._returned.empty():
                 self._idle.append(self._returned.get())

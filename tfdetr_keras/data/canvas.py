@@ -1,4 +1,7 @@
-"""The images of a batch on their canvas: normalised, zeros around them, and the mask that tells one from the other."""
+"""The images of a batch on their canvas: normalised pixels, zeros around them, and the mask that separates the two.
+
+A canvas is the area, `(height, width)` in pixels, that all images of a batch are padded to; images lie at its top left.
+"""
 
 from collections.abc import Callable
 
@@ -11,9 +14,9 @@ from tfdetr_keras.preprocessing import Preprocessing
 
 
 def factor_and_shift(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Return what normalises levels 0 … 255, x · factor − shift, `(3,)` float32 each.
+    """Return the factor and the shift that normalise levels 0 … 255 as x · factor − shift, `(3,)` float32 each.
 
-    It is (x · rescale − mean) / deviation, in one step less.
+    This equals (x · rescale − mean) / deviation, with one step less.
     """
     deviation = np.array(preprocessing.std)
     factor, shift = preprocessing.rescale / deviation, np.array(preprocessing.mean) / deviation
@@ -21,7 +24,7 @@ def factor_and_shift(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarr
 
 
 def canvas_painter(preprocessing: Preprocessing) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Makes the function that turns padded levels into a model's inputs; it keeps memory to use again.
+    """Return a function that turns padded levels into a model's inputs; it keeps memory for reuse.
 
     Args:
         preprocessing: of the model.

@@ -1,7 +1,7 @@
-"""Checks that ride along in a `tf.data` pipeline, and the way back from TensorFlow's errors to readable ones.
+"""Checks that run inside a `tf.data` pipeline, and the translation of TensorFlow's errors back to readable ones.
 
-Targets are computed inside the graph, long after Python could have looked at them; so they are looked at again just
-before the model sees them, batch by batch.
+Targets are computed inside the graph, where Python cannot look at them beforehand; so they are checked batch by batch,
+just before the model sees them.
 """
 
 import re
@@ -24,11 +24,11 @@ _MESSAGES = (
 
 
 def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Dataset:
-    """Wraps a dataset of batches so that a bad one stops the iteration and says what is wrong with it.
+    """Wrap a dataset of batches so that a bad batch stops the iteration with an error that says what is wrong.
 
-    Checked are the targets' `labels` and `boxes` (see `tfdetr_keras.losses.targets`) and that `pixel_values` and
-    `pixel_mask` agree in batch size, height and width. Elements pass untouched, with their static shapes, but
-    for ragged targets, which are padded; what is not there (bare pixels, no targets, others) is not checked.
+    The targets' `labels` and `boxes` are checked (see `tfdetr_keras.losses.targets`), and that `pixel_values` and
+    `pixel_mask` agree in batch size, height and width. Elements pass unchanged, with their static shapes, except
+    ragged targets, which are padded. Missing parts (bare pixels, no targets, others) are not checked.
 
     Args:
         dataset: of inputs, (inputs, targets) or (inputs, targets, sample_weight).
@@ -66,13 +66,13 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
 
 
 def refuse_empty(dataset: tf.data.Dataset, complaint: str) -> tf.data.Dataset:
-    """The same elements, but a pass over the dataset that has none is an error.
+    """Return the same elements, but raise an error at the end of a pass that had none.
 
-    Only its end can tell: that becomes an element of its own, which goes no further.
+    Only the end of the pass can tell: it becomes an element of its own, which is not passed on.
 
     Args:
-        dataset: of tensors; how many can be unknown beforehand, and is so of what is returned.
-        complaint: what to say.
+        dataset: of tensors; its length may be unknown, and the length of the result is unknown too.
+        complaint: message of the error.
 
     Raises:
         tf.errors.InvalidArgumentError: while iterating; inside `readable_errors` a `ValueError`.
@@ -102,12 +102,12 @@ def _marked(dataset: tf.data.Dataset, mark: bool) -> tf.data.Dataset:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turns a data error that comes out of TensorFlow back into the `ValueError` that it was.
+    """Turn a data error that comes out of TensorFlow back into the `ValueError` that it was.
 
-    Only the message is kept: the traceback is that of a graph's node. Other errors pass unchanged.
+    Only the message is kept: the traceback is that of a node of the graph. Other errors pass unchanged.
 
     Raises:
-        ValueError: where a check of the data pipeline failed.
+        ValueError: if a check of the data pipeline failed.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Class names that files and tables can hold: on one line, without blanks at their ends, each another one.
+"""Class names that files and tables can hold: on one line, without blanks at their ends, and all different.
 
-Names go one a line into `class_names.txt`, into the cells of tables, and into dicts of AP by class; a name that breaks
-a line, or that two classes share, would shift or swallow others there.
+Names are written one a line into `class_names.txt`, into the cells of tables, and into dicts of AP by class. A name
+that breaks a line, or that two classes share, would shift or hide others there.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _FORBIDDEN = {"Cc": "a control character", "Cs": "half of a surrogate pair"}
 
 
 def tidy_name(name: str) -> str:
-    """Put a name on one line: a line break or tab becomes one blank, blanks at the ends go."""
+    """Put a name on one line: replace a line break or tab by one blank, and remove blanks at the ends."""
     return _BREAK.sub(" ", name).strip()
 
 
 def tidy_names(names: Iterable[str], source: object = "class_names") -> list[str]:
-    """Make class names fit for files and tables, see the module; those that are fit stay as they are.
+    """Make class names fit for files and tables (see the module); names that are fit stay as they are.
 
-    Of several classes with one name the first keeps it, the others get a number: "car", "car (2)".
+    If several classes share a name, the first keeps it and the others get a number: "car", "car (2)".
 
     Args:
         names: of each label.
         source: where they come from, for messages.
 
     Returns:
-        As many names, all different but for "N/A".
+        As many names, all different except "N/A".
 
     Raises:
-        ValueError: a name that is no text, that is empty, or has control characters.
+        ValueError: a name that is not text, is empty, or has control characters.
     """
     tidy: list[str] = []
     names = list(names)
@@ -55,7 +55,7 @@ def tidy_names(names: Iterable[str], source: object = "class_names") -> list[str
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Number the names that several classes share, all but the first of each: "car", "car (2)"."""
+    """Number the names that several classes share, except the first of each: "car", "car (2)"."""
     given, taken, distinct = set(names), set(), []
     for name in names:
         found, number = name, 1
@@ -69,7 +69,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def note_renamed(before: Sequence[str], after: Sequence[str], source: object, tally: Tally) -> None:
-    """Count the names that `tidy_names` changed for more than blanks at their ends."""
+    """Count the names that `tidy_names` changed by more than blanks at their ends."""
     for label, (name, tidied) in enumerate(zip(before, after, strict=True)):
         if name.strip() != tidied:
             tally.add(RENAMED, f"{source}: class {label}, {name!r}, is called {tidied!r}")

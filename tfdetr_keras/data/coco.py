@@ -1,4 +1,4 @@
-"""Reads COCO's instances format: a folder of images and one JSON file of annotations."""
+"""Reader of COCO's instances format: a folder of images and one JSON file of annotations."""
 
 import json
 from pathlib import Path
@@ -37,32 +37,32 @@ def load_coco(
     masks: bool = False,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in COCO's format.
+    """Read a detection set in COCO's format.
 
-    Images are decoded while the dataset is read, in the order of the JSON file. Boxes are clipped to their image; those
-    that cover nothing after it are left out and counted in the dataset's `tally`. Images without objects stay.
+    Images are decoded while the dataset is read, in the order of the JSON file. Boxes are clipped to their image; boxes
+    that cover nothing after that are left out and counted in the dataset's `tally`. Images without objects stay.
 
     Args:
         images: folder of the images.
         annotations: the instances JSON file. An annotation needs `image_id`, `category_id` and `bbox` (x, y, width,
-            height in pixels); `iscrowd` and `area` default to 0 and to the box's area. An `area` that cannot be that of
-            an object in its box, as 0, is replaced by that of the segmentation, or else of the box, and counted as
+            height in pixels); `iscrowd` and `area` default to 0 and to the box's area. An `area` that an object in its
+            box cannot have, such as 0, is replaced by the area of the segmentation, or else of the box, and counted as
             noticed.
         category_ids: "contiguous" numbers the categories 0 .. K - 1 in the order of their ids, and
             `coco_category_ids` leads back; "original" keeps the ids as labels, as the published COCO weights do, and
             names the gaps "N/A".
         masks: whether records have `masks`, from the polygons and run lengths of `segmentation`, which are then kept
-            in memory, some 450 bytes an object; an object without has an empty mask and is counted.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+            in memory, some 450 bytes an object; an object without one has an empty mask and is counted.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names, one per label.
 
     Raises:
-        ValueError: a missing, malformed or empty annotation file, or an image id that appears twice; and, unless they
-            are skipped: a missing image file, one that two images name, a malformed annotation, one of an unknown image
-            or category, one that is listed twice, a non-finite or inverted box; while iterating: an image that cannot
-            be read or has another size.
+        ValueError: a missing, malformed or empty annotation file, or an image id that appears twice. Unless skipped: a
+            missing image file, one that two images name, a malformed annotation, one of an unknown image or category,
+            one that is listed twice, a non-finite or inverted box. While iterating: an image that cannot be read or has
+            another size.
     """
     validation = Validation(on_error)
     images, annotations = Path(images), Path(annotations)
@@ -80,7 +80,7 @@ def load_coco(
 
 
 def coco_category_ids(annotations: str | Path) -> list[int]:
-    """The category id behind each label that `load_coco` and `load_coco_panoptic` give with contiguous labels.
+    """Return the category id of each label that `load_coco` and `load_coco_panoptic` give with contiguous labels.
 
     Args:
         annotations: the JSON file, of instances or of panoptic segments.
@@ -100,7 +100,7 @@ def _objects(
     source: Path,
     validation: Validation,
 ) -> Objects:
-    """All annotations that can be used, as columns."""
+    """Return all usable annotations as columns."""
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
     sound: list[tuple[int, dict[str, Any]]] = []
     seen: dict[Any, int] = {}
@@ -177,7 +177,7 @@ def _rasterise(segmentation: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _ids_are_of_use(entries: list[Any]) -> bool:
-    """Whether ids tell annotations apart: in some files all of them are 0."""
+    """Return whether ids distinguish annotations: in some files all of them are 0."""
     ids = [repr(entry["id"]) for entry in entries if isinstance(entry, dict) and entry.get("id") is not None]
     return 2 * len(set(ids)) > len(ids)
 
@@ -187,7 +187,7 @@ def _same_object(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _fault(entry: Any, place_of: dict[int, int], labels: dict[int, int]) -> Fault | None:
-    """What is wrong with an annotation; None if nothing is, but for its box's sides."""
+    """Return what is wrong with an annotation, apart from its box's sides; None if nothing is."""
     if missing := missing_keys(entry, _ANNOTATION_KEYS):
         return FAULTY_ANNOTATIONS, missing
     if fault := image_fault(entry, place_of):

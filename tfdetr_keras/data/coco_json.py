@@ -1,4 +1,4 @@
-"""What COCO's annotation files have in common: images, categories, and what may be wrong with an object's entry."""
+"""The common part of COCO's annotation files: images, categories, and the faults of an object's entry."""
 
 import json
 import os
@@ -24,7 +24,7 @@ Fault = tuple[str, str]  # its kind, as the validation counts it, and a complain
 
 
 def read_coco_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads a file of annotations; those of the images and categories are complete, and their ids are whole numbers.
+    """Read an annotation file; its images and categories are complete, and their ids are whole numbers.
 
     Raises:
         ValueError: no file, not JSON, not COCO's format.
@@ -47,7 +47,7 @@ def read_coco_json(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def missing_keys(entry: Any, keys: set[str]) -> str:
-    """Which keys an entry lacks, as a complaint; "" if it lacks none."""
+    """Return a complaint that names the keys an entry lacks; "" if it lacks none."""
     missing = keys - entry.keys() if isinstance(entry, dict) else keys
     return f"has no {', '.join(sorted(missing))}" if missing else ""
 
@@ -55,16 +55,16 @@ def missing_keys(entry: Any, keys: set[str]) -> str:
 def label_table(
     categories: list[dict[str, Any]], category_ids: str, source: Path, validation: Validation | None = None
 ) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names of all labels, made fit for files and tables (see `tidy_names`).
+    """Return category id -> label, and the names of all labels, made fit for files and tables (see `tidy_names`).
 
     Args:
-        categories: as the file has them.
+        categories: as in the file.
         category_ids: "contiguous" or "original", see `load_coco`.
         source: the file, for messages.
-        validation: where names that were changed are told.
+        validation: counts the names that were changed.
 
     Raises:
-        ValueError: another `category_ids`, no categories, two with one id, or a name that is none.
+        ValueError: another `category_ids`, no categories, two with one id, or an invalid name.
     """
     if category_ids not in ("contiguous", "original"):
         raise ValueError(f'category_ids must be "contiguous" or "original", not {category_ids!r}')
@@ -85,20 +85,20 @@ def label_table(
 def image_files(
     entries: list[dict[str, Any]], folder: Path, source: Path, validation: Validation
 ) -> tuple[ImageFiles, dict[int, int]]:
-    """The files of the images, in the order of the entries, and the ids of those that stand for another's file.
+    """Return the files of the images, in the order of the entries, and the ids of images that share a file.
 
     Args:
         entries: the file's `images`.
         folder: that file names are relative to.
         source: the file, for messages.
-        validation: what happens where two images name one file, of which the second is left out. The annotations of
-            both would be those of one picture, which was shown with a part of them, or as empty.
+        validation: decides what happens if two images name one file; the second is left out. The annotations of both
+            belong to one picture, which would otherwise be shown with some of them, or as empty.
 
     Returns:
-        The files, and the id of a left-out image -> the id of the one with its file.
+        The files, and the id of a left-out image -> the id of the image whose file it shares.
 
     Raises:
-        ValueError: no images, two with one id, a name that is no text or a size that is none; two with one file.
+        ValueError: no images, two with one id, a name that is not text or an invalid size; two with one file.
     """
     if not entries:
         raise ValueError(f"{source} lists no images")
@@ -121,7 +121,7 @@ def image_files(
         if owner != place:
             ids = entries[owner]["id"], entries[place]["id"]
             rows = f"images[{owner}] (id {ids[0]}) and images[{place}] (id {ids[1]})"
-            remedy = 'list it once; on_error="skip" leaves the second out, and annotations of both become those of one'
+            remedy = 'list it once, or use on_error="skip", which leaves out the second and joins their annotations'
             validation.refuse(REPEATED_FILES, f"{source}: {rows} are one file, {path}", remedy)
             joined[ids[1]] = ids[0]
     kept = [place for place, entry in enumerate(entries) if entry["id"] not in joined]
@@ -134,21 +134,21 @@ def image_files(
 
 
 def image_fault(entry: dict[str, Any], place_of: dict[int, int]) -> Fault | None:
-    """What is wrong with an entry's `image_id`."""
+    """Return what is wrong with an entry's `image_id`; None if nothing is."""
     return _reference_fault("image", entry["image_id"], place_of, UNKNOWN_IMAGES)
 
 
 def named_image(image_id: Any, place_of: dict[int, int], files: ImageFiles) -> str:
-    """What messages call the image of an annotation: by its id, and by its file where the id is one of the set's."""
+    """Return the name of an annotation's image for messages: its id, and its file if the id is one of the set's."""
     known = is_number(image_id) and image_id in place_of
     return f"image {image_id!r}" + (f", {files.paths[place_of[image_id]]}" if known else "")
 
 
 def object_fault(entry: dict[str, Any], labels: dict[int, int], seen: dict[Any, int], part: str) -> Fault | None:
-    """What is wrong with an object's entry; None if nothing is, but for its box's sides.
+    """Return what is wrong with an object's entry, apart from its box's sides; None if nothing is.
 
     Args:
-        entry: with a `category_id`; a `bbox`, `area`, `iscrowd` or `id` of None counts as not there.
+        entry: with a `category_id`; a `bbox`, `area`, `iscrowd` or `id` of None counts as missing.
         labels: of the category ids.
         seen: the places of the ids before it.
         part: the name of the list that these are places of.

@@ -1,4 +1,4 @@
-"""Reads COCO's panoptic format: images, a PNG file of segments for each, and one JSON file of what the segments are."""
+"""Reader of COCO's panoptic format: images, a PNG file of segments for each, and one JSON file that describes them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class _Map(NamedTuple):
 
 
 class _Segments(NamedTuple):
-    """What the objects of a set are in their files, beside their columns."""
+    """Properties of a set's objects in their files, beside their columns."""
 
     ids: np.ndarray  # (objects,), in the order of the images
     refused: dict[int, set[int]]  # image id -> ids of entries that were left out, whose pixels are no surprise
@@ -62,10 +62,10 @@ def load_coco_panoptic(
     category_ids: Literal["contiguous", "original"] = "contiguous",
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a panoptic set in COCO's format: one object per segment, things and stuff alike, with its mask.
+    """Read a panoptic set in COCO's format: one object per segment, things and stuff alike, with its mask.
 
     Records come in the order of the JSON file's `images`; an image and its PNG file are decoded while the dataset is
-    read. Masks of an image do not overlap; pixels of no segment, black in the PNG file, are in none.
+    read. The masks of an image do not overlap; pixels without a segment, black in the PNG file, are in no mask.
 
     A segment's box is its `bbox`, as for `load_coco`, and its area its `area`. Where `bbox` is missing or has no area
     inside the image, and where `area` is missing, they are taken from the mask: the box reaches from the left edge of
@@ -78,19 +78,18 @@ def load_coco_panoptic(
             `segments_info`; a segment needs `id` and `category_id`.
         segments: folder of the PNG files. A pixel's segment is red + 256 green + 65536 blue.
         category_ids: see `load_coco`; `coco_things` tells which labels are things.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`. An image
-            without annotation or readable PNG file is left out as a whole; pixels of segments that the JSON file lacks
-            or that are left out belong to none.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`. An
+            image without annotation or readable PNG file is left out as a whole; pixels of segments that the JSON file
+            lacks or that are left out belong to no segment.
 
     Returns:
         A dataset of records with `masks` (see `tfdetr_keras.data.record`) and the class names, one per label.
 
     Raises:
-        ValueError: a missing, malformed or empty JSON file, or an image id that appears twice; and, unless they are
-            skipped: a missing image or PNG file, a malformed annotation or segment, one of an unknown image or
-            category, an image with two annotations or none, a segment's id twice in one image; while iterating: an
-            image or a PNG file that cannot be read or has another size, a segment without pixels, pixels of a segment
-            that is not listed.
+        ValueError: a missing, malformed or empty JSON file, or an image id that appears twice. Unless skipped: a
+            missing image or PNG file, a malformed annotation or segment, one of an unknown image or category, an image
+            with two annotations or none, a segment's id twice in one image. While iterating: an image or a PNG file
+            that cannot be read or has another size, a segment without pixels, pixels of a segment that is not listed.
 
     Source: Kirillov et al. 2019, "Panoptic Segmentation", arXiv:1801.00868, and COCO's panoptic data format.
     """
@@ -110,11 +109,11 @@ def load_coco_panoptic(
 
 
 def coco_things(annotations: str | Path, category_ids: Literal["contiguous", "original"] = "contiguous") -> list[bool]:
-    """Which labels of a panoptic set are things, objects that can be counted; the others are stuff, as sky.
+    """Return which labels of a panoptic set are things, objects that can be counted; the others are stuff, such as sky.
 
     Args:
         annotations: the panoptic JSON file.
-        category_ids: as `load_coco_panoptic` was given it; with "original", numbers that are not in use are no things.
+        category_ids: the same as for `load_coco_panoptic`; with "original", unused numbers are not things.
 
     Returns:
         One value per label.
@@ -137,12 +136,12 @@ def coco_things(annotations: str | Path, category_ids: Literal["contiguous", "or
 
 
 def _is_joined(entry: Any, joined: dict[int, int]) -> bool:
-    """Whether an annotation is of an image that was left out, since another has its file."""
+    """Return whether an annotation belongs to an image that was left out because another has its file."""
     return bool(joined) and isinstance(entry, dict) and is_whole(entry.get("image_id")) and entry["image_id"] in joined
 
 
 def _maps(entries: list[Any], files: ImageFiles, folder: Path, source: Path, validation: Validation) -> dict[int, _Map]:
-    """Place of an image -> its annotation, for the images that have one."""
+    """Return the annotation of each image, by the image's place, for the images that have one."""
     place_of = {image_id: place for place, image_id in enumerate(files.image_ids.tolist())}
     found: dict[int, _Map] = {}
     refused: set[int] = set()
@@ -187,7 +186,7 @@ def _annotation_fault(entry: Any, place_of: dict[int, int], found: dict[int, _Ma
 def _objects(
     maps: Sequence[_Map], files: ImageFiles, labels: dict[int, int], source: Path, validation: Validation
 ) -> tuple[Objects, _Segments]:
-    """All segments that can be used, as columns; boxes and areas that the masks have to give are NaN."""
+    """Return all usable segments as columns; boxes and areas that come from the masks are NaN."""
     sound: list[tuple[int, int, dict[str, Any]]] = []  # place of the image, place in its list, entry
     refused: dict[int, set[int]] = {}
 
@@ -233,7 +232,7 @@ def _objects(
 
 
 def _boxes(bboxes: list[list[float] | None], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes xyxy, and which of them are given: the others, missing or without area, stand for their whole image."""
+    """Return boxes xyxy and which of them are given; a missing one, or one without area, becomes the whole image."""
     given = np.array([bbox is not None for bbox in bboxes], bool)
     whole = np.zeros((len(bboxes), 4))
     whole[:, 2:] = sizes.reshape(-1, 2)[:, ::-1]
@@ -255,7 +254,7 @@ def _segment_fault(entry: Any, labels: dict[int, int], seen: dict[Any, int]) -> 
 
 
 def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> Reader:
-    """A reader of the same records with masks, and with what these tell of boxes and areas."""
+    """Return a reader of the same records with masks, and with the boxes and areas that the masks give."""
 
     def read_map(image_id: np.ndarray, size: np.ndarray) -> np.ndarray | None:
         path = paths[int(image_id)]
@@ -314,6 +313,6 @@ def _with_masks(reader: Reader, paths: dict[int, Path], segments: _Segments) -> 
 
 
 def _extent(mask: np.ndarray) -> list[int]:
-    """The box xyxy around a mask's pixels, to their outer edges."""
+    """Return the box xyxy around a mask's pixels, up to their outer edges."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]

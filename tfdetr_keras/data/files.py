@@ -45,11 +45,11 @@ class Objects:
     """Annotated objects, one row each, in any order.
 
     Attributes:
-        image: `(objects,)` int, the row of each one's image in `ImageFiles`.
+        image: `(objects,)` int, the row of the object's image in `ImageFiles`.
         boxes: `(objects, 4)` float32, xyxy, pixels, or relative to the image.
         labels: `(objects,)` int.
         iscrowd: `(objects,)` bool.
-        area: `(objects,)` float32, pixels², or relative as the boxes.
+        area: `(objects,)` float32, pixels², or relative like the boxes.
         segmentations: of each object; None where masks are not wanted.
     """
 
@@ -61,7 +61,7 @@ class Objects:
     segmentations: Sequence[Any] | None = None
 
     def rows(self, kept: np.ndarray) -> Objects:
-        """Some of the rows: an index or a mask."""
+        """Return some of the rows, chosen by an index or a mask."""
         columns = {key: value[kept] for key, value in vars(self).items() if key != "segmentations"}
         if self.segmentations is not None:
             rows = np.arange(len(self.labels))[kept]
@@ -77,7 +77,7 @@ def read_files(
     rasterise: Callable[[Any, int, int], np.ndarray] | None = None,
     root: Path | None = None,
 ) -> tf.data.Dataset:
-    """Makes the dataset of records: one per file, in the order of the list, its objects in the order of the table.
+    """Make the dataset of records: one per file, in the order of the list, its objects in the order of the table.
 
     Only names and boxes are held in memory, a hundred bytes an image and thirty an object; images are read and decoded
     while the dataset is iterated, in parallel.
@@ -85,18 +85,18 @@ def read_files(
     Args:
         files: the images.
         objects: what is in them, admitted by the validation.
-        validation: what happens to an image that is missing or cannot be read.
+        validation: decides what happens to an image that is missing or cannot be read.
         relative: whether boxes and areas are relative to their image.
-        rasterise: (segmentation, height, width) -> `(height, width)` bool; makes the records' masks. One that cannot
-            be made, which `rasterise` tells by a ValueError, is an error or stays empty.
-        root: the folder of the set, from which on an image's file has its name; by default, and for files elsewhere,
-            the name has the last folder in it.
+        rasterise: (segmentation, height, width) -> `(height, width)` bool; makes the records' masks. If it raises a
+            ValueError, the mask cannot be made: it is an error or stays empty.
+        root: the folder of the set; an image's name is its path from there. By default, and for files elsewhere, the
+            name includes the last folder.
 
     Returns:
-        A dataset of records; an image that cannot be read is an error while iterating that names the file, or left out.
+        A dataset of records. An image that cannot be read is an error while iterating that names the file, or left out.
 
     Raises:
-        ValueError: no images; and, where these are errors, a missing one, or boxes of which none is inside its image.
+        ValueError: no images; where these are errors, a missing image, or boxes of which none is inside its image.
     """
     present = np.array([os.path.isfile(path) for path in files.paths], bool)
     for place in np.flatnonzero(~present).tolist():
@@ -192,20 +192,20 @@ def read_files(
 
 
 def _name(path: Path, root: Path | None) -> bytes:
-    """The name of an image's file that it keeps when the whole set moves."""
+    """Return the name of an image's file that stays the same when the whole set moves."""
     inside = root is not None and path.is_relative_to(root)
     return os.fsencode((path.relative_to(root) if inside and root else Path(*path.parts[-2:])).as_posix())
 
 
 def ids_of_names(names: Sequence[str]) -> np.ndarray:
-    """Image ids where the data has none: the numbers that the file names are, if all are, else their places."""
+    """Return image ids for data without ids: the numbers in the file names if all are numbers, else their places."""
     if all(_IMAGE_ID.fullmatch(name) for name in names) and len({int(name) for name in names}) == len(names):
         return np.array([int(name) for name in names], np.int64)
     return np.arange(len(names))
 
 
 def read_text(path: Path) -> str:
-    """The content of a text file; a byte order mark, as Windows' editors write it, is left away.
+    """Return the content of a text file, without the byte order mark that Windows' editors write.
 
     Raises:
         ValueError: not UTF-8.
@@ -217,7 +217,7 @@ def read_text(path: Path) -> str:
 
 
 def place_in(folder: Path, name: str) -> Path:
-    """The path of a name in a folder; the name may have been written on Windows."""
+    """Return the path of a name in a folder; the name may have been written on Windows."""
     path = folder / name
     return path if "\\" not in name or os.path.exists(path) else folder / name.replace("\\", "/")
 

@@ -23,11 +23,11 @@ MOST_NAMED = 8  # suffixes of other files in a message
 def load_images(
     sources: Sequence[str | Path] | str | Path, on_error: OnError = "raise"
 ) -> tuple[tf.data.Dataset, list[Path]]:
-    """Reads image files that have no annotations.
+    """Read image files that have no annotations.
 
     Args:
         sources: files and folders; of a folder all images in it and below, in the order of their names. Hidden images
-            and those of kinds that are not read are left out and counted, what systems leave behind is passed over.
+            and images of unsupported kinds are left out and counted; files that systems leave behind are ignored.
         on_error: "raise" an error for an image that cannot be read, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
@@ -35,7 +35,7 @@ def load_images(
         the paths: `image_id` is the place in the list.
 
     Raises:
-        ValueError: nothing is at a source, or there is no image; while iterating, unless skipped: an unreadable image.
+        ValueError: a source that does not exist, or no image; while iterating, unless skipped: an unreadable image.
     """
     places = [Path(source) for source in ([sources] if isinstance(sources, (str, Path)) else sources)]
     validation = Validation(on_error)
@@ -63,14 +63,14 @@ def load_images(
 
 
 def _remedy(source: Path) -> str:
-    """What may have gone wrong with a name of which there is nothing."""
+    """Return what may be wrong with a name that does not exist."""
     if any(character in str(source) for character in "*?["):
         return ": nothing matches the pattern, or it stands in quotes, in which the shell leaves it as it is"
     return did_you_mean(source.name, os.listdir(source.parent)) if source.parent.is_dir() else ""
 
 
 def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
-    """Records without objects, `image_id` the place, of images `(height, width, 3)` uint8."""
+    """Make records without objects from images `(height, width, 3)` uint8; `image_id` is the place."""
     nothing = {
         key: tf.zeros([side or 0 for side in spec.shape], spec.dtype)
         for key, spec in RECORD_SPEC.items()

@@ -1,7 +1,7 @@
-"""Which image files are read: their formats, the suffixes of their names, and how many pixels they may have.
+"""Supported image files: their formats, the suffixes of their names, and their largest number of pixels.
 
-Pillow knows some forty formats, and for one of them, PostScript, it runs another program. So files are opened here,
-with the formats that are meant and no others, and their number of pixels is looked at before any of them is decoded.
+Pillow knows some forty formats, and for one of them, PostScript, it runs another program. So files are opened here
+with a fixed list of formats, and their number of pixels is checked before any of them is decoded.
 """
 
 import os
@@ -55,11 +55,11 @@ _REMEDIES["HEIF"] = _REMEDIES["HEIC"]
 
 
 class UnreadableImage(ValueError):
-    """An image file that is refused; the message begins with "is" or "has", so that its name can be put before it."""
+    """An image file that is refused; its message begins with "is" or "has", to follow the file's name."""
 
 
 def pixel_limit() -> int:
-    """Returns how many pixels an image file may have: `MAX_PIXELS`, or TFDETR_MAX_IMAGE_PIXELS of the environment.
+    """Return how many pixels an image file may have: TFDETR_MAX_IMAGE_PIXELS of the environment, or else `MAX_PIXELS`.
 
     Raises:
         ValueError: the variable is not a whole number from 1 on.
@@ -73,7 +73,7 @@ def pixel_limit() -> int:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raises an `UnreadableImage` if an image has more pixels than are allowed."""
+    """Raise an `UnreadableImage` if an image has more pixels than are allowed."""
     if height * width > (limit := pixel_limit()):
         raise UnreadableImage(
             f"has too many pixels: {height} x {width} (height x width), more than {limit}; if the image is sound, set "
@@ -82,16 +82,16 @@ def check_pixels(height: int, width: int) -> None:
 
 
 def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
-    """Opens an image file of one of the formats that are meant; no pixel is decoded yet.
+    """Open an image file of one of the supported formats, without decoding its pixels.
 
-    `Image.open` would do the same with `formats=`, but warns of large images, and refuses larger ones, by a limit that
-    is the whole process'.
+    `Image.open` would do the same with `formats=`, but it warns of large images and refuses larger ones by a limit that
+    holds for the whole process.
 
     Args:
         file: at its beginning.
 
     Raises:
-        UnreadableImage: it is none, is damaged, or has more pixels than `pixel_limit`.
+        UnreadableImage: not an image, a damaged one, or one with more pixels than `pixel_limit`.
     """
     Image.init()
     prefix = file.read(_PREFIX)
@@ -115,7 +115,7 @@ def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def kind_of(prefix: bytes) -> str | None:
-    """Returns the kind of file that begins like this, such as "HEIC"; None if it is not known."""
+    """Return the kind of file that begins with these bytes, such as "HEIC"; None if it is not known."""
     if prefix[4:8] == b"ftyp":
         return _BRANDS.get(prefix[8:12])
     if prefix[:4] == b"RIFF" and prefix[8:12] == b"WEBP":
@@ -124,15 +124,16 @@ def kind_of(prefix: bytes) -> str | None:
 
 
 def is_read(suffix: str) -> bool:
-    """Returns whether files whose names end so are read as images."""
+    """Return whether files with this suffix are read as images."""
     suffix = suffix.lower()
     return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and "HEIF" in Image.OPEN)
 
 
 def bits_of(image: Image.Image) -> int | None:
-    """Returns how many bits make white in an image: of its file where the header tells, 8 by default.
+    """Return how many bits encode white in an image: from its file's header where it says so, 8 by default.
 
-    None where nothing tells: of whole levels of 32 bits, and of real ones. To be asked before the image is decoded.
+    Return None for whole levels of 32 bits and for real ones, where nothing says it. Call it before the image is
+    decoded.
     """
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return None

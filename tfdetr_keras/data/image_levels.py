@@ -1,11 +1,11 @@
-"""Levels of whatever depth and colours of whatever kind to RGB of 8 bits.
+"""Conversion of levels of any depth and colours of any kind to RGB of 8 bits.
 
-- Greyscale, palette, CMYK, YCbCr and HSV images become RGB; an alpha channel and further bands are left away.
-- Whole levels of 16 bits keep their upper 8, of 12 bits likewise. One that is dark by that is noticed: often 12 bits
+- Greyscale, palette, CMYK, YCbCr and HSV images become RGB; an alpha channel and further bands are dropped.
+- Whole levels of 16 bits keep their upper 8, of 12 bits likewise. An image that becomes dark is noticed: often 12 bits
   are stored as 16.
-- Levels of 32 bits, whole or real, have no white that a file would tell. It is taken from their largest level: real
-  ones up to 1 are shares of white, levels up to 255 are taken as they are, and levels up to 65535 keep their upper 8
-  bits of 16; all of these are noticed. Others, negative ones and those that are not finite are refused.
+- For levels of 32 bits, whole or real, the file does not say which level is white. It is derived from their largest
+  level: real ones up to 1 are fractions of white, levels up to 255 are taken as they are, and levels up to 65535 keep
+  their upper 8 bits of 16; all of these are noticed. Other levels, negative and non-finite ones are refused.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from PIL import Image
 from tfdetr_keras.data.image_formats import UnreadableImage
 
 Notice = Callable[[str, str], None]
-"""Called with a kind and a description, which goes on from the file's name, of what is read but may be worth a look."""
+"""Called with a kind and a description, which continues from the file's name, of an image that may be worth a look."""
 
 GUESSED_WHITE = "images of 32 bits a level, whose white is taken from their largest level"
 DARK = "images of more than 8 bits a level that become almost black"
@@ -26,12 +26,12 @@ _STRIP = 2**22  # pixels that are converted at a time: the whole image need not 
 
 
 def rgb_levels(image: Image.Image, bits: int | None, notice: Notice | None = None) -> np.ndarray:
-    """Converts an image.
+    """Convert an image to RGB.
 
     Args:
         image: decoded, of any of Pillow's modes.
-        bits: that make white, as `bits_of` tells.
-        notice: told of what may look otherwise than it was meant.
+        bits: that encode white, from `bits_of`.
+        notice: called for an image that may look different from what was meant.
 
     Returns:
         `(height, width, 3)` uint8, RGB.
@@ -49,7 +49,7 @@ def rgb_levels(image: Image.Image, bits: int | None, notice: Notice | None = Non
             strip = image if rows >= image.height else image.crop((0, top, image.width, below))
             levels[top:below] = np.asarray(_rgb(strip))
     if bits is not None and bits > 8 and notice is not None and (largest := int(levels.max())) < DARKEST:
-        notice(DARK, f"has {bits} bits a level, of which {largest} of 255 is the largest that is left: {_REMEDY}")
+        notice(DARK, f"has {bits} bits a level, and its brightest level becomes {largest} of 255: {_REMEDY}")
     return levels
 
 
@@ -60,7 +60,7 @@ def _eight_bits(image: Image.Image, bits: int | None, notice: Notice | None) -> 
     lowest, largest = levels.min(), levels.max()
     described = f"has levels from {lowest:g} to {largest:g}"
     if not (np.isfinite(lowest) and np.isfinite(largest) and lowest >= 0 and largest <= 65535):
-        raise UnreadableImage(f"{described}, of which none is known to be white: {_REMEDY}")
+        raise UnreadableImage(f"{described}, and nothing says which of them is white: {_REMEDY}")
     if image.mode == "F" and largest <= 1:
         white, found = "1", np.round(levels * 255)
     elif largest <= 255:
@@ -83,4 +83,4 @@ def _rgb(image: Image.Image) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError:
-        raise UnreadableImage(f"has colours of the kind {image.mode}, which are not read: convert it to RGB") from None
+        raise UnreadableImage(f"has colours of the unsupported kind {image.mode}: convert it to RGB") from None

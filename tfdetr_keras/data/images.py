@@ -1,12 +1,12 @@
-"""Images of whatever kind, files first of all, to RGB pixels.
+"""Conversion of images of any kind, above all files, to RGB pixels.
 
 - Formats, and how many pixels an image may have: `tfdetr_keras.data.image_formats`. Levels and colours:
   `tfdetr_keras.data.image_levels`. Files that end early: `tfdetr_keras.data.truncated`. Of an animation the first frame
-  counts.
+  is read.
 - A photograph may carry a note that it was taken with the camera turned (EXIF orientation). Annotations belong to the
-  pixels as stored or as turned, and their image size tells: stored pixels are taken if they have that size, and turned
-  ones if only they have it. Without a size pixels are turned upright, as image viewers and annotation tools show them.
-  Where both have the same size, the choice is noticed.
+  pixels as stored or as turned, and their image size decides: stored pixels are taken if they have that size, and
+  turned ones if only they have it. Without a size, pixels are turned upright, as image viewers and annotation tools
+  show them. Where both have the same size, the choice is noticed.
 """
 
 import io
@@ -34,13 +34,13 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|data:", re.IGNORECASE)
 
 
 def decode_image(content: bytes, size: tuple[int, int] | None = None, notice: Notice | None = None) -> np.ndarray:
-    """Decodes an image file.
+    """Decode an image file.
 
     Args:
         content: of the file: JPEG, PNG, WebP, GIF, BMP, TIFF, … (`tfdetr_keras.data.image_formats.FORMATS`).
         size: (height, width) that the annotations are for, pixels; None if they do not say.
-        notice: called with a kind and a description, which goes on from the file's name, of what is read but may be
-            worth a look. Without it a truncated file is an error.
+        notice: called with a kind and a description for an image that is read but may be worth a look; the description
+            continues from the file's name. Without it a truncated file is an error.
 
     Returns:
         `(height, width, 3)` uint8, RGB.
@@ -70,11 +70,11 @@ def decode_image(content: bytes, size: tuple[int, int] | None = None, notice: No
 
 
 def decode_reduced(content: bytes, most: int, shortest: int, notice: Notice) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes an image file for a look at it, at a half, a quarter or an eighth of its size if it is very large.
+    """Decode an image file for viewing, at a half, a quarter or an eighth of its size if it is very large.
 
     Args:
         content: of the file.
-        most: pixels that are not reduced.
+        most: pixels; images with no more than these are not reduced.
         shortest: pixels that the shorter side keeps at least.
         notice: as for `decode_image`.
 
@@ -105,7 +105,7 @@ def decode_reduced(content: bytes, most: int, shortest: int, notice: Notice) -> 
 
 
 def as_rgb(image: Any, notice: Notice | None = None) -> np.ndarray:
-    """An image that is decoded already as RGB pixels.
+    """Convert an image that is already decoded to RGB pixels.
 
     Args:
         image: a PIL image, or an array `(height, width, 3)` or `(height, width)` uint8.
@@ -136,7 +136,7 @@ def as_rgb(image: Any, notice: Notice | None = None) -> np.ndarray:
 
 
 def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | None = None) -> np.ndarray:
-    """Reads an image that a person hands over.
+    """Read an image given by a user.
 
     Args:
         image: a path, an array `(height, width, 3)` or `(height, width)` uint8, a PIL image, or, if allowed, a URL.
@@ -147,13 +147,13 @@ def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | 
         `(height, width, 3)` uint8, RGB.
 
     Raises:
-        ValueError: it is no image, or cannot be read.
+        ValueError: not an image, or one that cannot be read.
     """
     if isinstance(image, str) and (scheme := _SCHEME.match(image.strip())) and not os.path.exists(image):
         if (scheme[1] or "").lower() not in ("http", "https"):
             raise ValueError(f"{_shortened(image)}: only http:// and https:// are fetched")
         if not urls:
-            raise ValueError(f"{image}: say urls=True to have it fetched")
+            raise ValueError(f"{image}: set urls=True to have it fetched")
         return _decoded(image, fetch(image, TIMEOUT, LARGEST_FILE), notice)
     if isinstance(image, (str, Path)):
         try:
@@ -167,15 +167,15 @@ def read_pixels(image: Any, urls: bool = False, notice: Callable[[str], None] | 
 
 
 def stored_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of the pixels as an image file stores them, from its header; None if it has none.
+    """Return (height, width) of the pixels as an image file stores them, from its header; None if it has none.
 
-    With this size, `decode_image` turns nothing.
+    With this size, `decode_image` does not turn the image.
     """
     return _size_in_header(io.BytesIO(content), upright=False)
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of what `decode_image` makes of a file without a size, from its header; None if it has none."""
+    """Return (height, width) of a file's image as `decode_image` returns it without a size; None without a header."""
     try:
         with open(path, "rb") as file:
             return _size_in_header(file, upright=True)
@@ -184,7 +184,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
 
 
 def _opened(content: bytes) -> tuple[ImageFile.ImageFile, int | None]:
-    """An image file that is not decoded yet, and the bits that make white in it."""
+    """Open an image file without decoding it; return it and the bits that encode white in it."""
     image = open_image(io.BytesIO(content))
     try:
         return image, bits_of(image)
@@ -193,7 +193,7 @@ def _opened(content: bytes) -> tuple[ImageFile.ImageFile, int | None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none; the notes of a PNG may stand behind its pixels."""
+    """Return the EXIF orientation, 1 if there is none; a PNG may store it behind its pixels."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as above; the pixels may be sound
@@ -222,7 +222,7 @@ def _levels_of(image: Image.Image, orientation: int, bits: int | None, notice: N
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """An image turned as its EXIF orientation says."""
+    """Turn an image as its EXIF orientation says."""
     turn = Image.Transpose
     return image.transpose(
         {

@@ -1,8 +1,8 @@
-"""Which files of a folder belong to a set: no leftovers of systems and programs, and of images those that can be read.
+"""The files of a folder that belong to a set: no leftovers of systems and programs, and only readable kinds of images.
 
-Systems and programs leave files of their own beside a person's: `.ipynb_checkpoints` with copies of images, `._a.jpg`
+Systems and programs leave files of their own beside a user's: `.ipynb_checkpoints` with copies of images, `._a.jpg`
 of macOS beside every `a.jpg`, thumbnails in `@eaDir`, deleted files in `.Trashes`. They are never listed. Other hidden
-images, and images of kinds that are not read, are left out and counted.
+images, and images of unsupported kinds, are left out and counted.
 """
 
 from collections.abc import Iterator
@@ -63,9 +63,9 @@ _OTHER_FILES = frozenset(_BESIDE.split())
 
 
 def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The files of a folder and its subfolders, in any order; links are followed, but not back to a folder `above`.
+    """Yield the files of a folder and its subfolders, in any order; follow links, except back to a folder `above`.
 
-    What is hidden, and what systems leave behind, is not among them, unless it is the folder itself.
+    Hidden files and leftovers of systems are not among them, except for the folder itself.
     """
     for path, hidden in _walk(folder, above, False):
         if not hidden:
@@ -73,17 +73,18 @@ def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """What stands in a folder itself, without what is hidden or left by systems; nothing if there is no folder."""
+    """Return the entries of a folder, without hidden ones and leftovers of systems; none if there is no folder."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return [path for path in entries if not _is_of_system(path) and not _is_hidden(path)]
 
 
 def images_below(folder: Path, validation: Validation) -> list[Path]:
-    """Lists the images of a folder and its subfolders, sorted.
+    """Return the images of a folder and its subfolders, sorted.
 
     Args:
         folder: to look in.
-        validation: counts the images that are left out: hidden ones, and those that cannot be read by their names.
+        validation: counts the images that are left out: hidden ones, and those whose names show that they cannot be
+            read.
     """
     found = []
     for path, hidden in _walk(folder, frozenset(), False):
@@ -101,7 +102,7 @@ def images_below(folder: Path, validation: Validation) -> list[Path]:
 
 
 def _walk(folder: Path, above: frozenset[Path], hidden: bool) -> Iterator[tuple[Path, bool]]:
-    """Files, and whether each is hidden or in a hidden folder."""
+    """Yield each file, and whether it is hidden or in a hidden folder."""
     place = folder.resolve()
     if place in above:
         return
@@ -124,7 +125,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _kind_inside(path: Path) -> str | None:
-    """The kind of image that a file is by its first bytes."""
+    """Return the kind of image that a file's first bytes show."""
     try:
         with open(path, "rb") as file:
             prefix = file.read(32)

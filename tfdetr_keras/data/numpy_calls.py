@@ -1,10 +1,10 @@
 """Python functions inside a `tf.data` pipeline, called so that the process can still end.
 
-`tf.data` runs ahead of the reader in threads of its own. A thread that asks for the interpreter while this shuts down
+`tf.data` runs ahead of the reader in threads of its own. A thread that asks for the interpreter during its shutdown
 never comes back, and an iterator that is alive by then (after Ctrl-C, say) waits for it forever. So at exit the
-functions refuse to work, which brings every pipeline to a halt, and the exit waits until the last call is over.
+functions refuse to work, which halts every pipeline, and the exit waits until the last call is over.
 
-They refuse with `StopIteration`: of any other exception TensorFlow logs the traceback, once for each call that was
+They refuse with `StopIteration`: for any other exception TensorFlow logs the traceback, once for each call that was
 still to come, behind the one line that said why the program ends.
 """
 
@@ -23,7 +23,7 @@ _state = SimpleNamespace(ending=False, last_call=0.0)
 
 
 def numpy_call(function: Callable, inputs: Sequence[tf.Tensor], dtypes: Any) -> Any:
-    """Calls a function of numpy arrays inside the graph: `tf.numpy_function`, safe at exit.
+    """Call a function of numpy arrays inside the graph: `tf.numpy_function`, safe at exit.
 
     Args:
         function: takes the inputs as arrays, returns arrays (or one array) of `dtypes`.

@@ -40,12 +40,12 @@ def prepare(
     box_reference: BoxReference = "image",
     preprocessing: Preprocessing | None = None,
 ) -> tf.data.Dataset:
-    """Turns a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
+    """Turn a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
 
-    With `training`, records are shuffled anew in every epoch and augmented, and an incomplete last batch is left out.
-    Crowds are no targets. The same seed gives the same batches, whatever the parallelism and the seeds of Keras and
-    TensorFlow; how a record is augmented depends on the seed, the epoch and the record's place in the dataset alone,
-    and so not on `shard` either.
+    With `training`, records are shuffled differently in every epoch and augmented, and an incomplete last batch is left
+    out. Crowds are not targets. The same seed gives the same batches, whatever the parallelism and the seeds of Keras
+    and TensorFlow; how a record is augmented depends only on the seed, the epoch and the record's place in the dataset,
+    and so not on `shard`.
 
     Records that come straight from a reader are shuffled and sharded before their images are read.
 
@@ -53,15 +53,15 @@ def prepare(
         dataset: of records, see `tfdetr_keras.data.record`.
         batch_size: images a batch, of each shard.
         training: whether to shuffle and augment.
-        size: in place of that of the preprocessing: (shortest_edge, longest_edge) that images are resized to, pixels;
+        size: (shortest_edge, longest_edge) that images are resized to, pixels, instead of the preprocessing's size;
             in training with "paper", at most. With `pad_to`, the limit holds to the pixel; without, the references'
-            rounding may pass it.
-        pad_to: what images are padded to. None: the canvas of the preprocessing, unless a size is given without one;
-            where it has none, the largest image of the batch. (height, width): a fixed canvas, e.g.
+            rounding may exceed it.
+        pad_to: the canvas that images are padded to, in pixels. None: the canvas of the preprocessing, unless a size is
+            given without one; if it has none, the largest image of the batch. (height, width): a fixed canvas, e.g.
             a square of `size`'s longest edge; with `max_boxes` it makes all shapes static. A list of canvases: the
-            smallest that the image fits on, batches being made of images with the same one; so a compiled model sees a
-            few shapes. "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last,
-            incomplete batch; an epoch of which nothing else is left is an error.
+            smallest that the image fits on; a batch then has images of one canvas, so a compiled model sees few shapes.
+            "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last, incomplete batch;
+            an epoch with no other batch is an error.
         max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
         augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "flip" (mirror),
             "none", or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
@@ -70,12 +70,12 @@ def prepare(
         shuffle_buffer: records to shuffle from; by default all, if the reader holds only their names, else 512.
         repeat: whether epochs follow one another in one endless dataset, for `fit(steps_per_epoch=…)`. Otherwise each
             pass over the dataset is an epoch.
-        first_epoch: the number of the first epoch. Epoch e is the same in every run, so training can go on where
+        first_epoch: the number of the first epoch. Epoch e is the same in every run, so training can continue where
             another run ended.
-        shard: (number of shards, index of this one): every so many-th record, for one of several workers.
-        deterministic: whether batches come in the same order on every run; False is faster where images differ much in
-            the time that they take.
-        size_rule: in place of that of the preprocessing, see `td.Preprocessing`.
+        shard: (number of shards, index of this one): every n-th record, for one of several workers.
+        deterministic: whether batches come in the same order on every run; False is faster where images take very
+            different times to load.
+        size_rule: instead of the preprocessing's rule, see `td.Preprocessing`.
         box_reference: "image": boxes are relative to the image without its padding, as the published weights were
             trained; "padded": to the canvas, as Hugging Face's image processor makes them.
         preprocessing: of the model that the batches are for, `model.preprocessing`; by default that of published DETRs:
@@ -90,10 +90,11 @@ def prepare(
 
     Raises:
         ValueError: at the call, for arguments that cannot work, or fewer records than a training batch needs; in
-            training, for a set of whose objects none can be used, e.g. with pixels where relative boxes are meant.
+            training, for a set without a single usable object, e.g. with pixels where relative boxes are meant.
         tf.errors.InvalidArgumentError: while iterating, for an image larger than `pad_to` or with more objects than
-            `max_boxes`, whose id it names, or an epoch of training without any batch, which only its end can tell
-            where records are skipped or share several canvases (`readable_errors` turns it into a `ValueError`).
+            `max_boxes`, named by its id, or for an epoch of training without any batch. The latter shows only at the
+            end of the epoch if records are skipped or share several canvases (`readable_errors` turns the error into a
+            `ValueError`).
     """
     _check_dataset(dataset)
     _check_arguments(batch_size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, box_reference)
@@ -136,14 +137,14 @@ def prepare(
 
 def _check_dataset(dataset: Any) -> None:
     if isinstance(dataset, tuple):
-        raise ValueError("dataset is a tuple: readers return the records and the class names, give the records alone")
+        raise ValueError("dataset is a tuple: readers return the records and the class names: pass the records alone")
     if not isinstance(dataset, tf.data.Dataset):
         raise ValueError(f"dataset must be a tf.data.Dataset of records, not {type(dataset).__name__}")
     spec = dataset.element_spec
     if missing := [key for key in RECORD_SPEC if not isinstance(spec, Mapping) or key not in spec]:
         found = sorted(spec) if isinstance(spec, Mapping) else spec
         raise ValueError(
-            f"the dataset's elements are no records, {', '.join(missing)} is missing, they are {found}: make records "
+            f"the dataset's elements are not records, {', '.join(missing)} is missing from {found}: make records "
             "with td.data.from_dataset"
         )
 
@@ -176,12 +177,12 @@ def _check_arguments(
 
 
 def _as_read(dataset: tf.data.Dataset) -> Reader:
-    """A dataset of records that no reader vouches for, as if it were a reader's: its entries are the records."""
+    """Wrap a dataset of records that did not come from a reader as one; its entries are the records."""
     return Reader(dataset, lambda record: record | {READABLE: tf.constant(True)}, Validation(), entries_are_small=False)
 
 
 def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: bool, first_epoch: int) -> tf.data.Dataset:
-    """Entries in another order each epoch, as pairs ((epoch, place), entry)."""
+    """Return the entries in a different order each epoch, as pairs ((epoch, place), entry)."""
     if shuffle_buffer is None:
         count = int(reader.entries.cardinality())
         shuffle_buffer = count if reader.entries_are_small and count > 0 else SHUFFLE_BUFFER

@@ -1,4 +1,4 @@
-"""The one record format: what every reader yields and every transform takes.
+"""The one record format: every reader yields it and every transform takes it.
 
 A record is a dict of tensors describing one image and its objects:
 
@@ -11,14 +11,14 @@ A record is a dict of tensors describing one image and its objects:
 | `labels`     | int32   | (objects,)               | 0 .. num_classes - 1                                 |
 | `iscrowd`    | bool    | (objects,)               | a group marked as one: no target, ignored in the AP  |
 | `area`       | float32 | (objects,)               | pixels² of the object (not of its box) in `image`    |
-| `masks`      | bool    | (objects, height, width) | the object's pixels; only where they were asked for  |
+| `masks`      | bool    | (objects, height, width) | the object's pixels; only if they were requested     |
 
-Boxes lie inside their image and have an area. Annotations are checked where they enter, in
-`tfdetr_keras.data.validation`, so that nothing behind it has to.
+Boxes lie inside their image and have an area. Annotations are checked on entry, in `tfdetr_keras.data.validation`, so
+that later code need not check them.
 
-A reader knows its records before their images are read: as entries, which are cheap to shuffle and to shard. It leaves
-them with its dataset, for `prepare`. It also knows their files: `file_of` and `name_of` ask for them, of whatever was
-made of its dataset since.
+A reader knows its records before their images are read: as entries, which are cheap to shuffle and to shard. It
+attaches them to its dataset, for `prepare`. It also knows their files: `file_of` and `name_of` look them up, for any
+dataset that was made from the reader's.
 """
 
 from __future__ import annotations
@@ -63,25 +63,25 @@ READABLE = "readable"  # of a record on its way out of a reader: False where its
 
 
 def with_static_shapes(record: Record) -> Record:
-    """Gives a record made by a host function the shapes and dtypes of `RECORD_SPEC`, and leaves other keys out."""
+    """Set the shapes and dtypes of `RECORD_SPEC` on a record made by a Python function, and leave out other keys."""
     specs = RECORD_SPEC | ({"masks": MASKS_SPEC} if "masks" in record else {})
     return {key: tf.ensure_shape(tf.cast(record[key], spec.dtype), spec.shape) for key, spec in specs.items()}
 
 
 @dataclass(frozen=True, repr=False)
 class Reader:
-    """Where a dataset of records comes from.
+    """The source of a dataset of records.
 
     Attributes:
         entries: a dataset of what `read` takes, cheap to produce.
         read: entry -> record with the key "readable", run in parallel.
-        validation: what happens to faulty data.
+        validation: decides what happens to faulty data.
         entries_are_small: whether all entries can be held in memory to shuffle from: names, not pixels.
         file_of: image id -> the image's file, or None where it is not known; None if no image has one.
-        boxes_come_last: whether boxes are looked at only while records are read, so that a set all of whose boxes are
-            lost is found out only then.
+        boxes_come_last: whether boxes are checked only while records are read, so that a set that loses all its boxes
+            is discovered only then.
         image_ids: of all records, where they may repeat and are cheaper to read than records.
-        outline_of: entry -> `OUTLINE_SPEC`, without decoding the image; None where only reading it would tell.
+        outline_of: entry -> `OUTLINE_SPEC`, without decoding the image; None if only reading it would tell.
         splits: how many times the records were split, so that the parts of a part are drawn by other lots.
     """
 
@@ -96,7 +96,7 @@ class Reader:
     splits: int = 0
 
     def outlines(self) -> Iterator[dict[str, Any]]:
-        """Yields what is known of each record before its image is read: plain values by the keys of `OUTLINE_SPEC`."""
+        """Yield what is known of each record before its image is read: plain values by the keys of `OUTLINE_SPEC`."""
         if self.outline_of is None:
             return
         outlines = self.entries.map(self.outline_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -106,9 +106,9 @@ class Reader:
                 yield {key: column[row] for key, column in columns.items()}
 
     def records(self, entries: tf.data.Dataset, deterministic: bool = True) -> tf.data.Dataset:
-        """Reads entries, in parallel; unreadable ones are an error or left out, as `on_error` has it.
+        """Read entries, in parallel; raise an error for unreadable ones or leave them out, depending on `on_error`.
 
-        Entries may be tagged, pairs (tag, entry); so are the records then.
+        Entries may be tagged, pairs (tag, entry); then the records are, too.
         """
 
         # Autograph, of which no reader needs anything, would bury the message of what it raises at the call.
@@ -132,10 +132,10 @@ class Reader:
         return records
 
     def refuse_total_loss(self) -> None:
-        """Raises a ValueError if no object of the set can be used, which the first records mostly disprove.
+        """Raise a ValueError if no object of the set can be used; usually the first records show that some can.
 
-        Records are read until one has an object, or enough of them nothing to lose. Other faults are left for the pass
-        over the records that comes later.
+        Records are read until one has an object, or until enough of them had none to lose. Other faults are left to the
+        later pass over the records.
         """
         if WITHOUT_BOXES in self.validation.tally.counts():
             raise ValueError(self.validation.tally.descriptions(WITHOUT_BOXES)[0])
@@ -153,9 +153,9 @@ class Reader:
         self.validation.refuse_total_loss(for_training=True)
 
     def dataset(self) -> tf.data.Dataset:
-        """The dataset of records that a reader returns: carries the reader, and its tally as `tally`.
+        """Return the dataset of records that a reader returns; it carries the reader, and its tally as `tally`.
 
-        Notebooks show it as `_repr_html_` has it. Its `repr` is TensorFlow's, which no attribute changes.
+        Notebooks show it by its `_repr_html_`. Its `repr` is TensorFlow's, which no attribute changes.
         """
         records = self.records(self.entries)
         records.reader, records.tally = self, self.validation.tally
@@ -163,7 +163,7 @@ class Reader:
         return records
 
     def __repr__(self) -> str:
-        """What is read, in one line."""
+        """Return a description of what is read, in one line."""
         return f"<Reader of {self._count()}, on_error={self.validation.on_error!r}, {self.validation.tally!r}>"
 
     def _count(self) -> str:
@@ -171,7 +171,7 @@ class Reader:
         return f"{count} images" if count >= 0 else "images"
 
     def _html(self, spec: Mapping[str, tf.TensorSpec]) -> str:
-        """How many records there are, what was left out of them so far, and what each holds."""
+        """Return a table of how many records there are, what was left out of them so far, and what each holds."""
         rows = [(key, value.dtype.name, str(value.shape.as_list()).replace("None", "·")) for key, value in spec.items()]
         return notebook.page(
             f"Records of {self._count()}",
@@ -181,7 +181,7 @@ class Reader:
 
 
 def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.data.Dataset:
-    """The same records, with a check at the end of each pass."""
+    """Return the same records, with a check at the end of each pass."""
 
     def checked_now() -> np.int64:
         check()
@@ -197,27 +197,27 @@ def _with_last_word(records: tf.data.Dataset, check: Callable[[], None]) -> tf.d
 
 
 def reader_of(dataset: tf.data.Dataset) -> Reader | None:
-    """The reader whose records a dataset holds, or None if something was done to them since."""
+    """Return the reader whose records a dataset holds, or None if the dataset was changed since."""
     return getattr(dataset, "reader", None)
 
 
 def tally_of(dataset: tf.data.Dataset) -> Tally | None:
-    """What the reader of a dataset has left out so far; None if it is not a reader's."""
+    """Return what the reader of a dataset has left out so far; None if the dataset is not a reader's."""
     reader = reader_of(dataset)
     return None if reader is None else reader.validation.tally
 
 
 def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:
-    """The file of an image, by the readers that a dataset's elements come from.
+    """Return the file of an image, by the readers that a dataset's elements come from.
 
     Args:
         dataset: of records or batches, whatever was done to them since they were read: split, shuffled, mapped, cached,
-            sharded, batched. Where images of several sets were joined, those of one id may be any of them.
+            sharded, batched. Where images of several sets were joined, an id may belong to any of them.
         image_id: of one of its images.
 
     Returns:
-        The path as the reader has it, "a.jpg or b.jpg" of an id that several sets have, or None where it is not known:
-        of drawn shapes and images in memory, behind generators, of files with pixels and annotations together that do
+        The path as the reader has it, "a.jpg or b.jpg" for an id that several sets have, or None where it is not known:
+        for drawn shapes and images in memory, behind generators, for files with pixels and annotations together that do
         not name the image, and, of such files, for images that were read long ago.
     """
     readers = readers_of(dataset, lambda reader: reader.file_of is not None)
@@ -226,23 +226,23 @@ def file_of(dataset: tf.data.Dataset, image_id: int) -> str | None:
 
 
 def name_of(dataset: tf.data.Dataset, image_id: int) -> str:
-    """What messages call an image: its file, where `file_of` knows it, and its id."""
+    """Return the name of an image for messages: its file, if `file_of` knows it, and its id."""
     file = file_of(dataset, image_id)
     return f"image {image_id}" if file is None else f"{file} (image {image_id})"
 
 
 def title_of(dataset: tf.data.Dataset, image_id: int) -> str:
-    """Returns what pictures call an image: the name of its file, or "image 7" where `file_of` does not know it."""
+    """Return the title of an image for pictures: the name of its file, or "image 7" if `file_of` does not know it."""
     file = file_of(dataset, image_id)
     return f"image {image_id}" if file is None else os.path.basename(file)
 
 
 def readers_of(dataset: tf.data.Dataset, wanted: Callable[[Reader], bool]) -> list[Reader]:
-    """Returns the readers that a dataset's elements come from, whatever was done to them since they were read.
+    """Return the readers that a dataset's elements come from, whatever was done to them since they were read.
 
     Args:
         dataset: of records or batches.
-        wanted: whether a reader is one of those; where it is not, that behind it may be.
+        wanted: whether to return a reader; if not, the reader behind it may be returned.
     """
     found: list[Reader] = []
     pending, seen = [dataset], set()
@@ -262,6 +262,9 @@ def readers_of(dataset: tf.data.Dataset, wanted: Callable[[Reader], bool]) -> li
 
 
 def _inputs(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
-    """What a dataset was made of. TensorFlow has no public name for it; without, images are called by their ids."""
+    """Return the datasets that a dataset was made of.
+
+    TensorFlow has no public name for it; without it, images are named by their ids.
+    """
     inputs = getattr(dataset, "_inputs", None)
     return list(inputs()) if callable(inputs) else []

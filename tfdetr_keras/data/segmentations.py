@@ -1,4 +1,4 @@
-"""COCO's segmentations and masks: polygons, and run lengths down the columns, compressed to a text or not."""
+"""COCO's segmentations and masks: polygons, and run lengths down the columns, with or without compression to text."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")  # lengths in digits of 5 bits
 
 
 def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Turns COCO's polygons or run lengths into a mask, as pycocotools does.
+    """Turn COCO's polygons or run lengths into a mask, as pycocotools does.
 
     Args:
         segmentation: a list of polygons `[x, y, x, y, …]`, or run lengths `{"counts", "size"}`, compressed or not.
@@ -22,7 +22,7 @@ def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
         `(height, width)` bool.
 
     Raises:
-        ValueError: neither; the message begins with "has".
+        ValueError: neither of the two; the message begins with "has".
     """
     from pycocotools import mask as coco_mask
 
@@ -41,17 +41,17 @@ def rasterise(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def run_lengths(masks: Any) -> list[dict[str, Any]]:
-    """Turns masks into COCO's compressed run lengths, of which one takes some hundred bytes.
+    """Turn masks into COCO's compressed run lengths, which take some hundred bytes each.
 
     Args:
         masks: `(objects, height, width)` bool; or a list of run lengths `{"counts", "size"}`, which are compressed if
             they are not yet.
 
     Returns:
-        Per mask `{"size": [height, width], "counts": bytes}`, as `pycocotools.mask.encode` gives them.
+        Per mask `{"size": [height, width], "counts": bytes}`, as `pycocotools.mask.encode` returns them.
 
     Raises:
-        ValueError: neither; the message begins with "has".
+        ValueError: neither of the two; the message begins with "has".
     """
     from pycocotools import mask as coco_mask
 
@@ -82,9 +82,11 @@ def _compressed(mask: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decompressed(counts: str) -> list[int]:
-    """Run lengths from COCO's text: as a number of 5-bit digits, lowest first, each; less the one but last, if any.
+    """Return the run lengths of COCO's text.
 
-    Source: `rleFrString` of pycocotools, which does not ask whether they add up.
+    Each number is written in 5-bit digits, lowest first, less the last but one number, if any.
+
+    Source: `rleFrString` of pycocotools, which does not check whether they add up.
     """
     lengths: list[int] = []
     value = shift = 0
@@ -108,7 +110,7 @@ def _lengths_complaint(lengths: Any, height: int, width: int) -> str:
 
 
 def segmentation_complaint(segmentation: Any, height: int, width: int) -> str:
-    """What is wrong with polygons or run lengths, which pycocotools would not ask; "" if nothing is."""
+    """Return what is wrong with polygons or run lengths, which pycocotools would not check; "" if nothing is."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -127,10 +129,10 @@ def segmentation_complaint(segmentation: Any, height: int, width: int) -> str:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value of a JSON file is a whole number."""
+    """Return whether a value of a JSON file is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a number that fits into a float."""
+    """Return whether a value of a JSON file is a number that fits into a float."""
     return isinstance(value, float) or (is_whole(value) and abs(value) < 2**63)

@@ -2,7 +2,7 @@
 
 Image `index` of a set is a function of `(seed, index)` alone, so any order, any parallelism and any length
 of the set give the same image. Shapes are painted without anti-aliasing in one flat colour that no background
-contains, and each box is tight on the pixels its shape covers (before others are painted over it).
+contains, and each box fits tightly around the pixels its shape covers (before others are painted over it).
 """
 
 import math
@@ -26,7 +26,7 @@ CONTRAST = 90  # levels between a shape and its background's base colour, in one
 
 
 def _disc(radius: float, hole: float, offset: float, angle: float) -> Image.Image:
-    """A disc with a round hole of `hole` × the radius, whose centre lies `offset` × the radius off."""
+    """Return a disc with a round hole of `hole` × the radius, whose centre is `offset` × the radius away."""
     side = math.ceil(2 * radius) + 2
     mask = Image.new("1", (side, side))
     draw, centre = ImageDraw.Draw(mask), (side - 1) / 2
@@ -38,7 +38,7 @@ def _disc(radius: float, hole: float, offset: float, angle: float) -> Image.Imag
 
 
 def _polygon(radius: float, corners: Sequence[tuple[float, float]], angle: float) -> Image.Image:
-    """A polygon given by corners in the unit circle."""
+    """Return a polygon from its corners in the unit circle."""
     side = math.ceil(2 * radius) + 2
     mask = Image.new("1", (side, side))
     centre, cos, sin = (side - 1) / 2, radius * math.cos(angle), radius * math.sin(angle)
@@ -48,7 +48,7 @@ def _polygon(radius: float, corners: Sequence[tuple[float, float]], angle: float
 
 
 def _wheel(*radii: float, spokes: int) -> list[tuple[float, float]]:
-    """Corners at equal angles whose distances from the centre go through `radii` in turn."""
+    """Return corners at equal angles whose distances from the centre go through `radii` in turn."""
     steps = [(2 * math.pi * i / spokes, radii[i % len(radii)]) for i in range(spokes)]
     return [(r * math.cos(a), r * math.sin(a)) for a, r in steps]
 
@@ -72,7 +72,7 @@ SHAPES: tuple[str, ...] = tuple(_DRAWINGS)
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A gradient, stripes or a cloud: `(height, width)` float32 in [-1, 1]."""
+    """Return a gradient, stripes or a cloud: `(height, width)` float32 in [-1, 1]."""
     kind = rng.integers(3)
     if kind == 0:
         cells = Image.fromarray(rng.uniform(-1, 1, (5, 5)).astype(np.float32))
@@ -85,7 +85,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Image.Image, np.ndarray]:
-    """A textured, noisy canvas and its base colour."""
+    """Return a textured, noisy canvas and its base colour."""
     base = rng.integers(DARKEST, LIGHTEST + 1, 3)
     tint = rng.uniform(-TEXTURE, TEXTURE, 3).astype(np.float32)
     noise = rng.integers(-NOISE, NOISE + 1, (height, width, 3), dtype=np.int8)
@@ -94,7 +94,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[Imag
 
 
 def _colour(rng: np.random.Generator, base: np.ndarray) -> tuple[int, ...]:
-    """Any colour that is at least `CONTRAST` levels from the base colour in one channel."""
+    """Return a random colour that differs from the base colour by at least `CONTRAST` levels in one channel."""
     colour = rng.integers(0, 256, 3)
     channel = rng.integers(3)
     colour[channel] = (base[channel] + rng.integers(CONTRAST, 256 - CONTRAST + 1)) % 256
@@ -102,7 +102,7 @@ def _colour(rng: np.random.Generator, base: np.ndarray) -> tuple[int, ...]:
 
 
 def _draw_image(index: int, seed: int, classes: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """One image of the set: image, boxes, labels and areas, as in a record."""
+    """Return one image of the set: image, boxes, labels and areas, as in a record."""
     rng = np.random.default_rng((seed, index))
     height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
     canvas, base = _background(rng, height, width)
@@ -144,7 +144,7 @@ def load_shapes(
     classes: Sequence[str] = ("circle", "square", "triangle"),
     size: tuple[int, int] = (96, 128),
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Gives a set of `count` drawn images with 0 to 8 objects each.
+    """Return a set of `count` drawn images with 0 to 8 objects each.
 
     Args:
         count: number of images.

@@ -1,4 +1,4 @@
-"""To which size an image is resized, and onto which canvas it is padded."""
+"""The size that an image is resized to, and the canvas, `(height, width)`, that it is padded to."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BUCKET_MULTIPLE = 32  # of pixels: the stride of the backbone
 
 
 class Resize(NamedTuple):
-    """How images are resized.
+    """The way in which images are resized.
 
     Attributes:
-        shortest_edge: wanted length of the shorter side, pixels; "table" does not look at it. With "fit" and "stretch",
+        shortest_edge: wanted length of the shorter side, pixels; "table" ignores it. With "fit" and "stretch",
             the height.
         longest_edge: limit of the longer side, pixels; with "table", its length. With "fit" and "stretch", the width.
         rule: "huggingface", "facebook", "table", "fit" or "stretch", see `target_size`.
-        strict: whether the limit is never passed, not by the references' rounding either: for canvases of that size.
+        strict: whether the limit is never exceeded, not even by the references' rounding: for canvases of that size.
         interpolation: "bilinear" or "bicubic".
         antialias: whether images that become smaller are smoothed.
     """
@@ -36,11 +36,11 @@ class Resize(NamedTuple):
 
     @classmethod
     def of(cls, preprocessing: Preprocessing, has_canvas: bool | None = None) -> Resize:
-        """Return how images are resized by a preprocessing.
+        """Return how a preprocessing resizes images.
 
         Args:
             preprocessing: of a model.
-            has_canvas: whether they are then padded to a canvas of a given size; by default, as it says.
+            has_canvas: whether they are then padded to a canvas of a given size; by default, as the preprocessing says.
         """
         strict = preprocessing.pad_to is not None if has_canvas is None else has_canvas
         how = preprocessing.interpolation, preprocessing.antialias
@@ -48,21 +48,21 @@ class Resize(NamedTuple):
 
 
 def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gives the size to which an image is resized, to the pixel, by the rule of the model's authors.
+    """Return the size to which an image is resized, to the pixel, by the rule of the model's authors.
 
     By Hugging Face's image processor and by facebookresearch, the shorter side becomes `shortest_edge`, unless the
-    longer one would pass `longest_edge`: then the shorter side is rounded (half to even), and the longer one computed
+    longer one would exceed `longest_edge`: then the shorter side is rounded (half to even), and the longer one computed
     from the unrounded value (Hugging Face) or from the rounded one (facebookresearch), and truncated. So the latter may
-    pass the limit, by half its ratio to the shorter; and both do with an image whose shorter side has its length
-    already, and which they leave as it is.
+    exceed the limit, by half its ratio to the shorter; and both do with an image whose shorter side already has its
+    length, which they leave unchanged.
 
     By Table Transformer ("table"), the longer side becomes `longest_edge`, of small images, too, and the shorter one
-    follows, rounded (half to even). Hugging Face's rule does the same where both edges are alike, say 800, but for a
-    pixel where it truncates 799.99…, and for the images that it leaves as they are. With 800 and 1000 it makes a square
-    image one of 800 pixels, not of 1000.
+    follows, rounded (half to even). Hugging Face's rule does the same where both edges are equal, say 800, except for a
+    pixel where it truncates 799.99…, and for the images that it leaves unchanged. With 800 and 1000 it resizes a square
+    image to 800 pixels, not to 1000.
 
     With "fit", an image becomes as large as fits into `shortest_edge` × `longest_edge` (height × width), small ones,
-    too, each side truncated. With "stretch" every image becomes just that.
+    too, each side truncated. With "stretch" every image gets exactly that size.
 
     Args:
         height: integer tensor of any shape, pixels.
@@ -70,8 +70,8 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
         resize: to which edges, by which rule.
 
     Returns:
-        Height and width, int32 of the arguments' shape, at least 1: of images narrower than a pixel both references
-        make none at all.
+        Height and width, int32 of the arguments' shape, at least 1: for images narrower than a pixel, both references
+        return no image at all.
 
     Source: `transformers.image_transforms.get_size_with_aspect_ratio` and, of "fit",
     `get_image_size_for_max_height_width`; facebookresearch/detr,
@@ -105,12 +105,12 @@ def _whole(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def buckets(size: tuple[int, int], rule: SizeRule = "huggingface") -> list[tuple[int, int]]:
-    """A few canvases onto which images resized to `size` can be padded with little waste.
+    """Return a few canvases that images resized to `size` can be padded to with little waste.
 
     Args:
         size: (shortest_edge, longest_edge), pixels; (height, width) with "fit" and "stretch".
-        rule: by which images are resized. With "table", the longer side has always its length, and it is the shorter
-            one that differs: the canvases are from `shortest_edge` to `longest_edge` wide. With "fit", one of the sides
+        rule: by which images are resized. With "table", the longer side always has its length, and the shorter one
+            differs: the canvases are from `shortest_edge` to `longest_edge` wide. With "fit", one of the sides
             has its length, and the other is from half of its own to all of it. With "stretch" there is one canvas.
 
     Returns:
@@ -137,7 +137,7 @@ def _in_steps(length: float) -> int:
 
 
 def smallest_bucket(size: tf.Tensor, canvases: Sequence[tuple[int, int]]) -> tf.Tensor:
-    """The place of the smallest canvas that an image fits on.
+    """Return the place of the smallest canvas that an image fits on.
 
     Args:
         size: `(2,)` int32, height and width of the image.

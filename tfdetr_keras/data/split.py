@@ -20,16 +20,16 @@ _LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 
 
 def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits records by lot, the same way on every run: no record is in both parts, and none is lost.
+    """Split records in two by lot, in the same way on every run: no record is in both parts, and none is lost.
 
-    An image's part depends on its name and the seed alone: one that is added or removed moves no other. So the share is
-    met on average, and nearly to the image where files are numbered. The name is that of the file, from the folder of
-    the set on; of records without files it is their place.
+    An image's part depends only on its name and the seed: adding or removing one moves no other. So the share is
+    met on average, and nearly to the image where files are numbered. The name is the file's path from the folder of
+    the set on; for records without files it is their place.
 
     Args:
         dataset: of records, as a reader returns them.
-        share: of the records that go to the second part, between 0 and 1; at least one record goes to each, for which
-            the record of the nearest lot changes sides where there would be none.
+        share: of the records that go to the second part, between 0 and 1; at least one record goes to each part: an
+            empty part gets the record of the nearest lot.
         seed: of the lots.
 
     Returns:
@@ -57,9 +57,9 @@ def split(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.dat
 
 
 def split_by_count(dataset: tf.data.Dataset, share: float, seed: int = 0) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits records as `split` did in earlier versions: by places, all of which change with their number.
+    """Split records as `split` did in earlier versions: by places, all of which change with the number of records.
 
-    Runs that were begun with it are resumed with it. Arguments, results and errors are those of `split`.
+    Runs that were started with it are resumed with it. Arguments, results and errors are those of `split`.
     """
 
     def chosen(reader: Reader, count: int) -> np.ndarray:
@@ -88,10 +88,10 @@ def _split(
 
 
 def _lot(name: bytes, salt: bytes) -> float:
-    """A number in [0, 1) that a name draws.
+    """Return a number in [0, 1) that a name draws.
 
     Names with numbers draw by tens: ten numbers in a row get the ten tenths of [0, 1), in an order drawn for these ten,
-    and a place in their tenth. However the numbers lie, each name's lot is as likely to be anywhere.
+    and a place in their tenth. However the numbers lie, each name's lot is equally likely to be anywhere.
     """
     text = name.decode("utf-8", "surrogateescape")
     own = _random(salt, name)

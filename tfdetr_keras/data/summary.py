@@ -1,4 +1,4 @@
-"""A look at a data set in numbers, before anything is trained on it."""
+"""A summary of a data set in numbers, to read before training on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_KINDS = 8  # lines on what was left out, and on what was noticed
 
 
 class Spread(NamedTuple):
-    """Where numbers lie."""
+    """The range of numbers: smallest, median, largest."""
 
     smallest: int
     median: float
@@ -31,14 +31,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """What is in a data set; `str` of it fits on a screen.
+    """The content of a data set; its `str` fits on a screen.
 
     Attributes:
         class_names: name of each label.
         images: number of images.
-        empty_images: those without an object that is a target; they may have crowds.
+        empty_images: images without an object that is a target; they may have crowds.
         objects: number of objects, crowds not counted.
-        crowds: number of groups marked as one, which are no targets.
+        crowds: number of groups marked as one, which are not targets.
         class_counts: objects of each label.
         most_objects: in one image.
         heights: of the images, pixels.
@@ -46,7 +46,7 @@ class Summary:
         size_counts: objects by COCO's size classes, "small" (area below 32² pixels), "medium" (below 96²) and "large".
         with_masks: objects whose mask is not empty; None if records have no masks.
         left_out: what the reader left out, kind -> descriptions; None if the dataset is not a reader's.
-        noticed: what it kept, but may be worth a look, likewise.
+        noticed: what it kept although it may be worth a look, likewise.
     """
 
     class_names: tuple[str, ...]
@@ -65,17 +65,17 @@ class Summary:
 
     @property
     def mean_objects(self) -> float:
-        """Objects per image."""
+        """Number of objects per image."""
         return self.objects / self.images
 
     def __repr__(self) -> str:
-        """What is in the set, in one line; `str` says more."""
+        """Return a description of the set in one line; `str` says more."""
         left_out = sum(map(len, (self.left_out or {}).values()))
         rest = f", {left_out} left out" if left_out else ""
         return f"<Summary: {self.images} images, {self.objects} objects of {len(self.class_names)} classes{rest}>"
 
     def _repr_html_(self) -> str:
-        """Tables of the set and of its classes, for notebooks."""
+        """Return tables of the set and of its classes, for notebooks."""
         facts = [
             ("images", f"{self.images}, {self.empty_images} of them without objects"),
             ("height", _spread(self.heights)),
@@ -150,12 +150,13 @@ class Summary:
 def summarize(
     dataset: tf.data.Dataset, class_names: Sequence[str], progress: Callable[[int], None] | None = None
 ) -> Summary:
-    """Counts what is in a data set, in one pass that holds no image.
+    """Count what is in a data set, in one pass that holds no image in memory.
 
     Images are decoded on the way, so that one that cannot be read is found, too.
 
     Args:
-        dataset: of records (see `tfdetr_keras.data.record`), best as the reader returned it, whose tally is told then.
+        dataset: of records (see `tfdetr_keras.data.record`), best as the reader returned it, so that its tally is
+            reported.
         class_names: name of each label.
         progress: called after each image with the number of images so far.
 
@@ -204,7 +205,7 @@ def summarize(
 
 
 def _without_pixels(record: Record) -> Record:
-    """What is counted of a record: images and masks are not even handed over to Python."""
+    """Return what is counted of a record, so that images and masks are not even handed over to Python."""
     counted = {key: record[key] for key in ("image_id", "orig_size", "labels", "iscrowd", "area")}
     return counted | ({"has_mask": tf.reduce_any(record["masks"], axis=(1, 2))} if "masks" in record else {})
 

@@ -35,7 +35,7 @@ def from_dataset(
     relative: bool,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Makes records of a dataset of your own.
+    """Make records from a dataset of your own.
 
     Args:
         dataset: of single images, not batched, in the same order each time: a fault is counted by its place.
@@ -43,15 +43,15 @@ def from_dataset(
             `"image_id"`, `"file_name"`, `"size"`, `"iscrowd"` and `"area"`. A place is a name, "outer/inner" for nested
             dicts, or a function of the element. Images are uint8 pixels (height, width, 1, 3 or 4 channels) or the
             bytes of an image file; labels are whole numbers from 0 on or names out of `class_names`, image ids whole
-            numbers. Messages call an image by its file's name; "" where it is not known. The size is the (height,
-            width) that an image file's annotations are for, which tells whether they belong to the pixels as stored or
-            as turned upright; (0, 0) where it is not known, and then to the upright ones. An area below 0 or not finite
-            is one that is not known; one that cannot be that of an object in its box, as 0, is replaced by the box's
-            and counted as noticed.
+            numbers. Messages name an image by its file's name; "" where it is not known. The size is the (height,
+            width) that an image file's annotations are for, which decides whether they belong to the pixels as stored
+            or as turned upright; if it is not known, (0, 0), they belong to the upright ones. An area below 0 or not
+            finite counts as unknown; one that an object in its box cannot have, such as 0, is replaced by the box's and
+            counted as noticed.
         class_names: name of each label.
         box_format: "xyxy", "xywh", "cxcywh" or "yxyx".
         relative: whether boxes are relative to the image (0 .. 1) rather than in pixels.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names. Without a field for it, `image_id` is
@@ -59,10 +59,10 @@ def from_dataset(
 
     Raises:
         TypeError: not a dataset.
-        ValueError: a place that the elements do not have, fields of another type, unknown fields or box formats; while
+        ValueError: a place that the elements do not have, fields of another type, unknown fields or box formats. While
             iterating, unless skipped: an image that cannot be read or is of another size, boxes and labels that do not
-            fit together, a label that is no class, a non-finite or inverted box; at the end of a pass: a set of whose
-            objects none could be used.
+            fit together, a label that is not a class, a non-finite or inverted box. At the end of a pass: a set without
+            a single usable object.
     """
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(f"dataset must be a tf.data.Dataset, not {type(dataset).__name__}")
@@ -83,15 +83,15 @@ def records_of(
     validation: Validation,
     image_ids: tf.data.Dataset | None = None,
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Makes records as `from_dataset` does, for a reader that has checked the arguments.
+    """Make records as `from_dataset` does, for a reader that has checked the arguments.
 
     Args:
-        dataset: see `from_dataset`, as what follows.
-        fields: may also have `"fault"`, a text of what is wrong with an element as a whole; "" if nothing is.
+        dataset: see `from_dataset`; so are the arguments that follow.
+        fields: may also have `"fault"`, a text that says what is wrong with an element as a whole; "" if nothing is.
         class_names: name of each label.
         box_format: see `from_dataset`.
         relative: see `from_dataset`.
-        validation: what happens to faulty data.
+        validation: decides what happens to faulty data.
         image_ids: of all records, if they are cheap to read.
     """
     if dataset.cardinality() == 0:
@@ -150,14 +150,14 @@ def records_of(
 
 
 class _LatestFiles:
-    """The files of the images that were read last, by image id: only their records tell them, which go by."""
+    """The files of the images that were read last, by image id; only the records name them, and these are not kept."""
 
     def __init__(self) -> None:
         self._files: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def note(self, image_id: int, file_name: bytes) -> None:
-        """Keeps a name, if there is one; the oldest is forgotten where there are too many."""
+        """Keep a name, if there is one; forget the oldest if there are too many."""
         if not file_name:
             return
         with self._lock:
@@ -166,13 +166,13 @@ class _LatestFiles:
                 del self._files[next(iter(self._files))]
 
     def file_of(self, image_id: int) -> str | None:
-        """The file of an image; None if it is not known, or not any more."""
+        """Return the file of an image; None if it is not known, or no longer."""
         with self._lock:
             return self._files.get(image_id)
 
 
 def part_of(element: Any, place: str | Callable[[Any], tf.Tensor]) -> Any:
-    """The part of an element that a field names; a name with a slash may itself be a key."""
+    """Return the part of an element that a field names; a name with a slash may itself be a key."""
     if callable(place):
         return place(element)
     outer, _, inner = place.partition("/")
@@ -197,7 +197,7 @@ def _dense(field: Any, key: str) -> tf.Tensor:
 
 
 def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
-    """The field, if it has a type that its key can have."""
+    """Return the field if its type is allowed for its key; raise a ValueError otherwise."""
     allowed, wanted = {
         "image": (field.dtype in (tf.uint8, tf.string), "uint8 levels 0 .. 255 or the bytes of a file"),
         "boxes": (field.dtype.is_floating or field.dtype.is_integer, "numbers"),
@@ -215,7 +215,7 @@ def _of_kind(field: tf.Tensor, key: str) -> tf.Tensor:
 
 
 def _name(place: tf.Tensor, image_id: tf.Tensor | None, file_name: tf.Tensor | None) -> tf.Tensor:
-    """What messages call a record: by its place too, as image ids may repeat, and by its file where that is told."""
+    """Return the name of a record for messages: its place, since image ids may repeat, and its file if it is known."""
     image = tf.strings.join(["image ", tf.strings.as_string(place if image_id is None else image_id)])
     record = tf.strings.join(["record ", tf.strings.as_string(place)])
     named = image if image_id is None else tf.strings.join([record, " (", image, ")"])
@@ -228,14 +228,16 @@ def _name(place: tf.Tensor, image_id: tf.Tensor | None, file_name: tf.Tensor | N
 def _pixels(
     image: tf.Tensor, size: tf.Tensor | None, fault: tf.Tensor | str, name: tf.Tensor, validation: Validation
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """RGB pixels of a tensor of pixels or of a file's bytes, and whether they could be read."""
+    """Return the RGB pixels of a tensor of pixels or of a file's bytes, and whether they could be read."""
     if image.dtype == tf.string:
         if image.shape.rank not in (None, 0):
             raise ValueError(f"the elements must be single images, not batches of shape {tuple(image.shape)}")
         size = tf.zeros(2, tf.int64) if size is None else tf.ensure_shape(size, (2,))
         return _converted(_decoded, [image, size], name, validation, fault)
     if size is not None:
-        raise ValueError("the field 'size' tells how an image file is to be turned, but the images are pixels")
+        raise ValueError(
+            "the field 'size' is for image files, to turn them upright, but the images are pixels: omit it"
+        )
     image = image[..., None] if image.shape.rank == 2 else image
     if image.shape.rank not in (None, 3) or image.shape[-1] not in (None, 1, 3, 4):
         raise ValueError(f"images must be single, (height, width, 1, 3 or 4 channels), not {tuple(image.shape)}")
@@ -251,9 +253,9 @@ def _converted(
     validation: Validation,
     fault: tf.Tensor | str = "",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a function of arrays and of a notice makes of an image, and whether it could.
+    """Return the image that a function of arrays and a notice makes, and whether it could.
 
-    A ValueError, or the `fault`, tells why not.
+    A ValueError, or the `fault`, says why not.
     """
 
     def call(name: bytes, fault: bytes, *arrays: Any) -> tuple[np.ndarray, np.bool_]:
@@ -283,7 +285,7 @@ def _rgb(pixels: np.ndarray, notice: Notice) -> np.ndarray:
 
 
 def _misfit(size: np.ndarray, boxes: np.ndarray, columns: Mapping[str, np.ndarray]) -> str:
-    """What is wrong with the shapes of a record's fields; "" if nothing is."""
+    """Return what is wrong with the shapes of a record's fields; "" if nothing is."""
     if min(size) < 1:
         return f"is {size[0]} x {size[1]} (height x width): it has no pixels"
     if boxes.shape[:1] != (0,) and (boxes.ndim != 2 or boxes.shape[1] != 4):
@@ -302,7 +304,7 @@ def _admitted(
     columns: Mapping[str, np.ndarray],
     class_names: Sequence[str],
 ) -> tuple[np.ndarray, ...]:
-    """The columns of the objects that can be used: boxes, labels, iscrowd, area."""
+    """Return the columns of the usable objects: boxes, labels, iscrowd, area."""
     labels = columns["labels"]
     described = [f"{name}, object {row}" for row in range(len(labels))]
     if labels.dtype.kind in "SO":

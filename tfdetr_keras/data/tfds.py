@@ -1,4 +1,4 @@
-"""Reads detection sets of TensorFlow Datasets."""
+"""Reader of detection sets of TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def load_tfds(
     class_names: Sequence[str] | None = None,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set of TensorFlow Datasets.
+    """Read a detection set of TensorFlow Datasets.
 
     Args:
         source: a builder whose data is prepared, or a dataset (not batched) of
             `{"image": …, "objects": {"bbox": …, "label": …}}` with boxes (ymin, xmin, ymax, xmax) relative to the
-            image; `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and `"image/filename"`, for
-            messages, are used where they are there. A builder's images are decoded here, in parallel; photographs stay
-            as they are stored, as they do where TensorFlow Datasets decodes them.
+            image. If present, `"image/id"`, if it is a number, the objects' `"is_crowd"` and `"area"`, and
+            `"image/filename"`, for messages, are used. A builder's images are decoded here, in parallel; photographs
+            stay as they are stored, as they do where TensorFlow Datasets decodes them.
         split: of the builder, also in parts ("train[:10%]").
         class_names: name of each label; by default the builder's. A dataset does not know them.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
@@ -55,7 +55,7 @@ def load_tfds(
     spec = dataset.element_spec
     if not isinstance(spec, Mapping) or not isinstance(spec.get("objects"), Mapping):
         found = sorted(spec) if isinstance(spec, Mapping) else spec
-        raise ValueError(f"this is no detection set: its elements have no 'objects', they are {found}")
+        raise ValueError(f"this is not a detection set: its elements have no 'objects', only {found}")
     if not {"bbox", "label"} <= set(spec["objects"]):
         raise ValueError(
             f"'objects' must have 'bbox' and 'label', but has {sorted(spec['objects'])}: to tell where boxes and "
@@ -93,7 +93,7 @@ def _names_of(builder: Any) -> Sequence[str] | None:
 
 
 def _dtype(spec: Any, place: str) -> tf.DType | None:
-    """The dtype of a part of the elements; None where they have no such part."""
+    """Return the dtype of a part of the elements; None where they have no such part."""
     try:
         return part_of(spec, place).dtype
     except ValueError:
@@ -101,7 +101,7 @@ def _dtype(spec: Any, place: str) -> tf.DType | None:
 
 
 def _stored_size(element: Mapping[str, Any]) -> tf.Tensor:
-    """The size that keeps `from_dataset` from turning an image; (0, 0) of what is no image, for it to refuse."""
+    """Return the size that keeps `from_dataset` from turning an image; (0, 0) if it is not an image, to be refused."""
 
     def size(content: bytes) -> np.ndarray:
         return np.array(stored_size(content) or (0, 0), np.int64)

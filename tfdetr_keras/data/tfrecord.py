@@ -1,4 +1,4 @@
-"""Reads and writes TFRecord files of `tf.train.Example`s in the layout of the TensorFlow Object Detection API."""
+"""Reader and writer of TFRecord files of `tf.train.Example`s in the layout of the TensorFlow Object Detection API."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _NAMES = [re.compile(rf"\b{key}\s*:\s*{_TEXT}") for key in ("display_name", "nam
 def write_tfrecord(
     dataset: tf.data.Dataset, folder: str | Path, class_names: Sequence[str], name: str = "set", shards: int = 1
 ) -> int:
-    """Writes a dataset of records as TFRecord files with a label map, so that `load_tfrecord` gives it back.
+    """Write a dataset of records as TFRecord files with a label map, so that `load_tfrecord` reads it back.
 
-    Images are stored as PNG, that is, without loss. Records go to the files in turn, one by one, and come back
-    in their order from up to 64 files. A file has its name only once it is whole.
+    Images are stored as PNG, that is, without loss. Records are dealt out to the files one by one, and come back
+    in their order from up to 64 files. A file gets its name only once it is complete.
 
     Args:
         dataset: of records, see `tfdetr_keras.data.record`; `masks` are not written.
@@ -97,31 +97,31 @@ def load_tfrecord(
     label_map: str | Path | None = None,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set from TFRecord files in the layout of the TensorFlow Object Detection API.
+    """Read a detection set from TFRecord files in the layout of the TensorFlow Object Detection API.
 
     Examples have `image/encoded`, `image/object/bbox/{xmin, xmax, ymin, ymax}` relative to the image, and
     `image/object/class/label`, which begins at 1, or else the class names as `image/object/class/text`.
-    `image/source_id` is the image id where it is a number; elsewhere this is −1 − the place in the set, which no number
-    from 0 on is. `image/height` and `image/width` tell whether the boxes of a photograph belong to its pixels as stored
-    or as turned upright; where they are not stated, to the upright ones. Where `image/object/is_crowd` and
-    `image/object/area` are there, they have a value per object; one of `image/object/group_of`, as of Open Images, is a
-    crowd, too. Messages call an image by its `image/filename`. Files may be compressed by gzip or zlib.
+    `image/source_id` is the image id if it is a number; otherwise the id is −1 − the place in the set, which no number
+    from 0 on is. `image/height` and `image/width` decide whether the boxes of a photograph belong to its pixels as
+    stored or as turned upright; where they are not stated, to the upright ones. If present, `image/object/is_crowd` and
+    `image/object/area` have a value per object; an object with `image/object/group_of`, as in Open Images, is a
+    crowd, too. Messages name an image by its `image/filename`. Files may be compressed by gzip or zlib.
 
     Args:
         pattern: the files, "*" and "?" allowed, or a list of them; they are read one record from each in turn, from up
             to 64 at a time: a further one begins where one has ended.
         class_names: name of class 1, 2, …; by default those of the label map.
         label_map: a `.pbtxt` of the API; by default the one beside the files. Its ids need not be contiguous: labels
-            are numbered in their order, and one of 0, the background, is left away. A `display_name` goes before a
-            `name`; `image/object/class/text` may be either.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+            are numbered in their order, and an id of 0, the background, is left out. A `display_name` takes precedence
+            over a `name`; `image/object/class/text` may be either.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
 
     Raises:
         ValueError: no file or only empty ones, no or a malformed label map; while iterating, unless skipped: a record
-            that is no such example, whose file and feature are named; as `from_dataset`.
+            that is not such an example, whose file and feature are named; as `from_dataset`.
         tf.errors.OpError: while iterating, for a damaged file.
     """
     patterns = [str(one) for one in ([pattern] if isinstance(pattern, (str, Path)) else pattern)]
@@ -164,7 +164,7 @@ def load_tfrecord(
 
 
 def _matching(patterns: Sequence[str]) -> list[str]:
-    """The files of a set; a path that exists is one, whatever characters it has."""
+    """Return the files of a set; a path that exists is one of them, whatever characters it has."""
     found = {
         file
         for pattern in patterns
@@ -174,10 +174,10 @@ def _matching(patterns: Sequence[str]) -> list[str]:
 
 
 def compression_of(file: str) -> str:
-    """Tell how a TFRecord file is compressed, as TensorFlow calls it: "GZIP", "ZLIB" or "", by its first bytes.
+    """Return how a TFRecord file is compressed, in TensorFlow's terms: "GZIP", "ZLIB" or "", from its first bytes.
 
-    A file that is not compressed begins with the length of a record, which may look like the mark of one that is; so
-    they must also decompress.
+    A file that is not compressed begins with the length of a record, which may look like the mark of a compressed one;
+    so the bytes must also decompress.
     """
     with tf.io.gfile.GFile(file, "rb") as opened:
         head = opened.read(HEAD)
@@ -192,7 +192,7 @@ def compression_of(file: str) -> str:
 
 
 def _examples(files: list[str]) -> tf.data.Dataset:
-    """(place, file, number in its file, example) of all records.
+    """Return (place, file, number in its file, example) of all records.
 
     One record of each file in turn, which undoes `write_tfrecord`'s dealing out.
     """
@@ -221,7 +221,7 @@ def _label_map_beside(file: str) -> Path:
 
 
 def _read_label_map(file: Path) -> dict[int, tuple[str, ...]]:
-    """Id -> the names of its class, the one for people first."""
+    """Return id -> the names of its class, the one for people first."""
     if not file.is_file():
         raise ValueError(f"there is no label map {file}")
     classes: dict[int, tuple[str, ...]] = {}

@@ -1,6 +1,6 @@
-"""Reads one example of the TensorFlow Object Detection API; what is wrong with it is told by feature, file and record.
+"""Parser of one example of the TensorFlow Object Detection API; its errors name the feature, file and record.
 
-In Python rather than by `tf.io.parse_single_example`, whose errors name neither and end the whole pass.
+It is written in Python rather than with `tf.io.parse_single_example`, whose errors name neither and end the whole pass.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def parse_example(
         by_name: name of a class -> label.
 
     Returns:
-        The arrays of `ELEMENT_SPEC`; where something is wrong, only `fault` says something.
+        The arrays of `ELEMENT_SPEC`; if something is wrong, only `fault` has content.
     """
     try:
         return _parsed(int(place), content, places, by_name)
@@ -58,7 +58,7 @@ def parse_example(
 
 
 def image_id_of(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.Tensor) -> tf.Tensor:
-    """Read the image id alone, in the graph."""
+    """Read only the image id, in the graph."""
 
     def image_id(place: np.ndarray, example: bytes) -> np.int64:
         try:
@@ -70,10 +70,10 @@ def image_id_of(place: tf.Tensor, file: tf.Tensor, row: tf.Tensor, example: tf.T
 
 
 class _Features:
-    """The features of an example: called with a name, gives the values.
+    """The features of an example: call it with a name to get the values.
 
     Raises:
-        ValueError: no example, or a feature of another type; a complaint that goes on from the record's name.
+        ValueError: not an example, or a feature of another type; the complaint continues from the record's name.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -83,7 +83,7 @@ class _Features:
             raise ValueError("is not a tf.train.Example") from None
 
     def __call__(self, key: str, kinds: Sequence[str]) -> Sequence[Any]:
-        """The values of a feature, if it has one of the kinds; none if it is not there."""
+        """Return the values of a feature; none if it is missing. Raise if it has another kind."""
         if key not in self._features:  # which looking it up would make
             return []
         feature = self._features[key]
@@ -102,7 +102,7 @@ def _single(features: _Features, key: str, default: Any) -> Any:
 
 
 def _image_id(source_id: bytes, place: int) -> np.int64:
-    """The id where it is a number; elsewhere one that no number from 0 on is."""
+    """Return the id if it is a number; otherwise a number below 0, which no given id from 0 on is."""
     return np.int64(int(source_id) if _NUMBER.fullmatch(source_id) else -1 - place)
 
 

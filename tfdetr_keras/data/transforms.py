@@ -1,6 +1,6 @@
 """Transforms of a record, each a small function that runs inside a `tf.data` graph; random ones take a seed.
 
-The resampling is by default the one that the published weights were evaluated with: bilinear with anti-aliasing, to
+By default the resampling is the one that the published weights were evaluated with: bilinear with anti-aliasing, to
 whole levels.
 """
 
@@ -18,9 +18,9 @@ HUE = 18 / 360  # of the colour circle
 def resize(
     record: Record, size: tf.Tensor, interpolation: Interpolation = "bilinear", antialias: bool = True
 ) -> Record:
-    """Resizes a record's image to `size` (height, width), and its boxes, areas and masks with it.
+    """Resize a record's image to `size` (height, width), and its boxes, areas and masks with it.
 
-    For published DETRs anti-aliasing is a must: without it a shrunk image is off by up to 29 levels.
+    Published DETRs need anti-aliasing: without it a shrunk image is off by up to 29 levels.
     """
     old_size = tf.shape(record["image"])[:2]
     scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
@@ -39,7 +39,7 @@ def resize(
 def resized_levels(
     images: tf.Tensor, size: tf.Tensor, interpolation: Interpolation = "bilinear", antialias: bool = True
 ) -> tf.Tensor:
-    """Images `(…, height, width, 3)` uint8, resized to `size` (height, width); float32, not rounded."""
+    """Resize images `(…, height, width, 3)` uint8 to `size` (height, width); return float32, not rounded."""
     levels = tf.cast(images, tf.float32)
     if interpolation == "bicubic":
         # As Pillow, which makes levels whole after each of its passes: what the first one overshoots is cut off.
@@ -56,12 +56,12 @@ def resized_levels(
 
 
 def whole_levels(levels: tf.Tensor) -> tf.Tensor:
-    """Levels rounded to whole ones, 0 … 255; a bicubic resize passes both ends."""
+    """Round levels to whole ones, 0 … 255; a bicubic resize exceeds both ends."""
     return tf.clip_by_value(tf.round(levels), 0.0, 255.0)
 
 
 def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-    """The source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
+    """Return the source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
 
     PIL adds up steps: where a centre falls between two pixels, the rounding of the sum decides.
     """
@@ -71,7 +71,7 @@ def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
 
 
 def flip_horizontally(record: Record) -> Record:
-    """Mirrors a record's image, boxes and masks left to right."""
+    """Mirror a record's image, boxes and masks left to right."""
     width = tf.cast(tf.shape(record["image"])[1], tf.float32)
     x1, y1, x2, y2 = tf.unstack(record["boxes"], axis=-1)
     flipped = record | {
@@ -84,15 +84,15 @@ def flip_horizontally(record: Record) -> Record:
 
 
 def random_horizontal_flip(record: Record, seed: tf.Tensor) -> Record:
-    """Mirrors a record with probability 1/2; `seed` `(2,)` int decides."""
+    """Mirror a record with probability 1/2; `seed` `(2,)` int decides."""
     flip = tf.random.stateless_uniform((), seed) < 0.5
     return tf.cond(flip, lambda: flip_horizontally(record), lambda: dict(record))
 
 
 def crop(record: Record, window: tf.Tensor) -> Record:
-    """Cuts a window out of a record; objects of which nothing is left are left out, too.
+    """Cut a window out of a record; leave out objects of which nothing remains.
 
-    An object's area shrinks as its box does.
+    An object's area shrinks in proportion to its box.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -114,12 +114,12 @@ def crop(record: Record, window: tf.Tensor) -> Record:
 
 
 def select(record: Record, kept: tf.Tensor) -> Record:
-    """Keeps some of a record's objects, `kept` `(objects,)` bool."""
+    """Keep only some of a record's objects, `kept` `(objects,)` bool."""
     return record | {key: tf.boolean_mask(record[key], kept) for key in OBJECT_KEYS if key in record}
 
 
 def color_jitter(record: Record, seed: tf.Tensor) -> Record:
-    """Changes brightness, contrast, saturation and hue of a record's uint8 image at random; `seed` `(2,)` int decides.
+    """Change brightness, contrast, saturation and hue of a record's uint8 image at random; `seed` `(2,)` int decides.
 
     Source: Liu et al. 2016, "SSD: Single Shot MultiBox Detector", arXiv:1512.02325, section 2.2.
     """
@@ -131,9 +131,9 @@ def color_jitter(record: Record, seed: tf.Tensor) -> Record:
 
 
 def relative_boxes(boxes: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Turns xyxy pixels `(objects, 4)` into cxcywh in [0, 1], relative to an image of `size` (height, width).
+    """Convert xyxy pixels `(objects, 4)` to cxcywh in [0, 1], relative to an image of `size` (height, width).
 
-    The size is that of the image without padding: this is what the pretrained weights were trained on.
+    The size is that of the image without padding: the pretrained weights were trained on such boxes.
     """
     height, width = tf.unstack(tf.cast(size, tf.float32))
     x1, y1, x2, y2 = tf.unstack(boxes, axis=-1)

@@ -1,6 +1,6 @@
-"""Image files that lack their last bytes: what is there is decoded, as browsers and OpenCV do.
+"""Decoder of image files that lack their last bytes: what is there is decoded, as browsers and OpenCV do.
 
-Pillow has a switch for this, `ImageFile.LOAD_TRUNCATED_IMAGES`, but it is the whole process'. What a decoder has
+Pillow has a switch for this, `ImageFile.LOAD_TRUNCATED_IMAGES`, but it holds for the whole process. What a decoder has
 written before it ran out of bytes stays in the image, though, and a JPEG is continued by the marker of its end, as
 libjpeg itself does with a file that ends early.
 """
@@ -20,17 +20,17 @@ _JPEG_FILL = 128  # the level of a JPEG's blocks without a byte; inks are stored
 
 
 def decode(image: ImageFile.ImageFile, content: bytes) -> tuple[Image.Image, float]:
-    """Decodes an image, or as much of it as there is.
+    """Decode an image, or as much of it as there is.
 
     Args:
-        image: what `open_image` gave.
+        image: the result of `open_image`.
         content: of its file.
 
     Returns:
-        The decoded image, and the share of its rows that were there, 1 if the file is whole.
+        The decoded image, and the share of its rows that were there, 1 if the file is complete.
 
     Raises:
-        UnreadableImage: less than half of it can be decoded, or the file is damaged otherwise.
+        UnreadableImage: less than half of it can be decoded, or the file is damaged in another way.
     """
     interlaced = _is_interlaced(image)
     try:
@@ -60,7 +60,7 @@ def _is_interlaced(image: ImageFile.ImageFile) -> bool:
 
 
 def _continued(content: bytes) -> tuple[Image.Image | None, float]:
-    """A JPEG file, as if it ended where it is cut off."""
+    """Decode a JPEG file as if it ended where it is cut off."""
     for whole in _with_end(content):
         try:
             image = open_image(io.BytesIO(whole))
@@ -79,13 +79,13 @@ def _with_end(content: bytes) -> Iterator[bytes]:
 
 
 def _begun(image: ImageFile.ImageFile) -> tuple[Image.Image, float]:
-    """What the decoder has written."""
+    """Return what the decoder has written."""
     image.tile = []  # nothing more is to be decoded
     fill = image.info.get("transparency", 0) if image.format == "GIF" else 0
     return image, _share_of_rows(image, fill)
 
 
 def _share_of_rows(image: Image.Image, fill: int) -> float:
-    """The share of rows in which anything differs from what fills up."""
+    """Return the share of rows in which anything differs from the fill level."""
     levels = np.asarray(image)
     return float((levels != fill).reshape(len(levels), -1).any(axis=1).mean())

@@ -1,4 +1,4 @@
-"""Validation of data where it enters: what cannot be used is an error that names it, or is left out and counted."""
+"""Validation of data on entry: data that cannot be used is an error that names it, or is left out and counted."""
 
 import logging
 import threading
@@ -17,10 +17,10 @@ MANY = 1000  # objects; where of so many none can be used, nothing better is to 
 
 
 class Tally:
-    """What a reader left out, or kept but noticed, by kind, each thing once however often it is read.
+    """A count of what a reader left out, or kept but noticed, by kind, each thing once however often it is read.
 
     A reader's dataset carries its tally as `dataset.tally`. Files that are looked at only while the dataset is read are
-    in it only then.
+    counted only then.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, kind: str, description: str, left_out: bool = False) -> bool:
-        """Counts one thing, which is kept unless said otherwise; tells whether it is the first of its kind."""
+        """Count one thing, which is kept unless said otherwise; return whether it is the first of its kind."""
         with self._lock:
             first = kind not in self._found
             self._found.setdefault(kind, {})[description] = None
@@ -38,27 +38,27 @@ class Tally:
         return first
 
     def counts(self) -> dict[str, int]:
-        """Kind -> how many, of what was left out and of what was noticed."""
+        """Return kind -> how many, both of what was left out and of what was noticed."""
         with self._lock:
             return {kind: len(found) for kind, found in self._found.items()}
 
     def left_out(self) -> dict[str, list[str]]:
-        """Kind -> descriptions of what was left out."""
+        """Return kind -> descriptions of what was left out."""
         with self._lock:
             return {kind: list(found) for kind, found in self._found.items() if kind in self._left_out}
 
     def noticed(self) -> dict[str, list[str]]:
-        """Kind -> descriptions of what was kept, but may be worth a look."""
+        """Return kind -> descriptions of what was kept, but may be worth a look."""
         with self._lock:
             return {kind: list(found) for kind, found in self._found.items() if kind not in self._left_out}
 
     def descriptions(self, kind: str) -> list[str]:
-        """What exactly was found, file by file or row by row."""
+        """Return what exactly was found, file by file or row by row."""
         with self._lock:
             return list(self._found.get(kind, ()))
 
     def __repr__(self) -> str:
-        """How much was left out and noticed; `str` says what."""
+        """Return how much was left out and noticed; `str` says what."""
         left_out, noticed = (sum(map(len, found().values())) for found in (self.left_out, self.noticed))
         return f"<Tally: {left_out} left out, {noticed} noticed>"
 
@@ -68,7 +68,7 @@ class Tally:
 
 
 class Validation:
-    """Decides what happens to faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
+    """Handling of faulty data: `"raise"` a ValueError, or `"skip"` it and count it in the tally."""
 
     def __init__(self, on_error: OnError = "raise") -> None:
         if on_error not in ("raise", "skip"):
@@ -79,10 +79,10 @@ class Validation:
         self.objects = self.objects_kept = 0  # that came to `admit_boxes`, again each time they are read
 
     def refuse(self, kind: str, description: str, remedy: str = "") -> None:
-        """Raises for one faulty thing, or leaves it out.
+        """Raise for one faulty thing, or leave it out.
 
         Args:
-            kind: of fault, in the plural; what it is counted under.
+            kind: of fault, in the plural, under which it is counted.
             description: the file, image or row, and what is wrong with it.
             remedy: what to do about it, for the error.
 
@@ -94,20 +94,20 @@ class Validation:
         self.leave_out(kind, description)
 
     def leave_out(self, kind: str, description: str) -> None:
-        """Counts something that is left out without being an error, and logs the first of its kind."""
+        """Count something that is left out without being an error, and log the first of its kind."""
         if self.tally.add(kind, description, left_out=True):
             logger.warning("leaving out %s, first: %s", kind, description)
 
     def notice(self, kind: str, description: str) -> None:
-        """Counts something that is kept, but may be worth a look, and logs the first of its kind."""
+        """Count something that is kept, but may be worth a look, and log the first of its kind."""
         if self.tally.add(kind, description):
             logger.warning("noticed %s, first: %s", kind, description)
 
     def refuse_total_loss(self, for_training: bool = False, at_least: int = 1) -> None:
-        """Raises, or counts, if objects were there so far and none of them could be used.
+        """Raise, or count, if there were objects so far and none of them could be used.
 
-        A model would be trained on, or measured by, a set without a single object. A set that has no objects is none of
-        that kind: nothing of it was lost.
+        Otherwise a model would be trained on, or measured by, a set without a single object. A set that has no objects
+        is not affected: nothing of it was lost.
 
         Args:
             for_training: whether it is an error even where faults are left out.
@@ -140,10 +140,10 @@ class Validation:
         num_classes: int | None,
         describe: Callable[[int], str],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Clips boxes to their images and tells which objects a model can be trained on.
+        """Clip boxes to their images and tell which objects a model can be trained on.
 
-        Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do; a box
-        that is not finite or has its corners the wrong way round, and a label that is no class, are faults.
+        Boxes without area inside their image are left out and counted, as facebookresearch and Hugging Face do. A box
+        that is not finite or has its corners the wrong way round, and a label that is not a class, are faults.
 
         Args:
             boxes: `(objects, 4)` float, xyxy, pixels.

@@ -1,4 +1,4 @@
-"""Reads the format of the Pascal VOC challenge: one XML file of annotations per image."""
+"""Reader of the Pascal VOC challenge's format: one XML file of annotations per image."""
 
 import os
 import re
@@ -41,34 +41,34 @@ def load_voc(
     one_based: bool = True,
     on_error: OnError = "raise",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in Pascal VOC's format.
+    """Read a detection set in Pascal VOC's format.
 
     Images are decoded while the dataset is read, in the order of the annotation files' paths or of the image set.
-    `image_id` is the number that a file's name is, if all names are numbers, else its place. `area` is that of the box.
+    `image_id` is the number in a file's name, if all names are numbers, else its place. `area` is that of the box.
     Objects marked `difficult` are kept like others.
 
     Args:
         images: folder of the images, which may be in subfolders.
         annotations: folder of the XML files, which may be in subfolders. Each names its image (`filename`; if there is
             no such image, the one with the XML file's name is taken), looked for in the same subfolder first, and, as
-            `object`s, the class (`name`) and the corners (`bndbox`); where it states the image's `size`, this is
+            `object`s, the class (`name`) and the corners (`bndbox`); if it states the image's `size`, this is
             checked.
         image_set: a text file with the names, without suffix, of the annotation files to read, one a line, as in
             `ImageSets/Main`, relative to `annotations`; all files by default. Images without an annotation file are
             then left out and counted.
         class_names: the classes, a name's place is its label; by default those that occur, in alphabetical order.
             Give them when reading part of a set, or parts may differ in their labels.
-        one_based: whether pixels count from 1 and `xmax`, `ymax` are the last pixel inside the box, as the challenge
-            has it; False if corners are coordinates from 0, as many labelling tools write them.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        one_based: whether pixels count from 1 and `xmax`, `ymax` are the last pixel inside the box, as in the
+            challenge; False if corners are coordinates from 0, as many labelling tools write them.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names.
 
     Raises:
-        ValueError: a missing folder or image set, or an empty one; and, unless they are skipped: a malformed XML file,
-            a missing image, one with two XML files, an unknown class, a non-finite or inverted box; while iterating: an
-            image that cannot be read or has another size.
+        ValueError: a missing folder or image set, or an empty one. Unless skipped: a malformed XML file, a missing
+            image, one with two XML files, an unknown class, a non-finite or inverted box. While iterating: an image
+            that cannot be read or has another size.
     """
     validation = Validation(on_error)
     images, annotations = Path(images), Path(annotations)
@@ -142,7 +142,10 @@ def _annotation_files(folder: Path, image_set: str | Path | None) -> list[Path]:
 
 
 def _annotation_file(folder: Path, line: str) -> Path:
-    """The file that a line of an image set names: alone, or before a -1, 0 or 1, as the sets of single classes have."""
+    """Return the file that a line of an image set names.
+
+    The name stands alone, or before a -1, 0 or 1, as in the sets of single classes.
+    """
     candidates = [folder / f"{name}{suffix}" for name in (line, line.split()[0]) for suffix in (".xml", ".XML")]
     return next((file for file in candidates if file.is_file()), folder / f"{line.split()[0]}.xml")
 
@@ -152,7 +155,7 @@ _ByName = Mapping[str, Sequence[Path]]  # all images of a name, with or without 
 
 
 def _parse(path: Path, twin: Path, images: Path, by_name: _ByName, validation: Validation) -> _Content | None:
-    """The image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
+    """Return the image's file and size, (-1, -1) if it is not stated, and each object's class and corners."""
     try:
         return _content(path, twin, images, by_name)
     except ValueError as error:
@@ -193,7 +196,7 @@ def _content(path: Path, twin: Path, images: Path, by_name: _ByName) -> _Content
 
 
 def _root(content: bytes) -> ElementTree.Element:
-    """The root of an XML file in whatever encoding it declares: the parser itself knows none of several bytes."""
+    """Return the root of an XML file in any encoding that it declares; the parser itself knows no multi-byte ones."""
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, LookupError, ValueError):
@@ -204,9 +207,10 @@ def _root(content: bytes) -> ElementTree.Element:
 
 
 def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
-    """The image of an annotation file. Labelling tools leave the suffix out, or keep a folder or an earlier name.
+    """Return the image of an annotation file. Labelling tools omit the suffix, or keep a folder or an earlier name.
 
-    `twin` is the path, without suffix, of an image that stands among the images as the file does among the annotations.
+    `twin` is the path, without suffix, of an image whose place among the images is that of the file among the
+    annotations.
     """
     short = PureWindowsPath(file_name)  # which parts at both kinds of slashes
     for folder in (twin.parent, images):
@@ -217,12 +221,12 @@ def _image(file_name: str, twin: Path, images: Path, by_name: _ByName) -> Path:
     near = [[file for file in files if file.parent == twin.parent] for files in found]
     anywhere = next(filter(None, [*near, *found]), [images / short.name])
     if len(anywhere) > 1:
-        raise ValueError(f"does not tell which image it is for: {', '.join(map(str, anywhere))}")
+        raise ValueError(f"does not say which image it is for: {', '.join(map(str, anywhere))}")
     return anywhere[0]
 
 
 def _one_per_image(listed: list[tuple[Path, _Content]], validation: Validation) -> list[tuple[Path, _Content]]:
-    """Without those whose image has another: the one with the image's name stays, the other kept an earlier name."""
+    """Leave out files whose image has another: the one with the image's name stays, the other kept an earlier name."""
     owners: dict[Path, Path] = {}
     refused = set()
     for path, (image, *_) in sorted(listed, key=lambda entry: entry[0].stem != entry[1][0].stem):
@@ -235,7 +239,7 @@ def _one_per_image(listed: list[tuple[Path, _Content]], validation: Validation) 
 
 
 def _limits(content: _Content) -> tuple[int, int]:
-    """The size of an image to clip its boxes to; one that cannot be known clips nothing."""
+    """Return the size of an image to clip its boxes to; an unknown size clips nothing."""
     image, size, *_ = content
     unlimited = np.iinfo(np.int32).max
     return size if size != UNKNOWN_SIZE else upright_size(image) or (unlimited, unlimited)

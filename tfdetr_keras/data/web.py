@@ -1,7 +1,7 @@
-"""An image's bytes from the web: within a time and a size, by http and https alone, whatever the server does.
+"""Download of an image's bytes: within a time and a size, by http and https alone, whatever the server does.
 
 `urllib` would also open file:, ftp: and data:, and limits the time of each read, not of all together: a server that
-sends a byte now and then could hold it for hours. So a thread fetches, and is left behind when the time is over.
+sends a byte now and then could hold it for hours. So a thread fetches, and is abandoned when the time is over.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def fetch(url: str, seconds: float, largest: int) -> bytes:
-    """Fetches what a URL names.
+    """Fetch the content of a URL.
 
     Args:
         url: begins with http:// or https://; blanks and letters beyond ASCII are quoted as browsers do.
@@ -33,8 +33,8 @@ def fetch(url: str, seconds: float, largest: int) -> bytes:
         The content.
 
     Raises:
-        ValueError: the URL is malformed, the server does not answer in time, with an error, too much or not all, or it
-            leads to something else than http and https. The message names the URL.
+        ValueError: the URL is malformed; the server does not answer in time, or answers with an error, too much or only
+            a part; or the URL leads to something other than http and https. The message names the URL.
     """
     task = _Task(_quoted(url, url), time.monotonic() + seconds, largest)
     thread = threading.Thread(target=task.run, name="fetch", daemon=True)
@@ -56,7 +56,7 @@ class _TooLarge(Exception):
 
 
 class _Task:
-    """One fetch, in a thread of its own: `content` or `error` is what came of it."""
+    """One fetch, in a thread of its own: it sets `content` or `error`."""
 
     def __init__(self, url: str, until: float, largest: int) -> None:
         self.url, self.until, self.largest = url, until, largest
@@ -72,7 +72,7 @@ class _Task:
             self.error = error
 
     def stop(self) -> None:
-        """Ends the thread's reading, wherever it is."""
+        """End the thread's reading, wherever it is."""
         for connected in list(self._sockets):
             with contextlib.suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
@@ -95,7 +95,7 @@ class _Task:
 
 
 def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
-    """Opens http and https, by way of a proxy if the environment names one, and notes the sockets."""
+    """Return an opener of http and https that uses a proxy if the environment names one, and records the sockets."""
 
     def noting(kind: type[http.client.HTTPConnection]) -> Any:
         class Connection(kind):  # type: ignore[misc, valid-type]
@@ -128,7 +128,7 @@ def _opener(sockets: list[socket.socket]) -> urllib.request.OpenerDirector:
 
 
 class _Redirections(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but to http and https alone."""
+    """A handler that follows redirections, but only to http and https."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -139,7 +139,7 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
 
 
 def _quoted(url: str, name: str) -> str:
-    """The URL in ASCII, with its host checked.
+    """Return the URL in ASCII, with its host checked.
 
     Raises:
         ValueError: it is malformed, or of another scheme; the message calls it `name`.

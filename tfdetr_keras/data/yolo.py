@@ -1,4 +1,4 @@
-"""Reads the folders that YOLO trainers use: one text file of relative boxes per image."""
+"""Reader of the folders that YOLO trainers use: one text file of relative boxes per image."""
 
 import math
 import os
@@ -47,16 +47,16 @@ def load_yolo(
     on_error: OnError = "raise",
     lines: Lines = "auto",
 ) -> tuple[tf.data.Dataset, list[str]]:
-    """Reads a detection set in YOLO's layout.
+    """Read a detection set in YOLO's layout.
 
-    A label file stands where its image does, with `labels` for `images` in the path and `.txt` for the suffix, or
+    A label file's path is that of its image, with `labels` for `images` and `.txt` for the suffix, or it stands
     beside its image. Each of its lines is `class cx cy w h`, relative to the image, or `class x y x y x y …`, a
     polygon, whose box is taken. In a pose set, whose `data.yaml` has a `kpt_shape`, keypoints follow the box and are
-    passed over. Where a confidence, a track or keypoints without a `kpt_shape` may follow a box, the lines of the set
-    together decide, see `tfdetr_keras.data.yolo_lines`; what they leave open is refused until `lines` says it.
+    ignored. Where a confidence, a track or keypoints without a `kpt_shape` may follow a box, the lines of the set
+    together decide, see `tfdetr_keras.data.yolo_lines`; a line that they leave open is refused until `lines` decides.
 
-    An image without a label file has no objects, but one image at least must have one. Images are decoded while the
-    dataset is read, in the order of their paths; `image_id` is the number that a file's name is, if all names are
+    An image without a label file has no objects, but at least one image must have one. Images are decoded while the
+    dataset is read, in the order of their paths; `image_id` is the number in a file's name, if all names are
     numbers, else its place. `area` is that of the box.
 
     Args:
@@ -69,19 +69,19 @@ def load_yolo(
             there is only one of them. By default "train" of the YAML file or `obj.data`, or everything in `images`, or
             in the folder itself.
         class_names: name of each class number; by default those of the folder.
-        on_error: "raise" an error for what cannot be used, or "skip" it and count it in the dataset's `tally`.
+        on_error: "raise" an error for data that cannot be used, or "skip" it and count it in the dataset's `tally`.
         lines: what the lines are: "auto" decides by their numbers; "boxes": each begins with a box, and what follows
-            is passed over; "polygons": those of six numbers or more are polygons.
+            is ignored; "polygons": those of six numbers or more are polygons.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`) and the class names, made fit for files and tables by
         `tfdetr_keras.data.class_names.tidy_names`.
 
     Raises:
-        ValueError: no such folder or split, no images or no class names, a malformed YAML file, another `lines`; and,
-            unless they are skipped: no label file at all, one without an image or with several, a malformed line, one
-            that may be a box or a polygon, a class number without a name, a non-finite or inverted box; a missing
-            image; while iterating: an image that cannot be read.
+        ValueError: no such folder or split, no images or no class names, a malformed YAML file, another `lines`. Unless
+            skipped: no label file at all, one without an image or with several, a malformed line, one that may be a box
+            or a polygon, a class number without a name, a non-finite or inverted box, a missing image. While iterating:
+            an image that cannot be read.
     """
     if lines not in get_args(Lines):
         raise ValueError(f"lines must be one of {get_args(Lines)}, not {lines!r}")
@@ -127,7 +127,7 @@ def load_yolo(
 
 
 def _darknet(folder: Path) -> dict[str, str]:
-    """What `obj.data` says; nothing if there is none."""
+    """Return the entries of `obj.data`; none if there is no such file."""
     if not (folder / DARKNET).is_file():
         return {}
     pairs = (line.partition("=") for line in read_text(folder / DARKNET).splitlines())
@@ -146,12 +146,12 @@ def _class_names(folder: Path, description: dict[str, Any], darknet: dict[str, s
 
 
 def _lines_of(file: Path) -> list[str]:
-    """The lines of a list; empty ones at its end do not count, one within is no name."""
+    """Return the lines of a list; empty lines at its end do not count, an empty line in between is an invalid name."""
     return [line.strip() for line in re.split("\r\n|\r|\n", read_text(file).rstrip())]
 
 
 def _places(folder: Path, description: dict[str, Any], darknet: dict[str, str], split: str | None) -> list[Path]:
-    """The folders of a split's images, or text files that list them."""
+    """Return the folders of a split's images, or text files that list them."""
     root = place_in(folder, description["path"]) if isinstance(description.get("path"), str) else folder
     root = root if os.path.isdir(root) else folder  # the path is often that of another machine
     names = [split, _SYNONYMS.get(split, split)] if split else ["train"]
@@ -184,7 +184,7 @@ def _places(folder: Path, description: dict[str, Any], darknet: dict[str, str], 
 
 
 def _holds_a_split(place: Path, itself: bool) -> bool:
-    """Whether a folder is that of a split's images: by its place, or, where that says nothing, by images in it."""
+    """Return whether a folder holds a split's images: by its place or, if that says nothing, by images in it."""
     return place.is_dir() and (not itself or bool(_image_files(entries_of(place))))
 
 
@@ -200,7 +200,10 @@ def _splits(folder: Path, description: dict[str, Any], darknet: dict[str, str]) 
 
 
 def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
-    """Where a split is: relative to the set's root; some exporters write it relative to a folder beside or above."""
+    """Return the path of a split, given relative to the set's root.
+
+    Some exporters write it relative to a folder beside or above.
+    """
     candidates = [
         root / entry,
         folder / entry,
@@ -214,7 +217,7 @@ def _resolved(root: Path, folder: Path, entry: str, source: str) -> Path:
 
 
 def _images(places: Sequence[Path], validation: Validation) -> list[Path]:
-    """The images of a split, sorted."""
+    """Return the images of a split, sorted."""
     found: set[Path] = set()
     for place in places:
         if place.is_file():  # a list of images
@@ -228,7 +231,10 @@ def _images(places: Sequence[Path], validation: Validation) -> list[Path]:
 
 
 def _listed_image(folder: Path, line: str) -> Path:
-    """The image that a list names; CVAT writes `data/` before all, for a folder that the set is to be put into."""
+    """Return the image that a list names.
+
+    CVAT writes `data/` in front, for a folder that the set is to be put into.
+    """
     without = place_in(folder, line.replace("\\", "/").removeprefix("data/"))
     image = place_in(folder, line)
     return without if not os.path.exists(image) and os.path.exists(without) else image
@@ -239,7 +245,7 @@ def _image_files(files: Iterable[Path]) -> list[Path]:
 
 
 def _strays(places: Sequence[Path], paths: Sequence[Path], label_files: Sequence[Path]) -> list[Path]:
-    """Label files beside a split's that belong to no image, of another split neither."""
+    """Return label files beside those of a split that belong to no image, not even one of another split."""
     texts = {file for folder in {file.parent for file in label_files} for file in entries_of(folder)}
     for place in places:
         labels = _label_file(place / "any").parent
@@ -254,7 +260,10 @@ def _strays(places: Sequence[Path], paths: Sequence[Path], label_files: Sequence
 
 
 def _label_file(image: Path) -> Path:
-    """The last `images` of the path becomes `labels`; where there is no such file, the one beside the image counts."""
+    """Return the label file of an image.
+
+    The last `images` of the path becomes `labels`; if there is no such file, the one beside the image counts.
+    """
     beside = image.with_suffix(".txt")
     parts = list(image.parts)
     for place in reversed(range(len(parts) - 1)):
@@ -268,7 +277,7 @@ def _label_file(image: Path) -> Path:
 def _one_per_label_file(
     paths: Sequence[Path], label_files: Sequence[Path], validation: Validation
 ) -> tuple[list[Path], list[Path]]:
-    """Without the images that share a label file with another: its boxes can be those of one alone."""
+    """Leave out images that share a label file with another: its boxes can belong to only one of them."""
     owners: dict[Path, Path] = {}
     kept = []
     for path, file in zip(paths, label_files, strict=True):
@@ -284,7 +293,7 @@ def _one_per_label_file(
 def _read_lines(
     label_files: Sequence[Path], lines_are: Lines, keypoint_values: int, validation: Validation
 ) -> list[tuple[Line, list[float]]]:
-    """The lines of all files that can be used, and their relative corners."""
+    """Return all usable lines of all files, and their relative corners."""
     lines, texts = [], []
     for place, file in enumerate(label_files):
         for row, text in _lines(file, validation):
@@ -309,7 +318,7 @@ def _read_lines(
 
 
 def _lines(file: Path, validation: Validation) -> list[tuple[int, str]]:
-    """The lines of a label file that are not empty, and their numbers from 1 on; none if there is no file."""
+    """Return the non-empty lines of a label file and their numbers from 1 on; none if there is no file."""
     try:
         lines = read_text(file).splitlines() if file.is_file() else []
     except ValueError as error:

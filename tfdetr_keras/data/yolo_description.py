@@ -1,7 +1,7 @@
-"""Reads the YAML file that describes a YOLO set, as text: nothing in it is constructed, guessed at or expanded.
+"""Reader of the YAML file that describes a YOLO set, as text: nothing in it is constructed, guessed at or expanded.
 
 YAML 1.1 takes `no` and `off` for truth values, `010` for eight and `12:30` for a number of minutes. Class names are
-what was written.
+kept as they were written.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Path | None]:
     """Read a set's YAML file.
 
     Args:
-        folder: of the set; its `data.yaml` is read, or the one YAML file in it.
+        folder: of the set; its `data.yaml` is read, or its only YAML file.
 
     Returns:
-        What it says and the file; nothing and None if there is none. Scalars are text as it is written. `names` is a
-        list; `kpt_shape`, a list of two numbers, and the places of splits are left away where they are empty.
+        The content and the file; an empty dict and None if there is no file. Scalars are text as it is written. `names`
+        is a list; `kpt_shape`, a list of two numbers, and the places of splits are left out where they are empty.
 
     Raises:
-        ValueError: a file that is not YAML or no mapping, that has aliases, lists within lists 20 deep, or 10 MB;
+        ValueError: a file that is not YAML or not a mapping, that has aliases, lists within lists 20 deep, or 10 MB;
             names that are not numbered from 0 on; another `kpt_shape`.
     """
     files = sorted(folder.glob("*.yaml")) + sorted(folder.glob("*.yml"))
@@ -51,13 +51,17 @@ def read_description(folder: Path) -> tuple[dict[str, Any], Path | None]:
 
 def _parsed(text: str, file: Path) -> Any:
     if len(text) > MOST_BYTES:
-        raise ValueError(f"{file} has {len(text)} characters, too many for the description of a set: is it one?")
+        raise ValueError(
+            f"{file} has {len(text)} characters, too many for the description of a set: is it the right file?"
+        )
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_LOADER):  # which neither composes nor recurses
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError(f"{file} has more than {DEEPEST} lists or mappings within one another: is it a set's?")
+                raise ValueError(
+                    f"{file} has more than {DEEPEST} lists or mappings within one another: does it describe a set?"
+                )
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"{file} has the alias *{event.anchor}: write out what it stands for")
         node = yaml.compose(text, Loader=_LOADER)
@@ -70,7 +74,7 @@ def _parsed(text: str, file: Path) -> Any:
 
 
 def _as_text(node: yaml.Node | None, file: Path) -> Any:
-    """Lists, dicts and texts of a node, whatever its tags say."""
+    """Return the lists, dicts and texts of a node, whatever its tags say."""
     if isinstance(node, yaml.SequenceNode):
         return [_as_text(child, file) for child in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -90,7 +94,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _names(names: Any, file: Path) -> list[str]:
-    """The names in their order; none if there is something else."""
+    """Return the names in their order; an empty list if the entry is of another kind."""
     if isinstance(names, dict):
         numbers = [int(key) if re.fullmatch("[0-9]{1,9}", key) else -1 for key in names]
         if sorted(numbers) != list(range(len(names))):

@@ -1,14 +1,14 @@
-"""What the numbers of a YOLO label line mean: a box, a polygon, or a box with something after it.
+"""The meaning of the numbers of a YOLO label line: a box, a polygon, or a box with something after it.
 
 After the class stand four numbers of a box, or the corners of a polygon. But trackers and predictors write a confidence
 and a track's number after the box, and pose sets their keypoints, and many of these lines have as many numbers as a
-polygon. All readings that begin with a box agree on the box; so what is decided is one thing, box or polygon, and where
+polygon. All readings that begin with a box agree on the box; so only one thing is decided, box or polygon, and where
 the numbers leave it open the line is refused rather than guessed.
 
-What tells, of one line: the numbers of a polygon lie in 0 .. 1; those after a box are a confidence and a whole number,
-or keypoints, most of which lie in the box; a long outline goes round without crossing itself, keypoints do not. And of
-all lines together: a skeleton has the same number of values on each line, so that many lines that can only be polygons
-speak for the others.
+Of one line, these decide: the numbers of a polygon lie in 0 .. 1; those after a box are a confidence and a whole
+number, or keypoints, most of which lie in the box; a long outline goes round without crossing itself, keypoints do not.
+And of all lines together: a skeleton has the same number of values on each line, so that many lines that can only be
+polygons speak for the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What stands after a box: keypoints of so many values each, 0 if there are none, and so many numbers more."""
+    """The numbers after a box: keypoints of so many values each, 0 if there are none, and so many numbers more."""
 
     keypoint_size: int
     tail: int
@@ -60,7 +60,7 @@ def parse_line(text: str) -> tuple[int, list[float]]:
     """Split a line into its class and the numbers after it.
 
     Raises:
-        ValueError: what is not numbers, or a class that is not a whole number; the complaint goes on from the line.
+        ValueError: not numbers, or a class that is not a whole number; the complaint continues from the line.
     """
     try:
         number, *values = map(_number, text.split())
@@ -72,13 +72,13 @@ def parse_line(text: str) -> tuple[int, list[float]]:
 
 
 def _number(word: str) -> float:
-    """A number; whole ones that are written without a point, as those of tracks are, as `int`."""
+    """Return a number, as `int` if it is whole and written without a point, as track numbers are."""
     value = float(word)
     return int(value) if word.isdigit() and value < 2**53 else value
 
 
 def shortened(text: str) -> str:
-    """The text of a line as messages show it."""
+    """Return the text of a line as messages show it."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …")
 
 
@@ -87,12 +87,12 @@ def boxes_of(lines: Sequence[Line], lines_are: Lines = "auto", keypoint_values: 
 
     Args:
         lines: of all label files.
-        lines_are: "auto" decides by the numbers; "boxes": each line begins with a box, what follows is passed over;
+        lines_are: "auto" decides by the numbers; "boxes": each line begins with a box, what follows is ignored;
             "polygons": each line of six numbers or more is a polygon.
         keypoint_values: how many numbers follow each box, as a pose set's `kpt_shape` says; 0 if there is none.
 
     Returns:
-        For each line its corners xyxy, relative to the image, or a complaint that goes on from the line.
+        For each line its corners xyxy, relative to the image, or a complaint that continues from the line.
     """
     if keypoint_values and lines_are == "auto":
         complaint = f"is not class cx cy w h and the {keypoint_values} numbers of kpt_shape"
@@ -107,7 +107,7 @@ def boxes_of(lines: Sequence[Line], lines_are: Lines = "auto", keypoint_values: 
 
 
 def is_more_than_a_box(values: Sequence[float], box: Sequence[float]) -> bool:
-    """Whether numbers of a line were passed over for its box."""
+    """Return whether numbers of a line were ignored in favour of its box."""
     return len(values) > 4 and list(box) == _corners(list(values))
 
 
@@ -116,19 +116,19 @@ def _may_be_polygon(values: Sequence[float]) -> bool:
 
 
 def _box(values: list[float], reading: _Reading | None, lines_are: Lines) -> list[float] | str:
-    """The corners of one line, or what is wrong with it; `reading` is that of a line that may be a polygon."""
+    """Return the corners of one line, or what is wrong with it; `reading` is that of a line that may be a polygon."""
     if len(values) == 4 or reading is _Reading.BOX:
         return _corners(values)
     if reading is _Reading.POLYGON:
         return [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
     if reading is _Reading.OPEN:
         return (
-            "may be a polygon, or a box with a confidence, a track or keypoints after it: say which with "
+            "may be a polygon, or a box with a confidence, a track or keypoints after it: choose with "
             'lines="polygons" or lines="boxes" (--lines), or give the kpt_shape of keypoints in data.yaml'
         )
     complaint = "is neither class cx cy w h nor class x y x y x y … with coordinates relative to the image, 0 to 1"
     if lines_are == "auto" and len(values) > 4:
-        complaint += '; where a confidence, a track or keypoints follow a box, say lines="boxes" (--lines boxes)'
+        complaint += '; where a confidence, a track or keypoints follow a box, set lines="boxes" (--lines boxes)'
     return complaint
 
 
@@ -137,7 +137,7 @@ def _corners(values: list[float]) -> list[float]:
 
 
 def _decided(lines: Sequence[Line]) -> list[_Reading]:
-    """What each line is, of lines with an even count of six numbers or more."""
+    """Return what each line is, for lines with an even count of six numbers or more."""
     forms = [_forms(line.values) for line in lines]
     readings = [_reading(line.values, bool(own)) for line, own in zip(lines, forms, strict=True)]
     boxes = _counts(lines, readings, _Reading.BOX)
@@ -166,12 +166,12 @@ def _decided(lines: Sequence[Line]) -> list[_Reading]:
 
 
 def _counts(lines: Sequence[Line], readings: Sequence[_Reading], kind: _Reading) -> Counter[int]:
-    """How many lines are read in one way, by the count of their values."""
+    """Return how many lines have one reading, by their number of values."""
     return Counter(len(line.values) for line, reading in zip(lines, readings, strict=True) if reading is kind)
 
 
 def _reading(values: Sequence[float], begins_with_a_box: bool) -> _Reading:
-    """What the numbers of one line can be, by themselves."""
+    """Return what the numbers of one line can be, by themselves."""
     polygon = all(-ROUNDING <= value <= 1 + ROUNDING for value in values)
     if polygon and (len(values) // 2 > LARGEST_SKELETON or _is_parallelogram(values)):
         return _Reading.POLYGON
@@ -181,7 +181,7 @@ def _reading(values: Sequence[float], begins_with_a_box: bool) -> _Reading:
 
 
 def _forms(values: Sequence[float]) -> set[_Form]:
-    """What may stand after a box, if the first four numbers are one of the image and the others fit to it."""
+    """Return what may stand after a box, if the first four numbers are a box in the image and the others fit it."""
     x, y, width, height = values[:4]
     if not (0 <= width <= 1 + ROUNDING and 0 <= height <= 1 + ROUNDING):  # also where they are not finite
         return set()
@@ -199,7 +199,7 @@ def _forms(values: Sequence[float]) -> set[_Form]:
 
 
 def _are_keypoints(values: Sequence[float], size: int, x: float, y: float, width: float, height: float) -> bool:
-    """Whether numbers are keypoints of `size` values each that fit to a box: most lie in it, spread."""
+    """Return whether numbers are keypoints of `size` values each that fit a box: most lie in it, spread out."""
     if not values or len(values) % size:
         return False
     if size == 3 and not all(0 <= value <= 2 for value in values[2::3]):  # how visible it is, or how certain
@@ -216,7 +216,7 @@ def _are_keypoints(values: Sequence[float], size: int, x: float, y: float, width
 
 
 def _is_confidence_or_track(tail: Sequence[float]) -> bool:
-    """Whether numbers at the end of a line can be a confidence, the number of a track, or both in either order."""
+    """Return whether numbers at the end of a line can be a confidence, a track's number, or both in either order."""
     confidences = [0 <= value <= 1 for value in tail]
     tracks = [value >= -1 and value % 1 == 0 for value in tail]
     if len(tail) < 2:
@@ -225,7 +225,7 @@ def _is_confidence_or_track(tail: Sequence[float]) -> bool:
 
 
 def _is_parallelogram(values: Sequence[float]) -> bool:
-    """Whether four points are those of a turned box, which keypoints are by accident alone."""
+    """Return whether four points are those of a turned box, which keypoints are only by accident."""
     if len(values) != 8:
         return False
     x, y = values[::2], values[1::2]
@@ -234,7 +234,10 @@ def _is_parallelogram(values: Sequence[float]) -> bool:
 
 
 def _is_in_one_place(values: Sequence[float]) -> bool:
-    """Whether the first two points lie where the others are, as those of a polygon do, and a box's numbers seldom."""
+    """Return whether the first two points lie where the others are.
+
+    Those of a polygon do, a box's numbers seldom.
+    """
     if len(values) == 6 and values[5] % 1 == 0:
         return False  # rather a confidence and a track
     if len(values) < 10:
@@ -251,7 +254,10 @@ def _is_in_one_place(values: Sequence[float]) -> bool:
 
 
 def _goes_round(values: Sequence[float]) -> bool:
-    """Whether many points make an outline: no two sides cross, and the first steps are no longer than the others."""
+    """Return whether many points make an outline.
+
+    No two sides cross, and the first steps are no longer than the others.
+    """
     points = np.reshape(values, (-1, 2))
     # Drawn by hand, an outline may end where it began, or stay in a place.
     points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
@@ -264,10 +270,10 @@ def _goes_round(values: Sequence[float]) -> bool:
 
 
 def _crosses(starts: np.ndarray, ends: np.ndarray) -> bool:
-    """Whether two sides of a closed outline, no neighbours, cut through each other."""
+    """Return whether two sides of a closed outline that are not neighbours cross."""
 
     def turns(point: np.ndarray) -> np.ndarray:
-        """(sides, points): on which side of each side a point lies."""
+        """Return on which side of each side a point lies, `(sides, points)`."""
         along, to = ends - starts, point[None] - starts[:, None]
         return along[:, None, 0] * to[..., 1] - along[:, None, 1] * to[..., 0]
 

@@ -1,4 +1,4 @@
-"""How good a model is: COCO's average precision of boxes and masks, and panoptic quality."""
+"""Measures of a model: COCO's average precision of boxes and masks, and panoptic quality."""
 
 import lazy_loader
 

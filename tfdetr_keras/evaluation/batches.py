@@ -1,4 +1,4 @@
-"""What models are measured on: batches as `prepare` makes them, with what is true of the original images."""
+"""The input of an evaluation: batches as `prepare` makes them, with the truth about the original images."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def evaluation_batches(
     preprocessing: Preprocessing,
     batch_size: int,
 ) -> tf.data.Dataset:
-    """What `prepare` makes of records for a model, with what is true of them before the resize.
+    """Return the batches that `prepare` makes of records, with the truth about the images before the resize.
 
     Args:
         records: see `tfdetr_keras.data.record`; where several processes work, this one's part is taken.
-        truth: from a record to tensors; their names get "true_" before them.
+        truth: from a record to tensors; their names are prefixed with "true_".
         preprocessing: of the model.
         batch_size: images a batch.
     """
@@ -42,10 +42,10 @@ def evaluation_batches(
 
 
 def check_measurable(records: tf.data.Dataset) -> None:
-    """Raise a `ValueError` if nothing could be measured on records: before a model has been over all of them.
+    """Raise a `ValueError` if nothing could be measured on records, before a model has run over all of them.
 
-    None of a set's objects can be used, or two of its records have one image id, where that is known before they are
-    read.
+    This is so if none of a set's objects can be used, or if two of its records share an image id and this is known
+    before they are read.
     """
     if (reader := reader_of(records)) is not None:
         reader.refuse_total_loss()
@@ -54,14 +54,14 @@ def check_measurable(records: tf.data.Dataset) -> None:
 
 
 def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
-    """Raises if two records have one image id."""
+    """Raise if two records have the same image id."""
     seen: dict[int, int] = {}
     for place, image_id in enumerate(image_ids.as_numpy_iterator()):
         first = seen.setdefault(int(image_id), place)
         if first != place:
             raise ValueError(
-                f"records {first} and {place} have one image id, {image_id}: detections could belong to either; write "
-                "each image once, with a source_id of its own"
+                f"records {first} and {place} have the same image id, {image_id}, so detections could belong to "
+                "either: write each image once, with a source_id of its own"
             )
 
 

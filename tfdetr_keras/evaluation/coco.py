@@ -1,4 +1,4 @@
-"""How good detections are: COCO's average precision, of boxes or of masks, computed by pycocotools.
+"""Quality of detections: COCO's average precision, of boxes or of masks, computed by pycocotools.
 
 Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image. Masks may
 be run lengths, as `tfdetr_keras.data.segmentations.run_lengths` makes them: a set's pixels would not fit into memory.
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def metric_names(max_detections: int = MOST_COUNTED) -> tuple[str, ...]:
-    """Returns the names of COCO's metrics, with the recall at `max_detections`, such as AR300, if that is not 100."""
+    """Return the names of COCO's metrics, with the recall at `max_detections`, such as AR300, if that is not 100."""
     if max_detections == MOST_COUNTED:
         return METRIC_NAMES
     place = METRIC_NAMES.index(f"AR{MOST_COUNTED}") + 1
@@ -54,7 +54,7 @@ def metric_names(max_detections: int = MOST_COUNTED) -> tuple[str, ...]:
 
 
 def check_max_detections(max_detections: Any) -> int:
-    """Returns the number of detections of an image and a class that count.
+    """Return the number of detections of an image and a class that are counted.
 
     Raises:
         ValueError: not a whole number from 100 on.
@@ -73,7 +73,7 @@ def coco_metrics(
     iou_type: IouType = "bbox",
     max_detections: int = MOST_COUNTED,
 ) -> dict[str, Any]:
-    """Computes COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
+    """Compute COCO's twelve metrics of boxes or of masks, and AP and AP50 of each class.
 
     Images are taken one by one, and of masks only run lengths are kept.
 
@@ -84,16 +84,16 @@ def coco_metrics(
             "scores": (detections,)}`; at most the best `max_detections` of an image and class count. An
             image may be missing.
         class_names: name of each label; "N/A" for a label that is not in use.
-        iou_type: "bbox" for AP of boxes; "segm" for that of masks, for which both have, in place of boxes, `"masks":
+        iou_type: "bbox" for AP of boxes; "segm" for AP of masks, for which both have, instead of boxes, `"masks":
             (n, height, width)` bool or n of COCO's run lengths.
-        max_detections: of an image and a class that count, the surest first. With more than COCO's 100, AP and the
-            recalls by size are those with as many, and the recall is given with 100 and with as many. Images with more
-            objects of a class than count are logged: their recall cannot be 1.
+        max_detections: number of detections of an image and a class that count, the highest-scoring first. With more
+            than COCO's 100, AP and the recalls by size use that number, and the recall is given both with 100 and with
+            that number. Images with more objects of a class than are counted are logged: their recall cannot be 1.
 
     Returns:
         `{"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"}` in [0, 1], or −1
         where there is no object to find, with `"AR300"` if `max_detections` is 300; and `"AP_per_class"` and
-        `"AP50_per_class"`, dicts from class name to value; of several classes with one name the others than the first
+        `"AP50_per_class"`, dicts from class name to value. If several classes share a name, all but the first
         are called "name (2)", "name (3)".
 
     Raises:
@@ -115,7 +115,7 @@ def _measured(
     iou_type: IouType,
     max_detections: int,
 ) -> tuple[dict[str, Any], str]:
-    """The metrics of `coco_metrics`, and what is to be said of images with more objects than count."""
+    """Return the metrics of `coco_metrics`, and a message on images with more objects than are counted."""
     check_iou_type(iou_type)
     max_detections = check_max_detections(max_detections)
     sizes: dict[int, list[int]] = {}  # of images with masks
@@ -150,7 +150,7 @@ def _measured(
 
 
 def _summary(scorer: COCOeval) -> dict[str, Any]:
-    """What `COCOeval.summarize` computes, which knows AP with 100 detections alone, and three counts of the recall."""
+    """Return the figures of `COCOeval.summarize`, which only knows AP with 100 detections and three recalls."""
 
     def mean(values: np.ndarray) -> float:
         return float(values[values > -1].mean()) if (values > -1).any() else -1.0
@@ -166,7 +166,7 @@ def _summary(scorer: COCOeval) -> dict[str, Any]:
 
 
 def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], most: int) -> str:
-    """Says which images have more objects of a class than detections of it count; "" if none has."""
+    """Return a message on images with more objects of a class than detections of it count; "" if there are none."""
     counts = Counter((row["image_id"], row["category_id"]) for row in rows if not row.get("iscrowd"))
     crowded = {image_id for (image_id, _), count in counts.items() if count > most}
     if not crowded:
@@ -180,7 +180,7 @@ def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str],
 
 
 def class_table(metrics: Mapping[str, Any], masks: bool = False) -> list[tuple[str, float, float]]:
-    """(class name, AP, AP50) of each class, from what `coco_metrics` returns, or of its masks from an `Evaluator`'s."""
+    """Return (class name, AP, AP50) of each class from the result of `coco_metrics`, or of masks, of an `Evaluator`."""
     values, at_half = (metrics[f"{MASK if masks else ''}{name}_per_class"] for name in ("AP", "AP50"))
     return [(name, value, at_half[name]) for name, value in values.items()]
 
@@ -197,25 +197,25 @@ def evaluate_detections(
     max_detections: int = MOST_COUNTED,
     preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a dataset of records and computes COCO's metrics.
+    """Run a model over a dataset of records and compute COCO's metrics.
 
-    The padding of a batch changes a detector's answers a little; `batch_size` 1 has none.
+    The padding of a batch changes a detector's answers a little; `batch_size` 1 has no padding.
 
     Args:
         model: see `Evaluator`.
         records: see `tfdetr_keras.data.record`.
         class_names: name of each label.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         batch_size: images a batch.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing: on JAX, one
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's: on JAX, one
             compilation instead of one per image size.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size_rule: by which images are resized, instead of the preprocessing's.
         masks: whether AP of masks is computed, too, of records with masks and a model with a mask head.
         max_detections: of an image and a class that count, see `coco_metrics`.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
-        See `coco_metrics`; with `masks` also the same of the masks, under names with "mask_" before them: `mask_AP`,
+        See `coco_metrics`; with `masks` also the same of the masks, under names prefixed with "mask_": `mask_AP`,
         `mask_AP50`, … `mask_AP_per_class`.
 
     Raises:
@@ -229,24 +229,24 @@ def evaluate_detections(
 
 
 class Evaluator:
-    """Measures models on one dataset of records, again and again: `evaluator(model)` gives COCO's metrics.
+    """Repeated measurement of models on one dataset of records: `evaluator(model)` returns COCO's metrics.
 
     Where several processes train a model together (`tfdetr_keras.backend.processes`), each measures its part of the
     records, and all get the metrics of the whole.
 
-    There is no threshold. Every query is a detection, its best class but "no object"; with a classification by
-    sigmoids, the 100 most likely pairs of query and class are, or `max_detections` if that is more. Images stream:
+    There is no threshold. Every query is a detection, with its best class other than "no object"; with a classification
+    by sigmoids, the 100 most likely pairs of query and class are, or `max_detections` if that is more. Images stream:
     only boxes are kept, 2.8 kB an image with 100 queries. Masks are made one after the other, in the size of the
     original image, and kept as run lengths.
 
-    A model gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
+    A model returns `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
     cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is "focal",
     logits without the last one; for masks `pred_masks`, too.
 
     Args:
         records: as for `evaluate_detections`, like the other arguments.
         class_names: name of each label.
-        size: in place of that of the preprocessing.
+        size: instead of the preprocessing's.
         batch_size: images a batch.
         pad_to: (height, width) of a fixed canvas.
         size_rule: by which rule images are resized.
@@ -255,12 +255,12 @@ class Evaluator:
         preprocessing: how images are prepared; by default each model's own.
 
     Attributes:
-        ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were wanted, masks.
+        ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were requested, masks.
         detections: of the last run, as `coco_metrics` and `write_coco_results` take them.
 
     Raises:
-        ValueError: masks are wanted of records without; a preprocessing that cannot be; records of whose objects none
-            can be used, or two of which have one image id.
+        ValueError: masks are requested of records without any; an invalid preprocessing; records without a single
+            usable object, or two with the same image id.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Evaluator:
     ) -> None:
         self.max_detections, self._told = check_max_detections(max_detections), False
         if masks and "masks" not in records.element_spec:
-            raise ValueError("the records have no masks to measure masks by: read them with load_coco(…, masks=True)")
+            raise ValueError("the records have no masks to compare with: read them with load_coco(…, masks=True)")
         self.class_names, self.masks = list(class_names), masks
         self.ground_truth: list[dict[str, Any]] = []
         self.detections: list[dict[str, Any]] = []
@@ -288,7 +288,7 @@ class Evaluator:
         self._batches: dict[Preprocessing, tf.data.Dataset] = {}
 
     def __call__(self, model: keras.Model, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """Runs the model over all records; see `evaluate_detections` for what is returned and raised.
+        """Run the model over all records; see `evaluate_detections` for results and errors.
 
         Args:
             model: see the class.
@@ -319,14 +319,14 @@ class Evaluator:
         return metrics
 
     def _batches_for(self, preprocessing: Preprocessing) -> tf.data.Dataset:
-        """The records as models with a preprocessing take them."""
+        """Return the records as batches for models with a preprocessing."""
         if preprocessing not in self._batches:
             made = evaluation_batches(self._records, self._truth, preprocessing, self._batch_size)
             self._batches[preprocessing] = made
         return self._batches[preprocessing]
 
     def _truth(self, record: Record) -> dict[str, tf.Tensor]:
-        """What a record says of its objects; masks as COCO's texts of run lengths, one an object."""
+        """Return what a record says of its objects; masks as COCO's texts of run lengths, one an object."""
         truth = {key: record[key] for key in TRUTH_KEYS}
         if self.masks:
             texts = numpy_call(
@@ -344,7 +344,7 @@ class Evaluator:
         targets: Mapping[str, np.ndarray],
         classification: Classification,
     ) -> None:
-        """Keeps what is true and what was found in the images of a batch."""
+        """Keep the ground truth and the detections of the images of a batch."""
         sizes = targets["orig_size"]
         if self.masks:
             objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
@@ -364,7 +364,7 @@ class Evaluator:
 def _with_run_lengths(
     found: Mapping[str, np.ndarray], mask_of: Callable[[int], np.ndarray], most: int
 ) -> dict[str, Any]:
-    """An image's detections as far as COCO's evaluation looks at them, with their masks as run lengths."""
+    """Return the detections of an image that COCO's evaluation counts, with their masks as run lengths."""
     order = np.argsort(-found["scores"], kind="stable")  # as pycocotools sorts
     best = [order[found["labels"][order] == label][:most] for label in np.unique(found["labels"])]
     rows = np.sort(np.concatenate([order[:0], *best]))
@@ -378,7 +378,7 @@ def write_coco_results(
     category_ids: Sequence[int] | Mapping[int, int] | None = None,
     iou_type: IouType = "bbox",
 ) -> None:
-    """Writes detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
+    """Write detections as COCO's results JSON, which `pycocotools` and evaluation servers read.
 
     Args:
         detections: as for `coco_metrics`, e.g. from `td.detect`.
@@ -395,7 +395,7 @@ def write_coco_results(
 def _collect(
     images: Iterable[Mapping[str, Any]], source: str, num_classes: int, iou_type: str, sizes: dict[int, list[int]]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The ids of the images, and the rows of all; notes the images' sizes where masks tell them."""
+    """Return the ids of the images, and the rows of all; record the images' sizes where masks show them."""
     image_ids, rows = [], []
     for image in images:
         image_ids.append(int(image["image_id"]))
@@ -413,12 +413,12 @@ def _collect(
 
 
 def _sides(size: Sequence[int] | None) -> dict[str, int]:
-    """An image's height and width, which pycocotools looks up, but does not use, where it compares run lengths."""
+    """Return an image's height and width, which pycocotools looks up, but does not use, for run lengths."""
     return dict(zip(("height", "width"), size, strict=True)) if size else {}
 
 
 def _coco_index(rows: list[dict[str, Any]], images: list[dict[str, Any]], class_names: Sequence[str]) -> COCO:
-    """COCO's in-memory dataset; `loadRes` would refuse an empty list of detections."""
+    """Return COCO's in-memory dataset; `loadRes` would refuse an empty list of detections."""
     coco = COCO()
     coco.dataset = {
         "images": images,

@@ -1,4 +1,4 @@
-"""How good a model's panoptic segmentations of a dataset are: its panoptic quality, PQ."""
+"""Evaluation of a model's panoptic segmentations of a dataset: panoptic quality, PQ."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def evaluate_panoptic(
     progress: Callable[[int], None] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> dict[str, Any]:
-    """Runs a model over a dataset of panoptic records and computes panoptic quality, one image after the other.
+    """Run a model over a dataset of panoptic records and compute panoptic quality, one image after the other.
 
-    Segments are those that `model.segment(…, things=things)` finds: of stuff an image has one a class. They are
-    compared in the size of the original image. Where several processes work together
+    Segments are those that `model.segment(…, things=things)` finds: an image has one segment per class of stuff. They
+    are compared in the size of the original image. Where several processes work together
     (`tfdetr_keras.backend.processes`), each measures its part of the records, and all get the quality of the whole.
 
     Args:
-        model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_masks": (batch, queries, h,
-            w) logits over the canvas}` for `prepare`'s inputs, as a `DETRForSegmentation` does.
+        model: returns `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_masks": (batch, queries,
+            h, w) logits over the canvas}` for `prepare`'s inputs, as a `DETRForSegmentation` does.
         records: of a panoptic set, with masks that do not overlap, see `td.data.load_coco_panoptic`.
         class_names: name of each label; "N/A" for a label that is not in use, which counts in no mean.
         things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         batch_size: images a batch; the padding of a batch changes a model's answers a little, 1 has none.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
+        size_rule: by which images are resized, instead of the preprocessing's.
         threshold: only queries with a higher score become segments.
         progress: called with the number of images done, after each batch.
         preprocessing: how images are prepared; by default the model's own.
@@ -59,13 +59,13 @@ def evaluate_panoptic(
 
     Raises:
         ValueError: records without masks, or whose masks overlap; a model of another number of classes, or without a
-            mask head; another number of `things` than of class names; a preprocessing that cannot be.
+            mask head; another number of `things` than of class names; an invalid preprocessing.
 
     Source: as `tfdetr_keras.evaluation.panoptic_quality`; segments by `tfdetr_keras.inference.segments`.
     """
     quality = PanopticQuality(class_names, things)
     if "masks" not in records.element_spec:
-        raise ValueError("the records have no masks to measure segments by: read them with load_coco_panoptic")
+        raise ValueError("the records have no masks to compare segments with: read them with load_coco_panoptic")
     check_measurable(records)
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     batches = evaluation_batches(records, _truth, chosen, batch_size)
@@ -87,7 +87,7 @@ def evaluate_panoptic(
 
 
 def _truth(record: Record) -> dict[str, tf.Tensor]:
-    """A record's segments as one map, in place of a mask for each; the segment of row 0 is 1."""
+    """Return a record's segments as one map instead of one mask each; the segment of row 0 is 1."""
 
     def segmentation(*values: np.ndarray) -> np.ndarray:
         return panoptic_truth(dict(zip(keys, values, strict=True)))["segmentation"]
@@ -98,7 +98,7 @@ def _truth(record: Record) -> dict[str, tf.Tensor]:
 
 
 def _truths(targets: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    """The ground truth of each image of a batch, without what was padded."""
+    """Yield the ground truth of each image of a batch, without the padding."""
     for row, image_id in enumerate(targets["image_id"]):
         height, width = targets["orig_size"][row]
         columns = zip(targets["true_labels"][row].tolist(), targets["true_iscrowd"][row].tolist(), strict=True)

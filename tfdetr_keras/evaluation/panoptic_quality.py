@@ -1,6 +1,6 @@
-"""How good panoptic segmentations are: panoptic quality, PQ, as COCO's evaluation computes it.
+"""Quality of panoptic segmentations: panoptic quality, PQ, as COCO's evaluation computes it.
 
-Of each class, with the matches (true positives, TP) of true and predicted segments whose IoU exceeds 0.5,
+For each class, with the matches (true positives, TP) of true and predicted segments whose IoU exceeds 0.5,
 
     PQ = Σ IoU / (TP + FP / 2 + FN / 2) = SQ · RQ,    SQ = Σ IoU / TP,    RQ = TP / (TP + FP / 2 + FN / 2).
 
@@ -25,16 +25,16 @@ def panoptic_quality(
     class_names: Sequence[str],
     things: Sequence[bool],
 ) -> dict[str, Any]:
-    """Computes panoptic quality over a set of images, of which only one is held at a time.
+    """Compute panoptic quality over a set of images, of which only one is held at a time.
 
     Args:
         ground_truth: per image `{"segmentation": (height, width) int, "segments_info": [{"id": int, "label_id": int,
             "iscrowd": bool}, …]}`, see `panoptic_truth`; `iscrowd` may be missing. Ids are from 1; pixels of 0 and
-            below are of no segment, void.
+            below belong to no segment (void).
         predictions: of the same images in the same order, likewise, as `tfdetr_keras.inference.segments` makes them.
             Where both have an `image_id`, it must be the same.
         class_names: name of each label; "N/A" for a label that is not in use, which counts in no mean.
-        things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
+        things: for each label, whether it is a thing, see `td.data.coco_things`; the others are stuff.
 
     Returns:
         See `PanopticQuality.result`.
@@ -55,9 +55,9 @@ class PanopticQuality:
     """Panoptic quality, image by image: `add` each, then `result()`.
 
     A true and a predicted segment of one class match where their IoU exceeds 0.5, without the predicted segment's
-    pixels that are void in the ground truth. A true segment without a match is a false negative, but for crowds. A
-    predicted one is a false positive, unless more than half of it is void or in the crowd of its class. As with
-    `panopticapi`, of several crowds of a class in one image the last one listed counts.
+    pixels that are void in the ground truth. A true segment without a match is a false negative, except crowds. A
+    predicted one is a false positive, unless more than half of it is void or in the crowd of its class. As in
+    `panopticapi`, if a class has several crowds in one image, the last one listed counts.
 
     Args:
         class_names: name of each label; "N/A" for a label that is not in use.
@@ -76,7 +76,7 @@ class PanopticQuality:
         self.sums = np.zeros((len(class_names), 4))
 
     def add(self, truth: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
-        """Counts the segments of one image.
+        """Count the segments of one image.
 
         Args:
             truth: see `panoptic_quality`.
@@ -114,7 +114,7 @@ class PanopticQuality:
             self.sums[:, column] += np.bincount(labels, minlength=len(self.sums))
 
     def result(self) -> dict[str, Any]:
-        """Panoptic quality over what was added so far.
+        """Return panoptic quality over what was added so far.
 
         Returns:
             `{"PQ", "SQ", "RQ"}` in [0, 1], means over the classes with a segment that counts; the same with `_things`

@@ -1,4 +1,4 @@
-"""Panoptic segmentations of images, as dictionaries: checked, made of a record's masks, and written as COCO has them.
+"""Panoptic segmentations of images as dictionaries: checked, made from a record's masks, and written in COCO's format.
 
 Such a dictionary is `{"segmentation": (height, width) int, the segment of each pixel, with 0 and below for none;
 "segments_info": [{"id": int, "label_id": int, …}, …]}`, as `tfdetr_keras.inference.segments` makes it of a model's
@@ -38,17 +38,17 @@ class NumberedSegments(NamedTuple):
 
 
 def number_segments(image: Mapping[str, Any], source: str, num_classes: int | None = None) -> NumberedSegments:
-    """Checks the segmentation of one image.
+    """Check the segmentation of one image.
 
     Args:
-        image: a dictionary as above, with `image_id` if it has one. Of entries with one id and one label, as fused
-            segments have them, the first counts.
+        image: a dictionary as above, with `image_id` if it has one. If entries share id and label, as those of fused
+            segments do, the first counts.
         source: what it belongs to, for messages.
         num_classes: labels must lie in 0 .. num_classes - 1; None if that is not known.
 
     Raises:
-        ValueError: a segmentation that is no map of whole numbers, a label that is no class, one id with two labels, an
-            id below 1, one in the map that is not listed, or the other way round.
+        ValueError: a segmentation that is not a map of whole numbers, a label that is not a class, an id with two
+            labels, an id below 1, one in the map that is not listed, or the other way round.
     """
     name = source if image.get("image_id") is None else f"{source}: image {image['image_id']}"
     segmentation = np.asarray(image["segmentation"])
@@ -88,7 +88,7 @@ def number_segments(image: Mapping[str, Any], source: str, num_classes: int | No
 
 
 def panoptic_truth(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The panoptic segmentation that a record's masks are, as `panoptic_quality` takes it.
+    """Return the panoptic segmentation that a record's masks make up, as `panoptic_quality` takes it.
 
     Args:
         record: of a panoptic set, with `masks`, as numpy arrays; see `tfdetr_keras.data.record`.
@@ -109,7 +109,9 @@ def panoptic_truth(record: Mapping[str, Any]) -> dict[str, Any]:
         if not mask.any():
             raise ValueError(f"{name}: the mask of object {row} is empty")
         if segmentation[mask].any():
-            raise ValueError(f"{name}: the mask of object {row} overlaps an earlier one, so they are no panoptic set")
+            raise ValueError(
+                f"{name}: the mask of object {row} overlaps an earlier one, but those of a panoptic set do not"
+            )
         segmentation[mask] = row + 1
     labels, iscrowd = (np.asarray(record[key]).tolist() for key in ("labels", "iscrowd"))
     segments_info = [
@@ -122,11 +124,11 @@ def panoptic_truth(record: Mapping[str, Any]) -> dict[str, Any]:
 def write_coco_panoptic(
     predictions: Iterable[Mapping[str, Any]], path: str | Path, category_ids: Sequence[int] | None = None
 ) -> None:
-    """Writes segmentations in COCO's panoptic results format, which `panopticapi` and evaluation servers read.
+    """Write segmentations in COCO's panoptic results format, which `panopticapi` and evaluation servers read.
 
-    Beside `path`, `results.json`, a folder `results` is made, where `panopticapi` looks for the PNG files. These are
-    named by their image ids in 12 digits, as COCO's are. Images are taken one by one; the JSON file is there only once
-    all of them are.
+    A folder `results` is made beside `path`, `results.json`, where `panopticapi` looks for the PNG files. These are
+    named by their image ids in 12 digits, like COCO's. Images are taken one by one; the JSON file appears only once
+    all of them are written.
 
     Args:
         predictions: per image `{"image_id": int, "segmentation": (height, width) int, "segments_info": [{"id": int from

@@ -6,8 +6,8 @@
 | `onnx` | `.onnx` | ONNX Runtime and others | pixels |
 | `litert` | `.tflite` | LiteRT (TensorFlow Lite), on phones too | pixels, on one canvas |
 
-Each takes images of any size, in batches, and gives `scores`, `labels` and `boxes`; see `ServingGraph`. And `hub`: the
-folder of a run for the Hugging Face hub, with its model card.
+Each takes images of any size, in batches, and returns `scores`, `labels` and `boxes`; see `ServingGraph`. `hub` writes
+the folder of a run for the Hugging Face hub, with its model card.
 """
 
 from tfdetr_keras.export.hub import hub

@@ -1,4 +1,4 @@
-"""What exports share: the graph of a model whose batch normalisation is folded, and its signatures."""
+"""The common part of all exports: the graph of a model whose batch normalisation is folded, and its signatures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 def exportable(model: Detector) -> Detector:
-    """The model as it is exported: folded, and without the outputs of the earlier decoder layers.
+    """Return the model ready for export: folded, and without the outputs of the earlier decoder layers.
 
     Raises:
         ValueError: Keras runs on another backend than TensorFlow.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"models are exported on TensorFlow, and Keras runs on {keras.backend.backend()} here: save a .keras file, "
+            f"models are exported on TensorFlow, but Keras runs on {keras.backend.backend()} here: save a .keras file, "
             "and export it in a process with KERAS_BACKEND=tensorflow"
         )
     if model.dtype_policy.compute_dtype != "float32":
@@ -44,7 +44,7 @@ def exportable(model: Detector) -> Detector:
 
 
 def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:
-    """The graph of a model as it is exported; see `ServingGraph`.
+    """Return the graph of a model ready for export; see `ServingGraph`.
 
     Args:
         model: the detector.
@@ -52,18 +52,20 @@ def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool 
         portable: whether TensorFlow's own resize is left out.
 
     Raises:
-        ValueError: a rule that is not portable, or as `exportable`.
+        ValueError: a size rule that is not portable; also as `exportable`.
     """
     if portable and preprocessing.rule == "facebook":
-        raise ValueError('size_rule="facebook" is known to TensorFlow alone: "huggingface" differs by some pixels')
+        raise ValueError(
+            'size_rule="facebook" works in TensorFlow only: use "huggingface", which differs by some pixels'
+        )
     return ServingGraph(exportable(model), preprocessing, portable)
 
 
 def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
-    """The path of a file to write.
+    """Return the path of a file to write.
 
     Raises:
-        ValueError: its name ends otherwise, or as `check_new_file`.
+        ValueError: its name has another ending; also as `check_new_file`.
     """
     path = Path(path)
     if path.suffix != suffix:
@@ -75,12 +77,12 @@ def file_to_write(path: str | Path, suffix: str, overwrite: bool) -> Path:
 def write_signatures(
     folder: Path, model: Detector, signatures: Mapping[str, tuple[Callable[..., Any], tf.TensorSpec]]
 ) -> None:
-    """Writes functions of one tensor, that use a model, as a SavedModel's signatures.
+    """Write functions of one tensor, that use a model, as a SavedModel's signatures.
 
     Args:
         folder: to write.
-        model: whose weights the functions use.
-        signatures: by name, the function and its argument.
+        model: the model whose weights the functions use.
+        signatures: the function and its argument, by name.
     """
     archive = keras.export.ExportArchive()
     archive.track(model)

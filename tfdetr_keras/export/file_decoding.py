@@ -1,9 +1,9 @@
-"""Image files to pixels in TensorFlow's graph, the same pixels as `tfdetr_keras.data.images.decode_image` has.
+"""Image files to pixels in TensorFlow's graph, with the same pixels as `tfdetr_keras.data.images.decode_image`.
 
-TensorFlow decodes JPEG, PNG, WebP, GIF and BMP files as Pillow does, with these exceptions: it does not follow a
-camera's rotation note (EXIF, or XMP), which is done here; it takes the numbers of a BMP's palette for levels of grey,
-which are looked up here; and it knows other transparency and other frames of GIF files, and other kinds of BMP files,
-which are refused.
+TensorFlow decodes JPEG, PNG, WebP, GIF and BMP files as Pillow does, with these exceptions: it ignores a
+camera's rotation note (EXIF, or XMP), which is applied here; it takes the indices of a BMP's palette for levels of
+grey, so the palette is applied here; and it treats transparency and frames of GIF files, and some kinds of BMP files,
+differently, which are refused.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ _XMP = b"tiff:Orientation"
 
 
 def decoded(content: tf.Tensor) -> tf.Tensor:
-    """Decodes an image file, turned upright as its rotation note says.
+    """Decode an image file, turned upright as its rotation note says.
 
     Args:
         content: `()` string, of a JPEG, PNG, WebP, GIF or BMP file.
 
     Returns:
-        `(height, width, 3)` uint8, RGB; those of a JPEG as exact as Pillow has them.
+        `(height, width, 3)` uint8, RGB; those of a JPEG are as exact as Pillow's.
 
     Raises:
-        tf.errors.InvalidArgumentError: a file of another kind, damaged, or of a rare kind that Pillow reads otherwise.
+        tf.errors.InvalidArgumentError: a file of another kind, damaged, or of a rare kind that Pillow reads
+            differently.
     """
     head = _bytes(tf.strings.join([tf.strings.substr(content, 0, _HEAD), b"\0" * _HEAD]))
     is_jpeg, is_png, is_gif, is_bmp = (_begins(head, sign) for sign in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM"))
     is_webp = _begins(head, b"RIFF") & _begins(head[8:], b"WEBP")
     known = tf.reduce_any([is_jpeg, is_png, is_gif, is_bmp, is_webp])
-    content = _checked(content, known, "a file is no JPEG, PNG, WebP, GIF or BMP: convert it to one of them")
+    content = _checked(content, known, "a file is not a JPEG, PNG, WebP, GIF or BMP: convert it to one of them")
     image = tf.case(
         [
             (is_jpeg, lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")),
@@ -59,13 +60,13 @@ def _any(content: tf.Tensor) -> tf.Tensor:
 
 
 def _checked(content: tf.Tensor, condition: tf.Tensor, complaint: str) -> tf.Tensor:
-    """The content, unless a condition is not met."""
+    """Return the content; raise if a condition is not met."""
     with tf.control_dependencies([tf.debugging.Assert(condition, [complaint])]):
         return tf.identity(content)
 
 
 def _bytes(content: tf.Tensor) -> tf.Tensor:
-    """`(n,)` int32."""
+    """Return the bytes as `(n,)` int32."""
     return tf.cast(tf.io.decode_raw(content, tf.uint8), tf.int32)
 
 
@@ -74,14 +75,14 @@ def _begins(numbers: tf.Tensor, sign: bytes) -> tf.Tensor:
 
 
 def _number(numbers: tf.Tensor, places: Sequence[tf.Tensor]) -> tf.Tensor:
-    """The number whose bytes stand at places, the least one first; a place beyond the end repeats the last byte."""
+    """Return the little-endian number whose bytes are at `places`; a place beyond the end repeats the last byte."""
     last = tf.size(numbers) - 1
     parts = [tf.gather(numbers, tf.clip_by_value(place, 0, last)) * 256**power for power, place in enumerate(places)]
     return tf.add_n(parts)
 
 
 def _of_bmp(content: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
-    """A BMP of 24 or 32 bits, or of 8 with a palette."""
+    """Decode a BMP of 24 or 32 bits, or of 8 with a palette."""
     header = _number(head, [14, 15, 16, 17])
     depth, compression = _number(head, [28, 29]), _number(head, [30, 31, 32, 33])
     is_usual = (header >= 40) & (compression == 0) & tf.reduce_any(depth == tf.constant([8, 24, 32]))
@@ -100,7 +101,7 @@ def _of_bmp(content: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
 
 
 def _checked_gif(content: tf.Tensor) -> tf.Tensor:
-    """A GIF whose first frame is all of its image, and no pixel of it transparent."""
+    """Return a GIF; raise unless its first frame fills its image and none of its pixels is transparent."""
     numbers = _bytes(tf.strings.join([tf.strings.substr(content, 0, 4096), b"\0" * _HEAD]))
     flags = numbers[10]
     begin = 13 + tf.where(flags >= 128, 3 * tf.bitwise.left_shift(2, flags % 8), 0)
@@ -114,7 +115,7 @@ def _checked_gif(content: tf.Tensor) -> tf.Tensor:
 
 
 def _first_frame(numbers: tf.Tensor, begin: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where the first frame of a GIF begins, behind its extensions, and whether these make no pixel transparent.
+    """Return where the first frame of a GIF begins, behind its extensions, and whether these make no pixel transparent.
 
     An extension is two bytes and blocks, each of which begins with its length; an empty one is the last.
     """
@@ -133,7 +134,7 @@ def _first_frame(numbers: tf.Tensor, begin: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 def _place_of(numbers: tf.Tensor, sign: bytes) -> tf.Tensor:
-    """Where some bytes stand first; a number far below 0 if they do not."""
+    """Return the first place of some bytes; a number far below 0 if they are missing."""
     count = tf.maximum(tf.size(numbers) - len(sign) + 1, 0)
     same = tf.fill([count], True)
     for place, one in enumerate(sign):
@@ -143,7 +144,7 @@ def _place_of(numbers: tf.Tensor, sign: bytes) -> tf.Tensor:
 
 
 def _orientation(numbers: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation that a file's bytes note, 1 if none."""
+    """Return the EXIF orientation in a file's bytes, 1 if there is none."""
     starts = [_place_of(numbers, b"Exif\0\0") + 6, _place_of(numbers, b"eXIf") + 4, _place_of(numbers, b"EXIF") + 8]
     found = tf.constant(0)
     for start in starts:
@@ -157,7 +158,7 @@ def _orientation(numbers: tf.Tensor) -> tf.Tensor:
 
 
 def _of_exif(numbers: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """The orientation in a TIFF directory that begins at a place; 0 if there is none."""
+    """Return the orientation in a TIFF directory that begins at a place; 0 if there is none."""
     little = _number(numbers, [start, start + 1]) == int.from_bytes(b"II", "little")
     is_tiff = little | (_number(numbers, [start, start + 1]) == int.from_bytes(b"MM", "little"))
 
@@ -175,7 +176,7 @@ def _of_exif(numbers: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
 
 
 def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """An image turned as its EXIF orientation says: mirrored at the diagonal, across, and down, each or not."""
+    """Turn an image as its EXIF orientation says: mirrored at the diagonal, across, and down, each or not."""
 
     def among(*orientations: int) -> tf.Tensor:
         return tf.reduce_any(orientation == tf.constant(orientations))

@@ -25,7 +25,7 @@ def hub(
     license: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Writes the folder to upload for a run: `hf upload OWNER/NAME PATH` then puts it on the hub.
+    """Write the folder of a run to upload: `hf upload OWNER/NAME PATH` then puts it on the hub.
 
     It holds the best model as transformers and `DETR.from_pretrained` read it, its preprocessing, the run's curves and
     pictures, and the model card, `README.md`. Nothing is sent anywhere.
@@ -33,8 +33,8 @@ def hub(
     Args:
         run: a finished run, or its folder.
         path: the folder to write, which appears complete or not at all.
-        repository: owner/name on the hub, which the card's examples name; by default `OWNER` and the folder's name.
-        dataset: what the data is called; an id of the form owner/name is linked to.
+        repository: owner/name on the hub, for the card's examples; by default `OWNER` and the folder's name.
+        dataset: name of the data; an id of the form owner/name becomes a link.
         license: of the model, as the hub spells it, e.g. `"apache-2.0"`; without it the hub shows none.
         overwrite: whether to replace an earlier folder of this kind.
 

@@ -1,4 +1,4 @@
-"""LiteRT, which was TensorFlow Lite: for phones, boards, and everything that reads `.tflite` files."""
+"""Export to LiteRT, formerly TensorFlow Lite: for phones, boards, and everything that reads `.tflite` files."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def litert(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes a `.tflite` file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+    """Write a `.tflite` file that maps `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
-    The interpreter is told an image's size by `resize_tensor_input` before it runs.
+    Before it runs, set an image's size on the interpreter with `resize_tensor_input`.
 
     Args:
         model: the detector.
         path: of the file, `.tflite`; it appears complete or not at all.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-        pad_to: (height, width) of the canvas that images are padded to, pixels, in place of that of the preprocessing;
-            where that has none, the largest that an image can need, e.g. the square of `longest_edge`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
+        pad_to: (height, width) of the canvas that images are padded to, pixels, instead of the preprocessing's; if
+            there is neither, the largest that an image can need, e.g. the square of `longest_edge`.
         precision: "float32"; "float16", weights of half the size; or "int8", weights of a quarter, with activations
             quantised as they come ("dynamic range").
         overwrite: whether to replace a file that is there.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
@@ -54,8 +54,8 @@ def litert(
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
     if mode := mode_of(model):
         raise ValueError(
-            f"this model is quantised by Keras ({mode}), in a way that LiteRT does not have: export the original, with "
-            'precision="int8" for weights of a quarter'
+            f"this model is quantised by Keras ({mode}), which LiteRT does not support: export the original, with "
+            'precision="int8" for weights of a quarter of the size'
         )
     path = file_to_write(path, ".tflite", overwrite)
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule).on_one_canvas()

@@ -1,4 +1,4 @@
-"""A run's model card: what the hub shows of a model, and what it reads of it.
+"""A run's model card, which the Hugging Face hub shows and reads.
 
 The head of the card is the hub's own metadata (`huggingface_hub.ModelCardData`); the rest is for people: data, AP,
 curves, how to use it, and how it was trained.
@@ -21,13 +21,13 @@ HUB_METRICS = ("AP", "AP50", "AP75")  # that stand in the metadata
 def model_card(
     run: RunFolder, model: Detector, repository: str, dataset: str | None = None, license: str | None = None
 ) -> str:
-    """The card of a run's best model, as Markdown.
+    """Return the card of a run's best model, as Markdown.
 
     Args:
         run: the finished run.
         model: its best model.
         repository: owner/name on the hub.
-        dataset: what the data is called; an id of the form owner/name is linked to.
+        dataset: name of the data; an id of the form owner/name becomes a link.
         license: of the model, as the hub spells it, e.g. `"apache-2.0"`.
     """
     from huggingface_hub import EvalResult, ModelCardData
@@ -91,12 +91,12 @@ def _architecture(model: Detector) -> str:
 
 
 def _source(source: str) -> str:
-    """Without the folders of the machine that it was trained on."""
+    """Return the source without the folders of the machine that the model was trained on."""
     return source if is_hub_id(source) else source.replace("\\", "/").rstrip("/").split("/")[-1]
 
 
 def _task(model: Detector) -> str:
-    """What the hub and transformers' pipelines call it."""
+    """Return the task's name for the hub and transformers' pipelines."""
     return "image-segmentation" if model.has_masks else "object-detection"
 
 

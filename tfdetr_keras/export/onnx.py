@@ -1,4 +1,4 @@
-"""ONNX: for ONNX Runtime and the other engines that read it."""
+"""Export to ONNX: for ONNX Runtime and the other engines that read it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def onnx(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes an ONNX file: `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
+    """Write an ONNX file that maps `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
-    The class names stand in the file's metadata, `class_names`, as a JSON list.
+    The class names are stored in the file's metadata, `class_names`, as a JSON list.
 
     Args:
         model: the detector.
         path: of the file, `.onnx`; it appears complete or not at all.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-        pad_to: (height, width) of one canvas for all images, pixels, in place of that of the preprocessing.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
+        pad_to: (height, width) of one canvas for all images, pixels, instead of the preprocessing's.
         overwrite: whether to replace a file that is there.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
@@ -51,7 +51,7 @@ def onnx(
     import tf2onnx
 
     if mode_of(model) == "float8":
-        raise ValueError("this model is quantised (float8), which tf2onnx does not know: export the original")
+        raise ValueError("this model is quantised (float8), which tf2onnx does not support: export the original")
     path = file_to_write(path, ".onnx", overwrite)
     graph = serving_graph(model, preprocessing_for(model, preprocessing, size, pad_to, size_rule), portable=True)
     function = tf.function(graph.of_pixels, autograph=False)

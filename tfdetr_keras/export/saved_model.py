@@ -1,4 +1,4 @@
-"""TensorFlow's SavedModel: for `tf.saved_model.load`, TensorFlow Serving, and everything that reads them."""
+"""Export to TensorFlow's SavedModel: for `tf.saved_model.load`, TensorFlow Serving, and everything that reads it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def saved_model(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Path:
-    """Writes a SavedModel that takes raw images; to run it needs TensorFlow alone.
+    """Write a SavedModel that takes raw images and needs only TensorFlow to run.
 
-    Its two signatures are `serving_default`, of `images` `(batch, height, width, 3)` uint8, and `files`, of `files`
-    `(batch,)` strings, the contents of image files; both give `scores`, `labels` and `boxes`, see `ServingGraph`. The
-    class names stand in `assets/class_names.txt`.
+    Its two signatures are `serving_default`, which takes `images` `(batch, height, width, 3)` uint8, and `files`, which
+    takes `files` `(batch,)` strings, the contents of image files. Both return `scores`, `labels` and `boxes`, see
+    `ServingGraph`. The class names are in `assets/class_names.txt`.
 
     Args:
         model: the detector.
         path: the folder to write, which appears complete or not at all.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-        pad_to: (height, width) of one canvas for all images, pixels, in place of that of the preprocessing.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
+        pad_to: (height, width) of one canvas for all images, pixels, instead of the preprocessing's.
         overwrite: whether to replace a SavedModel that is there.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:

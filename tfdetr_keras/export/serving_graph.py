@@ -1,9 +1,9 @@
-"""Raw images in, detections in pixels out: the model with its pre- and post-processing, as one TensorFlow graph.
+"""The model with its pre- and post-processing as one TensorFlow graph: raw images in, detections in pixels out.
 
-TensorFlow's resizes are not known to other runtimes. For those, resizing is two products with matrices of interpolation
-weights, which are computed in the graph: plain arithmetic, in which padding to a canvas costs nothing, its rows of the
-matrices being zero. The weights are those of the resize of training, bilinear or bicubic; of 100,000 values about one
-falls to the other side of a half.
+Other runtimes do not support TensorFlow's resizes. For those, resizing is two products with matrices of interpolation
+weights, which are computed in the graph: plain arithmetic, in which padding to a canvas costs nothing, since its rows
+of the matrices are zero. The weights are those of the resize of training, bilinear or bicubic; of 100,000 values about
+one falls to the other side of a half.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfdetr_keras.preprocessing import Interpolation, Preprocessing
 
 
 class ServingGraph:
-    """What an exported model computes.
+    """The computation of an exported model.
 
     Args:
         model: the detector.
@@ -38,7 +38,7 @@ class ServingGraph:
         self._factor, self._shift = factor_and_shift(self.preprocessing)
 
     def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detects in images of one size.
+        """Detect in images of one size.
 
         Args:
             images: `(batch, height, width, 3)` uint8, RGB.
@@ -60,7 +60,7 @@ class ServingGraph:
         return self._detections(outputs, tf.broadcast_to(old, (count, 2)), extents)
 
     def of_files(self, files: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detects in image files, each of its own size.
+        """Detect in image files, each of its own size.
 
         Args:
             files: `(batch,)` string, the contents of JPEG, PNG, WebP, GIF or BMP files, see `decoded`. They are turned
@@ -100,18 +100,18 @@ class ServingGraph:
         return detections(outputs, sizes, extents, self.model.config.classification)
 
     def _target(self, size: tf.Tensor) -> tf.Tensor:
-        """Height and width after the resize, `(2,)` int32."""
+        """Return the height and width after the resize, `(2,)` int32."""
         target = whole_target_size if self.portable else target_size
         return tf.stack(target(size[0], size[1], self.resize))
 
     def _canvas(self, size: tf.Tensor) -> Any:
-        """Height and width of the canvas, on which the largest of a batch's images is of `size`."""
+        """Return the height and width of the canvas for a batch whose largest image is of `size`."""
         if self.pad_to is not None:
             return self.pad_to
         return size if self.preprocessing.multiple_of == 1 else size + -size % self.preprocessing.multiple_of
 
     def _resized(self, images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
-        """See `resized_by_matrices`."""
+        """Resize images; see `resized_by_matrices`."""
         interpolation, antialias = self.resize.interpolation, self.resize.antialias
         if self.portable:
             levels = resized_by_matrices(images, size, canvas, interpolation, antialias)
@@ -124,7 +124,7 @@ class ServingGraph:
 
 
 def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
-    """`target_size` in int32, by all rules but facebookresearch's, and without what float64's rounding does."""
+    """Compute `target_size` in int32, by all rules but facebookresearch's, and without float64's rounding."""
     shorter, longer = tf.minimum(height, width), tf.maximum(height, width)
     edge, limit = resize.shortest_edge, resize.longest_edge
     if resize.rule == "stretch":
@@ -157,11 +157,11 @@ def resized_by_matrices(
     interpolation: Interpolation = "bilinear",
     antialias: bool = True,
 ) -> tf.Tensor:
-    """Resizes images, at the top left of a canvas.
+    """Resize images to the top left of a canvas.
 
     Args:
         images: `(batch, height, width, 3)` uint8.
-        size: `(2,)` int32, height and width of the images then.
+        size: `(2,)` int32, new height and width of the images.
         canvas: (height, width) at least as large.
         interpolation: "bilinear" or "bicubic".
         antialias: whether images that become smaller are smoothed.
@@ -189,12 +189,12 @@ def resized_by_matrices(
 def interpolation_weights(
     old: Any, new: Any, rows: Any, interpolation: Interpolation = "bilinear", antialias: bool = True
 ) -> tf.Tensor:
-    """Weights of an axis's old pixels in each new one, `(rows, old)` float32; rows from `new` on are 0.
+    """Return the weights of an axis's old pixels in each new one, `(rows, old)` float32; rows from `new` on are 0.
 
-    A triangle, or Keys' cubic of −1/2, around the new pixel's centre, as wide as a pixel of the coarser of the two
-    grids (without smoothing, of the old one), and cut off at the image's border. In the order of TensorFlow's own
-    resizes, which differ between enlarging and shrinking: one rounding more or less moves a level where a value lies
-    halfway between two.
+    The kernel is a triangle, or Keys' cubic of −1/2, around the new pixel's centre, as wide as a pixel of the coarser
+    of the two grids (without smoothing, of the old one), and cut off at the image's border. The order of operations is
+    that of TensorFlow's own resizes, which differ between enlarging and shrinking: one rounding more or less moves a
+    level where a value lies halfway between two.
     """
     old_size, new_size = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
     step = tf.where(new >= old, old_size / new_size, 1.0 / (new_size / old_size))
@@ -213,7 +213,7 @@ def interpolation_weights(
 
 
 def inside(sizes: tf.Tensor, canvas: Any) -> tf.Tensor:
-    """Where on a canvas images of `(batch, 2)` height and width are, `(batch, height, width)` bool."""
+    """Return where images of `(batch, 2)` height and width lie on a canvas, `(batch, height, width)` bool."""
     rows, columns = tf.range(canvas[0]) < sizes[:, :1], tf.range(canvas[1]) < sizes[:, 1:]
     return tf.logical_and(rows[:, :, None], columns[:, None])
 
@@ -224,18 +224,18 @@ def detections(
     extents: tf.Tensor,
     classification: str | Classification = "softmax",
 ) -> dict[str, tf.Tensor]:
-    """`tfdetr_keras.post_process` in the graph, clipped to the image, without a threshold, the highest score first.
+    """Compute `tfdetr_keras.post_process` in the graph: clipped to the image, without threshold, highest score first.
 
     Args:
         outputs: of the model.
         sizes: `(batch, 2)` int32, height and width of each image, pixels.
-        extents: `(batch, 2)` float32, the shares of the canvas' height and width that the image takes.
+        extents: `(batch, 2)` float32, the fractions of the canvas' height and width that the image takes.
         classification: of the model.
 
     Returns:
         `{"scores": (batch, n) float32, "labels": (batch, n) int32, "boxes": (batch, n, 4) float32 xyxy in pixels of the
-        images}`: all n queries, or the 100 likeliest pairs of query and class with `"focal"`. Of a model with masks
-        also `"masks": (batch, n, h, w)`, float32 probabilities over the canvas, and `"extents"`.
+        images}`: all n queries, or the 100 likeliest pairs of query and class with `"focal"`. A model with masks
+        returns also `"masks": (batch, n, h, w)`, float32 probabilities over the canvas, and `"extents"`.
     """
     scores, labels, order = classification_named(classification).ranked(outputs["logits"])
     centers, sides = outputs["pred_boxes"][..., :2], outputs["pred_boxes"][..., 2:]

@@ -1,4 +1,4 @@
-"""From images to what a model finds in them: detections, segments, tables."""
+"""Inference: from images to the detections, segments and tables in them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Objects and detections as COCO's tools take them: one dictionary each, of plain values."""
+"""Objects and detections in the form that COCO's tools take: one dictionary each, of plain values."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def coco_results(
     category_ids: Sequence[int] | Mapping[int, int] | None = None,
     iou_type: IouType = "bbox",
 ) -> Iterator[dict[str, Any]]:
-    """Give detections as the entries of COCO's results JSON.
+    """Yield detections as the entries of COCO's results JSON.
 
     Args:
         detections: as for `coco_metrics`.
         category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
-        iou_type: "bbox" for boxes, "segm" for masks. Entries have one of them: with both, pycocotools would take the
-            areas of the boxes for those of the masks.
+        iou_type: "bbox" for boxes, "segm" for masks. Entries have only one of them: with both, pycocotools would use
+            the areas of the boxes for the masks.
 
     Yields:
         `{"image_id": int, "category_id": int, "score": float}` with `"bbox": [x, y, width, height]` or
-        `"segmentation"`, run lengths; plain values, as JSON has them.
+        `"segmentation"`, run lengths; plain values that JSON can hold.
 
     Raises:
-        ValueError: another `iou_type`, a label without a category id, or no masks where they are wanted.
+        ValueError: another `iou_type`, a label without a category id, or missing masks.
     """
     check_iou_type(iou_type)
     kept = ("image_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
@@ -52,22 +52,22 @@ def coco_results(
 
 
 def check_iou_type(iou_type: str) -> None:
-    """Raise a `ValueError` for a kind of comparison that pycocotools does not have."""
+    """Raise a `ValueError` if pycocotools does not have this kind of comparison."""
     if iou_type not in get_args(IouType):
         raise ValueError(f"iou_type must be one of {get_args(IouType)}, not {iou_type!r}")
 
 
 def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> list[dict[str, Any]]:
-    """Give one image's objects or detections as COCO's annotations.
+    """Return one image's objects or detections as COCO's annotations.
 
     Args:
         image: as for `coco_metrics`.
-        source: what to call where it comes from in messages.
-        num_classes: labels must lie below.
+        source: the name of its source, for messages.
+        num_classes: labels must be below it.
         iou_type: whether rows have boxes or masks.
 
     Raises:
-        ValueError: a label out of range, or no masks where they are wanted.
+        ValueError: a label out of range, or missing masks.
     """
     labels = np.asarray(image["labels"])
     wrong = (labels < 0) | (labels >= num_classes)
@@ -98,9 +98,9 @@ def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type:
 
 
 def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:
-    """An image's masks, one a label."""
+    """Return an image's masks as run lengths, one for each label."""
     if "masks" not in image:
-        raise ValueError(f'{name} has no "masks", of which iou_type "segm" is computed')
+        raise ValueError(f'{name} has no "masks", which iou_type "segm" needs')
     if len(image["masks"]) != count:
         raise ValueError(f"{name} has {len(image['masks'])} masks for {count} labels")
     try:

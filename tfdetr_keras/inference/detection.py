@@ -1,4 +1,4 @@
-"""Running a model over records, or over images as people have them: detections or segments, image by image."""
+"""Inference of a model on records, or on images of users: detections or segments, image by image."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def detect(
     masks: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Detects objects in images.
+    """Detect objects in images.
 
     Args:
-        model: gives `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
-            cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is
-            "focal", logits without the last one; with a mask head, `pred_masks`, too.
+        model: returns `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries,
+            4) cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification`
+            is "focal", logits without the last one; with a mask head, `pred_masks`, too.
         records: of images, e.g. from `td.data.load_images`.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         batch_size: images a batch; the padding of a batch changes the answers a little, 1 has none.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-        threshold: only detections with a higher score are given.
-        size_rule: by which images are resized, in place of that of the preprocessing.
-        masks: whether masks are given, where the model has them: each takes a byte per pixel of the image.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
+        threshold: only detections with a higher score are returned.
+        size_rule: by which images are resized, instead of the preprocessing's.
+        masks: whether masks are returned, where the model has them: each takes a byte per pixel of the image.
         preprocessing: how images are prepared; by default the model's own.
 
     Yields:
         Per record, in order, `{"image_id": int, "scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32
-        xyxy in pixels of the image, clipped to it}`, with `"masks": (n, height, width) bool` of the image by a model
-        that has them.
+        xyxy in pixels of the image, clipped to it}`, with `"masks": (n, height, width) bool` of the image, if the
+        model has masks.
 
     Raises:
         ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
@@ -82,7 +82,7 @@ def detect_images(
     masks: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> Detections | list[Detections]:
-    """Detects objects in images of whatever kind; what `DETR.detect` calls.
+    """Detect objects in images of any kind; `DETR.detect` calls this function.
 
     For thousands of files use `detect`, which holds one batch of them at a time.
 
@@ -90,20 +90,20 @@ def detect_images(
         model: as for `detect`, with the class names in `id2label`.
         images: one image or a list of them; each a path, an array `(height, width, 3)` or `(height, width)` uint8, a
             PIL image, or, if allowed, a URL.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-        threshold: only detections with a higher score are given.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
+        threshold: only detections with a higher score are returned.
         urls: whether text that begins with http:// or https:// is fetched.
-        attention: whether the decoder's attention is wanted, too; for this the model has to be a `DETR`.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        attention: whether the decoder's attention is returned, too; the model must then be a `DETR`.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
+        size_rule: by which images are resized, instead of the preprocessing's.
         masks: see `detect`.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
-        The detections of each image, the surest first; of one image alone if `images` is one.
+        The detections of each image, the highest-scoring first; those of the one image if `images` is one.
 
     Raises:
-        ValueError: something is no image, or cannot be read.
+        ValueError: an item that is not an image, or cannot be read.
     """
     is_one, pixels = _pixels(images, urls)
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
@@ -125,18 +125,18 @@ def segment(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Divides images into segments: things and stuff, each pixel in one of them at most.
+    """Divide images into segments: things and stuff, each pixel in one of them at most.
 
     Args:
         model: as for `detect`, with a mask head.
-        records: see `detect`, like the further arguments but these:
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        records: see `detect`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         batch_size: images a batch.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
         threshold: only queries with a higher score become segments.
-        things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an image
-            has one segment a label. By default all are things.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        things: for each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, and an image has
+            one segment for each label of stuff. By default all are things.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Yields:
@@ -171,26 +171,26 @@ def segment_images(
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Segments | list[Segments]:
-    """Divides images of whatever kind into segments; what `DETRForSegmentation.segment` calls.
+    """Divide images of any kind into segments; `DETRForSegmentation.segment` calls this function.
 
     For thousands of files use `segment`, which holds one batch of them at a time.
 
     Args:
         model: as for `segment`, with the class names in `id2label`.
         images: see `detect_images`.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         threshold: see `segment`.
         things: see `segment`.
         urls: whether text that begins with http:// or https:// is fetched.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Returns:
-        The segments of each image; of one image alone if `images` is one.
+        The segments of each image; those of the one image if `images` is one.
 
     Raises:
-        ValueError: as `segment`, or something is no image.
+        ValueError: as `segment`, or an item that is not an image.
     """
     is_one, pixels = _pixels(images, urls)
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
@@ -210,7 +210,7 @@ def panoptic_segments(
     threshold: float,
     things: Sequence[bool] | None,
 ) -> list[dict[str, Any]]:
-    """From a batch's outputs to what `segment` yields of each image, without its id."""
+    """Turn a batch's outputs into what `segment` yields for each image, without its id."""
     results = post_process_panoptic(outputs, target_sizes, threshold, pixel_mask=pixel_mask)
     if things is None:
         return results
@@ -221,12 +221,12 @@ def panoptic_segments(
 
 
 def classification_of(model: keras.Model) -> Classification:
-    """How a model's queries are classified; by a softmax where it does not say."""
+    """Return how a model's queries are classified; by a softmax if the model does not say."""
     return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:
-    """Raises a `ValueError` if a model's outputs are for another number of classes."""
+    """Raise a `ValueError` if a model's outputs are for another number of classes."""
     classification = classification_of(model)
     given, needed = outputs["logits"].shape[-1], classification.num_logits(num_classes)
     if given != needed:
@@ -235,7 +235,7 @@ def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: i
 
 
 def _pixels(images: Any, urls: bool) -> tuple[bool, list[np.ndarray]]:
-    """Whether it is one image, not a list of them; and the pixels of each."""
+    """Return whether `images` is one image rather than a list, and the pixels of each."""
     is_one = not isinstance(images, (list, tuple))
     return is_one, [read_pixels(image, urls, logger.warning) for image in ([images] if is_one else images)]
 
@@ -248,7 +248,7 @@ def _found(
     threshold: float,
     masks: bool,
 ) -> list[dict[str, np.ndarray]]:
-    """The detections of each image of a batch, their boxes clipped to it."""
+    """Return the detections of each image of a batch, with boxes clipped to the image."""
     sizes = targets["orig_size"].numpy()
     if masks and "pred_masks" in outputs:
         results = post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())
@@ -262,7 +262,7 @@ def _found(
 
 
 def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str, Any]) -> Detections:
-    """Sorted and named."""
+    """Return the detections sorted and named."""
     order = np.argsort(-found["scores"], kind="stable")
     columns = {key: value[order] for key, value in found.items() if key != "image_id"}
     named = [names.get(int(label), str(label)) for label in columns["labels"]]
@@ -276,7 +276,7 @@ def _detect_with_attention(
     masks: bool,
     preprocessing: Preprocessing,
 ) -> Iterator[dict[str, Any]]:
-    """As `detect`, with `"attention"`: `(n, h, w)`, of the image without its padding."""
+    """Detect as `detect` does, and add `"attention"`: `(n, h, w)`, of the image without its padding."""
     with readable_errors():
         for inputs, targets in prepare(records, 1, preprocessing=preprocessing):
             arrays = {key: value.numpy() for key, value in inputs.items()}
@@ -290,7 +290,9 @@ def _detect_with_attention(
             [(_, _, queries)] = confident(stages["logits"], threshold, classification_of(model))
             seen = [name for name in stages if name.startswith("decoder.") and name.endswith(".attention")]
             if not seen:
-                raise ValueError(f"attention: a {model.title} does not attend to the whole image, so there is no map")
+                raise ValueError(
+                    f"attention: a {model.title} does not attend to the whole image, so it has no map to return"
+                )
             weights = keras.ops.convert_to_numpy(stages[seen[-1]])[0]
             mask = keras.ops.convert_to_numpy(stages["mask"])[0]
             maps = weights.mean(axis=0).reshape(-1, *mask.shape)[:, : mask.any(axis=1).sum(), : mask.any(axis=0).sum()]

@@ -1,4 +1,4 @@
-"""What a model found in one image, for people and for their other tools."""
+"""The objects that a model found in one image, for people and for their other tools."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tfdetr_keras import notebook
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """The objects found in one image, the surest first.
+    """The objects found in one image, the highest-scoring first.
 
-    Printed, they are a table; in a notebook, a picture and a table; iterated over, one dictionary an object. As of an
-    array, `found[0]` is one of them, and `found[:5]` or `found[found.scores > 0.8]` are some, again as `Detections`.
+    Printed, they are a table; in a notebook, a picture and a table; iterated over, one dictionary per object. As with
+    an array, `found[0]` is one of them, and `found[:5]` or `found[found.scores > 0.8]` are some, again as `Detections`.
 
     Attributes:
         scores: `(n,)` float32.
@@ -26,8 +26,8 @@ class Detections:
         names: of the classes, `n` of them.
         image: `(height, width, 3)` uint8, RGB, as the model saw it: upright.
         attention: `(n, h, w)` float32, how much each object's query attends to each cell of the feature map in the last
-            decoder layer, averaged over heads; where it was asked for.
-        masks: `(n, height, width)` bool, the objects' pixels; of a model with a mask head.
+            decoder layer, averaged over heads; if it was requested.
+        masks: `(n, height, width)` bool, the objects' pixels; if the model has a mask head.
     """
 
     scores: np.ndarray
@@ -39,11 +39,11 @@ class Detections:
     masks: np.ndarray | None = None
 
     def __len__(self) -> int:
-        """How many objects."""
+        """Return the number of objects."""
         return len(self.names)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Gives `{"name": str, "label": int, "score": float, "box": [x1, y1, x2, y2]}` for each object."""
+        """Yield `{"name": str, "label": int, "score": float, "box": [x1, y1, x2, y2]}` for each object."""
         return (self._row(place) for place in range(len(self)))
 
     @overload
@@ -53,13 +53,13 @@ class Detections:
     def __getitem__(self, index: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> Detections: ...
 
     def __getitem__(self, index: Any) -> Any:
-        """Pick an object or some of them.
+        """Return one object or some of them.
 
         Args:
             index: a number, from the end if it is negative; a slice; a mask `(n,)` bool; or numbers `(m,)` int.
 
         Returns:
-            The dictionary of one object, as iteration gives it, for a number; else `Detections` of the same image.
+            For a number, the dictionary of one object, as iteration yields it; else `Detections` of the same image.
 
         Raises:
             IndexError: a number that is out of range, or a mask of another length.
@@ -93,7 +93,7 @@ class Detections:
         }
 
     def __repr__(self) -> str:
-        """What was found, in one line."""
+        """Return what was found, in one line."""
         height, width = self.image.shape[:2]
         extra = [name for name in ("masks", "attention") if getattr(self, name) is not None]
         found = f": {notebook.counted(self.names)}" if len(self) else ""
@@ -102,7 +102,7 @@ class Detections:
         )
 
     def _repr_html_(self) -> str:
-        """A picture with the boxes and a table, for notebooks."""
+        """Return a picture with the boxes and a table, for notebooks."""
         from tfdetr_keras.visualize import image_of_detections  # draws `Detections`
 
         height, width = self.image.shape[:2]
@@ -114,7 +114,7 @@ class Detections:
         )
 
     def __str__(self) -> str:
-        """A line an object."""
+        """Return one line per object."""
         height, width = self.image.shape[:2]
         lines = [f"{notebook.number(len(self), 'object')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {[round(side) for side in row['box']]}" for row in self]
@@ -123,19 +123,19 @@ class Detections:
     def to_coco(
         self, image_id: int, category_ids: Sequence[int] | Mapping[int, int] | None = None, masks: bool = False
     ) -> list[dict[str, Any]]:
-        """Give the detections as COCO's results, which `pycocotools`' `loadRes` and evaluation servers take.
+        """Return the detections as COCO's results, which `pycocotools`' `loadRes` and evaluation servers take.
 
         For a whole data set see `tfdetr_keras.evaluation.write_coco_results`, which writes a file of such entries.
 
         Args:
             image_id: the id of the image in the annotations.
             category_ids: the id of each label, e.g. from `td.data.coco_category_ids`; the labels themselves by default.
-            masks: whether an entry has the object's mask in place of its box: pycocotools wants one of them, and takes
-                the areas of boxes for those of masks where there are both.
+            masks: whether an entry has the object's mask instead of its box: pycocotools wants only one of them, and
+                uses the areas of boxes for masks if both are there.
 
         Returns:
             For each object `{"image_id": int, "category_id": int, "score": float}` with `"bbox": [x, y, width,
-            height]`, pixels, or `"segmentation": {"size": [height, width], "counts": str}`; plain values, as JSON has.
+            height]`, pixels, or `"segmentation": {"size": [height, width], "counts": str}`; plain values, for JSON.
 
         Raises:
             ValueError: there are no masks, or a label without a category id.
@@ -150,7 +150,7 @@ class Detections:
         return list(coco_results([image], category_ids, "segm" if masks else "bbox"))
 
     def to_supervision(self) -> Any:
-        """The same as a `supervision.Detections`, for that library's annotators, trackers and zones.
+        """Return the detections as a `supervision.Detections`, for that library's annotators, trackers and zones.
 
         Raises:
             ValueError: supervision is not installed.

@@ -1,8 +1,9 @@
-"""A model's forward pass in inference: compiled once for its backend, and with the masks alone that are looked at.
+"""A model's forward pass in inference: compiled once for its backend, and with only the masks that are used.
 
-The mask head is most of a segmentation's work, and only the masks of sure queries are looked at, some ten of a hundred.
-Which queries are sure is known when the detector is done, so detector and mask head are compiled apart, and between the
-two the host looks at the scores, by the rule of `tfdetr_keras.inference.postprocess`. Features stay on the device.
+The mask head is most of a segmentation's work, and only the masks of confident queries are used, some ten of a hundred.
+Which queries are confident is known when the detector is done, so detector and mask head are compiled separately, and
+between the two the host checks the scores, by the rule of `tfdetr_keras.inference.postprocess`. Features stay on the
+device.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ def forward_function(
     masks_above: float | None,
     folded: bool = False,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
-    """The model in inference mode, for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
+    """Return the model's inference function for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
 
-    What is traced is kept with the model: that takes longer than looking at an image.
+    Traced functions are kept with the model: tracing takes longer than inference on an image.
 
     Args:
-        model: a `DETRForSegmentation`, or any that gives outputs of that kind, with masks or without.
+        model: a `DETRForSegmentation`, or any model with outputs of that kind, with masks or without.
         inputs_spec: of `prepare`'s inputs.
-        masks_above: the score above which a query's mask is wanted; None where no masks are.
-        folded: whether the backbone's batch normalisation is folded into its convolutions, as it is now: the same
-            outputs to a rounding, in less time, for the weights of a second backbone.
+        masks_above: the score above which a query's mask is computed; None if no masks are needed.
+        folded: whether the backbone's batch normalisation is folded into its convolutions, with its current weights:
+            the same outputs up to rounding, in less time, but with the weights of a second backbone in memory.
 
     Returns:
-        A function from `prepare`'s inputs to the model's outputs. A `DETRForSegmentation`'s are those of queries with a
-        score above `masks_above`, see `with_sure_masks`, or without masks.
+        A function from `prepare`'s inputs to the model's outputs. Those of a `DETRForSegmentation` are of the queries
+        with a score above `masks_above`, see `with_sure_masks`, or without masks.
     """
     backbone = _folded_backbone(model) if folded else None
     if getattr(model, "has_masks", False):
@@ -73,18 +74,18 @@ def forward_function(
 def with_sure_masks(
     found: Mapping[str, Any], masks_of: Callable[[Any, Any], Any], masks_above: float
 ) -> dict[str, Any]:
-    """A segmentation's outputs of sure queries alone: all that post-processing by the same threshold looks at.
+    """Return a segmentation's outputs for confident queries only: all that post-processing by the same threshold needs.
 
     Args:
-        found: `logits` and `pred_boxes` of all queries, and `mask_inputs`, as `DETRForSegmentation.stages` gives them.
-        masks_of: from `mask_inputs` and the numbers of queries `(batch, n)` int32 to masks, as
+        found: `logits` and `pred_boxes` of all queries, and `mask_inputs`, from `DETRForSegmentation.stages`.
+        masks_of: from `mask_inputs` and the numbers of queries `(batch, n)` int32 to masks, like
             `DETRForSegmentation.masks_of`.
-        masks_above: queries with a higher score are sure.
+        masks_above: queries with a higher score are confident.
 
     Returns:
         `{"logits": (batch, n, num_classes + 1), "pred_boxes": (batch, n, 4), "pred_masks": (batch, n, h, w)}`, each
-        image's sure queries in their order; where it has fewer than n, the rest is certain to be no object. n is a
-        multiple of `GROUP`, unless that is more than there are queries.
+        image's confident queries in their order; an image with fewer than n is filled up with rows that are certain to
+        be no object. n is a multiple of `GROUP`, unless that is more than there are queries.
     """
     logits, boxes = (ops.convert_to_numpy(found[name]) for name in ("logits", "pred_boxes"))
     sure = [queries for _, _, queries in confident(logits, masks_above)]
@@ -108,7 +109,7 @@ def _with_masks_apart(
     masks_above: float | None,
     backbone: FoldedBackbone | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
-    """The forward pass in two parts, with a look at the scores between them."""
+    """Return the forward pass in two parts, with a check of the scores between them."""
 
     def before_masks(inputs: Any) -> dict[str, Any]:
         with contextlib.nullcontext() if backbone is None else backbone.in_place():
@@ -139,7 +140,7 @@ def _with_masks_apart(
 
 
 def _kept(model: keras.Model) -> dict[Any, Any]:
-    """What was compiled of the model, by what it was compiled for."""
+    """Return the model's compiled functions, keyed by what they were compiled for."""
     return model.__dict__.setdefault(INFERENCE_GRAPHS, {})
 
 
@@ -148,7 +149,7 @@ def _key(inputs_spec: Mapping[str, tf.TensorSpec], backbone: FoldedBackbone | No
 
 
 def _folded_backbone(model: keras.Model) -> FoldedBackbone | None:
-    """The model's backbone, folded as it is now; None where there is none to fold."""
+    """Return the model's backbone, folded with its current weights; None if it has none to fold."""
     if not isinstance(model, Detector) or not model.config.backbone.is_foldable:
         return None
     backbone = model.__dict__.setdefault(FOLDED_BACKBONE, None)
@@ -165,7 +166,7 @@ def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
 def _graphs(
     before_masks: Callable[[Any], Any], masks_of: Callable[[Any, Any], Any], inputs_spec: Mapping[str, tf.TensorSpec]
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
-    """Both parts as TensorFlow's graphs; the second is for whatever shapes the first one may give."""
+    """Return both parts as TensorFlow's graphs; the second takes any shapes that the first may return."""
     detector = tf.function(before_masks, input_signature=[inputs_spec], autograph=False)
     given = detector.get_concrete_function().structured_outputs["mask_inputs"]
     specs = keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), given)
@@ -176,9 +177,9 @@ def _graphs(
 def _jitted(
     model: keras.Model, function: Callable[..., Any], backbone: FoldedBackbone | None = None
 ) -> Callable[..., Any]:
-    """A function of the model's, with a folded backbone or its own, compiled by JAX.
+    """Return a function of the model, with a folded backbone or its own, compiled by JAX.
 
-    Where there are several workers it runs on the first device of this one: a batch is this worker's alone.
+    If there are several workers, it runs on this worker's first device: a batch belongs to one worker alone.
     """
     import jax
 
@@ -199,12 +200,12 @@ def _jitted(
 
 
 class _Pass(keras.Model):
-    """A function of a model's as a model: `predict_on_batch` then runs it as PyTorch does inference."""
+    """A function of a model, wrapped as a model: `predict_on_batch` then runs it as PyTorch does inference."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         super().__init__()
         self.function, self.built = function, True
 
     def call(self, inputs: Any) -> Any:
-        """What the function gives."""
+        """Return the function's result."""
         return self.function(inputs)

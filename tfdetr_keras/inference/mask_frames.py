@@ -1,4 +1,4 @@
-"""How the masks of a batch are brought to their images' sizes: enlarged to the canvas, cropped, and resized.
+"""Resizing of a batch's masks to their images' sizes: enlarged to the canvas, cropped, and resized.
 
 Numbers are those of PyTorch's `interpolate`, bilinear without anti-aliasing, one image and one mask at a time.
 """
@@ -20,14 +20,14 @@ class Taps(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """How the masks of one image are brought to their size: enlargements one after the other, along each axis."""
+    """The resizing of one image's masks: enlargements one after the other, along each axis."""
 
     size: tuple[int, int]
     rows: list[Taps]
     columns: list[Taps]
 
     def resized(self, mask: np.ndarray) -> np.ndarray:
-        """A mask `(h, w)` float32 as `(height, width)`."""
+        """Resize a mask `(h, w)` float32 to `(height, width)`."""
         for axis, steps in ((1, self.columns), (0, self.rows)):
             for lower, upper, weight in steps:
                 first, second = np.take(mask, lower, axis), np.take(mask, upper, axis)
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 def frames_of(masks: np.ndarray, target_sizes: Any, pixel_mask: Any) -> list[Frame]:
-    """One for each image of the batch."""
+    """Return a `Frame` for each image of the batch."""
     batch, grid = len(masks), masks.shape[2:]
     sizes, canvas = None, None
     if target_sizes is not None:
@@ -71,7 +71,7 @@ def frames_of(masks: np.ndarray, target_sizes: Any, pixel_mask: Any) -> list[Fra
 
 
 def _inside(mask: np.ndarray, place: int) -> tuple[int, int]:
-    """Height and width of the image on its canvas."""
+    """Return the height and width of the image on its canvas."""
     height, width = int(mask[:, 0].sum()), int(mask[0].sum())
     if not height or not mask[:height, :width].all() or mask.sum() != height * width:
         raise ValueError(
@@ -82,10 +82,12 @@ def _inside(mask: np.ndarray, place: int) -> tuple[int, int]:
 
 
 def _taps(old: int, new: int) -> Taps:
-    """Bilinear interpolation of `old` values to `new`, without anti-aliasing; an edge's outer half stays constant.
+    """Return the bilinear interpolation of `old` values to `new`, not anti-aliased.
 
-    PyTorch's numbers: the step is float32, and so is each place between the old values, but rounded once only, after
-    the multiplication and the subtraction. Twice would move a mask by 1e-5.
+    An edge's outer half stays constant.
+
+    The numbers are PyTorch's: the step is float32, and so is each place between the old values, but it is rounded only
+    once, after the multiplication and the subtraction. Rounding twice would move a mask by 1e-5.
     """
     step = float(np.float32(old) / np.float32(new))
     places = np.maximum((np.arange(new) + 0.5) * step - 0.5, 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""From the model's outputs to detections in pixels."""
+"""Post-processing: from the model's outputs to detections in pixels."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def post_process(
     classification: str | Classification = "softmax",
     top_k: int = TOP_K,
 ) -> list[dict[str, np.ndarray]]:
-    """Turns logits and relative boxes into one detection list per image.
+    """Turn logits and relative boxes into one detection list per image.
 
-    With `"softmax"` each query speaks for its most likely real class; queries whose probability does not exceed the
-    threshold are left out. The order of the queries is kept. With `"focal"` each pair of a query and a class stands for
-    itself, so one query may speak for several classes: the `top_k` most likely pairs come out, those that exceed the
-    threshold, the surest first; of equal ones, that of the earlier query, then that of the lower label. There is no
-    non-maximum suppression: the set loss makes it unnecessary.
+    With `"softmax"` each query is a detection of its most likely real class; queries whose probability does not exceed
+    the threshold are left out. The order of the queries is kept. With `"focal"` each pair of a query and a class is a
+    detection of its own, so one query may give several classes: the `top_k` most likely pairs that exceed the threshold
+    are returned, the highest-scoring first; among equal ones, the earlier query comes first, then the lower label.
+    There is no non-maximum suppression: the set loss makes it unnecessary.
 
     Args:
         outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or with `"focal"`
             `(batch, queries, classes)`, and `pred_boxes` `(batch, queries, 4)` cxcywh in [0, 1] of the unpadded image.
-        target_sizes: `(batch, 2)` height and width in pixels of the image that each result's boxes shall refer to,
+        target_sizes: `(batch, 2)` height and width in pixels of the image that each result's boxes refer to,
             usually the original one.
         threshold: only detections with score > threshold are returned.
         classification: `"softmax"` (DETR) or `"focal"` (Conditional DETR), as the model was trained.
-        top_k: with `"focal"`, how many detections at most.
+        top_k: with `"focal"`, the largest number of detections.
 
     Returns:
         Per image `{"scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32 xyxy in pixels}`.

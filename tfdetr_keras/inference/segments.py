@@ -1,8 +1,8 @@
-"""From the outputs of a model with a mask head to segments: instances, panoptic and semantic maps, masks of objects.
+"""Post-processing of masks: from a mask head's outputs to instances, panoptic and semantic maps, and masks of objects.
 
-The rules are those of transformers' `DetrImageProcessor`, its peculiarities included, so that a ported model gives what
-it gave there; each function names them. One is left out on request: masks cover the canvas that a batch was padded to,
-and transformers stretches the canvas, padding and all, over the image. With `pixel_mask` it is cut off first.
+The rules are those of transformers' `DetrImageProcessor`, its peculiarities included, so that a ported model gives the
+same results as there; each function names them. One is optional: masks cover the canvas that a batch was padded to,
+and transformers stretches the canvas, padding and all, over the image. With `pixel_mask` the padding is cut off first.
 
 Source: Carion et al. 2020, "End-to-End Object Detection with Transformers", section 5 ("DETR for panoptic
 segmentation").
@@ -35,7 +35,7 @@ def post_process_instance(
     overlap_mask_area_threshold: float = 0.8,
     pixel_mask: Any = None,
 ) -> list[dict[str, Any]]:
-    """Turns logits and masks into one map of objects per image: `post_process_panoptic` where nothing is fused.
+    """Turn logits and masks into one map of objects per image: `post_process_panoptic` without fusing.
 
     For masks that may overlap, and for mask AP, see `post_process_masks`.
 
@@ -70,24 +70,24 @@ def post_process_panoptic(
     label_ids_to_fuse: Collection[int] = (),
     pixel_mask: Any = None,
 ) -> list[dict[str, Any]]:
-    """Turns logits and masks into one map of segments per image, in which each pixel belongs to one segment at most.
+    """Turn logits and masks into one map of segments per image, in which each pixel belongs to at most one segment.
 
-    Queries whose most likely class, "no object" among them, is a real one and more probable than `threshold` compete
-    for the pixels: each pixel goes to the highest product of the query's probability and the mask's probability there,
-    of equal ones to the first query's. A query becomes a segment if the pixels that it won are more than
+    Queries whose most likely class, including "no object", is a real one and more probable than `threshold` compete
+    for the pixels: each pixel goes to the query with the highest product of the query's probability and the mask's
+    probability there, or to the first of equal ones. A query becomes a segment if the pixels that it won are more than
     `overlap_mask_area_threshold` times those where its product reaches `mask_threshold`. Ids count from 1 in the order
     of the queries; later segments of a label in `label_ids_to_fuse` take the id of the first.
 
-    Where this may surprise, it is as in transformers:
+    Some of this may surprise; it is the same in transformers:
 
     - A pixel that no mask covers still goes to a query, as one product is always the highest: segments are cut out of
       the whole image, not out of the masks.
-    - `mask_threshold` is compared with the product, so the area of an unsure query counts as smaller.
-    - Pixels that a rejected query won are 0, in the map of no segment; but an image without any confident query is -1
+    - `mask_threshold` is compared with the product, so the area of a less confident query counts as smaller.
+    - Pixels that a rejected query won are 0, which is no segment; but an image without any confident query is -1
       throughout.
     - A fused segment has one entry in `segments_info` per query, each with that query's score.
-    - After a fusion ids count on from the fused one. A segment that follows can so get the id of another, of another
-      label even; where that matters, as for panoptic quality, fuse nothing here, but the result with `fuse_segments`.
+    - After a fusion ids continue from the fused one. So a later segment can get the id of another, even of another
+      label; where that matters, as for panoptic quality, fuse nothing here and fuse the result with `fuse_segments`.
 
     Args:
         outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, and `pred_masks`
@@ -97,9 +97,9 @@ def post_process_panoptic(
         threshold: only queries with a score > threshold take part.
         mask_threshold: from which product on a pixel counts as one of the query's own.
         overlap_mask_area_threshold: the ratio that a segment's pixels must exceed.
-        label_ids_to_fuse: labels of which an image has one segment at most, as sky.
-        pixel_mask: `(batch, height, width)`, 1 = image, 0 = padding, as the model was given it: masks are enlarged to
-            this canvas and cropped to the image before they are brought to their size.
+        label_ids_to_fuse: labels with at most one segment in an image, such as sky.
+        pixel_mask: `(batch, height, width)`, 1 = image, 0 = padding, the model's input: masks are enlarged to
+            this canvas and cropped to the image before they are resized.
 
     Returns:
         Per image `{"segmentation": (height, width) int32 of ids, "segments_info": [{"id": int, "label_id": int,
@@ -139,10 +139,11 @@ def post_process_panoptic(
 def post_process_semantic(
     outputs: Mapping[str, Any], target_sizes: Any = None, pixel_mask: Any = None
 ) -> list[np.ndarray]:
-    """Turns logits and masks into one map of classes per image.
+    """Turn logits and masks into one map of classes per image.
 
     A class's value at a pixel is the sum over all queries of the query's probability of it times the mask's probability
-    there; the highest one gets the pixel. "No object" is no candidate, so each pixel has a real class.
+    there; the pixel gets the class with the highest value. "No object" is not a candidate, so each pixel has a real
+    class.
 
     Args:
         outputs: see `post_process_panoptic`.
@@ -176,21 +177,21 @@ def post_process_masks(
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Turns logits, boxes and masks into the detections of `post_process`, each with its mask, as for mask AP.
+    """Turn logits, boxes and masks into the detections of `post_process`, each with its mask, as mask AP needs them.
 
-    Masks are logits until they have their size, and may overlap. facebookresearch's own post-processing takes the
-    threshold on the canvas and then enlarges pixels; here contours stay smooth, else the masks are the same.
+    Masks stay logits until they have their size, and may overlap. facebookresearch's own post-processing applies the
+    threshold on the canvas and then enlarges pixels; here contours stay smooth, otherwise the masks are the same.
 
     Args:
         outputs: the model's outputs: `logits` and `pred_boxes` as for `post_process`, and `pred_masks`
             `(batch, queries, h, w)` logits over the canvas.
-        target_sizes: `(batch, 2)` height and width in pixels of the image that boxes and masks shall refer to.
+        target_sizes: `(batch, 2)` height and width in pixels of the image that boxes and masks refer to.
         threshold: only detections with score > threshold are returned.
-        mask_threshold: pixels of which the mask's probability is greater belong to the object.
-        pixel_mask: see `post_process_panoptic`; needed where a batch was padded.
+        mask_threshold: pixels with a greater mask probability belong to the object.
+        pixel_mask: see `post_process_panoptic`; needed if a batch was padded.
 
     Returns:
-        Per image what `post_process` gives, and `"masks": (n, height, width) bool`.
+        Per image the result of `post_process`, and `"masks": (n, height, width) bool`.
 
     Raises:
         ValueError: see `post_process_panoptic`.
@@ -216,10 +217,10 @@ def objects_with_masks(
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
 ) -> list[tuple[dict[str, np.ndarray], Callable[[int], np.ndarray]]]:
-    """What `post_process_masks` gives, with masks that are made when they are asked for: a hundred may fill a memory.
+    """Return the result of `post_process_masks`, with masks made on demand: a hundred may fill a memory.
 
     Returns:
-        Per image what `post_process` gives, and a function from the row of a detection to its mask `(height, width)`
+        Per image the result of `post_process`, and a function from the row of a detection to its mask `(height, width)`
         bool.
 
     Raises:
@@ -241,22 +242,22 @@ def objects_with_masks(
 def fuse_segments(
     segmentation: np.ndarray, segments_info: Sequence[Mapping[str, Any]], label_ids: Collection[int]
 ) -> dict[str, Any]:
-    """Makes one segment of all those of a label, as panoptic quality wants it of stuff.
+    """Fuse all segments of a label into one, as panoptic quality requires for stuff.
 
-    What `label_ids_to_fuse` of `post_process_panoptic` is meant to do, but with ids of which no two segments share one.
+    This is what `label_ids_to_fuse` of `post_process_panoptic` is meant to do, but no two segments share an id here.
 
     Args:
-        segmentation: `(height, width)` int, ids; those that `segments_info` lacks stay as they are.
-        segments_info: as `post_process_panoptic` returns it where nothing is fused.
-        label_ids: labels of which the image shall have one segment at most, as sky.
+        segmentation: `(height, width)` int, ids; those that `segments_info` lacks stay unchanged.
+        segments_info: as `post_process_panoptic` returns it without fusing.
+        label_ids: labels that get at most one segment in the image, such as sky.
 
     Returns:
         `{"segmentation": (height, width) int32, "segments_info": [{"id": int, "label_id": int, "was_fused": bool,
-        "score": float}, …]}`: a fused segment has the id of the first and the score of the surest of its parts;
-        `was_fused` is whether the label is one of `label_ids`. Others are as they were.
+        "score": float}, …]}`: a fused segment has the id of its first part and the highest score of its parts;
+        `was_fused` is whether the label is one of `label_ids`. Other segments are unchanged.
 
     Raises:
-        ValueError: an id that two segments share, unless they are to be one.
+        ValueError: an id that two segments share, unless they are to be fused.
     """
     segmentation = np.array(segmentation, np.int32)
     known: dict[int, int] = {}
@@ -266,8 +267,8 @@ def fuse_segments(
         label, to_fuse = entry["label_id"], entry["label_id"] in label_ids
         if entry["id"] in known and not (to_fuse and known[entry["id"]] == label):
             raise ValueError(
-                f"two segments have the id {entry['id']}, of the labels {known[entry['id']]} and {label}, so which "
-                "pixels are whose is lost: let post_process_panoptic fuse nothing"
+                f"two segments have the id {entry['id']}, of the labels {known[entry['id']]} and {label}, so "
+                "their pixels cannot be told apart: let post_process_panoptic fuse nothing"
             )
         known[entry["id"]] = label
         if to_fuse and (whole := fused.get(label)):
@@ -281,14 +282,14 @@ def fuse_segments(
 
 
 def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Lays the masks of detections, which may overlap, over each other, the surest on top: segments, to be drawn.
+    """Lay the masks of detections, which may overlap, over each other, the highest-scoring on top; return segments.
 
     Args:
-        found: of one image, as `post_process_masks` and `td.detect` give it.
+        found: of one image, from `post_process_masks` or `td.detect`.
 
     Returns:
-        As `post_process_instance`; ids are the rows of the detections, from 1. What lies wholly under others is not
-        among the segments.
+        As `post_process_instance`; ids are the rows of the detections, from 1. A mask that lies wholly under others is
+        not among the segments.
     """
     segmentation = np.zeros(found["masks"].shape[1:], np.int32)
     for row in np.argsort(found["scores"], kind="stable"):
@@ -305,7 +306,7 @@ def lay_masks(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
 class Segments:
     """The segments of one image.
 
-    Printed, they are a table; in a notebook, a picture and a table; iterated over, one dictionary a segment.
+    Printed, they are a table; in a notebook, a picture and a table; iterated over, one dictionary per segment.
 
     Attributes:
         segmentation: `(height, width)` int32, ids.
@@ -320,24 +321,24 @@ class Segments:
     image: np.ndarray
 
     def __len__(self) -> int:
-        """How many segments."""
+        """Return the number of segments."""
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Gives `{"id": int, "label": int, "name": str, "score": float, "area": int}` for each segment.
+        """Yield `{"id": int, "label": int, "name": str, "score": float, "area": int}` for each segment.
 
-        Areas are in pixels. Of the queries that were fused into a segment, the surest gives the score.
+        Areas are in pixels. The score is the highest of the queries that were fused into a segment.
         """
         return segment_rows(self.segmentation, self.segments_info, self.class_names)
 
     def __repr__(self) -> str:
-        """What the image consists of, in one line."""
+        """Return what the image consists of, in one line."""
         height, width = self.segmentation.shape
         names = [row["name"] for row in self]
         return f"<Segments: {len(names)} in {height} × {width} pixels{': ' if names else ''}{notebook.counted(names)}>"
 
     def _repr_html_(self) -> str:
-        """A picture with the segments and a table, for notebooks."""
+        """Return a picture with the segments and a table, for notebooks."""
         from tfdetr_keras.visualize import image_of_segments  # draws `Segments`
 
         height, width = self.segmentation.shape
@@ -349,7 +350,7 @@ class Segments:
         )
 
     def __str__(self) -> str:
-        """A line a segment."""
+        """Return one line per segment."""
         height, width = self.segmentation.shape
         lines = [f"{notebook.number(len(self), 'segment')} in {height} × {width} pixels"]
         lines += [f"{row['score']:.2f}  {row['name']}  {100 * row['area'] / (height * width):.1f} %" for row in self]
@@ -357,7 +358,7 @@ class Segments:
 
 
 def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
-    """The logits `(batch, queries, h, w)` float32 of the masks, which must be there."""
+    """Return the logits `(batch, queries, h, w)` float32 of the masks; raise if there are none."""
     if "pred_masks" not in outputs:
         raise ValueError(f'outputs have no "pred_masks", only {sorted(outputs)}: this takes a model with a mask head')
     masks = np.asarray(ops.convert_to_numpy(outputs["pred_masks"]), np.float32)
@@ -370,7 +371,7 @@ def _masks(outputs: Mapping[str, Any]) -> np.ndarray:
 def _shared_out(
     maps: Iterable[np.ndarray], count: int, size: tuple[int, int], threshold: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gives each pixel to the first of the maps that are the highest there, while holding only one of them.
+    """Assign each pixel to the map with the highest value there, the first of equal ones, while holding only one map.
 
     Args:
         maps: `count` times `(height, width)` float32, not negative.
@@ -379,7 +380,8 @@ def _shared_out(
         threshold: from which value on a pixel counts for a map's area.
 
     Returns:
-        `(height, width)` int32, the number of each pixel's map; and `(count,)` int64, the maps' areas, won or not.
+        `(height, width)` int32, the number of each pixel's map; and `(count,)` int64, the maps' areas, whether won or
+        not.
     """
     owners, highest = np.zeros(size, np.int32), np.zeros(size, np.float32)
     areas = np.zeros(count, np.int64)
@@ -398,7 +400,7 @@ def _numbered(
     min_ratio: float,
     label_ids_to_fuse: Collection[int],
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Ids `(n,)` int32 of the `n` queries that competed for pixels, 0 = rejected, and what is told of each segment."""
+    """Return ids `(n,)` int32 of the `n` queries that competed for pixels, 0 = rejected, and segment descriptions."""
     ids = np.zeros(len(labels), np.int32)
     segments_info: list[dict[str, Any]] = []
     fused: dict[int, int] = {}

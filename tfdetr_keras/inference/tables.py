@@ -1,13 +1,13 @@
-"""From what Table Transformer's two models detect to tables: rows, columns and cells, with their texts.
+"""Tables from the detections of Table Transformer's two models: rows, columns and cells, with their texts.
 
-The one finds tables on a page, and `crop_tables` cuts them out; the other finds the parts of a table, and
-`read_structure` makes a grid of them, each position of which belongs to one cell. Texts come from elsewhere, from OCR
+One model finds tables on a page, and `crop_tables` cuts them out; the other finds the parts of a table, and
+`read_structure` makes a grid of them, in which each position belongs to one cell. Texts come from elsewhere, from OCR
 or a PDF: `Table.with_text`.
 
 Source: Smock, Pesala and Abraham 2022, "PubTables-1M: Towards comprehensive table extraction from unstructured
-documents", CVPR, arXiv:2110.00061: the classes, and the form that a table has: rows and columns leave no gaps, they
-intersect in the grid's cells, and a spanning cell is made of whole ones. How a detector's answers are brought into this
-form is this file's own.
+documents", CVPR, arXiv:2110.00061: the classes, and the form of a table: rows and columns leave no gaps, they
+intersect in the grid's cells, and a spanning cell is made of whole ones. The rules that turn detections into this
+form are this module's own.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Cell:
     Attributes:
         row: the uppermost one of the grid, from 0.
         column: the leftmost one, from 0.
-        row_span: how many rows.
-        column_span: how many columns.
+        row_span: number of rows.
+        column_span: number of columns.
         box: xyxy, pixels.
         is_column_header: whether it stands in the table's header rows.
         is_projected_row_header: whether it is a heading, as wide as the table, of the rows that follow.
-        text: what is written in it.
+        text: its content.
     """
 
     row: int
@@ -69,7 +69,7 @@ class Table:
         rows: `(rows, 4)` float32 xyxy, pixels, from top to bottom; each begins where the one above ends.
         columns: `(columns, 4)` float32 xyxy, pixels, from left to right; each begins where the one before ends.
         cells: row by row, and from left to right.
-        header_rows: how many of the rows, the first ones, are the column header.
+        header_rows: number of rows, from the first, that are the column header.
     """
 
     rows: np.ndarray
@@ -78,19 +78,19 @@ class Table:
     header_rows: int = 0
 
     def __str__(self) -> str:
-        """A line a row."""
+        """Return one line per row."""
         lines = [f"{len(self.rows)} rows × {len(self.columns)} columns, {self.header_rows} of the rows in the header"]
         return "\n".join([*lines, *(" | ".join(row) for row in self.to_lists())])
 
     def with_text(self, words: Sequence[Mapping[str, Any]]) -> Table:
-        """The table with these words in its cells, instead of any that it had.
+        """Return the table with these words in its cells, instead of any that it had.
 
-        A word belongs to the cell that holds the most of it, if half of it at least is in the table. The words of a
-        cell are put into lines, each from left to right, with a space between one and the next.
+        A word belongs to the cell that holds most of it, if at least half of it is in the table. The words of a
+        cell are put into lines, each from left to right, with spaces between them.
 
         Args:
             words: `{"text": str, "box": (x1, y1, x2, y2)}` each, pixels of the image that the table was read from, in
-                any order. Lines of words do as well, if they do not run through several cells.
+                any order. Lines of words work as well, if they do not run through several cells.
 
         Raises:
             ValueError: a word has no text or no box, or a box that is not four finite numbers, or is inverted.
@@ -109,20 +109,26 @@ class Table:
         return dataclasses.replace(self, cells=tuple(cells))
 
     def to_lists(self) -> list[list[str]]:
-        """The texts, a list a row. A text that spans positions stands in the first of them, the others are empty."""
+        """Return the texts, one list per row.
+
+        A text that spans positions is in the first of them; the others are empty.
+        """
         texts = [[""] * len(self.columns) for _ in self.rows]
         for cell in self.cells:
             texts[cell.row][cell.column] = cell.text
         return texts
 
     def to_csv(self) -> str:
-        """What `to_lists` gives as CSV, a line a row."""
+        """Return the texts of `to_lists` as CSV, one line per row."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self.to_lists())
         return text.getvalue()
 
     def to_html(self) -> str:
-        """A `table` element: the header in a `thead`, and a `tbody` that ends where a projected row header begins."""
+        """Return a `table` element.
+
+        The header is in a `thead`, and a `tbody` ends where a projected row header begins.
+        """
         rows: list[list[Cell]] = [[] for _ in self.rows]
         for cell in self.cells:
             rows[cell.row].append(cell)
@@ -135,7 +141,7 @@ class Table:
         return "\n".join([*lines, "</table>"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes by their names, in lists and dictionaries of plain values, e.g. for JSON."""
+        """Return the attributes by name, in lists and dictionaries of plain values, e.g. for JSON."""
         return {
             "rows": self.rows.tolist(),
             "columns": self.columns.tolist(),
@@ -150,7 +156,7 @@ class TableCrop:
 
     Attributes:
         image: `(height, width, 3)` uint8, RGB.
-        region: what was cut out, xyxy in whole pixels of the page.
+        region: the part that was cut out, xyxy in whole pixels of the page.
         rotated: whether it was turned, by 90° clockwise.
         score: of the detection.
     """
@@ -161,14 +167,14 @@ class TableCrop:
     score: float
 
     def from_page(self, boxes: Any) -> np.ndarray:
-        """Where boxes `(n, 4)` xyxy in pixels of the page are in pixels of `image`; float64."""
+        """Convert boxes `(n, 4)` xyxy from pixels of the page to pixels of `image`; return float64."""
         left, top, _, bottom = self.region
         height = bottom - top
         x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T - np.array([[left], [top], [left], [top]])
         return np.stack([height - y2, x1, height - y1, x2] if self.rotated else [x1, y1, x2, y2], axis=1)
 
     def to_page(self, boxes: Any) -> np.ndarray:
-        """Where boxes `(n, 4)` xyxy in pixels of `image`, such as cells', are in pixels of the page; float64."""
+        """Convert boxes `(n, 4)` xyxy, such as cells', from pixels of `image` to pixels of the page; return float64."""
         left, top, _, bottom = self.region
         height = bottom - top
         x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
@@ -176,7 +182,7 @@ class TableCrop:
         return turned + np.array([left, top, left, top])
 
     def words_from_page(self, words: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Words of the page, as `Table.with_text` takes them, with their boxes in pixels of `image`.
+        """Return words of the page, as `Table.with_text` takes them, with their boxes in pixels of `image`.
 
         Raises:
             ValueError: as `Table.with_text`.
@@ -186,9 +192,9 @@ class TableCrop:
 
 
 def crop_tables(detections: Detections, padding: int = PADDING) -> list[TableCrop]:
-    """Cuts the tables out of a page, each upright, for the structure model.
+    """Cut the tables out of a page, each upright, for the structure model.
 
-    A "table rotated" reads from bottom to top, and is turned by 90° clockwise; so does microsoft/table-transformer.
+    A "table rotated" reads from bottom to top, and is turned by 90° clockwise, as in microsoft/table-transformer.
 
     Args:
         detections: of the detection model, on a page.
@@ -211,7 +217,7 @@ def crop_tables(detections: Detections, padding: int = PADDING) -> list[TableCro
         left, top = max(int(np.floor(x1 - padding)), 0), max(int(np.floor(y1 - padding)), 0)
         right, bottom = min(int(np.ceil(x2 + padding)), width), min(int(np.ceil(y2 + padding)), height)
         if left >= right or top >= bottom:
-            raise ValueError(f"the box {found['box']} has nothing of the page of {height} × {width} pixels in it")
+            raise ValueError(f"the box {found['box']} lies outside the page of {height} × {width} pixels")
         rotated = found["name"] == ROTATED
         image = detections.image[top:bottom, left:right]
         image = np.ascontiguousarray(np.rot90(image, k=-1) if rotated else image)
@@ -220,19 +226,19 @@ def crop_tables(detections: Detections, padding: int = PADDING) -> list[TableCro
 
 
 def read_structure(detections: Detections, thresholds: float | Mapping[str, float] = THRESHOLD) -> Table:
-    """Makes a table of the parts that a model for structure recognition detects in the image of one.
+    """Make a table from the parts that a model for structure recognition detects in the image of one.
 
-    Of the detections above their threshold:
+    From the detections above their threshold:
 
-    1. The surest table is the table, or else all that rows and columns reach over. What lies in it by less than half is
-       left out; rows and columns end where it ends.
-    2. Of two rows that share half of the thinner one, the surer stays; so with columns. A gap between neighbours, or
-       what they share, is divided between them.
+    1. The highest-scoring table is the table, or else everything that rows and columns cover. A part with less than
+       half of itself in the table is left out; rows and columns end where it ends.
+    2. If two rows share half of the thinner one, the higher-scoring one stays; so with columns. A gap between
+       neighbours, or the strip that they share, is divided between them.
     3. The header ends with the last row that the uppermost column header covers by half.
     4. A spanning cell is made of the rows and the columns that it covers by half, a projected row header of such rows
-       and all columns. One that begins in the header and ends below it keeps the part with more rows. Of two that
-       overlap, the surer stays.
-    5. A row in which no cell begins is none, and goes to the one above; such a column, to the one before.
+       and all columns. One that begins in the header and ends below it keeps the part with more rows. If two
+       overlap, the higher-scoring one stays.
+    5. A row in which no cell begins is merged into the one above; such a column, into the one before.
 
     Args:
         detections: of the classes `STRUCTURE`, in one image; detected with the lowest of the thresholds.
@@ -269,7 +275,7 @@ def _check_detections(detections: Any, classes: Sequence[str], model: str) -> No
 
 
 def _surest_first(detections: Detections, thresholds: float | Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Names `(n,)` and boxes `(n, 4)` float64 of what exceeds its threshold."""
+    """Return names `(n,)` and boxes `(n, 4)` float64 of detections above their threshold, sorted by score."""
     by_name = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(STRUCTURE, thresholds)
     if unknown := sorted(set(by_name) - set(STRUCTURE)):
         raise ValueError(f"thresholds has {', '.join(unknown)}: the classes are {', '.join(STRUCTURE)}")
@@ -282,26 +288,29 @@ def _surest_first(detections: Detections, thresholds: float | Mapping[str, float
 
 
 def _hull(boxes: np.ndarray) -> np.ndarray:
-    """The box around boxes; without any, an empty one."""
+    """Return the box around all boxes; an empty one if there are none."""
     if not len(boxes):
         return np.zeros(4)
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def _share(boxes: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """Which part of boxes `(n, 4)` is in another one."""
+    """Return the fraction of each box `(n, 4)` that is in another one."""
     shared = np.minimum(boxes[:, 2:], outer[2:]) - np.maximum(boxes[:, :2], outer[:2])
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.prod(np.maximum(shared, 0), axis=1) / np.where(areas > 0, areas, np.inf)
 
 
 def _shared(one: np.ndarray, other: np.ndarray) -> float:
-    """The length that two intervals share; below 0 if they do not touch."""
+    """Return the length that two intervals share; below 0 if they do not touch."""
     return min(one[1], other[1]) - max(one[0], other[0])
 
 
 def _distinct(intervals: np.ndarray) -> np.ndarray:
-    """Of intervals `(n, 2)`, the surest first, those that share less than half with a surer one; in order of place."""
+    """Suppress non-maximum intervals `(n, 2)`, sorted by score; return the others in order of place.
+
+    An interval is dropped if a higher-scoring one shares half or more of the shorter of the two.
+    """
     kept: list[np.ndarray] = []
     for interval in intervals:
         length = interval[1] - interval[0]
@@ -311,9 +320,9 @@ def _distinct(intervals: np.ndarray) -> np.ndarray:
 
 
 def _edges(intervals: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """Where rows, or columns, begin, and where the last one ends: one more than there are; of none, none.
+    """Return where rows, or columns, begin, and where the last one ends: one more than there are, or none.
 
-    They rise since no row reaches to the middle of its neighbour.
+    They rise since no row reaches the middle of its neighbour.
     """
     kept = _distinct(np.clip(intervals, *outer))
     between = (kept[:-1, 1] + kept[1:, 0]) / 2
@@ -321,7 +330,10 @@ def _edges(intervals: np.ndarray, outer: np.ndarray) -> np.ndarray:
 
 
 def _covered(interval: np.ndarray, edges: np.ndarray) -> tuple[int, int]:
-    """The first of the rows, or columns, that an interval covers by half, and the one after the last; (0, 0): none."""
+    """Return the first of the rows, or columns, that an interval covers by half, and the one after the last.
+
+    If there are none, it is (0, 0).
+    """
     shared = np.minimum(edges[1:], interval[1]) - np.maximum(edges[:-1], interval[0])
     places = np.flatnonzero(shared >= HALF * np.diff(edges))
     return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
@@ -334,7 +346,7 @@ _Region = tuple[int, int, int, int]
 def _regions(
     names: np.ndarray, boxes: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarray, header_rows: int
 ) -> dict[_Region, bool]:
-    """Which rectangle of the grid each cell has, and whether it is a projected row header."""
+    """Return the rectangle of the grid that each cell has, and whether it is a projected row header."""
     taken = np.zeros((len(row_edges) - 1, len(column_edges) - 1), bool)
     regions: dict[_Region, bool] = {}
     for name, box in zip(names.tolist(), boxes, strict=True):
@@ -357,7 +369,7 @@ def _regions(
 
 
 def _table(regions: Mapping[_Region, bool], row_edges: np.ndarray, column_edges: np.ndarray, header_rows: int) -> Table:
-    """Leaves out the edges at which no cell begins."""
+    """Make the table, and leave out the edges at which no cell begins."""
     row_places, column_places = (np.unique([region[axis] for region in regions]) for axis in (0, 2))
     ys = np.append(row_edges[row_places], row_edges[-1]).astype(np.float32)
     xs = np.append(column_edges[column_places], column_edges[-1]).astype(np.float32)
@@ -386,7 +398,7 @@ def _word_box(word: Any, place: int) -> np.ndarray:
 
 
 def _reading_order(boxes: np.ndarray, places: Sequence[int]) -> list[int]:
-    """Some words by lines, and by their left edges.
+    """Return some words ordered by lines, and by their left edges.
 
     A word is on a line if it shares half of its height, or of the other's, with the line's tallest.
     """

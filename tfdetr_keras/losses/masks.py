@@ -10,7 +10,7 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # Lin et al. 2017, "Focal Loss", section 4
 
 
 def mask_losses(pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:
-    """Compares each object's mask with that of its query.
+    """Compare each object's mask with that of its query.
 
     Predictions are enlarged to the size of the masks, bilinearly. With p the probabilities and m the mask, over the n
     pixels of the padded canvas, and N the number of objects of the batch:
@@ -22,7 +22,7 @@ def mask_losses(pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> di
     Args:
         pred_masks: `(batch, objects, h, w)` float, logits of each object's query.
         masks: `(batch, objects, height, width)` bool or 0/1.
-        is_pair: `(batch, objects)` bool, False for padding rows and objects without a query, which are not looked at.
+        is_pair: `(batch, objects)` bool, False for padding rows and objects without a query, which are ignored.
         num_boxes: N, float.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What a valid training target is, and the message for each way of not being one.
+"""Checks of training targets, with a message for each kind of fault.
 
 Targets are dense: `labels` (batch, boxes) with −1 in padding rows, `boxes` (batch, boxes, 4) cxcywh relative to the
-image without its padding. The checks run on the host, at the border of the graph: where a batch is concrete.
+image without its padding. The checks run on the host, before the graph, where a batch is concrete.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def validate_targets(
     image_ids: Sequence[Any] | None = None,
     file_of: Callable[[Any], str | None] | None = None,
 ) -> None:
-    """Raises on targets that a detector cannot be trained on.
+    """Raise if a detector cannot be trained on the targets.
 
     Args:
-        labels: `(batch, boxes)` int, class of each box; −1 marks a padding row, which is not looked at further.
+        labels: `(batch, boxes)` int, class of each box; −1 marks a padding row, which is not checked further.
         boxes: `(batch, boxes, 4)` float, cxcywh in [0, 1].
-        num_classes: number of real classes; the label `num_classes` means "no object" and is not a target's to use.
-        image_ids: names of the images for the messages; their position in the batch where left out.
-        file_of: image id → the image's file, or None where it is not known, for the messages.
+        num_classes: number of real classes; the label `num_classes` means "no object" and must not be in targets.
+        image_ids: names of the images for the messages; by default their positions in the batch.
+        file_of: image id → the image's file, or None if it is not known, for the messages.
 
     Raises:
         ValueError: shapes that do not fit, a label outside [−1, num_classes), a box that is not finite, has a negative
@@ -77,11 +77,11 @@ def validate_targets(
 
 
 def dense_targets(targets: Any) -> Any:
-    """Pads ragged targets to dense ones; leaves everything else as it is.
+    """Pad ragged targets to dense ones; leave everything else as it is.
 
     Args:
-        targets: a dict whose `labels` `(batch, None)` and `boxes` `(batch, None, 4)` may be `tf.RaggedTensor`s, as
-            `tf.data` makes them of images with different numbers of objects.
+        targets: a dict whose `labels` `(batch, None)` and `boxes` `(batch, None, 4)` may be `tf.RaggedTensor`s, which
+            `tf.data` makes from images with different numbers of objects.
 
     Returns:
         The dict with these as tensors: label −1 and box 0 where there is no object.
@@ -97,14 +97,14 @@ def dense_targets(targets: Any) -> Any:
 
 
 def validate_batch(targets: Any, num_classes: int) -> None:
-    """Checks a batch of targets that is concrete; a batch that is being traced is left to the data pipeline's checks.
+    """Check a concrete batch of targets; leave a batch that is being traced to the data pipeline's checks.
 
     Args:
         targets: `{"labels", "boxes"}` as in `validate_targets`, optionally with `"image_id"`.
         num_classes: number of real classes.
 
     Raises:
-        ValueError: `targets` is not such a dictionary, or what `validate_targets` finds.
+        ValueError: `targets` is not such a dictionary; also as `validate_targets`.
     """
     if not isinstance(targets, Mapping) or not {"labels", "boxes"} <= set(targets):
         got = sorted(targets) if isinstance(targets, Mapping) else type(targets).__name__
@@ -119,7 +119,7 @@ def validate_batch(targets: Any, num_classes: int) -> None:
 
 
 def _on_host(tensor: Any) -> np.ndarray | None:
-    """The tensor's value, or None while it is only a symbol of a graph being traced."""
+    """Return the tensor's value, or None if it is a symbol of a graph being traced."""
     if isinstance(tensor, (np.ndarray, list, tuple)):
         return np.asarray(tensor)
     try:

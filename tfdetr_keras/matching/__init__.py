@@ -1,4 +1,4 @@
-"""Which query answers for which object: costs, and the assignment that has the least."""
+"""Matching of queries to objects: the costs, and the assignment with the least total cost."""
 
 import lazy_loader
 

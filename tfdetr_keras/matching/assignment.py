@@ -6,11 +6,11 @@ assignment whose pairs are tight (uᵢ + vⱼ = cᵢⱼ), and assign one more ro
 costs cᵢⱼ − uᵢ − vⱼ ≥ 0 finds the cheapest alternating path from the row to a free column, the pairs along the path are
 exchanged, and v is lowered where the search has been. Only v is stored, as uᵢ = cᵢⱼ − vⱼ for the row's own column j.
 
-What is done here for a machine that computes on whole arrays:
+The implementation suits machines that compute on whole arrays:
 - Each row first claims its cheapest column (u = row minimum, v = 0); the rows that lose their claim are searched for.
 - A few lanes work side by side, each on a problem of its own and at its own point: closing one column of its search, or
   exchanging one pair of its path. A lane whose problem is solved takes the next, those with most rows to search first,
-  so that one hard problem holds up no other and the costs in use stay in the cache.
+  so that a hard problem does not delay the others and the costs in use stay in the cache.
 - All lanes take one step per iteration of a single flat loop over arrays of `(lanes, columns)`.
 """
 
@@ -32,23 +32,23 @@ LARGEST_COST = 1e30
 
 
 def linear_sum_assignment(cost: Any, row_mask: Any = None, column_mask: Any = None) -> Any:
-    """Assigns rows to columns at the least total cost, for each matrix of a batch.
+    """Assign rows to columns at the least total cost, for each matrix of a batch.
 
-    Does what `scipy.optimize.linear_sum_assignment` does, for all matrices at once and inside the graph: min(rows,
+    This is `scipy.optimize.linear_sum_assignment` for all matrices at once and inside the graph: it finds min(rows,
     columns) pairs whose costs sum to the least possible, counted over the unmasked rows and columns; among equally good
-    assignments any may come out. The solver is compiled by the backend (XLA on TensorFlow and JAX), eager calls
-    included; no gradient flows through it.
+    assignments it may return any. The solver is compiled by the backend (XLA on TensorFlow and JAX), also in eager
+    calls; no gradient flows through it.
 
     One problem takes O(min(rows, columns)² · max(rows, columns)) operations at worst, and near O(rows · columns) when
-    most rows have a cheapest column of their own. The arithmetic is float32, on costs taken relative to their problem's
-    least cost. It is compiled once per shape, which takes two seconds: keep shapes fixed and mask what is padding.
+    most rows have a cheapest column of their own. The arithmetic is float32, on costs relative to their problem's
+    least cost. It is compiled once per shape, which takes two seconds: keep shapes fixed and mask the padding.
     Sizes unknown while a TensorFlow graph is traced are rounded up to multiples of 8 so that few shapes occur; then let
     rows be the shorter side, since only known sizes tell which side to search from.
 
     Args:
-        cost: `(..., rows, columns)` float or int, with any number of leading batch axes, also none. An entry that is
+        cost: `(..., rows, columns)` float or int, with any number of leading batch axes, or none. An entry that is
             NaN or infinite, of either sign, is a last resort: it counts as one finite cost so large that as few such
-            pairs as possible are made. Finite entries are cut to ±1e30.
+            pairs as possible are made. Finite entries are clipped to ±1e30.
         row_mask: `(..., rows)` bool, True for real rows, False for padding; None if all rows are real.
         column_mask: `(..., columns)` bool, likewise.
 
@@ -98,12 +98,12 @@ def _checked_mask(name: str, mask: Any, expected: tuple[int | None, ...]) -> Any
 
 
 def padding_of(size: Any) -> Any:
-    """How much makes an axis, whose size is known only at run time, a multiple of `SIZE_STEP` that is not zero."""
+    """Return how much to add to an axis of unknown static size to make it a non-zero multiple of `SIZE_STEP`."""
     return ops.maximum(size + -size % SIZE_STEP, SIZE_STEP) - size
 
 
 def _round_up(cost: Any, row_mask: Any, column_mask: Any) -> tuple[Any, Any, Any]:
-    """Pads the axes whose size is known only at run time (so that none is zero either) and masks what was added."""
+    """Pad the axes whose size is known only at run time (so that none is zero) and mask the padding."""
     sizes = ops.shape(cost)
     extra = [0 if isinstance(size, int) else padding_of(size) for size in sizes]
     row_mask = ops.ones(sizes[:2], "bool") if row_mask is None else row_mask
@@ -116,7 +116,7 @@ def _round_up(cost: Any, row_mask: Any, column_mask: Any) -> tuple[Any, Any, Any
 
 @compiled
 def _solve(cost: Any, row_mask: Any, column_mask: Any) -> Any:
-    """Solves `(problems, rows, columns)`, no size of which is zero; searches from the shorter side if it is known."""
+    """Solve `(problems, rows, columns)`, no size of which is zero; search from the shorter side if it is known."""
     problems, rows, columns = ops.shape(cost)
     sizes_known = isinstance(rows, int) and isinstance(columns, int)
     if sizes_known and rows > columns:
@@ -132,7 +132,7 @@ def _solve(cost: Any, row_mask: Any, column_mask: Any) -> Any:
 
 
 def _assign_rows(cost: Any, row_mask: Any, column_mask: Any, rows_can_be_left: bool) -> Any:
-    """The row of each column, `(problems, columns)` int32, −1 for free columns."""
+    """Return the row of each column, `(problems, columns)` int32, −1 for free columns."""
     problems, rows, _ = ops.shape(cost)
     row_mask = ops.ones((problems, rows), "bool") if row_mask is None else row_mask
     cost = _relative_cost(cost, row_mask, column_mask)
@@ -141,7 +141,10 @@ def _assign_rows(cost: Any, row_mask: Any, column_mask: Any, rows_can_be_left: b
 
 
 def _relative_cost(cost: Any, row_mask: Any, column_mask: Any) -> Any:
-    """Costs above the least of their problem, a finite penalty for what is not finite, and +inf in masked columns."""
+    """Return costs relative to the least of their problem.
+
+    Costs that are not finite become a finite penalty, and masked columns +inf.
+    """
     finite = ops.logical_and(ops.abs(cost) < math.inf, row_mask[:, :, None])
     if column_mask is not None:
         finite = ops.logical_and(finite, column_mask[:, None, :])
@@ -157,7 +160,7 @@ def _relative_cost(cost: Any, row_mask: Any, column_mask: Any) -> Any:
 
 
 def _claim_cheapest(cost: Any, row_mask: Any) -> tuple[Any, Any]:
-    """Gives every column to one of the rows that find it cheapest.
+    """Assign every column to one of the rows that find it cheapest.
 
     Returns:
         The row of each column, `(problems, columns)` int32, −1 for free columns; and `(problems, rows)` bool, True for
@@ -178,11 +181,11 @@ def _claim_cheapest(cost: Any, row_mask: Any) -> tuple[Any, Any]:
 
 
 class _Lanes(NamedTuple):
-    """What each lane is doing; all are `(lanes,)` or `(lanes, columns)` but the first and the last.
+    """The state of each lane; all arrays are `(lanes,)` or `(lanes, columns)`, except the first and the last.
 
     A lane grows the tree of shortest alternating paths from its root row, one column per iteration, until it closes a
-    free column; then it walks back along the path, one pair per iteration. What an iteration finds out about v and
-    the path costs is written by the next one, so that each array is passed over once.
+    free column; then it walks back along the path, one pair per iteration. An iteration's results about v and
+    the path costs are written by the next one, so that each array is passed over once.
     """
 
     started: Any  # () problems handed out so far
@@ -205,7 +208,7 @@ class _Lanes(NamedTuple):
 
 
 def _search(cost: Any, owner: Any, unassigned: Any, rows_can_be_left: bool) -> Any:
-    """Assigns the unassigned rows by shortest augmenting paths.
+    """Assign the unassigned rows by shortest augmenting paths.
 
     If `rows_can_be_left`, a problem may have more rows than columns. When a search closes all columns and finds none
     free, one of the rows it has reached is left unassigned, namely the one at the end of the cheapest path.

@@ -1,7 +1,7 @@
-"""How a query says what it has found: the cost of a wrong class, the loss, and which queries count in the end.
+"""Classification of queries: the cost of a wrong class, the loss, and the answers that are kept in the end.
 
-One object says all of it, so that matching, training, post-processing and exports agree. `"softmax"` and `"focal"` are
-short for the two that are published; a class derived from `Classification` is another.
+One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"` and `"focal"`
+are short names of the two published ones; derive a class from `Classification` for another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOCAL_COST_EPSILON = 1e-8  # inside the logarithms, as in the published matchers
 
 
 class Weighting(NamedTuple):
-    """How the classes are weighed in the loss; the fields of `SetCriterion` of the same names."""
+    """The weights of the classes in the loss; its fields are those of `SetCriterion` with the same names."""
 
     class_weights: tuple[float, ...] | None = None
     eos_coefficient: float = 0.1
@@ -31,22 +31,22 @@ class Weighting(NamedTuple):
 
 
 class Classification(abc.ABC):
-    """What the class logits of a query mean."""
+    """The meaning of a query's class logits."""
 
     name: str
     has_no_object: bool  # whether the last logit stands for "no object"
 
     def num_logits(self, num_classes: int) -> int:
-        """How many logits a query has."""
+        """Return the number of logits of a query."""
         return num_classes + self.has_no_object
 
     @abc.abstractmethod
     def cost(self, logits: Any, wanted: Any) -> Any:
-        """Give the class term of the matching's cost.
+        """Return the class term of the matching's cost.
 
         Args:
             logits: `(batch, layers, queries, logits)` float.
-            wanted: `(batch, layers, queries, objects)` float, those of the objects' classes.
+            wanted: `(batch, layers, queries, objects)` float, the logits of the objects' classes.
 
         Returns:
             `(batch, layers, queries, objects)` float.
@@ -54,7 +54,7 @@ class Classification(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
-        """Give `loss_ce` of each decoder layer, `(layers,)`.
+        """Return `loss_ce` of each decoder layer, `(layers,)`.
 
         Args:
             logits: `(batch, layers, queries, logits)` float32.
@@ -65,11 +65,11 @@ class Classification(abc.ABC):
 
     @abc.abstractmethod
     def is_object(self, logits: Any) -> Any:
-        """Tell which queries find something rather than nothing, `(…, queries, logits)` → `(…, queries)` bool."""
+        """Return which queries find something rather than nothing, `(…, queries, logits)` → `(…, queries)` bool."""
 
     @abc.abstractmethod
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
-        """Order an image's answers by their scores, the highest first; in the backend's own tensors.
+        """Return an image's answers ordered by their scores, the highest first, in the backend's own tensors.
 
         Args:
             logits: `(batch, queries, logits)` float, of known queries and logits.
@@ -81,7 +81,7 @@ class Classification(abc.ABC):
 
     @abc.abstractmethod
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give an image's answers as post-processing takes them, before there is a threshold.
+        """Return an image's answers for post-processing, before any threshold.
 
         Args:
             logits: `(batch, queries, logits)` float32.
@@ -92,26 +92,26 @@ class Classification(abc.ABC):
         """
 
     def __eq__(self, other: object) -> bool:
-        """Two of one class are one."""
+        """Return whether both are of one class."""
         return type(self) is type(other)
 
     def __hash__(self) -> int:
-        """As for `__eq__`."""
+        """Return a hash that agrees with `__eq__`."""
         return hash(type(self))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments: none."""
+        """Return the constructor's arguments: none."""
         return {}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Classification:
-        """The object that `get_config` described."""
+        """Return the object that `get_config` described."""
         return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
 class Softmax(Classification):
-    """One distribution over the classes and "no object" per query, of which the likeliest class counts.
+    """One distribution over the classes and "no object" per query; the likeliest class is the answer.
 
     Source: DETR, section 3.1.
     """
@@ -120,11 +120,11 @@ class Softmax(Classification):
     has_no_object = True
 
     def cost(self, logits: Any, wanted: Any) -> Any:
-        """−p, the probability rather than its logarithm, as the paper has it."""
+        """Return −p, the probability rather than its logarithm, as in the paper."""
         return -ops.exp(wanted - ops.logsumexp(logits, axis=-1, keepdims=True))
 
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
-        """Weighted mean cross-entropy."""
+        """Return the weighted mean cross-entropy."""
         num_classes, smoothing = logits.shape[-1], weighting.label_smoothing
         class_weights = ops.convert_to_tensor(
             [*(weighting.class_weights or [1.0] * (num_classes - 1)), weighting.eos_coefficient], "float32"
@@ -139,11 +139,11 @@ class Softmax(Classification):
         return -ops.divide_no_nan(ops.sum(losses, axis=(0, 2)), sum_over_replicas(ops.sum(weights, axis=(0, 2))))
 
     def is_object(self, logits: Any) -> Any:
-        """Those whose likeliest answer is a class."""
+        """Return which queries have a class as their likeliest answer."""
         return ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
 
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
-        """All queries, each with its likeliest class."""
+        """Return all queries, each with its likeliest class."""
         # Not `argmax`, which Keras makes of an operation that ONNX does not have.
         best, labels = ops.top_k(ops.softmax(logits)[..., :-1], k=1)
         scores, queries = ops.top_k(best[..., 0], k=logits.shape[1])
@@ -151,7 +151,7 @@ class Softmax(Classification):
         return scores, labels, ops.cast(queries, "int32")
 
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All queries in their order, each with its likeliest class."""
+        """Return all queries in their order, each with its likeliest class."""
         probabilities = softmax(logits)[..., :-1]
         scores, labels = probabilities.max(-1), probabilities.argmax(-1)
         return scores, labels, np.broadcast_to(np.arange(logits.shape[1]), scores.shape)
@@ -159,7 +159,7 @@ class Softmax(Classification):
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
 class Focal(Classification):
-    """An independent sigmoid per class and no "no object"; a query may speak for several classes.
+    """An independent sigmoid per class, without "no object"; a query may give several classes.
 
     Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; Zhu et al. 2021,
     "Deformable DETR", arXiv:2010.04159, appendix A.4.
@@ -169,14 +169,14 @@ class Focal(Classification):
     has_no_object = False
 
     def cost(self, logits: Any, wanted: Any) -> Any:
-        """The focal loss of the class being there, less that of it not being there."""
+        """Return the focal loss for the class being there, less that for its absence."""
         probability = ops.sigmoid(wanted)
         there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
         absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
         return there - absent
 
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:
-        """Focal loss, summed over queries and classes, an object."""
+        """Return the focal loss per object, summed over queries and classes."""
         num_classes, smoothing, alpha = logits.shape[-1], weighting.label_smoothing, weighting.focal_alpha
         target = ops.one_hot(classes, num_classes + 1)[..., :-1] * (1 - smoothing) + smoothing / 2
         probability = ops.sigmoid(logits)
@@ -190,11 +190,11 @@ class Focal(Classification):
         return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
 
     def is_object(self, logits: Any) -> Any:
-        """Those that give a class a probability above 1/2."""
+        """Return which queries give a class a probability above 1/2."""
         return ops.max(logits, axis=-1) > 0
 
     def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
-        """The likeliest pairs of query and class."""
+        """Return the likeliest pairs of query and class."""
         queries, classes = logits.shape[1], logits.shape[2]
         probabilities = ops.reshape(ops.sigmoid(logits), (-1, queries * classes))
         scores, place = ops.top_k(probabilities, k=min(top_k, queries * classes))
@@ -202,7 +202,7 @@ class Focal(Classification):
         return scores, place % classes, place // classes
 
     def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The likeliest pairs; of equal ones that of the earlier query, then that of the lower label."""
+        """Return the likeliest pairs; among equal ones, the earlier query comes first, then the lower label."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         pairs = sigmoid(logits).reshape(len(logits), -1)
@@ -215,7 +215,7 @@ SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal()
 
 
 def classification_named(classification: str | Classification) -> Classification:
-    """Return the object that a short name stands for; an object stands for itself.
+    """Return the object that a short name stands for; an object is returned unchanged.
 
     Raises:
         ValueError: neither such a name nor a `Classification`.
@@ -228,12 +228,15 @@ def classification_named(classification: str | Classification) -> Classification
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
+    """Return the probabilities along the last axis."""
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, small ones as exact relative to themselves as large ones: some are compared with each other."""
+    """Return probabilities that are as accurate, relative to their size, for small values as for large ones.
+
+    Some are compared with each other.
+    """
     with np.errstate(over="ignore"):  # of float32 below -88; the probability is 0
         return 1 / (1 + np.exp(-logits))

@@ -23,17 +23,17 @@ def matching_cost(
     cost_giou: float = 2.0,
     classification: str | Classification = "softmax",
 ) -> Any:
-    """Cost of giving each object to each query.
+    """Return the cost of assigning each object to each query:
 
     cost = c(class) · cost_class + ‖b − b̂‖₁ · cost_bbox − GIoU(b, b̂) · cost_giou
 
-    with c = −p, p the softmax probability, or for sigmoid classification the focal loss of the class being there less
-    that of it not being there: c = −α (1 − p)^γ log(p + ε) + (1 − α) p^γ log(1 − p + ε), α = 0.25, γ = 2, ε = 1e-8.
+    with c = −p, p the softmax probability. For sigmoid classification, c is the focal loss for the class being there
+    less that for its absence: c = −α (1 − p)^γ log(p + ε) + (1 − α) p^γ log(1 − p + ε), α = 0.25, γ = 2, ε = 1e-8.
 
     Args:
         logits: `(batch, layers, queries, classes + 1)` float, last = no object; `(…, classes)` with `"focal"`.
         pred_boxes: `(batch, layers, queries, 4)` float, cxcywh.
-        labels: `(batch, objects)` int; rows with a negative label are padding, their costs mean nothing.
+        labels: `(batch, objects)` int; rows with a negative label are padding, and their costs are meaningless.
         boxes: `(batch, objects, 4)` float, cxcywh.
         cost_class: weight of the class term.
         cost_bbox: weight of the L1 distance of the boxes.
@@ -41,7 +41,7 @@ def matching_cost(
         classification: `"softmax"`, `"focal"` or a `Classification`.
 
     Returns:
-        `(batch, layers, objects, queries)` float: objects as rows, as each of them is to get one query.
+        `(batch, layers, objects, queries)` float: objects are the rows, since each of them gets one query.
 
     Source:
         DETR, section 3.1 ("Object detection set prediction loss") and appendix A.2; the class term is a probability
@@ -70,7 +70,7 @@ def match(
     cost_giou: float = 2.0,
     classification: str | Classification = "softmax",
 ) -> Any:
-    """Finds for each object the query that answers for it, at the least total cost per image and decoder layer.
+    """Find for each object the query that answers for it, at the least total cost per image and decoder layer.
 
     One cost tensor and one solve serve all layers and images; no gradient flows through either. Arguments are those of
     `matching_cost`.
@@ -96,7 +96,7 @@ def match(
 
 @functools.cache
 def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: str | Classification) -> Any:
-    """Costs and assignment as one compiled function: most of the time goes into passes over the costs."""
+    """Return costs and assignment as one compiled function: most of the time is spent on passes over the costs."""
 
     def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
         cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)

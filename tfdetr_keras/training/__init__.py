@@ -1,4 +1,4 @@
-"""Training: the recipe's optimizer, AP while it runs, checkpoints to go on from, and a whole run in one call."""
+"""Training: the recipe's optimizer, AP during training, checkpoints to resume from, and a whole run in one call."""
 
 import lazy_loader
 

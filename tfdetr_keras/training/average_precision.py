@@ -1,4 +1,4 @@
-"""COCO's AP during training, as a Keras callback: the figure that says whether a detector learns."""
+"""COCO's AP during training, as a Keras callback: the metric that shows whether a detector learns."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from tfdetr_keras.training.averages import averaged_weights
 
 
 class AveragePrecision(keras.callbacks.Callback):
-    """Measures COCO's AP on held-out records after each epoch of `fit`, and at the end of `evaluate`.
+    """A callback that measures COCO's AP on held-out records after each epoch of `fit`, and at the end of `evaluate`.
 
     The logs get `val_AP`, `val_AP50`, `val_AP75`, `val_APs`, `val_APm`, `val_APl` and `val_AR1` … `val_ARl`, so that
     `ModelCheckpoint(monitor="val_AP", mode="max")`, `EarlyStopping` and `TensorBoard`, behind it in the list of
-    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools; so are masks, where
-    they are asked for, as `val_mask_AP`, `val_mask_AP50`, …
+    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools; so are masks, if
+    requested, as `val_mask_AP`, `val_mask_AP50`, …
 
     Args:
         records: held-out records, see `tfdetr_keras.data.record`; not batches.
         class_names: name of each label.
-        size: of images, in place of that of the preprocessing, see `td.Preprocessing`; as in training.
-        batch_size: images a batch; with 1 there is no padding to change the answers.
-        pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
+        size: of images, instead of the preprocessing's, see `td.Preprocessing`; as in training.
+        batch_size: images a batch; with 1 there is no padding that changes the answers.
+        pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
         every: epochs from one measurement to the next; the last epoch is always measured.
-        averaged: whether the averages of the weights are measured in place of the weights, after each epoch (an
+        averaged: whether the averages of the weights are measured instead of the weights, after each epoch (an
             optimizer with `use_ema`); not together with `keras.callbacks.SwapEMAWeights`, which does the same.
         masks: whether AP of masks is measured, too, of records with masks and a model with a mask head.
-        size_rule: by which images are resized, in place of that of the preprocessing.
+        size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
 
     Attributes:
         metrics: of the last measurement, see `tfdetr_keras.evaluation.evaluate_detections`; also the AP of each class.
-        evaluator: which has the last detections, to be written or drawn.
-        progress: called with the number of images measured so far; None, if nobody wants to know.
+        evaluator: holds the last detections, to be written or drawn.
+        progress: called with the number of images measured so far; None for no calls.
 
     Raises:
-        ValueError: records without masks, where these are to be measured; while training: the model's classes are not
+        ValueError: records without masks, if masks are to be measured; while training: the model's classes are not
             those of `class_names`, or bad records.
     """
 
@@ -70,15 +70,15 @@ class AveragePrecision(keras.callbacks.Callback):
         self._in_fit = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """`fit` runs `evaluate` for its validation data, which is not the time to measure."""
+        """Note that `fit` has begun: it runs `evaluate` for its validation data, which is not the time to measure."""
         self._in_fit = True
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """From here on `evaluate` is called by somebody else."""
+        """Note that `fit` has ended: from here on the user calls `evaluate`."""
         self._in_fit = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Measures, and adds the figures to the logs."""
+        """Measure AP, and add the metrics to the logs."""
         if (epoch + 1) % self.every == 0 or epoch + 1 == (self.params or {}).get("epochs"):
             with averaged_weights(self.model) if self.averaged else contextlib.nullcontext():
                 self._measure()
@@ -87,7 +87,7 @@ class AveragePrecision(keras.callbacks.Callback):
                 logs.update({f"val_{name}": self.metrics[name] for name in names})
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Measures, and prints AP and AP50: Keras' `evaluate` returns nothing of a callback."""
+        """Measure AP, and print AP and AP50, since Keras' `evaluate` returns nothing from a callback."""
         if not self._in_fit:
             self._measure()
             print(summary(self.metrics))
@@ -97,6 +97,6 @@ class AveragePrecision(keras.callbacks.Callback):
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """AP and AP50 of boxes, and of masks where they were measured, in a line."""
+    """Return AP and AP50 of boxes, and of masks if they were measured, in one line."""
     shown = {"AP": "AP", "AP50": "AP50", f"{MASK}AP": "mask AP", f"{MASK}AP50": "mask AP50"}
     return ", ".join(f"{title} {metrics[name]:.3f}" for name, title in shown.items() if name in metrics)

@@ -1,4 +1,4 @@
-"""The averages of the weights that a Keras optimizer keeps beside them (`use_ema=True`), put to use for a while."""
+"""Use of the averages of the weights that a Keras optimizer keeps beside them (`use_ema=True`)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from keras import ops
 
 
 def keeps_averages(model: keras.Model) -> bool:
-    """Whether the model's optimizer has `use_ema`."""
+    """Return whether the model's optimizer has `use_ema`."""
     optimizer = model.optimizer
     return bool(getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False))
 
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """While it is open, the model has the averages of its weights; afterwards its own again, to the bit.
+    """Give the model the averages of its weights while the context is open; restore its own afterwards, to the bit.
 
-    `keras.callbacks.SwapEMAWeights` exchanges the two by adding and subtracting, which does not quite bring the weights
-    back, and gives the last epoch's up.
+    `keras.callbacks.SwapEMAWeights` exchanges the two by adding and subtracting, which does not restore the weights
+    exactly, and gives up those of the last epoch.
 
     Raises:
         ValueError: the optimizer keeps no averages, or none yet.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: all that it goes on from, and the models to keep; a kill hurts none of them."""
+"""Checkpoints of a training run: everything needed to resume it, and the models to keep. No kill damages them."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ _Stamp = tuple[int, int, int] | None
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps, at the end of each epoch, the state to go on from, the last model, and the best one.
+    """A callback that keeps, at the end of each epoch, the state to resume from, the last model, and the best one.
 
-    In the folder stand then `state.safetensors` (weights, the optimizer's moments and averages, the seeds of dropout,
+    The folder then holds `state.safetensors` (weights, the optimizer's moments and averages, the seeds of dropout,
     the logs of all epochs), `last.keras` and `best.keras`. Each is replaced as a whole, the state last: whenever the
-    process is killed, `restore` finds the end of an epoch, and what was lost is trained again, to the same result.
+    process is killed, `restore` finds the end of an epoch, and what was lost is trained again, with the same result.
 
         checkpoint = Checkpoint("run")
         done = checkpoint.restore(model)  # compiled as before
         batches = td.data.prepare(records, …, first_epoch=done)
         model.fit(batches, initial_epoch=done, epochs=50, callbacks=[AveragePrecision(…), checkpoint])
 
-    Put it behind the callbacks whose figures it should keep, and not beside `keras.callbacks.SwapEMAWeights`, which
-    leaves the averages where the state expects the weights: `averaged=True` does that callback's work.
+    Put it after the callbacks whose metrics it should keep, and do not combine it with
+    `keras.callbacks.SwapEMAWeights`, which leaves the averages where the state expects the weights: `averaged=True`
+    does that callback's work.
 
     Weights, moments or averages that are not finite are never written.
 
     Args:
-        folder: where to write; made if it does not exist.
-        monitor: name in the logs by which the best model is chosen; epochs without it choose nothing.
+        folder: to write to; made if it does not exist.
+        monitor: name in the logs by which the best model is chosen; epochs without it are not considered.
         mode: whether "max" or "min" of it is best.
         averaged: whether the two models get the averages of the weights (an optimizer with `use_ema`).
-        when_best: called with the epoch of a new best model, before the state is written: what it does is then done
-            again if a kill comes between.
+        when_best: called with the epoch of a new best model, before the state is written, so that it is called again
+            if the process is killed in between.
 
     Attributes:
         history: the logs of each epoch so far, those before `restore` included.
@@ -62,7 +63,7 @@ class Checkpoint(keras.callbacks.Callback):
     Raises:
         ValueError: while training: the folder holds a run that was not restored, or another program has written into
             it since; arrays that are not finite, with their names.
-        FullDiskError: while training: the disk has no room; the last checkpoint is as it was.
+        FullDiskError: while training: the disk has no room; the last checkpoint is unchanged.
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Checkpoint(keras.callbacks.Callback):
         self._known: _Stamp = None  # the state that this object read or wrote last
 
     def restore(self, model: keras.Model) -> int:
-        """Puts a compiled model where the last whole epoch left it.
+        """Restore a compiled model to the end of the last complete epoch.
 
         Returns:
-            The number of epochs done, to be `fit`'s `initial_epoch`; 0, and nothing changed, where there is no run.
+            The number of epochs done, for `fit`'s `initial_epoch`; 0, with nothing changed, if there is no run.
 
         Raises:
             ValueError: the state is damaged, missing beside the models of a run, or of another model or optimizer; or
-                its best model was chosen by another figure.
+                its best model was chosen by another metric.
         """
         path, variables = self.folder / STATE, _variables(model)
         if not path.exists():
@@ -111,12 +112,12 @@ class Checkpoint(keras.callbacks.Callback):
         return len(self.history)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Refuses to train over a run, before an epoch is spent on it."""
+        """Raise if training would overwrite a run, before an epoch is spent on it."""
         if process_index() == 0:
             self._refuse_another_run()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the files; of several workers the first one does."""
+        """Write the files; with several workers only the first one does."""
         refuse_non_finite(self.model, epoch)
         self.history = [*self.history[:epoch], {name: float(value) for name, value in (logs or {}).items()}]
         improved = self._improves(self.history[-1].get(self.monitor))
@@ -142,16 +143,16 @@ class Checkpoint(keras.callbacks.Callback):
         (self.folder / FIRST_EPOCH).unlink(missing_ok=True)
 
     def _refuse_lost_state(self) -> None:
-        """Raises where models of a run are left of which the state is gone."""
+        """Raise if there are models of a run whose state is missing."""
         models = [name for name in (BEST, LAST) if (self.folder / name).exists()]
         if models and not (self.folder / FIRST_EPOCH).exists():
             raise ValueError(
-                f"{self.folder} holds {' and '.join(models)} of a run, but not its {STATE}, without which it cannot go "
-                f"on: bring the file back, or start from {self.folder / models[0]} in a new folder"
+                f"{self.folder} holds {' and '.join(models)} of a run, but not its {STATE}, without which it cannot be "
+                f"continued: bring the file back, or start from {self.folder / models[0]} in a new folder"
             )
 
     def _refuse_another_run(self) -> None:
-        """Raises where writing would lose what this object has neither read nor written."""
+        """Raise if writing would overwrite files that this object has neither read nor written."""
         path = self.folder / STATE
         stamp = _stamp(path)
         if stamp == self._known:
@@ -162,28 +163,28 @@ class Checkpoint(keras.callbacks.Callback):
             return  # its own, removed since: it is written again
         if self._known is None:
             raise ValueError(
-                f"{self.folder} holds a run already: go on with it (restore the checkpoint before fit), or give "
+                f"{self.folder} holds a run already: continue it (restore the checkpoint before fit), or give "
                 "another folder"
             )
         raise ValueError(
-            f"another program has written {path} since this one did: give each a folder of its own; the file is left "
-            "as that program wrote it"
+            f"another program has written {path} since this one did, and its file is kept: give each program a folder "
+            "of its own"
         )
 
     def _refuse_other_choice(self, notes: Mapping[str, Any]) -> None:
-        """Raises where the best model so far was chosen by another figure than the next ones would be."""
+        """Raise if the best model so far was chosen by another metric than the next ones would be."""
         history, best = notes["history"], notes["best"]
         before = notes.get("monitor", self.monitor), notes.get("mode", self.mode)
         unknown = best is not None and self.monitor not in history[best]
         if before != (self.monitor, self.mode) or unknown:
             chosen = f"the {before[1]} of {before[0]}" if before[0] != self.monitor or not unknown else "another figure"
             raise ValueError(
-                f"{self.folder} chose its best model by {chosen}, not by the {self.mode} of {self.monitor}: go on with "
-                f"the same validation records, or begin a new run from {self.folder / LAST}"
+                f"{self.folder} chose its best model by {chosen}, not by the {self.mode} of {self.monitor}: continue "
+                f"with the same validation records, or begin a new run from {self.folder / LAST}"
             )
 
     def _without_optimizer(self) -> keras.Model:
-        """A copy of the model as it is now: Keras' own format always takes a compiled model's optimizer along."""
+        """Return a copy of the model as it is now; Keras' own format would include a compiled model's optimizer."""
         with by_this_worker_alone():
             if self._kept is None or self._kept[0] is not self.model:
                 self._kept = self.model, type(self.model).from_config(self.model.get_config())
@@ -202,17 +203,17 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def save_state(model: keras.Model, path: str | Path, notes: Mapping[str, Any]) -> None:
-    """Writes every variable of a compiled model and its optimizer, and some notes, into one safetensors file."""
+    """Write every variable of a compiled model and its optimizer, and some notes, into one safetensors file."""
     arrays = {name: np.asarray(ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()}
     write_arrays(path, arrays, notes)
 
 
 def _readable(path: Path) -> StateFile:
-    """Opens a state, and says what else there is to go on from where it cannot be used."""
+    """Open a state; if it cannot be used, name the other ways to continue."""
     try:
         state = StateFile(path)
         if not isinstance(state.notes, dict) or not {"history", "best"} <= set(state.notes):
-            raise ValueError(f"{path} is not a whole training state (it does not say which epochs were done)")
+            raise ValueError(f"{path} is not a complete training state (it does not say which epochs were done)")
         return state
     except ValueError as error:
         last = path.with_name(LAST)
@@ -226,12 +227,15 @@ def _refuse_other_variables(state: StateFile, variables: Mapping[str, Any]) -> N
     if wrong := sorted({name for name, _ in shapes.items() ^ expected.items()}):
         raise ValueError(
             f"{state.path} is of another model or optimizer: {len(wrong)} variables differ in name or shape, "
-            f"{wrong[0]} for one; make and compile the model as it was"
+            f"e.g. {wrong[0]}; make and compile the model as for that run"
         )
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
-    """All variables by name: their place and their path, but for numbers that Keras counts over the whole program."""
+    """Return all variables by name, which is their place and their path.
+
+    Numbers that Keras counts over the whole program are left out of the names.
+    """
     if getattr(model, "optimizer", None) is None:
         raise ValueError("the model has no optimizer: call compile first")
     model.optimizer.build(model.trainable_variables)
@@ -243,12 +247,12 @@ def _variables(model: keras.Model) -> dict[str, Any]:
 
 
 def _without_counts(name: str) -> str:
-    """A variable's name, which its place keeps apart from others, without what differs between two equal models."""
+    """Return a variable's name without the parts that differ between two equal models; its place keeps it distinct."""
     return _COUNTED.sub("", name)
 
 
 def _stamp(path: Path) -> _Stamp:
-    """What tells one file at a path from the next one there; None where there is none."""
+    """Return a value that distinguishes a file at a path from the next one there; None if there is no file."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Images with more objects than a model has queries: the surplus can never be found, which is told beforehand."""
+"""Warnings of images with more objects than a model has queries: the surplus can never be found."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def tell_crowded_images(records: tf.data.Dataset, num_queries: int) -> bool:
         num_queries: of the model.
 
     Returns:
-        Whether the reader knows its records without reading the images. Drawn shapes, which are for trying things, are
-        known without the numbers of their objects, of which nothing is said.
+        Whether the reader knows its records without reading the images. Drawn shapes, which are for experiments, are
+        known, but not how many objects they have; there is no warning of them.
     """
     images = crowded = 0
     fullest: dict[str, Any] = {"objects": num_queries}
@@ -42,10 +42,10 @@ def tell_crowded_images(records: tf.data.Dataset, num_queries: int) -> bool:
 
 
 def watch_crowding(batches: tf.data.Dataset, num_queries: int) -> tf.data.Dataset:
-    """Return the same batches; the first image in one of them with more objects than queries is told in a warning.
+    """Return the same batches, and warn of the first image in one of them with more objects than queries.
 
     Args:
-        batches: as `prepare` gives them.
+        batches: as `prepare` returns them.
         num_queries: of the model.
     """
     told: list[int] = []

@@ -1,4 +1,4 @@
-"""What a run notes of its records, to notice later that they are others: names, numbers and annotations, no pixels."""
+"""A run's record of its data, to detect later changes: names, numbers and annotations, no pixels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UNKNOWN = -1  # objects
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What can be known of a set of records without decoding an image.
+    """The properties of a set of records that are known without decoding an image.
 
     Attributes:
         images: the number of records, unreadable ones included.
-        objects: the number of objects to be found; None where only reading the images would tell.
-        names: a checksum over the images' names and ids, in their order; None where a reader does not know them.
+        objects: the number of objects to be found; None if only reading the images would tell.
+        names: a checksum over the images' names and ids, in their order; None if a reader does not know them.
         annotations: a checksum over boxes and labels, in the same order; None likewise.
     """
 
@@ -35,16 +35,16 @@ class Fingerprint:
     annotations: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the attributes, for a file."""
+        """Return the attributes as a dictionary, for a file."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Fingerprint:
-        """Returns the fingerprint that `as_json` described; what is not there is not known."""
+        """Return the fingerprint that `as_json` wrote; missing entries are unknown."""
         return cls(**{name: content.get(name) for name in cls.__dataclass_fields__})  # type: ignore[arg-type]
 
     def differences(self, before: Fingerprint) -> list[str]:
-        """Returns how the records differ from earlier ones, in words; nothing is said of what one does not know."""
+        """Return in words how the records differ from earlier ones; unknown properties are not compared."""
         known = {name: (value, getattr(before, name)) for name, value in asdict(self).items()}
         differ = [name for name, pair in known.items() if None not in pair and pair[0] != pair[1]]
         told = [f"{known[name][0]} {name}, not {known[name][1]}" for name in ("images", "objects") if name in differ]
@@ -56,10 +56,10 @@ class Fingerprint:
 
 
 def fingerprint(records: tf.data.Dataset) -> Fingerprint:
-    """Look at all records without decoding an image.
+    """Read the fingerprint of all records without decoding an image.
 
     Args:
-        records: as a reader returned them, or what was made of them since; of others the number alone is known.
+        records: from a reader, or derived from those; of others only the number is known.
     """
     names, annotations = hashlib.sha256(), hashlib.sha256()
     seen = objects = 0
@@ -76,13 +76,13 @@ def fingerprint(records: tf.data.Dataset) -> Fingerprint:
 
 
 def outlines_of(records: tf.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Yield what the readers of a dataset's records know of each without reading its image; see `OUTLINE_SPEC`."""
+    """Yield what the readers know of each of a dataset's records without reading its image; see `OUTLINE_SPEC`."""
     for reader in readers_of(records, lambda reader: reader.outline_of is not None):
         yield from reader.outlines()
 
 
 def count(records: tf.data.Dataset) -> int:
-    """Return the number of records, unreadable ones included; where only a pass can tell, nothing is decoded for it."""
+    """Return the number of records, unreadable ones included; if only a pass can tell, it decodes nothing."""
     reader = reader_of(records)
     entries = records if reader is None else reader.entries
     number = int(entries.cardinality())

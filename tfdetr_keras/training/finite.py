@@ -1,4 +1,4 @@
-"""Whether weights and what an optimizer keeps of them are numbers: what is not must never be saved over what was."""
+"""Checks that weights and the optimizer's arrays are finite: other values must never overwrite a good checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 3  # names in a message
 
 
 def non_finite_arrays(model: keras.Model) -> tuple[list[str], int]:
-    """Look for NaN and infinity in a model's weights and in its optimizer's moments and averages.
+    """Find NaN and infinity in a model's weights and in its optimizer's moments and averages.
 
     Returns:
         The paths of the arrays that hold one, and the number of all arrays.
@@ -26,10 +26,10 @@ def refuse_non_finite(model: keras.Model, epoch: int) -> None:
 
     Args:
         model: compiled.
-        epoch: the number of the epoch that it is at the end of, from 0.
+        epoch: the number of the epoch that has just ended, from 0.
 
     Raises:
-        ValueError: some are not; names the first of them.
+        ValueError: some are not finite; names the first of them.
     """
     found, count = non_finite_arrays(model)
     if not found:
@@ -38,7 +38,7 @@ def refuse_non_finite(model: keras.Model, epoch: int) -> None:
     raise ValueError(
         f"at the end of epoch {epoch + 1}, {len(found)} of {count} arrays of weights and optimizer hold NaN or "
         f"infinity ({named}): lower the learning rate, or limit the gradients (global_clipnorm); nothing of this epoch "
-        "was saved, the last checkpoint is as it was"
+        "was saved, the last checkpoint is unchanged"
     )
 
 

@@ -1,4 +1,4 @@
-"""The whole of a training run in one call: model, recipe, AP, checkpoints, and a folder that tells the story."""
+"""A whole training run in one call: model, recipe, AP, checkpoints, and a folder with figures and a report."""
 
 from __future__ import annotations
 
@@ -61,39 +61,39 @@ def fit_detector(
     accept_changed_data: bool = False,
     **settings: Any,
 ) -> RunFolder:
-    """Trains a detector on records and keeps everything of the run in a folder.
+    """Train a detector on records and keep everything of the run in a folder.
 
     A `DETRForSegmentation` is trained with masks, and so is a detector with `masks=True`: the paper's second stage.
 
-    A run that was stopped, killed even, goes on with `resume=True` from its last whole epoch, and ends with the weights
-    that it would have had. While a process trains in a folder, no other may.
+    A run that was stopped or killed continues with `resume=True` from its last complete epoch, and ends with the same
+    weights as without the interruption. While a process trains in a folder, no other may.
 
     Args:
         records: to train on, see `tfdetr_keras.data.record`; for segmentation read with masks.
-        class_names: name of each label, put on one line and made different where they are not, see `tidy_names`.
+        class_names: name of each label, put on one line and made distinct, see `tidy_names`.
         out: the folder of the run, see `tfdetr_keras.training.run_folder` for what it holds.
-        validation: records to measure AP on after each epoch, and for segmentation mask AP, by which the best model is
-            then chosen; without them it is that of least loss.
-        source: what to start from: whatever `DETR.from_pretrained` takes, or the name of a preset for random weights.
-        resume: whether to go on with the run in `out`; a new one is begun where there is none.
+        validation: records to measure AP on after each epoch, and for segmentation mask AP; the best model is then
+            chosen by it. Without them the best model is that of least loss.
+        source: the starting model: whatever `DETR.from_pretrained` takes, or the name of a preset for random weights.
+        resume: whether to continue the run in `out`; if there is none, a new one begins.
         callbacks: further callbacks of `fit`, which run after those of the run itself.
         data: a note for the run's `config.json` on how the records can be read again.
-        accept_changed_data: whether to go on although the records are others than the run had before: by their number,
-            their names or their annotations, as far as that is known without decoding images. The report then tells.
+        accept_changed_data: whether to continue although the records differ from those of the run in their number,
+            their names or their annotations, as far as this is known without decoding images. The report then says so.
         **settings: see `tfdetr_keras.training.Settings`.
 
-    The folder holds the run from the end of its first epoch on. Where that is not reached, nothing stays.
+    The folder holds the run from the end of its first epoch on. If that is not reached, nothing is left of the run.
 
     Returns:
         The folder, with `metrics` and `load_model()`, the best model.
 
     Raises:
         ValueError: bad records or settings; records without masks for segmentation; a folder that holds a run already
-            or in which another process trains, or, to resume, one of other settings or records, of more epochs, with a
-            damaged state or without one beside its results; a loss that is not finite, with the ids of the images, or
-            weights that are not. The last checkpoint is then as it was.
+            or in which another process trains; when resuming, a run of other settings or records, of more epochs, with
+            a damaged state or without one beside its results; a loss that is not finite, with the ids of the images, or
+            weights that are not finite. The last checkpoint is then unchanged.
         FullDiskError: the disk has no room; likewise.
-        KeyboardInterrupt: at Ctrl-C, with how to go on.
+        KeyboardInterrupt: at Ctrl-C, with a message on how to resume.
 
     Source:
         The recipe is that of DETR, section 4 and appendix A.4.
@@ -113,13 +113,13 @@ def fit_detector(
 
 @contextlib.contextmanager
 def _told_what_is_left(run: RunFolder) -> Iterator[None]:
-    """Puts into a `KeyboardInterrupt`, which is a Ctrl-C, what is left of a run and how to go on."""
+    """Add to a `KeyboardInterrupt` (Ctrl-C) what is left of a run and how to resume it."""
     try:
         yield
     except KeyboardInterrupt:
         left = "no epoch was finished, and nothing is left of it"
         if run.state_path().exists():
-            left = f"{run.path} keeps all finished epochs, fit_detector(…, resume=True) goes on with them"
+            left = f"{run.path} keeps all finished epochs, fit_detector(…, resume=True) continues from them"
         raise KeyboardInterrupt(left) from None
 
 
@@ -135,7 +135,7 @@ def _train(
     accept_changed_data: bool,
     chosen: Settings,
 ) -> None:
-    """Trains in the run's folder; arguments and errors are those of `fit_detector`."""
+    """Train in the run's folder; arguments and errors are those of `fit_detector`."""
     if resume:
         run.refuse_lost_state()
     else:
@@ -214,7 +214,7 @@ def _train(
 
 
 class _Begin(keras.callbacks.Callback):
-    """Writes what a run is at the end of its first epoch: a run that does not get there leaves nothing."""
+    """A callback that writes the description of a run at the end of its first epoch: a shorter run leaves nothing."""
 
     def __init__(self, write: Callable[[], None]) -> None:
         super().__init__()
@@ -222,14 +222,14 @@ class _Begin(keras.callbacks.Callback):
         self._is_due = True
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes, once."""
+        """Write the description once."""
         if self._is_due:
             self._write()
         self._is_due = False
 
 
 def _announce(model: Detector, settings: Settings, steps: int, images: int, validation_images: int) -> None:
-    """Says what is going to be trained, and that nothing will be measured where there is nothing to measure on."""
+    """Log what is going to be trained, and that nothing will be measured if there are no validation images."""
     if process_index() != 0:
         return
     logger.info(
@@ -271,7 +271,7 @@ def _check_workers(settings: Settings) -> None:
     workers = number_of_processes()
     if workers > 1 and keras.distribution.distribution() is None:
         raise ValueError(
-            f"{workers} processes, each of which would train a model of its own: first call "
+            f"{workers} processes would each train a model of their own: first call "
             "keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))"
         )
     if settings.batch_size % workers:
@@ -288,7 +288,7 @@ def _check_masks(model: Detector, **sets: tf.data.Dataset | None) -> None:
 
 
 def _batches(settings: Settings) -> dict[str, Any]:
-    """Arguments of `prepare`, for training and for validation; of this worker's part of each batch."""
+    """Return the arguments of `prepare` for training and validation, for this worker's part of each batch."""
     names = ("pad_to", "max_boxes", "preprocessing")
     return {"batch_size": settings.batch_size // number_of_processes()} | {
         name: getattr(settings, name) for name in names
@@ -296,12 +296,15 @@ def _batches(settings: Settings) -> dict[str, Any]:
 
 
 def _validation_batches(validation: tf.data.Dataset | None, settings: Settings) -> tf.data.Dataset | None:
-    """For the validation loss. Several workers go without: their shares of the last batch would differ."""
+    """Return batches for the validation loss; None with several workers, whose last shares would differ."""
     return None if validation is None or number_of_processes() > 1 else prepare(validation, **_batches(settings))
 
 
 def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, count: int) -> tf.data.Dataset:
-    """A dataset of which each pass is one epoch of `fit`: one pass over the records, or `steps_per_epoch` batches."""
+    """Return a dataset of which each pass is one epoch of `fit`.
+
+    An epoch is one pass over the records, or `steps_per_epoch` batches.
+    """
     # With a set number of steps an epoch begins with a pass of its own, so that the epoch's number says which.
     passes = 1
     if settings.steps_per_epoch is not None:
@@ -323,7 +326,7 @@ def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, coun
 
 
 def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> None:
-    """The backbone alone learns where each class is."""
+    """Train the backbone alone to tell where each class is."""
     epochs = settings.pretraining_epochs
     if not epochs:
         return
@@ -340,7 +343,7 @@ def _pretrain(model: Detector, records: tf.data.Dataset, settings: Settings) -> 
 
 
 def _verbose() -> int:
-    """A bar for people, a line per epoch for logs; of several workers the first one talks."""
+    """Return Keras' verbosity: a bar for people, a line per epoch for logs, nothing for workers but the first."""
     if process_index() != 0:
         return 0
     return 1 if sys.stdout.isatty() else 2

@@ -1,4 +1,4 @@
-"""Whether a run that is to be gone on with is the run that it was: classes, settings, records."""
+"""Checks that a run is resumed with the same classes, settings and records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: 
     """Raise if the run was started with other classes or settings.
 
     Args:
-        run: that is gone on with.
+        run: to resume.
         class_names: name of each label.
-        settings: with what is the model's own written out, see `Settings.resolved`.
+        settings: with the model's own values filled in, see `Settings.resolved`.
 
     Raises:
-        ValueError: it was; the message names what differs.
+        ValueError: it was; the message names the differences.
     """
     config = run.config()
     if list(class_names) != tidy_names(config["class_names"], run.path):
@@ -41,8 +41,8 @@ def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: 
     ]
     if changed:
         raise ValueError(
-            f"{run.path} cannot go on with other settings ({'; '.join(changed)}): only {', '.join(CHANGEABLE)} may "
-            "change; to train on with others, begin a new run from its last.keras"
+            f"{run.path} cannot be resumed with other settings ({'; '.join(changed)}): only {', '.join(CHANGEABLE)} "
+            "may change; to train with other settings, begin a new run from its last.keras"
         )
 
 
@@ -50,25 +50,25 @@ def refuse_other_data(run: RunFolder, records: Mapping[str, Fingerprint | None],
     """Raise if the run was started with other records.
 
     Args:
-        run: that is gone on with.
-        records: the training and the validation records of now, by these names; None where there are none.
-        accepted: whether other records than before are meant.
+        run: to resume.
+        records: the present training and validation records, by these names; None if there are none.
+        accepted: whether the change of records is intended.
 
     Returns:
-        Whether they are others.
+        Whether the records changed.
 
     Raises:
-        ValueError: there are validation records now and there were none, or the reverse; or, unless that is accepted,
-            records of another number, other names or other annotations. What an earlier version did not note, and what
-            a reader does not know without decoding images, is not compared.
+        ValueError: there are validation records now and there were none, or the reverse; or, unless accepted,
+            records of another number, other names or other annotations. Properties that an earlier version did not
+            note, or that a reader does not know without decoding images, are not compared.
     """
     before = records_before(run.config())
     last = run.path / "last.keras"
     if (before["validation"] is None) != (records["validation"] is None):
         was, now = ("without", "with") if before["validation"] is None else ("with", "without")
         raise ValueError(
-            f"{run.path} was trained {was} validation records and cannot go on {now} them, since its best model is "
-            f"chosen by them: give what it had, or begin a new run from {last}"
+            f"{run.path} was trained {was} validation records and cannot be resumed {now} them, since they decide "
+            f"which model is best: give the same as before, or begin a new run from {last}"
         )
     changed = [
         f"{part}: {difference}"
@@ -78,14 +78,14 @@ def refuse_other_data(run: RunFolder, records: Mapping[str, Fingerprint | None],
     ]
     if changed and not accepted:
         raise ValueError(
-            f"{run.path} was trained on other data ({'; '.join(changed)}): bring that back, say accept_changed_data to "
-            f"go on with what is there now, or begin a new run from {last}"
+            f"{run.path} was trained on other data ({'; '.join(changed)}): bring that back, set accept_changed_data to "
+            f"continue with the present data, or begin a new run from {last}"
         )
     return bool(changed)
 
 
 def records_before(config: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
-    """Return what a run noted of its records; of runs of earlier versions, which noted their number alone, that.
+    """Return what a run noted of its records; earlier versions noted only their number.
 
     Args:
         config: the content of the run's `config.json`.
@@ -101,11 +101,11 @@ def records_before(config: Mapping[str, Any]) -> dict[str, Fingerprint | None]:
 def counts_in_words(
     records: Mapping[str, Fingerprint | None], before: Mapping[str, Fingerprint | None] | None = None, done: int = 0
 ) -> dict[str, str]:
-    """Return how many images each part has, for the report.
+    """Return in words how many images each part has, for the report.
 
     Args:
         records: by part.
-        before: those of the epochs before, where they were others.
+        before: the records of earlier epochs, if they differed.
         done: the number of these epochs.
     """
     told = {}

@@ -1,7 +1,8 @@
-"""A Ctrl-C that ends training wherever it comes.
+"""A Ctrl-C that ends training wherever it arrives.
 
 Python raises `KeyboardInterrupt` in the code that happens to run. In a destructor or the callback of a weak reference,
-of which matplotlib and TensorFlow run many, it is printed and dropped, and the program goes on as if nobody had asked.
+of which matplotlib and TensorFlow run many, it is printed and dropped, and the program continues as if nobody had
+asked.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import keras
 
 
 class StopAtInterrupt(keras.callbacks.Callback):
-    """Raises a `KeyboardInterrupt` that was dropped once more, before the next step.
+    """A callback that raises a dropped `KeyboardInterrupt` again before the next step.
 
-    It listens while it is entered as a context manager; outside of the main thread, which alone hears of signals, and
-    where Ctrl-C is ignored, it does nothing.
+    It listens while it is entered as a context manager. It does nothing outside of the main thread, which alone
+    receives signals, or where Ctrl-C is ignored.
 
     Raises:
         KeyboardInterrupt: while training.
@@ -50,11 +51,11 @@ class StopAtInterrupt(keras.callbacks.Callback):
             raise
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops before the epoch."""
+        """Raise before the epoch."""
         self._stop()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Stops before the step."""
+        """Raise before the step."""
         self._stop()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Texts of users in Markdown: shown as they are written, whatever they hold."""
+"""Users' texts in Markdown: shown exactly as they are written, whatever they contain."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ _MEANINGFUL = str.maketrans({character: f"&#{ord(character)};" for character in 
 
 
 def escaped(text: str) -> str:
-    """Write a text on one line so that Markdown shows it as it is: as text, in the running text or a table's cell."""
+    """Return a text on one line, escaped so that Markdown shows it literally, in running text or a table's cell."""
     return " ".join(text.splitlines()).translate(_MEANINGFUL)

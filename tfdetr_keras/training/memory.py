@@ -1,8 +1,8 @@
-"""How much memory a training step takes, from shapes, before it is tried: later an error ends a run in its middle.
+"""Estimates of a training step's memory from shapes, before it is tried: an error later would end a run half way.
 
-Counted are the numbers that the way back needs: of the backbone the results of its convolutions from the first trained
-part on, of the transformer tokens and attention weights, of the mask head the maps of the objects; and for each trained
-weight gradient and moments. What a step takes of each was measured on a CPU with TensorFlow, see "Memory of a step" in
+The estimate counts the numbers that the backward pass needs: the results of the backbone's convolutions from the first
+trained part on, tokens and attention weights of the transformer, the mask head's maps of the objects; and gradient and
+moments for each trained weight. The memory for each was measured on a CPU with TensorFlow, see "Memory of a step" in
 benchmarks/RESULTS.md; it is float32, or less.
 """
 
@@ -39,14 +39,14 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
     """Estimate the bytes that a training step takes beyond the model's own.
 
     Args:
-        model: that is trained.
+        model: to train.
         batch_size: images a batch, on one device.
         height: of the canvas, pixels.
         width: of the canvas, pixels.
-        objects: of an image, whose masks are made; `OBJECTS` by default.
+        objects: number of objects in an image whose masks are made; `OBJECTS` by default.
 
     Returns:
-        None for a network whose steps were not measured.
+        The bytes; None for a network whose steps were not measured.
     """
     config = model.config
     if not isinstance(config, DETRConfig) or not isinstance(config.backbone, ResNetConfig):
@@ -61,12 +61,12 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
 
 
 class Advice(NamedTuple):
-    """What a training step is estimated to take.
+    """The estimated memory of a training step.
 
     Attributes:
         needed: bytes.
-        free: bytes that this process may still take; None where the system does not tell.
-        text: what to say of it.
+        free: bytes that this process may still take; None if the system does not tell.
+        text: a message on it.
         is_too_much: whether more is needed than is free.
     """
 
@@ -77,16 +77,16 @@ class Advice(NamedTuple):
 
 
 def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preprocessing) -> Advice | None:
-    """Say what a training step will take, and what to change where that is more than is free.
+    """Return an estimate of a training step's memory, and what to change if it exceeds the free memory.
 
     Args:
-        model: that is trained, compiled or not.
+        model: to train, compiled or not.
         settings: of the run.
         preprocessing: of the run.
 
     Returns:
-        None where the model is trained on an accelerator, whose memory nobody asks for here, or is a network whose
-        steps were not measured.
+        None if the model is trained on an accelerator, whose memory is not considered here, or if the steps of its
+        network were not measured.
     """
     if any(not device.startswith("cpu") for device in keras.distribution.list_devices()):
         return None
@@ -119,7 +119,7 @@ def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preproc
 
 
 def usual_canvas(preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return the height and the width of the canvas of lying photographs, pixels."""
+    """Return the height and width of the canvas of photographs in landscape format, pixels."""
     if preprocessing.pad_to is not None or preprocessing.rule not in ("huggingface", "facebook"):
         return preprocessing.largest
     height, width = (preprocessing.rounded_up(side) for side in preprocessing.size)
@@ -127,7 +127,7 @@ def usual_canvas(preprocessing: Preprocessing) -> tuple[int, int]:
 
 
 def _halves(batch_size: int) -> list[int]:
-    """Smaller batches, the largest first."""
+    """Return smaller batch sizes, the largest first."""
     return [batch_size >> shift for shift in range(1, batch_size.bit_length())]
 
 
@@ -136,9 +136,9 @@ def _gb(size: int) -> str:
 
 
 def free_memory() -> int | None:
-    """Return how many bytes this process may still take, as far as the system tells; None where it does not.
+    """Return how many bytes this process may still take; None if the system does not tell.
 
-    That is what the machine has left, or the limit of a container if that is less.
+    That is the free memory of the machine, or the limit of a container if that is less.
     """
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -157,7 +157,7 @@ def free_memory() -> int | None:
 
 
 def _cells(backbone: ResNetConfig, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the last feature map."""
+    """Return the height and width of the last feature map."""
     halvings = 1 + len(backbone.depths) - backbone.dilation
     for _ in range(halvings):
         height, width = -(-height // 2), -(-width // 2)
@@ -165,7 +165,7 @@ def _cells(backbone: ResNetConfig, height: int, width: int) -> tuple[int, int]:
 
 
 def _of_backbone(backbone: ResNetConfig, frozen: Sequence[str], height: int, width: int) -> int:
-    """Numbers kept of one image: the results of the convolutions behind the first one that is trained."""
+    """Return how many numbers are kept per image: the results of the convolutions from the first trained one on."""
     parts = {"stem": 0}
     height, width = -(-height // 2), -(-width // 2)
     parts["stem"] = 2 * height * width * backbone.stem_channels
@@ -189,7 +189,7 @@ def _of_backbone(backbone: ResNetConfig, frozen: Sequence[str], height: int, wid
 
 
 def _of_tokens(config: DETRConfig, height: int, width: int) -> int:
-    """Numbers kept of one image for the tokens of all layers."""
+    """Return how many numbers are kept per image for the tokens of all layers."""
     tokens, queries, d_model = height * width, config.num_queries, config.d_model
     encoder = tokens * (TOKEN_WIDTHS * d_model + 2 * config.encoder_ffn_dim)
     decoder = queries * (2 * TOKEN_WIDTHS * d_model + 2 * config.decoder_ffn_dim) + 2 * tokens * d_model
@@ -198,12 +198,12 @@ def _of_tokens(config: DETRConfig, height: int, width: int) -> int:
 
 
 def _of_attention(config: DETRConfig, height: int, width: int) -> int:
-    """Weights of the encoder's attention for one image: each token's to each."""
+    """Return how many weights the encoder's attention has for one image: of each token to each."""
     return config.encoder_layers * config.encoder_attention_heads * (height * width) ** 2
 
 
 def _of_masks(config: SegmentationConfig, height: int, width: int, objects: int) -> int:
-    """Numbers kept of one image: the mask head's maps of the objects, the finest of which are the most."""
+    """Return how many numbers are kept per image for the mask head's maps of the objects, mostly the finest ones."""
     finer = len(config.mask_head_widths) - 1
     return sum(
         3 * objects * height * width * 4 ** min(level, finer) * channels

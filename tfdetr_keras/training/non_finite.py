@@ -1,4 +1,4 @@
-"""Training that stops where its loss or its weights are no numbers any more, and says on which images."""
+"""A stop of training when its loss or its weights are not finite, with the images where it happened."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SHOWN = 16  # images in a message
 
 
 class StopAtNonFiniteLoss(keras.callbacks.Callback):
-    """Ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
+    """A callback that ends `fit` with a `ValueError` at the first step whose loss is NaN or infinite.
 
-    The last step of an epoch has no loss behind it that would tell: the weights and what the optimizer keeps of them
-    are looked at then, before anything is measured or saved.
+    After the last step of an epoch no further loss would show it; so the weights and the optimizer's arrays
+    are checked then, before anything is measured or saved.
 
-    The message names the epoch, the step and its images, by their files where these are known, else by their ids, if
-    `fit` got the batches by way of `watch`. The epoch's end is not reached, so no checkpoint is written over the last
-    good one.
+    The message names the epoch, the step and its images, by their files if known, else by their ids, if
+    `fit` got the batches through `watch`. The epoch's end is not reached, so the last good checkpoint is not
+    overwritten.
 
     Raises:
         ValueError: while training.
@@ -40,7 +40,7 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         self._batches: tf.data.Dataset | None = None
 
     def watch(self, batches: tf.data.Dataset) -> tf.data.Dataset:
-        """The same batches, as `prepare` gives them; the image ids of each are noted as it passes."""
+        """Return the batches of `prepare` unchanged, and note the image ids of each as it passes."""
 
         self._batches = batches
 
@@ -55,11 +55,11 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         return batches.enumerate().map(pass_on)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Counts steps anew."""
+        """Restart the count of steps."""
         self._epoch, self._next_step, self._looked_at = epoch, 0, None
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the loss. Keras logs its mean over the epoch, which is finite no longer than all of its parts."""
+        """Check the loss. Keras logs its mean over the epoch, which is finite only while all of its parts are."""
         first, self._next_step = self._next_step, batch + 1  # several, with steps_per_execution
         loss = float((logs or {}).get("loss", 0.0))
         if math.isfinite(loss):
@@ -68,16 +68,16 @@ class StopAtNonFiniteLoss(keras.callbacks.Callback):
         raise ValueError(
             f"the loss is {loss} in epoch {self._epoch + 1}, step {batch + 1}"
             + (f" ({self._described(image_ids)})" if image_ids else "")
-            + ": look at these images and boxes, or lower the learning rate; the last checkpoint is as it was"
+            + ": look at these images and boxes, or lower the learning rate; the last checkpoint is unchanged"
         )
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the weights before they are measured, inside of `fit`."""
+        """Check the weights before they are measured, inside `fit`."""
         if self._next_step:
             self._look_at_weights()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Looks at the weights."""
+        """Check the weights."""
         self._look_at_weights()
 
     def _look_at_weights(self) -> None:

@@ -1,7 +1,7 @@
 """AdamW with DETR's settings: a tenth of the learning rate in the backbone, gradients clipped hard (DETR, section 4).
 
 Two details differ from `keras.optimizers.AdamW` and are PyTorch's: epsilon is added to the bias-corrected root of the
-second moment, not to the root as it is; and weight decay follows each group's own learning rate.
+second moment, not to the uncorrected root; and weight decay follows each group's own learning rate.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 class AdamW(keras.optimizers.Adam):
     """AdamW as PyTorch computes it, with learning rates by group of variables; the defaults are DETR's recipe.
 
-    Everything else of a Keras optimizer works as ever: schedules, `use_ema`, `gradient_accumulation_steps`,
+    Everything else of a Keras optimizer works as usual: schedules, `use_ema`, `gradient_accumulation_steps`,
     `exclude_from_weight_decay`, saving.
 
     Args:
-        learning_rate: a number or a schedule, of the variables in no group.
+        learning_rate: a number or a schedule, for the variables in no group.
         learning_rate_multipliers: name of a part of the model → factor on the learning rate of its variables. A name is
-            one or several whole steps of a variable's path (`"backbone"`, `"encoder/layer0"`); of several that fit, the
-            longest counts. By default `{"backbone": 0.1}`.
-        weight_decay: decoupled, of all variables, those of normalisations and biases included.
-        global_clipnorm: limit of the norm of all gradients together; None clips nothing. With
-            `gradient_accumulation_steps`, that of the accumulated ones.
+            one or several whole steps of a variable's path (`"backbone"`, `"encoder/layer0"`); if several match, the
+            longest is used. By default `{"backbone": 0.1}`.
+        weight_decay: decoupled, for all variables, those of normalisations and biases included.
+        global_clipnorm: limit of the norm of all gradients together; None does not clip. With
+            `gradient_accumulation_steps`, of the accumulated gradients.
         beta_1: decay of the mean of the gradients.
         beta_2: decay of the mean of their squares.
         epsilon: added to the root of the latter, bias-corrected. Gradients clipped to 0.1 are small: Keras' own default
@@ -93,7 +93,7 @@ class AdamW(keras.optimizers.Adam):
         self.learning_rate_multipliers = dict(learning_rate_multipliers)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the moments, and finds each variable's group."""
+        """Create the moments, and find each variable's group."""
         if not self.built:
             groups = [self._group(variable.path) for variable in variables]
             self._multipliers = [1.0 if group is None else self.learning_rate_multipliers[group] for group in groups]
@@ -102,10 +102,10 @@ class AdamW(keras.optimizers.Adam):
         super().build(variables)
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Moves all variables, with gradients clipped as those of the whole batch.
+        """Update all variables, with gradients clipped as those of the whole batch.
 
-        Under a `tf.distribute` strategy Keras clips the gradients of each replica and adds up what is left. Here they
-        are added up first; each replica then brings the same share of the sum, clipped to its share of the limit.
+        Under a `tf.distribute` strategy Keras clips the gradients of each replica and adds up the results. Here they
+        are added up first; each replica then contributes the same share of the sum, clipped to its share of the limit.
         """
         replicas, limits = number_of_replicas(), ("clipnorm", "global_clipnorm", "clipvalue")
         before = {name: getattr(self, name) for name in limits}
@@ -122,7 +122,7 @@ class AdamW(keras.optimizers.Adam):
                 setattr(self, name, limit)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Moves one variable: first its decay, then the step of Adam."""
+        """Update one variable: first its decay, then the step of Adam."""
         dtype, index = variable.dtype, self._get_variable_index(variable)
         rate = ops.cast(learning_rate, dtype) * self._multipliers[index]
         gradient = ops.cast(gradient, dtype)
@@ -143,14 +143,14 @@ class AdamW(keras.optimizers.Adam):
         self.assign_sub(variable, rate / correction_1 * mean / root)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
+        """Return the constructor's arguments."""
         return super().get_config() | {
             "weight_decay": self.decoupled_weight_decay,
             "learning_rate_multipliers": self.learning_rate_multipliers,
         }
 
     def _group(self, path: str) -> str | None:
-        """The longest name of a group that is a part of a variable's path."""
+        """Return the longest name of a group that is a part of a variable's path."""
         names = [name for name in self.learning_rate_multipliers if f"/{name.strip('/')}/" in f"/{path}/"]
         return max(names, key=len, default=None)
 

@@ -1,10 +1,9 @@
-"""A start for backbones that have no pretrained weights: learn where each class is before learning which boxes there
-are.
+"""Pretraining of backbones without weights: they learn where each class is before the detector learns boxes.
 
-DETR's backbone comes pretrained on ImageNet (section 4, "Technical details"); from random weights the transformer first
-has to guess at features that mean nothing, and few can wait that long. `BackbonePretraining` trains the backbone alone,
-on the detector's own dataset, to tell for each cell of its last feature map which classes' boxes cover the cell. That
-is a plain convolutional task and takes minutes where the detector would take hours.
+DETR's backbone comes pretrained on ImageNet (section 4, "Technical details"). From random weights, the transformer
+would first get meaningless features, which takes very long. `BackbonePretraining` trains the backbone alone, on the
+detector's own dataset, to predict for each cell of its last feature map which classes' boxes cover the cell. That is a
+plain convolutional task and takes minutes where the detector would take hours.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tfdetr_keras.models.own_loss import OwnLossModel
 
 
 class BackbonePretraining(OwnLossModel):
-    """A detector's backbone with a 1×1 convolution that says which classes cover each cell.
+    """A detector's backbone with a 1×1 convolution that predicts which classes cover each cell.
 
     The backbone is shared, not copied: after `fit` the detector has the weights. Compile it with an optimizer of its
     own and fit it on the detector's datasets; the loss, mean binary cross-entropy over cells and classes, is built in.
@@ -27,8 +26,8 @@ class BackbonePretraining(OwnLossModel):
     Inputs and targets: those of the detector. Outputs: `(batch, rows, columns, num_classes)` float32 logits.
 
     Args:
-        detector: the model whose `backbone` is to be trained. Its `batch_norm` should be `"trainable"`: frozen
-            statistics are meant for weights that are already there.
+        detector: the model whose `backbone` is trained. Its `batch_norm` should be `"trainable"`: frozen
+            statistics are for pretrained weights.
     """
 
     loss_advice = "the loss, cross-entropy over cells and classes, is the model's own"
@@ -40,13 +39,13 @@ class BackbonePretraining(OwnLossModel):
         self.head = layers.Conv2D(self.num_classes, 1, dtype="float32", name="head")
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """`{"pixel_values": (batch, height, width, 3)}` → `(batch, rows, columns, num_classes)` logits."""
+        """Map `{"pixel_values": (batch, height, width, 3)}` to `(batch, rows, columns, num_classes)` logits."""
         return self.head(self.backbone(inputs["pixel_values"], training=training)[-1])
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Mean binary cross-entropy over the cells whose centre lies in the image and over the classes."""
+        """Return the mean binary cross-entropy over the cells whose centre lies in the image and over the classes."""
         rows, columns = ops.shape(y_pred)[1:3]
         height, width = ops.shape(x["pixel_values"])[1:3]
         vertical = _cell_centres(rows, height, ops.sum(x["pixel_mask"][:, :, 0], axis=1))
@@ -58,7 +57,7 @@ class BackbonePretraining(OwnLossModel):
         return ops.sum(per_cell * weight) / ops.maximum(ops.sum(weight), 1.0)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Keras' `fit`, with the detector's checks of the targets."""
+        """Run Keras' `fit`, with the detector's checks of the targets."""
         if is_tf_dataset(x):
             kwargs.setdefault("shuffle", False)
         with checked(x, y, num_classes=self.num_classes) as x:
@@ -66,13 +65,16 @@ class BackbonePretraining(OwnLossModel):
 
 
 def _cell_centres(cells: Any, pixels: Any, image_pixels: Any) -> Any:
-    """Where the cells' centres lie along one side, `(batch, cells)`, 0 … 1 in the image and beyond in its padding."""
+    """Return where the cells' centres lie along one side, `(batch, cells)`.
+
+    They are 0 … 1 in the image and larger in its padding.
+    """
     centre = (ops.arange(cells, dtype="float32") + 0.5) * (ops.cast(pixels, "float32") / ops.cast(cells, "float32"))
     return centre[None, :] / ops.cast(ops.maximum(image_pixels, 1), "float32")[:, None]
 
 
 def _covering_classes(targets: Any, vertical: Any, horizontal: Any, num_classes: int) -> Any:
-    """`(batch, rows, columns, num_classes)` float32, 1 where a box of the class covers the cell's centre."""
+    """Return `(batch, rows, columns, num_classes)` float32, 1 where a box of the class covers the cell's centre."""
     boxes = targets["boxes"]  # cxcywh
     inside_y = ops.abs(vertical[:, :, None] - boxes[:, None, :, 1]) <= boxes[:, None, :, 3] / 2
     inside_x = ops.abs(horizontal[:, :, None] - boxes[:, None, :, 0]) <= boxes[:, None, :, 2] / 2

@@ -1,4 +1,4 @@
-"""What a run says while it works: before the long silence of the first step, behind it, and, in a log, now and then."""
+"""Messages of a run while it works: before and after the long first step, and, in a log, from time to time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EVERY = 60  # seconds between two words on how far an epoch is, or a measurement
 
 
 class Progress(keras.callbacks.Callback):
-    """Logs what Keras' own bar does not say, and what it says on a terminal only.
+    """A callback that logs what Keras' own bar does not show, and what it shows only on a terminal.
 
     Args:
         steps: batches an epoch.
         images: of the validation set.
-        bar: whether Keras draws its bar, which then says how far an epoch is.
+        bar: whether Keras draws its bar, which then shows the progress of an epoch.
     """
 
     def __init__(self, steps: int, images: int, bar: bool) -> None:
@@ -31,16 +31,16 @@ class Progress(keras.callbacks.Callback):
         self._stepped = self._measured = False
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Announces the first step."""
+        """Announce the first step."""
         self._begun = time.monotonic()
         logger.info("tracing and compiling the first step: this takes about a minute")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Notes the number of the epoch."""
+        """Note the number of the epoch."""
         self._epoch, self._next = epoch, time.monotonic() + EVERY
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Says that the first step is done, and where no bar does, from time to time, which one is."""
+        """Log that the first step is done, and, if there is no bar, from time to time the number of the step."""
         now = time.monotonic()
         if not self._stepped:
             self._stepped = True
@@ -52,7 +52,7 @@ class Progress(keras.callbacks.Callback):
             logger.info("epoch %d, step %d of %d%s", self._epoch + 1, batch + 1, self.steps, shown)
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Announces the first look at the validation images."""
+        """Announce the first pass over the validation images."""
         self._next = time.monotonic() + EVERY
         if self._measured:
             return
@@ -62,7 +62,7 @@ class Progress(keras.callbacks.Callback):
         logger.info("measuring the loss and AP on %d validation images", self.images)
 
     def measured(self, count: int) -> None:
-        """Says from time to time how many images AP was measured on."""
+        """Log from time to time how many images AP was measured on."""
         now = time.monotonic()
         if now >= self._next and count < self.images:
             self._next = now + EVERY

@@ -1,4 +1,4 @@
-"""What a run's folder tells: figures, curves, pictures and the report, kept up to date while training."""
+"""The readable files of a run's folder: metrics, curves, pictures and the report, kept up to date while training."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SECONDS_BETWEEN_REPORTS = 30
 
 
 class LearningRate(keras.callbacks.Callback):
-    """Puts the learning rate into the logs."""
+    """A callback that adds the learning rate to the logs."""
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Adds the rate of the epoch's last step."""
+        """Add the learning rate of the epoch's last step."""
         if logs is not None:
             logs["learning_rate"] = float(self.model.optimizer.learning_rate)
 
 
 class Reporting(keras.callbacks.Callback):
-    """Writes the readable files of a run; stands behind its checkpoint in the list of callbacks.
+    """A callback that writes the readable files of a run; it comes after the checkpoint in the list of callbacks.
 
     Args:
         run: the folder.
@@ -78,7 +78,7 @@ class Reporting(keras.callbacks.Callback):
         self._titles: list[str] = []
 
     def before(self) -> list[keras.callbacks.Callback]:
-        """The callbacks whose figures the checkpoint keeps."""
+        """Return the callbacks whose metrics the checkpoint keeps."""
         measuring: list[keras.callbacks.Callback] = [LearningRate()]
         if self.precision is not None:
             measuring.append(self.precision)
@@ -87,7 +87,7 @@ class Reporting(keras.callbacks.Callback):
         return measuring
 
     def keep_best(self, epoch: int) -> None:
-        """Notes the metrics of a new best model, and draws what it finds."""
+        """Write the metrics of a new best model, and draw its detections."""
         if self.precision is None or self.validation is None:
             return
         self.run.write_best(self.precision.metrics, epoch)
@@ -114,7 +114,7 @@ class Reporting(keras.callbacks.Callback):
                     tf.summary.image(Path(name).stem, picture[None], step=epoch)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Writes the figures, and the curves and the report if it is time to; of several workers the first one does."""
+        """Write the metrics, and the curves and the report if it is time to; only the first of several workers does."""
         if process_index() != 0:
             return
         self.run.write_log(self.checkpoint.history)
@@ -123,7 +123,7 @@ class Reporting(keras.callbacks.Callback):
             self._next_report = time.monotonic() + SECONDS_BETWEEN_REPORTS
 
     def tell(self) -> None:
-        """Writes figures, curves and report."""
+        """Write metrics, curves and report."""
         if process_index() != 0:
             return
         history = self.checkpoint.history
@@ -134,7 +134,7 @@ class Reporting(keras.callbacks.Callback):
 
 
 def _segments(found: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The sure ones of an image's detections as segments, to be drawn, from their masks as run lengths."""
+    """Return the confident detections of an image as segments to draw, from their masks as run lengths."""
     rows = np.flatnonzero(found["scores"] > SHOWN_FROM)
     masks = [coco_mask.decode(found["masks"][row]) for row in rows]
     sure = {"scores": found["scores"][rows], "labels": found["labels"][rows]}

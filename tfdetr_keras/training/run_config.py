@@ -1,4 +1,4 @@
-"""The configuration of a training run as it should be: what is damaged in it is said by name."""
+"""Reader of a training run's configuration; its errors name what is damaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NEEDED = ("settings", "class_names")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a run's `config.json`, in which what is there is of its kind.
+    """Read a run's `config.json`, and check the kind of each value.
 
     Raises:
         ValueError: as `read_json`; or it is not that of a training run, or one of its values is of another kind.
@@ -45,17 +45,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _of_format_1(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run of an earlier version, in which null meant no limit and no average."""
+    """Return the settings of a run of an earlier version, in which null meant no limit and no average."""
     meant = {"global_clipnorm": NO_LIMIT, "ema_momentum": 0.0}
     return settings | {name: value for name, value in meant.items() if name in settings and settings[name] is None}
 
 
 @contextlib.contextmanager
 def said_of(path: Path) -> Iterator[None]:
-    """Put the file's name into the errors that values of the wrong shape lead to.
+    """Add the file's name to the errors that values of the wrong shape lead to.
 
     Raises:
-        ValueError: in place of them.
+        ValueError: instead of them.
     """
     try:
         yield

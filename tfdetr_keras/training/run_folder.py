@@ -1,4 +1,4 @@
-"""A training run's folder: what was set, how it went, what came out, and all that is needed to go on.
+"""A training run's folder: its settings, its progress, its results, and everything needed to resume it.
 
 | file | |
 |---|---|
@@ -6,7 +6,7 @@
 | `class_names.txt` | one a line, in the order of the labels |
 | `metrics.csv`, `curves.png` | losses, learning rate and AP of each epoch |
 | `best.keras`, `best.json` | the model with the best AP, of masks where it has them, and its metrics by class |
-| `last.keras`, `state.safetensors` | the last epoch's model, and what `resume` goes on from |
+| `last.keras`, `state.safetensors` | the last epoch's model, and the state that `resume` starts from |
 | `predictions.png` | the best model on a few validation images |
 | `segments.png` | the same of its masks, where it has them |
 | `report.md` | all of it to read |
@@ -78,7 +78,7 @@ PANELS = (
 
 
 class RunFolder:
-    """Reads and writes the files of a run.
+    """Reader and writer of a run's files.
 
     Args:
         path: the folder.
@@ -89,9 +89,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Makes the folder and keeps other processes from training in it; what killed ones left half-written goes.
+        """Make the folder and keep other processes from training in it; remove what killed ones left half-written.
 
-        A process that is killed holds it no longer. Where an error follows and the folder is new and empty, it goes.
+        The lock of a killed process is released. After an error, a new and empty folder is removed.
 
         Raises:
             ValueError: another process trains in it.
@@ -114,9 +114,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[None]:
-        """Begins a new run; where that fails before its first epoch is finished, nothing of it stays.
+        """Begin a new run; if it fails before the end of its first epoch, remove it.
 
-        What a start that was killed has left there goes first.
+        Remains of a start that was killed are removed first.
         """
         if self.is_start_alone():
             self.remove()
@@ -129,13 +129,13 @@ class RunFolder:
             raise
 
     def has_epochs(self) -> bool:
-        """Whether an epoch was finished: before, there is no run to speak of."""
+        """Return whether an epoch was finished; before that, there is no run."""
         if self.state_path().exists():
             return True
         return not (self.path / FIRST_EPOCH).exists() and any((self.path / name).exists() for name in RESULTS)
 
     def refuse_lost_state(self) -> None:
-        """Raises a `ValueError` if the folder holds results of a run, but no state that it could go on from."""
+        """Raise a `ValueError` if the folder holds results of a run, but no state to resume it from."""
         if self.has_epochs() and not self.state_path().exists():
             left = [name for name in RESULTS if (self.path / name).exists()]
             models = [name for name in left if name != METRICS]
@@ -148,7 +148,7 @@ class RunFolder:
             )
 
     def is_start_alone(self) -> bool:
-        """Whether the folder holds what a run begins with, and no finished epoch: a start that was killed."""
+        """Return whether the folder holds a run's first files but no finished epoch: a start that was killed."""
         if self.has_epochs() or not (self.path / CONFIG).is_file():
             return False
         try:
@@ -157,7 +157,7 @@ class RunFolder:
             return False  # somebody else's
 
     def __repr__(self) -> str:
-        """Where the run is and how far it came, in one line; never raises."""
+        """Return in one line where the run is and how far it came; never raises."""
         return f"<RunFolder {str(self.path)!r}: {self._state()}>"
 
     def _state(self) -> str:
@@ -170,7 +170,7 @@ class RunFolder:
         return f"{len(history)} of {epochs} epochs{best}"
 
     def _history(self) -> list[dict[str, str]]:
-        """The rows of `metrics.csv`, as text."""
+        """Return the rows of `metrics.csv`, as text."""
         path = self.path / METRICS
         if not path.is_file():
             return []
@@ -178,7 +178,7 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def _repr_html_(self) -> str:
-        """The best model's metrics, the last epoch's log and the curves, as far as there are any, for notebooks."""
+        """Return the best model's metrics, the last epoch's log and the curves, as far as they exist, for notebooks."""
         parts = []
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of a run that is damaged, what is left
             metrics, history = self.metrics, self._history()
@@ -205,17 +205,17 @@ class RunFolder:
         records: Mapping[str, Fingerprint | None],
         of_recipe: Sequence[str] = (),
     ) -> None:
-        """Writes what the run is, which is due with its first epoch.
+        """Write the description of the run, at the end of its first epoch.
 
         Args:
-            source: what the model started from.
+            source: of the starting model.
             class_names: name of each label.
             settings: of the run.
             model: the model at its start.
-            counts: what the data is, by name, e.g. `{"training": "292 images"}`.
+            counts: size of the data, by name, e.g. `{"training": "292 images"}`.
             data: how the records can be read again, for the command line; None if only the program knows.
-            records: what the training and the validation records are, by name; None where there are none.
-            of_recipe: names of the settings that are as the model's recipe has them.
+            records: fingerprints of the training and the validation records, by name; None if there are none.
+            of_recipe: names of the settings that come from the model's recipe.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = dataclasses.asdict(settings)
@@ -238,7 +238,7 @@ class RunFolder:
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def remove(self) -> None:
-        """Deletes the files of a run, if the folder holds one; what else is in it stays."""
+        """Delete the files of a run, if the folder holds one; other files in it stay."""
         if (self.path / CONFIG).is_file():
             self._remove_all_but(())
 
@@ -250,28 +250,28 @@ class RunFolder:
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
 
     def refuse_other_run(self) -> None:
-        """Raises a `ValueError` if the folder holds a run already, or the configuration of something else.
+        """Raise a `ValueError` if the folder holds a run already, or the configuration of something else.
 
-        A start that was killed before its first epoch was finished is no run.
+        A start that was killed before the end of its first epoch does not count as a run.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{self.path} is a file: give the name of a folder")
+            raise ValueError(f"{self.path} is a file: name a folder")
         if self.has_epochs():
             raise ValueError(
                 f"{self.path} holds a run already: resume it (tfdetr resume {self.path}), or give another folder"
             )
         if (self.path / CONFIG).exists() and not self.is_start_alone():
-            raise ValueError(f"{self.path} holds a {CONFIG} of something else: give another folder")
+            raise ValueError(f"{self.path} holds a {CONFIG} that is not of a run: give another folder")
 
     def change(self, settings: Mapping[str, Any], **others: Any) -> None:
-        """Writes other settings into the configuration, e.g. more epochs, and other parts of it."""
+        """Write other settings, e.g. more epochs, and other entries into the configuration."""
         content = self.config()
         content["settings"] |= settings
         content |= others
         write_text(self.path / CONFIG, json.dumps(content, indent=2) + "\n")
 
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`.
+        """Return the content of `config.json`.
 
         Raises:
             ValueError: the folder holds no run.
@@ -279,13 +279,13 @@ class RunFolder:
         path = self.path / CONFIG
         if not path.is_file():
             raise ValueError(
-                f"{self.path} is not the folder of a training run: it has no {CONFIG}, which comes with the end of the "
-                "first epoch"
+                f"{self.path} is not the folder of a training run: it has no {CONFIG}, which is written at the end "
+                "of the first epoch"
             )
         return read_config(path)
 
     def new_model(self) -> Detector:
-        """The run's model with random weights, for `Checkpoint.restore`."""
+        """Return the run's model with random weights, for `Checkpoint.restore`."""
         preprocessing = self.preprocessing
         config = self.config()
         with said_of(self.path / CONFIG):
@@ -294,7 +294,7 @@ class RunFolder:
             return model_class(architecture)(architecture, criterion, dtype=config["settings"]["precision"])
 
     def load_model(self, which: str = "best") -> Detector:
-        """The best model, or the last.
+        """Return the best model, or the last.
 
         Raises:
             ValueError: neither "best" nor "last", or the run has none.
@@ -302,7 +302,7 @@ class RunFolder:
         return from_pretrained(self.model_path(which))
 
     def model_path(self, which: str = "best") -> Path:
-        """The file of the best model, or the last; see `load_model`."""
+        """Return the file of the best model, or the last; see `load_model`."""
         if which not in ("best", "last"):
             raise ValueError(f'a run keeps its "best" and its "last" model, not {which!r}')
         self.config()
@@ -314,14 +314,14 @@ class RunFolder:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images were brought to the model; with a canvas where all had one."""
+        """The preparation of images for the model; with a canvas if all images had one."""
         config = self.config()
         with said_of(self.path / CONFIG):
             return _settings_of_input(config["settings"]).preprocessing_of(None)
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """How the run measures its validation images: arguments of `tfdetr_keras.evaluation.evaluate_detections`."""
+        """The arguments of `tfdetr_keras.evaluation.evaluate_detections` that measure the run's validation images."""
         config = self.config()
         with said_of(self.path / CONFIG):
             return _settings_of_input(config["settings"]).evaluation(self.preprocessing)
@@ -330,17 +330,17 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """COCO's metrics of the best model on the validation set, with `epoch` (from 1); see `evaluate_detections`.
 
-        Empty where there was no validation set.
+        Empty if there was no validation set.
         """
         path = self.path / BEST_METRICS
         return read_json(path, OBJECT) if path.is_file() else {}
 
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Notes the metrics of a new best model."""
+        """Write the metrics of a new best model."""
         write_text(self.path / BEST_METRICS, json.dumps({"epoch": epoch + 1, **metrics}, indent=2) + "\n")
 
     def write_log(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Writes `metrics.csv`, a row an epoch; a figure that was not measured is left empty."""
+        """Write `metrics.csv`, one row per epoch; a metric that was not measured is left empty."""
         names = list(dict.fromkeys(name for row in history for name in row))
         text = io.StringIO()
         table = csv.DictWriter(text, ["epoch", *names], restval="", lineterminator="\n")
@@ -349,14 +349,14 @@ class RunFolder:
         write_text(self.path / METRICS, text.getvalue())
 
     def write_curves(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Draws `curves.png`."""
+        """Draw `curves.png`."""
         logged = {name for row in history for name in row}
         names = [name for panel in PANELS for name in (panel, f"val_{panel}") if name in logged]
         with whole_file(self.path / CURVES) as partial:
             plot_curves({name: [row.get(name, math.nan) for row in history] for name in names}, partial)
 
     def write_report(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Writes `report.md` from the logs of each epoch."""
+        """Write `report.md` from the logs of each epoch."""
         config, metrics = self.config(), self.metrics
         epochs = config["settings"]["epochs"]
         lines = [
@@ -407,7 +407,7 @@ class RunFolder:
         write_text(self.path / REPORT, "\n".join(lines) + "\n")
 
     def state_path(self) -> Path:
-        """The file that `resume` goes on from."""
+        """Return the file that `resume` starts from."""
         return self.path / STATE
 
 
@@ -416,23 +416,23 @@ def _class_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _shown(value: float) -> str:
-    """A figure of COCO's, which is −1 where there are no objects of the kind."""
+    """Return a COCO metric as text; it is −1 where there are no objects of the kind."""
     return "–" if value < 0 else f"{value:.3f}"
 
 
 def _told_recipe(config: Mapping[str, Any]) -> list[str]:
-    """What the mark in the table of settings means, where there is one."""
-    return ["\\* as the model's own recipe has it", ""] if config.get("of_recipe") else []
+    """Return lines on what the mark in the table of settings means, if there is one."""
+    return ["\\* from the model's own recipe", ""] if config.get("of_recipe") else []
 
 
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:
-    """Those of a run's settings that say how images become batches; earlier versions had but the first three."""
+    """Return the settings of a run by which images become batches; earlier versions had only the first three."""
     names = ("size", "pad_to", "batch_size", "size_rule", "preprocessing")
     return Settings.of({name: settings[name] for name in names if name in settings or name == "batch_size"})
 
 
 def settings_in_words(config: Mapping[str, Any]) -> list[list[str]]:
-    """Names and values of a run's settings, for tables that people read; those of the model's recipe with a mark."""
+    """Return names and values of a run's settings, for readable tables; those of the model's recipe get a mark."""
     settings, of_recipe = config["settings"], config.get("of_recipe", ())
     of_image = settings.get("preprocessing")
     words = {} if of_image is None else {"preprocessing": str(Preprocessing.of(of_image))}
@@ -444,7 +444,7 @@ def settings_in_words(config: Mapping[str, Any]) -> list[list[str]]:
 
 
 def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
-    """COCO's metrics and those of each class, of masks where there are any, as the lines of Markdown tables."""
+    """Return COCO's metrics and those of each class, of masks if there are any, as the lines of Markdown tables."""
     kinds = {"": "", MASK: "mask "} if f"{MASK}AP" in metrics else {"": ""}
     lines: list[str] = []
     for kind, title in kinds.items():
@@ -461,5 +461,5 @@ def metric_tables(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]

@@ -1,4 +1,4 @@
-"""How the learning rate goes over a run: warm-up, then a cosine, a step, or nothing."""
+"""The learning rate over a run: warm-up, then a cosine, a step, or a constant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP_AT, STEP_FACTOR = 0.75, 0.1
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Any schedule, with a learning rate that first rises from 0 to it, step by step.
+    """Any schedule, with a learning rate that first rises to it from 0, step by step.
 
     Args:
         schedule: the schedule, whose step 0 is that of the run.
@@ -27,22 +27,22 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.schedule, self.steps = schedule, steps
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of the step after `step` others."""
+        """Return the learning rate of the step after `step` others."""
         rate = ops.convert_to_tensor(self.schedule(step))
         return rate * ops.minimum((ops.cast(step, rate.dtype) + 1) / self.steps, 1.0)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
+        """Return the constructor's arguments."""
         return {"schedule": keras.saving.serialize_keras_object(self.schedule), "steps": self.steps}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WarmUp:
-        """The schedule that `get_config` described."""
+        """Return the schedule that `get_config` described."""
         return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
 def learning_rate(settings: Settings, batches_per_epoch: int) -> Any:
-    """The learning rate of a run, as a Keras schedule over its batches, accumulated or not.
+    """Return the learning rate of a run, as a Keras schedule over its batches, whether accumulated or not.
 
     Args:
         settings: of the run.

@@ -1,4 +1,4 @@
-"""Everything that can be set of a training run, in one place: for Python, for the command line, and for its folder."""
+"""All settings of a training run in one place: for Python, for the command line, and for its folder."""
 
 from __future__ import annotations
 
@@ -53,32 +53,31 @@ _OPTIONAL = (
 class Settings:
     """The settings of a training run; the defaults suit fine-tuning a published DETR on some thousand photographs.
 
-    What is None of augmentation, learning rates, schedule, warm-up, weight decay, clipping and averaging is as the
-    authors of the model train it, `model.recipe`.
+    If augmentation, learning rates, schedule, warm-up, weight decay, clipping or averaging is None, it is taken from
+    `model.recipe`, which is how the authors of the model train it.
 
     Args:
         epochs: passes over the training records.
         batch_size: images a batch.
-        size: to which images are resized, pixels, where it should be other than the source's, see `td.Preprocessing`.
-        pad_to: (height, width) of a fixed canvas, or "buckets" for a few of them, where it should be other than the
-            source's.
-        max_boxes: rows of the targets; by default those of the batch's fullest image.
+        size: to which images are resized, pixels, if other than the source's, see `td.Preprocessing`.
+        pad_to: (height, width) of a fixed canvas, or "buckets" for a few of them, if other than the source's.
+        max_boxes: rows of the targets; by default the most objects in an image of the batch.
         augmentation: "paper" (DETR's), "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
         color_jitter: whether colours are changed at random.
-        seed: of fresh weights, dropout, shuffling and augmentation. The program's own seeds are set to it.
-        steps_per_epoch: batches an epoch where it is not to be one pass over the records, e.g. many passes over few.
+        seed: of random weights, dropout, shuffling and augmentation. The program's own seeds are set to it.
+        steps_per_epoch: batches an epoch, if it is not one pass over the records, e.g. many passes over few.
         random_weights: whether to start from the architecture of the source alone.
-        num_queries: object queries, where they should be other than the source's.
-        keep_head: True keeps the class head of the source by position, whatever its classes are called, and False draws
-            all of it anew; by default the rows of classes of the same name are kept.
-        masks: whether a detector is given a mask head, and that alone is trained unless `freeze` says otherwise: the
-            paper's second stage. A source that has a mask head is trained as it is, with this or without.
-        freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default as the source has
-            it, which for published weights is stem and first stage, and with `masks` the whole detector.
-        batch_norm: "frozen" or "trainable"; by default as the source has it, and trainable from random weights.
-        dropout: of every residual branch; by default as the source has it.
+        num_queries: object queries, if other than the source's.
+        keep_head: True keeps the class head of the source by position, whatever its classes are called, and False
+            replaces all of it by random weights; by default the rows of classes of the same name are kept.
+        masks: whether a detector gets a mask head, which alone is trained unless `freeze` says otherwise: the
+            paper's second stage. It has no effect on a source that has a mask head.
+        freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default the source's,
+            which for published weights are stem and first stage, and with `masks` the whole detector.
+        batch_norm: "frozen" or "trainable"; by default the source's, and trainable from random weights.
+        dropout: of every residual branch; by default the source's.
         pretraining_epochs: epochs in which the backbone alone learns first (`BackbonePretraining`), for random weights.
-        learning_rate: the highest, of all but the backbone (DETR: 1e-4).
+        learning_rate: the highest, of everything but the backbone (DETR: 1e-4).
         backbone_multiplier: factor on the learning rate in the backbone (DETR: 0.1).
         schedule: "cosine" to 0 (by default, of DETR); "step", a tenth for the last quarter of the run (the paper: the
             last 100 of 300 or 400 epochs); or "constant".
@@ -86,16 +85,16 @@ class Settings:
         weight_decay: decoupled (DETR: 1e-4).
         global_clipnorm: limit of the norm of all gradients together (DETR: 0.1); `NO_LIMIT`, 1e9, for none.
         gradient_accumulation_steps: batches whose gradients are averaged before each step of the optimizer.
-        ema_momentum: of an average of the weights, which is then evaluated and kept instead of them, e.g. 0.999; 0 for
+        ema_momentum: of an average of the weights, which is evaluated and kept instead of them, e.g. 0.999; 0 for
             no average (DETR).
         evaluate_every: epochs from one measurement of AP to the next.
         precision: "float32", or "mixed_bfloat16" on hardware that has it.
-        jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow where there is an
-            accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are the faster ones.
+        jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow if there is an
+            accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are faster.
         tensorboard: whether to write TensorBoard's events as well.
-        size_rule: by which images are resized, where it should be other than the source's.
-        preprocessing: how images are prepared, a `td.Preprocessing` or the mapping of one; by default as the source has
-            it. `size`, `pad_to` and `size_rule` override fields of it. The trained model keeps it.
+        size_rule: by which images are resized, if other than the source's.
+        preprocessing: how images are prepared, a `td.Preprocessing` or the mapping of one; by default the source's.
+            `size`, `pad_to` and `size_rule` override fields of it. The trained model keeps it.
 
     Raises:
         ValueError: a value that cannot work.
@@ -135,7 +134,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.keep_head and self.random_weights:
-            raise ValueError("keep_head keeps the class head of the source, and random_weights nothing: leave one away")
+            raise ValueError(
+                "keep_head keeps the class head of the source, but random_weights keeps nothing: leave one out"
+            )
         for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -187,19 +188,19 @@ class Settings:
         self.preprocessing_of(None)  # what can be no size is refused before there is a model
 
     def preprocessing_of(self, model: Any) -> Preprocessing:
-        """Return how images are prepared in a run that starts from a model; without its buckets."""
+        """Return how images are prepared in a run that starts from a model; without the model's buckets."""
         canvas = None if self.pad_to == "buckets" else self.pad_to
         chosen = preprocessing_for(model, self.preprocessing, self.size, canvas, self.size_rule)
         return dataclasses.replace(chosen, pad_to=None) if self.pad_to == "buckets" else chosen
 
     def resolved(self, model: Any) -> Settings:
-        """Return the same settings with what stands for the model's own written out, as a run's folder keeps them.
+        """Return the same settings with the model's own values filled in, as a run's folder keeps them.
 
         Args:
             model: that the run starts from; None for a published DETR.
 
         Raises:
-            ValueError: the model's recipe has a setting that is none, or cannot be.
+            ValueError: the model's recipe has an unknown setting, or an invalid value.
         """
         buckets: Any = "buckets" if self.pad_to == "buckets" else None
         preprocessing = self.preprocessing_of(model)
@@ -207,17 +208,18 @@ class Settings:
         return dataclasses.replace(self, **own, **self.of_recipe(model))
 
     def of_recipe(self, model: Any) -> dict[str, Any]:
-        """Return what the recipe of a model says, of what is not set; None stands for a published DETR.
+        """Return the values of a model's recipe for settings that are not set; None stands for a published DETR.
 
-        A recipe freezes nothing where a mask head is trained: then it is the head alone, unless that is set.
+        A recipe does not freeze anything if a mask head is trained: then only the head is trained, unless `freeze` is
+        set.
 
         Raises:
-            ValueError: the recipe has what no recipe may say.
+            ValueError: the recipe has a setting that no recipe may have.
         """
         recipe = getattr(model, "recipe", RECIPE)
         if unknown := sorted(set(recipe).difference(OF_RECIPE, OF_SOURCE)):
             known = ", ".join((*OF_RECIPE, *OF_SOURCE))
-            raise ValueError(f"the model's recipe has {', '.join(unknown)}, and may say {known}")
+            raise ValueError(f"the model's recipe has {', '.join(unknown)}, but may only have {known}")
         return {
             name: value
             for name, value in {**RECIPE, **recipe}.items()
@@ -225,7 +227,7 @@ class Settings:
         }
 
     def compilation(self, preprocessing: Preprocessing) -> bool | Literal["auto"]:
-        """What `compile(jit_compile=…)` is given; Keras' "auto" knows backends and devices.
+        """Return the value of `compile(jit_compile=…)`; Keras' "auto" knows backends and devices.
 
         Args:
             preprocessing: of the run, see `preprocessing_of`.
@@ -238,9 +240,9 @@ class Settings:
         return "auto" if static or keras.backend.backend() == "jax" else False
 
     def evaluation(self, preprocessing: Preprocessing) -> dict[str, Any]:
-        """How a run measures: `preprocessing` and `batch_size` of `tfdetr_keras.evaluation.evaluate_detections`.
+        """Return how a run measures: `preprocessing` and `batch_size` of `tfdetr_keras.evaluation.evaluate_detections`.
 
-        As the model will be used: each image by itself, unless training has one canvas for all.
+        Images are measured as the model will be used: each by itself, unless training has one canvas for all.
 
         Args:
             preprocessing: of the run, see `preprocessing_of`.
@@ -254,19 +256,21 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings by name.
+        """Return the settings given by name.
 
         Raises:
-            ValueError: a name that is no setting, or a value that cannot work.
+            ValueError: an unknown name, or a value that cannot work.
         """
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values).difference(known)):
-            raise ValueError(f"{', '.join(unknown)}: no setting of a training run; there are {', '.join(known)}")
+            raise ValueError(
+                f"{', '.join(unknown)}: not a setting of a training run; the settings are {', '.join(known)}"
+            )
         return cls(**values)
 
 
 def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
-    """Raise where a setting lies beyond the end of a run, and so would have no effect or not the one that is meant.
+    """Raise if a setting lies beyond the end of a run, and so would have no effect or not the intended one.
 
     Args:
         settings: of the run.
@@ -288,7 +292,10 @@ def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
 
 
 def _is_bool(value: Any) -> bool:
-    """Whether it is Python's or NumPy's, without loading NumPy: the command line reads the defaults first."""
+    """Return whether a value is Python's or NumPy's bool.
+
+    NumPy is not loaded for this: the command line reads the defaults first.
+    """
     kind = type(value)
     return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))
 

@@ -1,4 +1,4 @@
-"""The model that a training run starts from."""
+"""The starting model of a training run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def starting_model(source: Any, class_names: Sequence[str], settings: Settings) -> Detector:
-    """Makes the model of a source, changed as the settings and the classes ask.
+    """Make the model from a source, changed as the settings and the classes require.
 
     Args:
         source: whatever `DETR.from_pretrained` takes, a run's folder, or the name of a preset, for random weights.
@@ -28,8 +28,8 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         settings: of the run.
 
     Raises:
-        ValueError: no such source, or as `DETR.from_pretrained`; a mask head for what is no detector, or for one that
-            is to stay as it is and does not know the classes yet.
+        ValueError: no such source, or as `DETR.from_pretrained`; a mask head for a model that is not a detector, or for
+            a frozen detector that has other classes.
     """
     names = dict(enumerate(class_names))
     before = keras.config.dtype_policy()
@@ -50,7 +50,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
             changes["backbone"] = dataclasses.replace(backbone, batch_norm=batch_norm)
         if settings.dropout is not None:
             if not hasattr(model.config, "dropout"):
-                raise ValueError(f"dropout={settings.dropout}: a {model.title} has none")
+                raise ValueError(f"dropout={settings.dropout}: a {model.title} has no dropout")
             changes["dropout"] = settings.dropout
         if settings.freeze is not None:
             changes["frozen"] = settings.freeze
@@ -62,7 +62,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
 
 
 def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR, bool]:
-    """The model as the source has it, and whether its weights are random."""
+    """Return the source's model, and whether its weights are random."""
     is_preset = isinstance(source, str) and source in PRESETS and not os.path.exists(source)
     if is_preset and (settings.random_weights or source not in packaged_checkpoints()):
         if settings.keep_head:
@@ -77,7 +77,7 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
 
 
 def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
-    """The detector with a mask head, frozen where it is worth keeping and nothing else was said."""
+    """Return the detector with a mask head, frozen if its weights are worth keeping and no setting says otherwise."""
     if type(detector) is not DETR:
         raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head")
     freeze = settings.freeze is None and not is_random
@@ -87,15 +87,15 @@ def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_rand
         new = f" (new to it: {', '.join(rows.fresh)})" if rows.fresh else ""
         if new or wanted.num_queries > known.num_queries:
             raise ValueError(
-                f"masks: the detector is to stay as it is, but {source} knows {known.num_classes} classes and has "
+                f"masks=True freezes the detector, but {source} has {known.num_classes} classes and "
                 f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}{new}: train boxes "
-                'first and start from that run, or say what is to stay with freeze ("" trains all)'
+                'first and start from that run, or name the parts to freeze with freeze ("" trains all)'
             )
     return DETRForSegmentation.from_detector(detector, freeze)
 
 
 def _rebuilt(model: Detector, config: Any) -> Detector:
-    """The same weights in a model of another configuration, if that differs."""
+    """Return a model of another configuration with the same weights; the same model if the configuration is equal."""
     if config == model.config:
         return model
     rebuilt = type(model)(config, model.criterion)

@@ -1,7 +1,7 @@
-"""One file of arrays with a checksum over each of its bytes, in the format of safetensors, which can read it.
+"""A file of arrays with a checksum over every byte, in the format of safetensors, which can read it.
 
-The arrays go to the disk one by one: no second copy of them is in memory, and a disk without room is an error of the
-system like any other. The checksum stands in the file's own header, where its digits count as zeros.
+The arrays are written one by one: no second copy of them is in memory, and a disk without room is an error of the
+system like any other. The checksum is in the file's own header, where its digits count as zeros.
 
 Source: the format is described in the README of huggingface/safetensors: the length of the header in 8 bytes, the
 header as JSON, and the arrays, one after the other.
@@ -43,7 +43,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], notes: Any) -> None:
-    """Write arrays and notes into a file, which appears as a whole or not at all.
+    """Write arrays and notes into a file, which appears completely or not at all.
 
     Args:
         path: the file.
@@ -51,7 +51,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], notes: Any)
         notes: anything that JSON can hold.
 
     Raises:
-        FullDiskError: the disk has no room; what was at `path` is as it was.
+        FullDiskError: the disk has no room; the file at `path` is unchanged.
     """
     # Larger items first, so that each array begins at a multiple of its items' size.
     ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
@@ -74,14 +74,14 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], notes: Any)
 
 
 def _bytes_of(array: np.ndarray) -> Any:
-    """The bytes of an array, without a copy where they lie in a row."""
+    """Return the bytes of an array, without a copy if they are contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 class StateFile:
-    """The content of a file that `write_arrays` wrote, checked whole before anything is taken out of it.
+    """The content of a file from `write_arrays`, checked as a whole before anything is read from it.
 
-    A file of earlier versions has no checksum and is read without.
+    A file of an earlier version has no checksum and is read without a check.
 
     Args:
         path: the file.
@@ -91,7 +91,7 @@ class StateFile:
         shapes: of the arrays, by name.
 
     Raises:
-        ValueError: it is not there, or a byte of it is not what was written.
+        ValueError: the file is missing, or a byte of it is not what was written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -104,7 +104,7 @@ class StateFile:
                 self.notes = json.loads(metadata[_NOTES])
                 self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path} is not a whole training state ({error})") from error
+            raise ValueError(f"{self.path} is not a complete training state ({error})") from error
         if found != expected or (expected is None and set(metadata) != {_NOTES}):
             raise ValueError(f"{self.path} is damaged: its bytes are not those that were written")
 
@@ -116,7 +116,7 @@ class StateFile:
 
 
 def _checksums(file: BinaryIO) -> tuple[bytes | None, bytes | None]:
-    """Return the checksum that a file states and that of its content; None and None where it states none."""
+    """Return the checksum that a file states and that of its content; None and None if it states none."""
     length = file.read(8)
     size = int.from_bytes(length, "little")
     header = file.read(size) if size < 1 << 30 else b""

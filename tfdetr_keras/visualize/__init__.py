@@ -1,4 +1,4 @@
-"""Pictures to look at: detections and segments, where the decoder looks, what a model is fed, and curves."""
+"""Pictures: detections and segments, the decoder's attention, the batches that a model is trained on, and curves."""
 
 import lazy_loader
 

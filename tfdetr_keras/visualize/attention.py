@@ -1,4 +1,4 @@
-"""Where the decoder looks for each object (DETR, section 4.2, figure 6)."""
+"""Pictures of the decoder's attention for each object (DETR, section 4.2, figure 6)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LEGEND = "where the object's query looks: yellow most, red less, grey not at all
 
 
 def draw_attention(found: Detections, path: str | Path) -> None:
-    """Writes a PNG with, for each object found in an image, how much its query attends to each place.
+    """Write a PNG that shows, for each object found in an image, how much its query attends to each place.
 
-    Panels show the image with the boxes, numbered, then one object each: the darkened image, and on it the attention,
-    relative to its highest place. The surest come first, eleven at most.
+    The first panel shows the image with the boxes, numbered. The others show one object each: the darkened image, and
+    on it the attention, relative to its highest place. The highest-scoring come first, eleven at most.
 
     Args:
         found: by `model.detect(image, attention=True)`.
@@ -73,14 +73,14 @@ def draw_attention(found: Detections, path: str | Path) -> None:
 
 
 def _told(objects: int, shown: int) -> str:
-    """How many objects there are, and how many of them are shown."""
+    """Return a line that says how many objects there are, and how many of them are shown."""
     if not objects:
         return "nothing found"
     return f"{f'{shown} of ' if shown < objects else ''}{objects} object{'s' * (objects > 1)}"
 
 
 def image_of_attention(found: Detections, row: int, longest: int = CELL) -> Image.Image:
-    """Draws how much one object's query attends to each place, as a panel of `draw_attention` does.
+    """Draw how much one object's query attends to each place, as a panel of `draw_attention` does.
 
     Args:
         found: by `model.detect(image, attention=True)`.
@@ -102,14 +102,14 @@ def image_of_attention(found: Detections, row: int, longest: int = CELL) -> Imag
 
 
 def _attention(found: Detections) -> np.ndarray:
-    """The maps `(n, h, w)`, which must be there."""
+    """Return the maps `(n, h, w)`; raise if there are none."""
     if found.attention is None:
-        raise ValueError("these detections are without attention: ask for it, model.detect(image, attention=True)")
+        raise ValueError("these detections are without attention: use model.detect(image, attention=True)")
     return found.attention
 
 
 def _heated(pixels: np.ndarray, attention: np.ndarray) -> np.ndarray:
-    """The image, dark, with a map of fewer cells over it in red and yellow."""
+    """Return the darkened image with a coarser map over it in red and yellow."""
     scaled = Image.fromarray((attention / max(attention.max(), 1e-12)).astype(np.float32))
     heat = np.clip(np.asarray(scaled.resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)), 0, 1)[..., None]
     colour = np.concatenate([np.minimum(1, 2 * heat), np.maximum(0, 2 * heat - 1), np.zeros_like(heat)], axis=-1)

@@ -1,4 +1,4 @@
-"""What a model is fed: a batch as `prepare` makes it, turned back into pictures."""
+"""Pictures of the batches that `prepare` makes for a model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def show_batch(
     titles: Mapping[int, str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Writes the images of a batch as the model will see them, with their boxes and masks, as a PNG.
+    """Write the images of a batch as the model will see them, with their boxes and masks, as a PNG.
 
-    Each image stands on its canvas, the padding hatched; above it are its title or id, the number of its objects, and
-    its size before and after the augmentation and the resize (height × width). Masks, where the targets have them, are
-    translucent, in the colour of their box.
+    Each image is shown on its canvas, with the padding hatched; above it are its title or id, the number of its
+    objects, and its size before and after the augmentation and the resize (height × width). Masks, where the targets
+    have them, are translucent, in the colour of their box.
 
     Args:
         batch: (inputs, targets) as `td.data.prepare` yields them: `{"pixel_values": (batch, height, width, 3) float,
@@ -43,12 +43,12 @@ def show_batch(
         class_names: name of each label.
         path: the PNG to write.
         columns: images in a row of the grid.
-        box_reference: "image" or "padded", what the boxes are relative to; as it was given to `prepare`.
-        titles: of images, by their ids, as their file names.
+        box_reference: "image" or "padded", what the boxes are relative to; the same as for `prepare`.
+        titles: of images, by their ids, e.g. their file names.
         preprocessing: by which the batch was made; by default that of published DETRs.
 
     Raises:
-        ValueError: something else than such a batch, shapes that do not fit, a mask that is not the top left corner of
+        ValueError: anything but such a batch, shapes that do not fit, a mask that is not the top left corner of
             the canvas, pixels that are not finite, or targets that no model could be trained on; fewer than one column.
     """
     if box_reference not in ("image", "padded"):
@@ -61,7 +61,7 @@ def show_batch(
     canvases = (*targets["labels"].shape, *mask.shape[1:])
     if "masks" in targets and targets["masks"].shape != canvases:
         raise ValueError(
-            f"the targets' masks must be (batch, boxes, height, width) = {canvases}, as labels and pixel_mask have it, "
+            f"the targets' masks must be (batch, boxes, height, width) = {canvases}, as labels and pixel_mask say, "
             f"not {targets['masks'].shape}"
         )
     ids = targets.get("image_id", np.arange(len(pixels)))
@@ -96,7 +96,7 @@ def show_batch(
 
 
 def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """The pixels, the mask as bool, and the targets of a batch, on the host."""
+    """Return the pixels, the mask as bool, and the targets of a batch, on the host."""
     wanted = 'a batch is (inputs, targets) as td.data.prepare yields it, inputs {"pixel_values", "pixel_mask"}'
     if not isinstance(batch, (tuple, list)) or len(batch) < 2:
         raise ValueError(f"{wanted}; this is {type(batch).__name__}: take one, e.g. next(iter(dataset))")
@@ -116,7 +116,7 @@ def _arrays(batch: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, dict[str, np.
 
 
 def _image_size(mask: np.ndarray, image_id: Any) -> tuple[int, int]:
-    """Height and width of the image on its canvas."""
+    """Return the height and width of the image on its canvas."""
     height, width = int(mask[:, 0].sum()), int(mask[0].sum())
     if not height or not mask[:height, :width].all() or mask.sum() != height * width:
         raise ValueError(
@@ -126,7 +126,7 @@ def _image_size(mask: np.ndarray, image_id: Any) -> tuple[int, int]:
 
 
 def _levels(pixels: np.ndarray, image_id: Any, preprocessing: Preprocessing) -> np.ndarray:
-    """Levels 0 .. 255 of normalised pixels `(height, width, 3)`."""
+    """Return the levels 0 .. 255 of normalised pixels `(height, width, 3)`."""
     if not np.isfinite(pixels).all():
         raise ValueError(f"image {image_id}: pixel_values has values that are not finite")
     levels = (pixels.astype(np.float64) * preprocessing.std + preprocessing.mean) / preprocessing.rescale
@@ -145,7 +145,7 @@ def _draw(
     labels: np.ndarray,
     class_names: Sequence[str],
 ) -> tuple[Image.Image, Crowding]:
-    """The canvas with its padding hatched, its boxes `(n, 4)` xyxy in pixels of it, and the objects' masks, if any."""
+    """Draw the canvas with its padding hatched, boxes `(n, 4)` xyxy in pixels of it, and the objects' masks."""
     scale = cell_scale((mask.shape[1], mask.shape[0]))
     size = (max(round(mask.shape[1] * scale), 1), max(round(mask.shape[0] * scale), 1))
     shrunk = np.array(Image.fromarray(levels).resize(size))
@@ -161,7 +161,7 @@ def _draw(
 
 
 def _tinted(pixels: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The picture `(height, width, 3)` uint8 under masks of the canvas, which is larger or smaller."""
+    """Return the picture `(height, width, 3)` uint8 under masks of the canvas, which may be larger or smaller."""
     tinted = pixels.astype(np.float32)
     for mask, colour in zip(masks, colours, strict=True):
         # Each pixel's share, so that nothing thin or small gets lost between the pixels of a picture that was shrunk.
@@ -172,7 +172,7 @@ def _tinted(pixels: np.ndarray, masks: Sequence[np.ndarray], colours: Sequence[t
 
 
 def _hatching(shape: tuple[int, ...]) -> np.ndarray:
-    """Diagonal stripes `(height, width, 3)`."""
+    """Return diagonal stripes `(height, width, 3)`."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     stripes = np.array(HATCH_LEVELS, np.uint8)[(rows + columns) // HATCH % 2]
     return np.repeat(stripes[..., None], 3, axis=-1)

@@ -17,12 +17,13 @@ _TOPS = (0.1, 0.25, 0.5, 1.0)  # of their axes, of which the lowest with room is
 
 
 def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> None:
-    """Writes the curves of a training run as a PNG, one panel a quantity, its validation beside it.
+    """Write the curves of a training run as a PNG: one panel per quantity, for training and validation together.
 
-    Axes begin at 0. Those of AP and other shares end at 1, or lower where all values are low.
+    Axes begin at 0. Those of AP and other fractions end at 1, or lower where all values are low.
 
     Args:
-        history: name -> value per epoch, as `keras.callbacks.History.history`; "val_x" is drawn with "x", NaN left out.
+        history: name -> values per epoch, like `keras.callbacks.History.history`; "val_x" is drawn with "x", NaN is
+            left out.
         path: the PNG to write.
 
     Raises:
@@ -43,7 +44,7 @@ def plot_curves(history: Mapping[str, Sequence[float]], path: str | Path) -> Non
 
 
 def _draw_panel(axis: Axes, panel: str, history: Mapping[str, Sequence[float]]) -> None:
-    """Draws a quantity, of training and of validation."""
+    """Draw one quantity for training and validation."""
     is_share, drawn = _SHARE.fullmatch(panel) is not None, []
     for prefix, (label, colour) in KINDS.items():
         values = history.get(f"{prefix}{panel}", ())
@@ -81,7 +82,7 @@ def _draw_panel(axis: Axes, panel: str, history: Mapping[str, Sequence[float]]) 
 
 
 def power_of_ten(value: float) -> str:
-    """Writes a number briefly: 0.0001 is "1e-4"."""
+    """Return a number in short form: 0.0001 is "1e-4"."""
     if not value:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")

@@ -1,4 +1,4 @@
-"""Detections over their images, beside the true boxes."""
+"""Pictures of detections over their images, beside the true boxes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_detections(
     columns: int = 4,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a grid of images with their detections, and the true boxes where given, as a PNG.
+    """Write a grid of images with their detections, and the true boxes where given, as a PNG.
 
     A detection is a solid frame in its class's colour with name and score; a true box is a dashed white frame. Above
     each image are its title and how many there are of both, and in a crowd, where tags are shortened or left out, what
@@ -49,7 +49,7 @@ def draw_detections(
         ground_truth: per image `{"boxes": (m, 4) xyxy pixels, "labels": (m,)}`.
         threshold: detections with a lower score are not drawn.
         columns: images in a row of the grid.
-        titles: of each image, as its file name.
+        titles: of each image, e.g. its file name.
 
     Raises:
         ValueError: no images, or not one entry of `detections`, `ground_truth` and `titles` for each; fewer than one
@@ -70,7 +70,7 @@ def draw_detections(
 
 
 def image_of_detections(found: Detections, longest: int = CELL) -> Image.Image:
-    """Draws all that was found in an image, as `draw_detections` does.
+    """Draw all that was found in an image, as `draw_detections` does.
 
     Args:
         found: by `model.detect(image)`.
@@ -86,10 +86,10 @@ def image_of_detections(found: Detections, longest: int = CELL) -> Image.Image:
 
 
 def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Sequence[str | None]:
-    """Gives the title of each image, or None for each.
+    """Return the title of each image, or None for each.
 
     Raises:
-        ValueError: there are other than one title for each image.
+        ValueError: not exactly one title for each image.
     """
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"titles must be one for each of the {len(images)} images, not {len(titles)}")
@@ -97,12 +97,12 @@ def titles_of(images: Sequence[np.ndarray], titles: Sequence[str] | None) -> Seq
 
 
 def told_annotated(count: int) -> str:
-    """Says how many objects an image has by its annotations."""
+    """Return a line that says how many objects an image has by its annotations."""
     return f"{count} annotated" if count else "no objects annotated"
 
 
 def _told(scores: np.ndarray, threshold: float) -> list[str]:
-    """How many detections there are above the threshold; if none, how near the best comes to it."""
+    """Return lines that say how many detections are above the threshold; if none, how close the best comes to it."""
     if count := int((scores >= threshold).sum()):
         return [f"{count} detected"]
     return [f"nothing above {threshold:.2f}" + (f" (highest {scores.max():.2f})" if len(scores) else "")]
@@ -118,12 +118,12 @@ def _draw_image(
     lines: Sequence[str],
     title: str | None = None,
 ) -> Image.Image:
-    """One cell of the grid."""
+    """Return one cell of the grid."""
     image, scale = fitted(pixels, longest)
     if truth is not None:
         dashed_frames(image, np.asarray(truth["boxes"]) * scale)
     scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
-    order = [row for row in np.argsort(scores, kind="stable") if scores[row] >= threshold]  # the surest on top
+    order = [row for row in np.argsort(scores, kind="stable") if scores[row] >= threshold]  # the highest-scoring on top
     colours = [class_colour(labels[row]) for row in order]
     names = [class_names[int(labels[row])] for row in order]
     wordings = [Wording(name, f"{scores[row]:.2f}") for name, row in zip(names, order, strict=True)]

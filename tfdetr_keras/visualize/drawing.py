@@ -1,4 +1,4 @@
-"""What the pictures are drawn with: images in the size of a picture, frames, tags, tints and colours."""
+"""Drawing tools of the pictures: images in the size of a picture, frames, tags, tints and colours."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OPACITY = 0.5  # of a tint
 
 
 class Crowding(NamedTuple):
-    """How many of a picture's tags there was no room for.
+    """The number of a picture's tags that had no room.
 
     Attributes:
-        left_out: tags that are not there.
-        nameless: tags that are not there, or have no name.
+        left_out: tags that are missing.
+        nameless: tags that are missing, or have no name.
     """
 
     left_out: int
@@ -34,19 +34,19 @@ class Crowding(NamedTuple):
 
 
 def cell_scale(size: tuple[int, int], longest: int = CELL) -> float:
-    """Gives by how much an image of `size` (width, height) is scaled until its longer side is `longest`."""
+    """Return the factor that scales an image of `size` (width, height) until its longer side is `longest`."""
     return longest / max(size)
 
 
 def fitted(pixels: np.ndarray, longest: int = CELL) -> tuple[Image.Image, float]:
-    """Scales an image `(height, width, 3)` uint8 until its longer side is `longest` pixels; gives the scale, too."""
+    """Scale an image `(height, width, 3)` uint8 until its longer side is `longest` pixels; return the factor, too."""
     image = Image.fromarray(pixels)
     scale = cell_scale(image.size, longest)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale)))), scale
 
 
 def longest_side(images: Sequence[np.ndarray]) -> int:
-    """Gives the longer side of each image in a picture of these: one alone keeps its own size within bounds."""
+    """Return the longer side that images have in a picture: a single one keeps its own size within bounds."""
     return CELL if len(images) > 1 else min(max(*images[0].shape[:2], CELL), ALONE)
 
 
@@ -58,18 +58,18 @@ def frames_with_tags(
     dashed: Sequence[bool] | None = None,
     colours_are_classes: bool = True,
 ) -> Crowding:
-    """Draws boxes in colours, with their tags; later boxes lie on earlier ones.
+    """Draw boxes in colours, with their tags; later boxes lie on earlier ones.
 
     Args:
-        image: on what.
+        image: to draw on.
         boxes: `(n, 4)` xyxy, pixels; clipped to the image.
         colours: of each box, RGB.
         wordings: of each box's tag.
         dashed: whether each frame is dashed; none is by default.
-        colours_are_classes: whether a colour tells the class, so that a tag may do without the name.
+        colours_are_classes: whether a colour shows the class, so that a tag may leave out the name.
 
     Returns:
-        Which tags had no room.
+        The number of tags that had no room.
     """
     draw = ImageDraw.Draw(image)
     inside = [_inside(box, image.size) for box in boxes]
@@ -86,12 +86,12 @@ def frames_with_tags(
 
 
 def solid_frame(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, ...], many: int = 1) -> None:
-    """Draws a frame, its innermost line black or white so that it is seen on a ground of its own colour.
+    """Draw a frame; its innermost line is black or white, so that it is visible on a ground of its own colour.
 
     Around small boxes, and among many, the line is thinner.
 
     Args:
-        draw: on what.
+        draw: to draw on.
         box: xyxy, whole pixels.
         colour: RGB.
         many: how many boxes the picture has.
@@ -103,7 +103,7 @@ def solid_frame(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[i
 
 
 def dashed_frame(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, ...] = (255, 255, 255)) -> None:
-    """Draws a frame of dashes, black or white between them: seen on any background."""
+    """Draw a frame of dashes with black or white between them, visible on any background."""
     x1, y1, x2, y2 = box
     draw.rectangle(box, outline=ink_on(colour), width=2)
     for y in (y1, y2 - 1):
@@ -115,14 +115,14 @@ def dashed_frame(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[
 
 
 def dashed_frames(image: Image.Image, boxes: np.ndarray) -> None:
-    """Draws true boxes `(n, 4)` xyxy, pixels, clipped to the image: dashed, black and white."""
+    """Draw true boxes `(n, 4)` xyxy, pixels, clipped to the image: dashed, black and white."""
     draw = ImageDraw.Draw(image)
     for box in np.asarray(boxes).reshape(-1, 4):
         dashed_frame(draw, _inside(box, image.size))
 
 
 def tint(pixels: np.ndarray, coverage: np.ndarray, colour: tuple[int, ...]) -> None:
-    """Lays a translucent colour over a part of an image, in place.
+    """Lay a translucent colour over a part of an image, in place.
 
     Args:
         pixels: `(height, width, 3)` float32, levels 0 .. 255.
@@ -133,15 +133,15 @@ def tint(pixels: np.ndarray, coverage: np.ndarray, colour: tuple[int, ...]) -> N
 
 
 def class_colour(label: int) -> tuple[int, ...]:
-    """Gives a vivid colour for each label; the golden ratio keeps neighbours apart."""
+    """Return a vivid colour for a label; the golden ratio keeps the colours of neighbours apart."""
     hue = int(label) * 0.618034 % 1
     return tuple(round(255 * level) for level in colorsys.hsv_to_rgb(hue, 0.85, 0.95))
 
 
 def _inside(box: np.ndarray, size: tuple[int, int]) -> list[float]:
-    """The box, clipped to the image and with its corners in order, so that its frame can be drawn.
+    """Return the box, clipped to the image and with its corners in order, so that its frame can be drawn.
 
-    In whole pixels: Pillow would cut 89.9999, which is 90 in float32, down to 89.
+    The result is in whole pixels: Pillow would cut 89.9999, which is 90 in float32, down to 89.
     """
     x1, y1, x2, y2 = np.clip(np.round(box), 0, [size[0] - 1, size[1] - 1] * 2).tolist()
     return [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]

@@ -19,19 +19,19 @@ USUAL_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSan
 
 @functools.cache
 def font(size: int = FONT_SIZE, file: str = USUAL_FONT) -> ImageFont.FreeTypeFont:
-    """Opens a font, by default the usual one."""
+    """Open a font, by default the usual one."""
     return ImageFont.truetype(file, size)
 
 
 @functools.cache
 def font_file(text: str) -> str:
-    """Finds the font for a text: the usual one, or an installed one that has letters which it lacks, e.g. Chinese ones.
+    """Find the font for a text: the usual one, or an installed one that has letters which it lacks, e.g. Chinese ones.
 
     Args:
-        text: what is to be written.
+        text: to be written.
 
     Returns:
-        The file; the usual one where none has all the letters.
+        The file; the usual one if no font has all the letters.
     """
     letters = {ord(letter) for letter in text if not letter.isspace()}
     if letters <= _letters_of(USUAL_FONT):
@@ -45,7 +45,7 @@ def font_file(text: str) -> str:
 
 @functools.cache
 def _letters_of(file: str) -> frozenset[int]:
-    """The code points that a font has; none if it cannot be drawn with, as bitmaps of one size cannot."""
+    """Return the code points that a font has; none if it cannot be used for drawing, like bitmaps of one size."""
     try:
         font(FONT_SIZE, file), font(SMALL_FONT_SIZE, file)
         return frozenset(FT2Font(file).get_charmap())
@@ -54,7 +54,7 @@ def _letters_of(file: str) -> frozenset[int]:
 
 
 def text_width(text: str, size: int = FONT_SIZE) -> float:
-    """Measures a line of text, in pixels."""
+    """Return the width of a line of text, pixels."""
     return font(size, font_file(text)).getlength(text)
 
 
@@ -65,18 +65,18 @@ def write(
     colour: tuple[int, ...] | int = (0, 0, 0),
     size: int = FONT_SIZE,
 ) -> None:
-    """Writes a line of text; `corner` is that of the line at the top left."""
+    """Write a line of text; `corner` is the line's top left."""
     place = (corner[0], corner[1] + font(size).getmetrics()[0])  # of all fonts on the line of the usual one
     draw.text(place, text, fill=colour, font=font(size, font_file(text)), anchor="ls")
 
 
 def line_height(size: int = FONT_SIZE) -> int:
-    """Gives the height of a line, pixels, whatever its letters."""
+    """Return the height of a line, pixels, whatever its letters."""
     return sum(font(size).getmetrics())
 
 
 def shortened(text: str, width: float, size: int = FONT_SIZE) -> str:
-    """Leaves out the middle of a text that is wider than `width` pixels: names differ at their ends."""
+    """Leave out the middle of a text that is wider than `width` pixels: names differ at their ends."""
     text = " ".join(text.split())  # on one line
     if text_width(text, size) <= width:
         return text
@@ -88,7 +88,7 @@ def shortened(text: str, width: float, size: int = FONT_SIZE) -> str:
 
 
 def wrapped(text: str, width: float, size: int = FONT_SIZE) -> list[str]:
-    """Breaks a text between its words into lines of at most `width` pixels; a longer word has its own line."""
+    """Break a text between its words into lines of at most `width` pixels; a longer word has its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and text_width(f"{lines[-1]} {word}", size) <= width:
@@ -99,7 +99,7 @@ def wrapped(text: str, width: float, size: int = FONT_SIZE) -> list[str]:
 
 
 def plate_of(text: str, size: int = FONT_SIZE) -> tuple[int, int]:
-    """Gives width and height of a tag's plate, pixels."""
+    """Return width and height of a tag's plate, pixels."""
     return int(text_width(text, size)) + 1 + 2 * MARGIN, line_height(size) + MARGIN
 
 
@@ -110,13 +110,13 @@ def tag_on_plate(
     colour: tuple[int, ...],
     size: int = FONT_SIZE,
 ) -> None:
-    """Writes a text on a plate of the colour of what it names; `corner` is the plate's, at the top left."""
+    """Write a text on a plate in the colour of what it names; `corner` is the plate's top left."""
     (x, y), (width, height) = corner, plate_of(text, size)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
     write(draw, (x + MARGIN, y + MARGIN // 2), text, ink_on(colour), size)
 
 
 def ink_on(colour: tuple[int, ...]) -> tuple[int, int, int]:
-    """Gives black or white, whichever is told from a colour more easily."""
+    """Return black or white, whichever stands out more from a colour."""
     brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     return (0, 0, 0) if brightness > 128 else (255, 255, 255)

@@ -1,4 +1,4 @@
-"""What a model finds, what it misses, and what it sees where nothing is."""
+"""Pictures of a model's hits, of what it misses, and of what it sees where nothing is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HIT, MISS, FALSE_ALARM = (40, 200, 80), (230, 40, 40), (255, 170, 0)
 
 
 class Verdict(NamedTuple):
-    """On one image.
+    """The hits, false alarms and misses in one image.
 
     Attributes:
         hits: detections, by row, that found a true box of their class.
@@ -35,16 +35,17 @@ class Verdict(NamedTuple):
 def verdict(
     found: Mapping[str, Any], truth: Mapping[str, Any], threshold: float = 0.5, min_iou: float = 0.5
 ) -> Verdict:
-    """Tells an image's hits, false alarms and misses apart, as COCO's evaluation does at one score and one IoU.
+    """Divide an image's detections and boxes into hits, false alarms and misses.
 
-    The surest detection comes first and takes the true box of its class that it overlaps most, if that is at least
-    `min_iou` and not taken yet. Crowds are no misses, and what lies in one is no false alarm.
+    COCO's evaluation does the same at one score and one IoU. The highest-scoring detection comes first and takes the
+    true box of its class that it overlaps most, if that is at least `min_iou` and not taken yet. Crowds are not misses,
+    and a detection within one is not a false alarm.
 
     Args:
         found: `{"boxes": (n, 4) xyxy pixels, "labels": (n,), "scores": (n,)}`.
         truth: `{"boxes": (m, 4) xyxy pixels, "labels": (m,)}`, with `"iscrowd": (m,) bool` where there are crowds.
         threshold: detections with a lower score do not count.
-        min_iou: intersection over union from which on a true box is found.
+        min_iou: intersection over union from which on a true box counts as found.
     """
     scores, labels, boxes = (np.asarray(found[key]) for key in ("scores", "labels", "boxes"))
     true_labels, true_boxes = np.asarray(truth["labels"]), np.asarray(truth["boxes"]).reshape(-1, 4)
@@ -76,7 +77,7 @@ def draw_mistakes(
     most: int = 16,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a gallery as a PNG: hits are green, misses red and dashed, false alarms orange; the worst come first.
+    """Write a gallery as a PNG: hits are green, misses red and dashed, false alarms orange; the worst come first.
 
     Above each image are its title and how many there are of each.
 
@@ -87,10 +88,10 @@ def draw_mistakes(
         class_names: name of each label.
         path: the PNG to write.
         threshold: detections with a lower score do not count.
-        min_iou: intersection over union from which on a true box is found.
+        min_iou: intersection over union from which on a true box counts as found.
         columns: images in a row.
         most: images at most.
-        titles: of each image, as its file name.
+        titles: of each image, e.g. its file name.
 
     Raises:
         ValueError: no images, or not one entry of each for every image; fewer than one column.
@@ -126,7 +127,7 @@ def draw_mistakes(
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """pycocotools' intersections over unions, `(boxes, others)`; of a crowd, over the box's own area."""
+    """Return pycocotools' intersections over unions, `(boxes, others)`; of a crowd, over the box's own area."""
     first, second = (
         np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float64)
         for corners in (boxes, others)

@@ -1,4 +1,4 @@
-"""The segments of an image one by one: what a map and its list of segments come to."""
+"""The segments of an image one by one, from a map and its list of segments."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def segment_rows(
 
     Args:
         segmentation: `(height, width)` int, ids.
-        segments_info: as `post_process_panoptic` returns it. Of the queries that were fused into a segment, the one
-            with the highest score gives it.
+        segments_info: as `post_process_panoptic` returns it. The score is the highest of the queries that
+            were fused into a segment.
         class_names: name of each label, in a list or by label.
     """
     ids, counts = np.unique(segmentation, return_counts=True)

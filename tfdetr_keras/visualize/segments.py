@@ -1,4 +1,4 @@
-"""Segments over their images: instances or a panoptic map, each in a translucent colour with its name."""
+"""Pictures of segments over their images: instances or a panoptic map, each in a translucent colour with its name."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def draw_segments(
     columns: int = 4,
     titles: Sequence[str] | None = None,
 ) -> None:
-    """Writes a grid of images with their segments as a PNG.
+    """Write a grid of images with their segments as a PNG.
 
-    A segment is a translucent area in its class's colour, in another shade for each of the class, with a thin white
-    outline, name and score. Pixels of no segment are left as they are. Above each image are its title and how many
-    segments there are, and in a crowd, where tags are shortened or left out, what the colours mean. One image alone is
-    drawn larger than those of a grid.
+    A segment is a translucent area in its class's colour, in a different shade for each segment of the class, with a
+    thin white outline, name and score. Pixels without a segment are left unchanged. Above each image are its title and
+    how many segments there are, and in a crowd, where tags are shortened or left out, what the colours mean. One image
+    alone is drawn larger than those of a grid.
 
     Args:
         images: each `(height, width, 3)` uint8, RGB.
@@ -49,7 +49,7 @@ def draw_segments(
         class_names: name of each label, in a list or by label.
         path: the PNG to write.
         columns: images in a row of the grid.
-        titles: of each image, as its file name.
+        titles: of each image, e.g. its file name.
 
     Raises:
         ValueError: no images, or not one entry of `segments` and `titles` for each; a map of another size than its
@@ -67,7 +67,7 @@ def draw_segments(
 
 
 def image_of_segments(found: Segments, longest: int = CELL) -> Image.Image:
-    """Draws the segments of an image, as `draw_segments` does.
+    """Draw the segments of an image, as `draw_segments` does.
 
     Args:
         found: of the image.
@@ -90,7 +90,7 @@ def _draw_image(
     lines: Sequence[str],
     title: str | None,
 ) -> Image.Image:
-    """One cell of the grid."""
+    """Return one cell of the grid."""
     if segmentation.shape != pixels.shape[:2]:
         raise ValueError(
             f"the map of segments is (height, width) = {segmentation.shape}, the image {pixels.shape[:2]}: "
@@ -111,7 +111,7 @@ def _draw_image(
 def _write_names(
     image: Image.Image, ids: np.ndarray, rows: Sequence[Mapping[str, Any]], colours: Sequence[tuple[int, ...]]
 ) -> Crowding:
-    """Tags in the middle of the segments that hold them, and beside the others, as far as there is room."""
+    """Draw tags in the middle of segments that have room for them, and beside the others, as far as there is room."""
     draw = ImageDraw.Draw(image)
     choices = [variants(Wording(row["name"], f"{row['score']:.2f}"), image.width) for row in rows]
     start = starting_variant(choices, image.width * image.height)
@@ -150,7 +150,7 @@ def _write_names(
 
 
 def _class_colours(labels: Sequence[int]) -> dict[int, tuple[int, ...]]:
-    """A colour for each class; where two are alike, the one that comes later gets that of another class."""
+    """Return a colour for each class; if two are alike, the later one gets that of another class."""
     of_classes: dict[int, tuple[int, ...]] = {}
     for label in dict.fromkeys(labels):
         candidates = [class_colour(label + shift) for shift in range(CANDIDATES)]
@@ -162,7 +162,7 @@ def _class_colours(labels: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 
 def _shades(labels: Sequence[int], of_classes: Mapping[int, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """A colour for each segment: its class's, in the next shade for each further segment of the class."""
+    """Return a colour for each segment: its class's colour, in the next shade for each further segment of the class."""
     colours = []
     for place, label in enumerate(labels):
         share = SHADES[labels[:place].count(label) % len(SHADES)]
@@ -174,7 +174,7 @@ def _shades(labels: Sequence[int], of_classes: Mapping[int, tuple[int, ...]]) ->
 def _tinted(
     pixels: np.ndarray, ids: np.ndarray, numbers: Sequence[int], colours: Sequence[tuple[int, ...]]
 ) -> np.ndarray:
-    """The image `(height, width, 3)` uint8 under the segments of the map `ids`, which have numbers and colours."""
+    """Return the image `(height, width, 3)` uint8 under the segments of the map `ids`, with numbers and colours."""
     tinted, inside = pixels.astype(np.float32), np.zeros(ids.shape, np.int64)
     for place, (number, colour) in enumerate(zip(numbers, colours, strict=True), start=1):
         own = ids == number
@@ -188,12 +188,12 @@ def _tinted(
 
 
 def _roomiest(own: np.ndarray, plate: tuple[float, float], taken: np.ndarray) -> tuple[float, float] | None:
-    """The top left corner of a caption's plate around the pixel of a segment that has most of it around it.
+    """Return the top left corner of a caption's plate, around the pixel with the most of its segment around it.
 
     Args:
         own: `(height, width)` bool, the segment.
         plate: width and height, pixels.
-        taken: `(m, 4)` xyxy, plates that are there already; they are kept clear of.
+        taken: `(m, 4)` xyxy, plates that are there already, which the new one does not touch.
 
     Returns:
         (x, y); None where the segment is too small.
@@ -211,6 +211,6 @@ def _roomiest(own: np.ndarray, plate: tuple[float, float], taken: np.ndarray) ->
 
 
 def _run(own: np.ndarray) -> np.ndarray:
-    """How many pixels of the segment there are in one go up to each pixel, from the left; 0 outside of it."""
+    """Return how many pixels of the segment lie without a gap up to each pixel, from the left; 0 outside of it."""
     places = np.arange(1, own.shape[1] + 1)
     return places - np.maximum.accumulate(np.where(own, 0, places), axis=1)

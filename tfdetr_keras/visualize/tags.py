@@ -1,4 +1,4 @@
-"""Which tags of a picture are written, where, and how briefly: none lies on another, and the image stays visible."""
+"""Layout of a picture's tags: which are written, where, and how short; none overlap, and the image stays in view."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LONGEST_NAME, SHORTEST_NAME = 24, 8  # letters, roughly, that a long class name 
 
 
 class Wording(NamedTuple):
-    """What a tag says.
+    """The text of a tag.
 
     Attributes:
         name: of the class.
-        score: "" where there is none.
+        score: "" if there is none.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Wording(NamedTuple):
 
 
 class Tag(NamedTuple):
-    """A tag that has its place.
+    """A tag that has a place.
 
     Attributes:
         row: of the box that it belongs to.
         corner: (x, y) of its plate at the top left, pixels.
-        text: that is written.
+        text: to be written.
         size: of the font.
         is_named: whether the text has the name of the class.
     """
@@ -54,17 +54,17 @@ class Variant(NamedTuple):
 
     @property
     def plate(self) -> tuple[int, int]:
-        """Width and height, pixels."""
+        """Width and height of the plate, pixels."""
         return plate_of(self.text, self.size)
 
 
 def variants(wording: Wording, width: int, colours_are_classes: bool = True) -> list[Variant]:
-    """Gives the ways to write a tag, from the plainest to the briefest.
+    """Return the ways to write a tag, from the fullest to the shortest.
 
     Args:
-        wording: what it says.
+        wording: its text.
         width: of the image, pixels, that the tag has to fit into.
-        colours_are_classes: whether a colour tells the class, so that the name may be left out.
+        colours_are_classes: whether a colour shows the class, so that the name may be left out.
     """
     found = []
     for size in (FONT_SIZE, SMALL_FONT_SIZE):
@@ -81,7 +81,7 @@ def variants(wording: Wording, width: int, colours_are_classes: bool = True) -> 
 
 
 def starting_variant(choices: Sequence[Sequence[Variant]], area: float) -> int:
-    """Gives from which variant on all tags of a picture are small enough together; the last one if none is."""
+    """Return the first variant in which all tags of a picture are small enough together; the last one if none is."""
     most = max(map(len, choices), default=1)
     for start in range(most - 1):
         plates = [of_tag[min(start, len(of_tag) - 1)].plate for of_tag in choices if of_tag]
@@ -93,16 +93,16 @@ def starting_variant(choices: Sequence[Sequence[Variant]], area: float) -> int:
 def placed_tags(
     boxes: np.ndarray, wordings: Sequence[Wording], size: tuple[int, int], colours_are_classes: bool = True
 ) -> list[Tag]:
-    """Finds places at their boxes for tags, inside the image and clear of each other.
+    """Find places for tags at their boxes, inside the image and without overlaps.
 
-    Tags get smaller and briefer where the image is crowded, and are left out where there is no room at all. The last
+    Tags get smaller and shorter where the image is crowded, and are left out where there is no room at all. The last
     box, which is drawn above the others, is the first to get its tag.
 
     Args:
         boxes: `(n, 4)` xyxy, pixels, inside the image.
         wordings: of each box.
         size: (width, height) of the image, pixels.
-        colours_are_classes: whether a colour tells the class, so that the name may be left out.
+        colours_are_classes: whether a colour shows the class, so that the name may be left out.
 
     Returns:
         The tags that have a place.
@@ -128,7 +128,7 @@ def placed_tags(
 
 
 def plate_at(corner: tuple[float, float], plate: tuple[float, float]) -> list[float]:
-    """Gives the place of a plate, xyxy."""
+    """Return the area of a plate, xyxy."""
     return [*corner, corner[0] + plate[0], corner[1] + plate[1]]
 
 
@@ -139,7 +139,7 @@ def free_place(
     taken: np.ndarray,
     boxes: np.ndarray,
 ) -> tuple[float, float] | None:
-    """Finds the top left corner of a plate at its box: inside the image, on no other plate, and hiding no box.
+    """Find the top left corner of a plate at its box: inside the image, on no other plate, and hiding no box.
 
     Args:
         box: xyxy, pixels.
@@ -171,7 +171,7 @@ def free_place(
 
 
 def _shared(plates: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Areas that `(m, 4)` and `(n, 4)` xyxy have in common, `(m, n)`."""
+    """Return the areas that `(m, 4)` and `(n, 4)` xyxy have in common, `(m, n)`."""
     left_top = np.maximum(plates[:, None, :2], others[None, :, :2])
     right_bottom = np.minimum(plates[:, None, 2:], others[None, :, 2:])
     return np.prod(np.maximum(right_bottom - left_top, 0), axis=-1)

@@ -1,4 +1,4 @@
-"""From drawn images to a picture: what is said above each, the legend of lines and colours, and the grid of all."""
+"""Composition of a picture from drawn images: the text above each, the legend of lines and colours, and the grid."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Entry = tuple[Paint, tuple[int, int], str]  # how its sample is drawn into a box
 
 
 def solid(text: str, colour: tuple[int, ...] = (110, 110, 110)) -> Entry:
-    """Makes a legend's entry of solid frames."""
+    """Make a legend entry for solid frames."""
     return lambda image, box: solid_frame(ImageDraw.Draw(image), box, colour), SAMPLE, text
 
 
 def dashed(text: str, colour: tuple[int, ...] = (255, 255, 255)) -> Entry:
-    """Makes a legend's entry of dashed frames."""
+    """Make a legend entry for dashed frames."""
     return lambda image, box: dashed_frame(ImageDraw.Draw(image), box, colour), SAMPLE, text
 
 
 def filled(text: str, colour: tuple[int, ...]) -> Entry:
-    """Makes a legend's entry of a colour."""
+    """Make a legend entry for a colour."""
     return lambda image, box: ImageDraw.Draw(image).rectangle(box, fill=colour), SWATCH, text
 
 
 def key_of_classes(names: Sequence[str], colours: Sequence[tuple[int, ...]]) -> list[Entry]:
-    """Makes the key of a crowded image: each class's colour and name, and how many there are, the most frequent first.
+    """Make the key of a crowded image: each class's colour, name and count, the most frequent first.
 
     Args:
         names: of each object's class.
@@ -51,16 +51,16 @@ def key_of_classes(names: Sequence[str], colours: Sequence[tuple[int, ...]]) -> 
 
 
 def told_crowding(crowding: Crowding, tags: int) -> list[str]:
-    """Says how many tags were left out, if any."""
+    """Return lines that say how many tags were left out, if any."""
     return [f"no room for {crowding.left_out} of {tags} tags"] if crowding.left_out else []
 
 
 def tile(image: Image.Image, lines: Sequence[str], name: str | None = None, key: Sequence[Entry] = ()) -> Image.Image:
-    """Puts texts above an image: its name, shortened where it is long, lines, broken where they are long, and a key.
+    """Put texts above an image: its name, shortened if it is long, lines, broken if they are long, and a key.
 
     Args:
-        image: what was drawn.
-        lines: what is to be said.
+        image: the drawn image.
+        lines: texts.
         name: of the image.
         key: what its colours mean.
 
@@ -86,7 +86,7 @@ def tile(image: Image.Image, lines: Sequence[str], name: str | None = None, key:
 
 
 def legend_of(entries: Sequence[Entry], width: int) -> Image.Image:
-    """Draws samples with their meanings, in as many rows as the width needs."""
+    """Draw samples with their meanings, in as many rows as the width needs."""
     height = max(line_height(), SAMPLE[1]) + 4
     places, x, row = [], 0, 0
     for _, (sample, _), text in entries:
@@ -111,7 +111,7 @@ def legend_of(entries: Sequence[Entry], width: int) -> Image.Image:
 
 
 def write_grid(cells: Sequence[Image.Image], path: str | Path, columns: int, legend: Sequence[Entry] = ()) -> None:
-    """Writes cells as a PNG, row by row, under a legend.
+    """Write cells as a PNG, row by row, under a legend.
 
     Raises:
         ValueError: fewer than one column.
