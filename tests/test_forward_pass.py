@@ -49,8 +49,9 @@ class Told(td.DETRForSegmentation):
         shape = (3, QUERIES, len(CLASSES) + 1)
         self.told = self.add_weight(shape=shape, trainable=False, dtype="float32", autocast=False, name="told")
 
-    def _heads(self, decoded):
-        return super()._heads(decoded) | {"logits": ops.convert_to_tensor(self.told)[: ops.shape(decoded[-1])[0]]}
+    def _outputs(self, decoded):
+        batch = ops.shape(decoded.logits)[0]
+        return super()._outputs(decoded) | {"logits": ops.convert_to_tensor(self.told)[:batch]}
 
 
 def random_model(kind=Told, **options):

@@ -325,7 +325,7 @@ class DETRFamily(Family):
             )
 
     def refuse_for_authors(self, config: Any) -> None:
-        """Raise a `ValueError` for settings that the authors' code has not: two for one of its, or another activation."""
+        """Raise a `ValueError` for settings that the authors' code lacks: two for one of its, another activation."""
         for what in ("attention_heads", "ffn_dim"):
             ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
             if ours[0] != ours[1]:

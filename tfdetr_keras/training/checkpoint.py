@@ -23,6 +23,7 @@ from tfdetr_keras.training.state_file import StateFile, write_arrays
 logger = logging.getLogger(__name__)
 
 # Numbers that Keras counts over the whole program: dense_1, adam_2/dense_1_kernel_momentum.
+_PLACE = re.compile(r"/\d{5}/")
 _COUNTED = re.compile(r"_\d+(?=[_/]|$)")
 STATE, LAST, BEST = "state.safetensors", "last.keras", "best.keras"
 # While it is there, the first epoch is being written: models without a state are then a run that never was.
@@ -225,10 +226,21 @@ def _refuse_other_variables(state: StateFile, variables: Mapping[str, Any]) -> N
     shapes = {_without_counts(name): shape for name, shape in state.shapes.items()}
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}
     if wrong := sorted({name for name, _ in shapes.items() ^ expected.items()}):
+        if _without_seeds(shapes) == _without_seeds(expected):
+            raise ValueError(
+                f"{state.path} was written by an earlier version of tfdetr_keras, whose attention drew dropout in "
+                f"another way, so the run cannot go on as it would have: start a new one from "
+                f"{state.path.with_name(LAST)}"
+            )
         raise ValueError(
             f"{state.path} is of another model or optimizer: {len(wrong)} variables differ in name or shape, "
             f"e.g. {wrong[0]}; make and compile the model as for that run"
         )
+
+
+def _without_seeds(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the variables in their order without their places, and without the seeds of dropout."""
+    return [(_PLACE.sub("/", name), shapes[name]) for name in sorted(shapes) if "seed_generator" not in name]
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
