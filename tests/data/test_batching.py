@@ -106,7 +106,10 @@ def test_a_fixed_canvas_has_static_shapes():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"pad_to": (64, 80)}, r"image 12 is 64 x 85 after the resize, larger than pad_to = 64 x 80"),
+        (
+            {"pad_to": [(64, 80), (72, 80)]},
+            r"image 12 is 64 x 85 after the resize, larger than pad_to = 64 x 80, 72 x 80",
+        ),
         ({"max_boxes": 2}, r"image 12 has 3 objects, more than max_boxes = 2"),
     ],
 )
@@ -115,6 +118,30 @@ def test_an_image_that_does_not_fit_is_named(arguments, complaint):
     batches = prepare(records(record(11, 40, 40), large), 2, size=SIZE, **arguments)
     with pytest.raises(ValueError, match=complaint), readable_errors():
         as_arrays(batches)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("rule", ["huggingface", "facebook", "table", "fit", "stretch"])
+def test_an_image_that_would_be_larger_than_the_canvas_is_made_smaller(rule, training):
+    """Both ways up, of the same ratio to a pixel; boxes are of the image, so they stay."""
+    sizes = (60, 90), (90, 60)
+    lying, upright = (record(12, *size, [[6, 6, 30, 24]], [0], [False]) for size in sizes)
+    canvas, options = (48, 64), {"size_rule": rule, "training": training, "augmentation": "none"}
+    batches = prepare(records(lying, upright), 1, size=SIZE, pad_to=canvas, max_boxes=1, **options)
+    seen = set()
+    for inputs, targets in as_arrays(batches):
+        mask = inputs["pixel_mask"][0]
+        height, width = mask.any(axis=1).sum(), mask.any(axis=0).sum()
+        assert mask.shape == canvas
+        assert height == canvas[0] or width == canvas[1]  # as large as fits
+        if rule != "stretch":
+            old_height, old_width = targets["orig_size"][0]
+            assert abs(height * old_width / old_height - width) <= 1.5
+        seen.add((height, width))
+        x, y = (6 + 30) / 2, (6 + 24) / 2
+        old_height, old_width = targets["orig_size"][0]
+        np.testing.assert_allclose(targets["boxes"][0, 0, :2], [x / old_width, y / old_height], atol=1e-5)
+    assert len(seen) == (1 if rule == "stretch" else 2)
 
 
 def test_buckets_hold_every_image_once_on_the_smallest_canvas():

@@ -83,7 +83,10 @@ def test_what_has_no_file():
     ("arguments", "complaint"),
     [
         ({"max_boxes": 2}, "c.png (image 285) has 3 objects, more than max_boxes = 2: "),
-        ({"pad_to": (16, 20)}, "größe 7.png (image 7) is 20 x 40 after the resize, larger than pad_to = 16 x 20: "),
+        (
+            {"pad_to": [(16, 20), (16, 24)]},
+            "größe 7.png (image 7) is 20 x 40 after the resize, larger than pad_to = 16 x 20, 16 x 24",
+        ),
     ],
 )
 @pytest.mark.parametrize("cached", [False, True])

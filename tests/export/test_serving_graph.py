@@ -152,3 +152,17 @@ def test_detections_are_those_of_post_process_clipped_to_the_image(classificatio
         boxes = np.clip(wanted["boxes"][order], 0, np.tile(sizes[place, ::-1], 2))
         assert (boxes != wanted["boxes"][order]).any()
         np.testing.assert_allclose(found["boxes"][place], boxes, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["huggingface", "table", "fit", "stretch"])
+def test_an_image_that_the_canvas_does_not_hold_becomes_as_small_as_in_training(rule):
+    """Upright ones, to the pixel that a limit in whole numbers may differ by, and never larger than the canvas."""
+    resize = Resize.of(td.Preprocessing((48, 80), rule, pad_to=(48, 64)))
+    grid = np.meshgrid(np.arange(20, 300, 7, np.int32), np.arange(20, 300, 9, np.int32))
+    height, width = (tf.constant(side.ravel()) for side in grid)
+    wanted = np.stack(target_size(height, width, resize))
+    portable = serving_graph.whole_target_size(height, width, resize)
+    found = np.stack(serving_graph.fitted(*portable, resize.canvas))
+    assert np.abs(found - wanted).max() <= 1
+    assert (found <= [[48], [64]]).all()
+    assert (found >= 1).all()

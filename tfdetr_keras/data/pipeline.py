@@ -102,7 +102,7 @@ def prepare(
     canvases = preprocessing.pad_to if pad_to is None else pad_to
     if canvases == "buckets":
         canvases = buckets(preprocessing.size, preprocessing.rule)
-    resize = Resize.of(preprocessing, canvases is not None)
+    resize = Resize.of(preprocessing, canvases)
     reader = reader_of(dataset) or _as_read(dataset)
     if training:
         reader.refuse_total_loss()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdetr_keras.preprocessing import Interpolation, Preprocessing, SizeRule
+from tfdetr_keras.preprocessing import Interpolation, Preprocessing, SizeRule, is_pair
+
+logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31 - 1  # as longest_edge
 BUCKET_STEPS = 3  # canvases between the square and the longest one, each way
@@ -25,6 +30,7 @@ class Resize(NamedTuple):
         strict: whether the limit is never exceeded, not even by the references' rounding: for canvases of that size.
         interpolation: "bilinear" or "bicubic".
         antialias: whether images that become smaller are smoothed.
+        canvas: (height, width) that all images are padded to, pixels; those that would not fit are made smaller still.
     """
 
     shortest_edge: Any
@@ -33,18 +39,22 @@ class Resize(NamedTuple):
     strict: bool = False
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
+    canvas: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, preprocessing: Preprocessing, has_canvas: bool | None = None) -> Resize:
+    def of(cls, preprocessing: Preprocessing, canvases: Any = None) -> Resize:
         """Return how a preprocessing resizes images.
 
         Args:
             preprocessing: of a model.
-            has_canvas: whether they are then padded to a canvas of a given size; by default, as the preprocessing says.
+            canvases: (height, width) that they are then padded to, or several of them; by default the preprocessing's.
         """
-        strict = preprocessing.pad_to is not None if has_canvas is None else has_canvas
+        canvases = preprocessing.pad_to if canvases is None else canvases
+        canvas = canvases if is_pair(canvases) else None
+        if canvas is not None:
+            _tell_of_small_canvas(preprocessing, canvas)
         how = preprocessing.interpolation, preprocessing.antialias
-        return cls(*preprocessing.size, preprocessing.rule, strict, *how)
+        return cls(*preprocessing.size, preprocessing.rule, canvases is not None, *how, canvas)
 
 
 def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:
@@ -60,6 +70,8 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     follows, rounded (half to even). Hugging Face's rule does the same where both edges are equal, say 800, except for a
     pixel where it truncates 799.99…, and for the images that it leaves unchanged. With 800 and 1000 it resizes a square
     image to 800 pixels, not to 1000.
+
+    An image that would be larger than `canvas` becomes as large as fits into it, each side truncated.
 
     With "fit", an image becomes as large as fits into `shortest_edge` × `longest_edge` (height × width), small ones,
     too, each side truncated. With "stretch" every image gets exactly that size.
@@ -83,12 +95,12 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     edge, limit = tf.cast(resize.shortest_edge, tf.float64), tf.cast(resize.longest_edge, tf.float64)
     if resize.rule == "table":
         scale = limit / longer
-        return _whole(tf.round(scale * height), tf.round(scale * width))
+        return fitted(*_whole(tf.round(scale * height), tf.round(scale * width)), resize.canvas)
     if resize.rule == "fit":
         scale = tf.minimum(edge / height, limit / width)
-        return _whole(tf.floor(scale * height), tf.floor(scale * width))
+        return fitted(*_whole(tf.floor(scale * height), tf.floor(scale * width)), resize.canvas)
     if resize.rule == "stretch":
-        return _whole(edge + tf.zeros_like(height), limit + tf.zeros_like(width))
+        return fitted(*_whole(edge + tf.zeros_like(height), limit + tf.zeros_like(width)), resize.canvas)
     limited = longer / shorter * edge > limit
     unrounded = tf.where(limited, limit * shorter / longer, edge)
     edge = tf.where(limited, tf.round(unrounded), edge)
@@ -97,7 +109,39 @@ def target_size(height: Any, width: Any, resize: Resize) -> tuple[tf.Tensor, tf.
     scaled = tf.minimum(scaled, limit) if resize.strict else scaled
     portrait = width < height
     new_height, new_width = tf.where(portrait, scaled, edge), tf.where(portrait, edge, scaled)
-    return _whole(new_height, new_width)
+    return fitted(*_whole(new_height, new_width), resize.canvas)
+
+
+def fitted(height: tf.Tensor, width: tf.Tensor, canvas: tuple[int, int] | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the size of an image on its canvas: smaller, of the same ratio, where it would be larger.
+
+    Args:
+        height: int32 tensor of any shape, pixels.
+        width: as `height`.
+        canvas: (height, width), pixels; None for one that holds any image.
+    """
+    if canvas is None:
+        return height, width
+    most_height, most_width = canvas
+    is_larger = (height > most_height) | (width > most_width)
+    is_high = height * most_width >= width * most_height  # so that the height limits it
+    of_height, of_width = height * most_width // width, width * most_height // height
+    new_height = tf.where(is_high, most_height, tf.maximum(of_height, 1))
+    new_width = tf.where(is_high, tf.maximum(of_width, 1), most_width)
+    return tf.where(is_larger, new_height, height), tf.where(is_larger, new_width, width)
+
+
+@functools.cache
+def _tell_of_small_canvas(preprocessing: Preprocessing, canvas: tuple[int, int]) -> None:
+    """Log, once, that a canvas does not hold all images at their size."""
+    largest = dataclasses.replace(preprocessing, pad_to=None).largest
+    if canvas[0] < largest[0] or canvas[1] < largest[1]:
+        logger.info(
+            "images that are larger than the canvas pad_to=%s after the resize are made smaller to fit; "
+            "pad_to=%s holds all of them",
+            canvas,
+            largest,
+        )
 
 
 def _whole(height: tf.Tensor, width: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdetr_keras.data.canvas import factor_and_shift
-from tfdetr_keras.data.sizes import Resize, target_size
+from tfdetr_keras.data.sizes import Resize, fitted, target_size
 from tfdetr_keras.data.transforms import resized_levels, whole_levels
 from tfdetr_keras.export.file_decoding import decoded
 from tfdetr_keras.matching.classification import Classification, classification_named
@@ -101,8 +101,9 @@ class ServingGraph:
 
     def _target(self, size: tf.Tensor) -> tf.Tensor:
         """Return the height and width after the resize, `(2,)` int32."""
-        target = whole_target_size if self.portable else target_size
-        return tf.stack(target(size[0], size[1], self.resize))
+        if not self.portable:
+            return tf.stack(target_size(size[0], size[1], self.resize))
+        return tf.stack(fitted(*whole_target_size(size[0], size[1], self.resize), self.resize.canvas))
 
     def _canvas(self, size: tf.Tensor) -> Any:
         """Return the height and width of the canvas for a batch whose largest image is of `size`."""
