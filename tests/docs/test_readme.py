@@ -1,5 +1,6 @@
 """README.md's programs and commands, each as a user copies it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ LINES_LEFT_OUT = [
     "make test",
 ]
 # Each block is another person's: what an earlier one wrote under these names is no concern of the next.
-WRITTEN = ("run", "served", "found")
+WRITTEN = ("run", "run-shapes", "served", "served-detector", "found")
 
 
 def furnish(workplace):
@@ -71,7 +72,7 @@ def check(code, folder, names):
 
 def _fine_tuned(folder, names):
     assert names["model"].id2label == dict(enumerate(CLASSES))
-    assert (folder / "run" / "report.md").is_file()
+    assert (folder / "run-shapes" / "report.md").is_file()
     assert names["run"].metrics["AP50"] > 0.05  # five short epochs; before them it is 0
 
 
@@ -89,12 +90,13 @@ def _plain_keras(folder, names):
 def _looked_at(folder, names):
     assert isinstance(names["found"], td.Detections)
     assert (folder / "attention.png").is_file()
-    assert (folder / "served" / "saved_model.pb").is_file()
+    assert (folder / "served-detector" / "saved_model.pb").is_file()
 
 
 CHECKS = {
     "td.fit_detector(": _fine_tuned,
     "tfdetr train": _on_the_command_line,
     "model.fit(": _plain_keras,
-    "model.detect(": _looked_at,
+    "draw_attention(": _looked_at,
+    "predict photo.jpg": lambda folder, names: json.loads((folder / "found" / "detections.json").read_text()),
 }
