@@ -1,5 +1,6 @@
 """The Keras side of a case: its reference's weights in this package's model, and comparisons of the two."""
 
+import keras
 import numpy as np
 from reference.descriptions import HuggingFace
 
@@ -20,6 +21,21 @@ def copy_of(model, **options):
     copy = type(model)(model.config, model.criterion, name=model.name, **options)
     copy.set_weights(model.get_weights())
     return copy
+
+
+def gentle(member):
+    """Return a member's tiny model with every weight at random, so that queries differ and no term is 0 or 1.
+
+    Unlike the reference's its attention is not sharpened: where sums are added up in another order, little changes.
+    """
+    keras.utils.set_random_seed(1)
+    model, rng = member.new(), np.random.default_rng(0)
+    for weight in model.weights:
+        values = np.asarray(weight)
+        positive = weight.path.endswith(("gamma", "variance"))
+        noise = rng.uniform(0.5, 1.5, values.shape) if positive else rng.normal(0, 0.1, values.shape)
+        weight.assign(noise if positive else values + noise)
+    return model
 
 
 def weights_of(model):
