@@ -47,7 +47,7 @@ def run(place):
     detections = postprocess.post_process(outputs, sizes, 0.0, model.config.classification)
     if "pred_masks" in outputs:
         segments.post_process_panoptic(outputs, sizes, 0.0)
-    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    model.compile(optimizer=keras.optimizers.SGD(0.001))
     history = model.fit(inputs, example, batch_size=2, epochs=2, verbose=0).history
     return {"detections": [len(detection["scores"]) for detection in detections], "history": history}
 
