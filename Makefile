@@ -11,7 +11,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PINNED := $(BIN)/python $(PIP) -c constraints.txt
 # The tests that matter most, in two minutes: the matching's targets, model, data, training, every kind of `.keras` file,
 # and what is published.
-QUICK := tests/packaging tests/test_boxes.py tests/test_targets.py tests/models/test_fit.py tests/test_loading.py \
+QUICK := tests/packaging tests/test_boxes.py tests/losses/test_targets.py tests/models/test_fit.py tests/test_loading.py \
 	tests/models/test_quantization.py::test_a_file_gives_the_model_that_was_saved tests/data/test_coco.py \
 	tests/data/test_voc.py tests/training/test_checkpoint.py
 export TF_CPP_MIN_LOG_LEVEL ?= 2

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from reference.process import PyTorch
 
+pytest_plugins = ["seconds_of_members"]
+PORTS = 32  # models are kept: the tiny ones of all members and a few others
+
 
 def _shared(name: str) -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -28,6 +31,46 @@ def pytorch():
     process = PyTorch()
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A folder that all processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def answers(pytorch, pytestconfig, run_folder):
+    """What the reference computes of a case of `members`: `answers(case)`."""
+    from answers import answers_of
+
+    kept = getattr(pytestconfig, "cache", None)
+    folder, found = kept.mkdir("reference") if kept else run_folder / "reference", {}
+
+    def of(case):
+        if case.name not in found:
+            found[case.name] = answers_of(case, pytorch, folder)
+        return found[case.name]
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def port(answers):
+    """The Keras model of a case, with the reference's weights: `port(case)`; no test may change it."""
+    from ports import port_of
+
+    found = {}
+
+    def of(case):
+        if case.name not in found:
+            while len(found) >= PORTS:
+                found.pop(next(iter(found)))
+            found[case.name] = port_of(case, answers(case))
+        return found[case.name]
+
+    return of
 
 
 @pytest.fixture(autouse=True, scope="session")

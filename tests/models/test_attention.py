@@ -163,7 +163,7 @@ def test_padding_has_no_weight_on_other_backends(backend, request):
             **os.environ,
             "KERAS_BACKEND": backend,
             "PYTHONPATH": str(request.config.rootpath),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # as in tests/test_floors.py
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # as in tests/backend/test_other_backends.py
         },
         capture_output=True,
         text=True,

@@ -15,7 +15,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from pairs import has_effect
+from members import DETR as CASE
 
 import tfdetr_keras as td
 from port_weights import to_torch
@@ -176,7 +176,7 @@ def average_precision(records, detections):
 def ways(got, expected, start):
     found = {}
     for path, after in expected.items():
-        if has_effect(path, pre_norm=False):
+        if CASE.has_effect(path):
             found[path] = np.linalg.norm(got[path] - after) / np.linalg.norm(after - start[path])
     return found
 

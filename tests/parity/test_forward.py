@@ -8,96 +8,29 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from pairs import (
-    CONDITIONAL,
-    FACEBOOK_BASIC,
-    FACEBOOK_BOTTLENECK,
-    SEGMENTATION,
-    SMALL,
-    TABLE_TRANSFORMER,
-    Pair,
-    differences,
-    facebook_pair,
-    hugging_face_model,
-    hugging_face_pair,
-    padded_batch,
-)
+from batches import padded_batch
+from members import DETR, of_stages, over
+from ports import differences
 
 from port_weights import load_model
 from tfdetr_keras.layers.position import SinePositionEmbedding
 from tfdetr_keras.layers.resize import resize_nearest
 
-LOGITS, BOXES, MASKS, STAGE = 1e-4, 1e-5, 1.5e-4, 3e-5
-UNEQUAL = {
-    "d_model": 48,
-    "encoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 6,
-    "encoder_ffn_dim": 40,
-    "decoder_ffn_dim": 72,
-    "num_queries": 7,
-}
-HUGGING_FACE = {
-    "resnet-18": {"backbone": "resnet-18"},
-    "resnet-34": {"backbone": "resnet-34"},
-    "resnet-50": {"backbone": "resnet-50"},
-    "resnet-101": {"backbone": "resnet-101"},
-    "learned-positions": {"backbone": "thin", **SMALL, "position_embedding_type": "learned"},
-    "unequal-halves": {"backbone": "thin", **SMALL, **UNEQUAL},
-    "table-transformer": {"backbone": "thin", **SMALL, **TABLE_TRANSFORMER},
-    "table-transformer-resnet-18": {"backbone": "resnet-18", "num_labels": 6, "num_queries": 125, **TABLE_TRANSFORMER},
-    "segmentation": {"backbone": "thin", **SMALL | SEGMENTATION},
-    "segmentation-resnet-50": {"backbone": "resnet-50", "num_labels": 250, "num_queries": 20, **SEGMENTATION},
-    "segmentation-resnet-101": {"backbone": "resnet-101", "num_labels": 250, "num_queries": 20, **SEGMENTATION},
-    "conditional": {"backbone": "thin", **SMALL, **CONDITIONAL},
-    "conditional-learned-positions": {
-        "backbone": "thin",
-        **SMALL,
-        **UNEQUAL,
-        **CONDITIONAL,
-        "position_embedding_type": "learned",
-    },
-    "conditional-resnet-50": {"backbone": "resnet-50", **CONDITIONAL},
-}
-FACEBOOK = {
-    "basic": FACEBOOK_BASIC,
-    "dc5-basic": {**FACEBOOK_BASIC, "dilated": True},
-    "dc5-bottleneck": {**FACEBOOK_BOTTLENECK, "dilated": True},
-    "pre-norm": {**FACEBOOK_BOTTLENECK, "pre_norm": True},
-}
-LONGER = ("resnet-34", "resnet-101", "segmentation-resnet-50", "segmentation-resnet-101", "conditional-resnet-50")
-CASES = [
-    *(
-        pytest.param(hugging_face_pair, options, id=f"huggingface-{name}", marks=[pytest.mark.slow] * (name in LONGER))
-        for name, options in HUGGING_FACE.items()
-    ),
-    *(pytest.param(facebook_pair, options, id=f"facebook-{name}") for name, options in FACEBOOK.items()),
-]
 
-
-def assert_same_stages(pair: Pair, batch):
-    expected = pair.torch_stages(batch)
+def assert_same_stages(found, expected, limits):
     # A model that says the same for each query and image would hide a wrong attention.
-    assert expected["logits"].std(axis=1, ddof=1).mean() > 100 * LOGITS
-    assert expected["pred_boxes"].std(axis=1, ddof=1).mean() > 100 * BOXES
-    found = differences(pair.keras.stages(batch), expected)
-    limits = {
-        "mask": 0.0,
-        "pred_masks": MASKS,
-        "logits": LOGITS,
-        "aux_logits": LOGITS,
-        "pred_boxes": BOXES,
-        "aux_boxes": BOXES,
-    }
-    too_far = {name: value for name, value in found.items() if not value <= limits.get(name, STAGE)}
+    assert expected["logits"].std(axis=1, ddof=1).mean() > 100 * limits.logits
+    assert expected["pred_boxes"].std(axis=1, ddof=1).mean() > 100 * limits.boxes
+    found = differences(found, expected)
+    too_far = {name: value for name, value in found.items() if not value <= limits.of_stage(name)}
     assert not too_far, f"all stages in order: {found}"
 
 
-@pytest.mark.parametrize(("make", "options"), CASES)
-def test_every_stage_of_a_padded_batch(make, options, pytorch, tmp_path):
-    pair = make(pytorch, tmp_path, **options)
-    assert_same_stages(pair, padded_batch((128, 160), (97, 110)))
+@of_stages()
+def test_every_stage_is_the_reference_s(case, place, answers, port):
+    """Of a padded batch, and of one image of an odd size without a mask."""
+    expected = answers(case).arrays(f"stages{place}")
+    assert_same_stages(port(case).stages(case.sizes[place].batch()), expected, case.limits)
 
 
 @pytest.mark.parametrize("backbone", ["thin", pytest.param("resnet-101", marks=pytest.mark.slow)])
@@ -108,8 +41,8 @@ def test_padding_stays_hidden_when_activations_are_large(pytorch, tmp_path, back
     Between two such scores float32 cannot always tell, and sharpened attention shows it: then the measure is how far
     PyTorch's own float32 is from its float64.
     """
-    options = SMALL if backbone == "thin" else {}
-    reference = dataclasses.replace(hugging_face_model(backbone, **options), values=values)
+    case = DETR if backbone == "thin" else over(DETR, backbone)
+    reference = dataclasses.replace(case.reference, values=values)
     pytorch.call("models:save", reference, tmp_path)
     ported = load_model(tmp_path)
     batch = padded_batch((128, 160), (97, 110))
@@ -131,46 +64,26 @@ def test_padding_stays_hidden_when_activations_are_large(pytorch, tmp_path, back
         np.testing.assert_allclose(found[name], expected, rtol=0, atol=limit, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def small_pair(pytorch, tmp_path_factory):
-    return hugging_face_pair(pytorch, tmp_path_factory.mktemp("small"), "thin", **SMALL)
-
-
-@pytest.mark.parametrize("sizes", [[(97, 131)], [(33, 64)], [(97, 131), (130, 65), (64, 64)]], ids=str)
-def test_odd_sizes_and_batches(small_pair, sizes):
-    assert_same_stages(small_pair, padded_batch(*sizes))
-
-
-def test_without_a_mask(small_pair):
+def test_a_batch_may_be_the_images_alone(port):
+    model = port(DETR)
     batch = padded_batch((97, 131), (97, 131))
     del batch["pixel_mask"]
-    assert_same_stages(small_pair, batch)
-    alone, named = small_pair.keras(batch["pixel_values"]), small_pair.keras(batch)
-    np.testing.assert_array_equal(alone["logits"], named["logits"])
+    np.testing.assert_array_equal(model(batch["pixel_values"])["logits"], model(batch)["logits"])
 
 
-def test_compiled_by_xla(small_pair):
-    batch = padded_batch((128, 160), (97, 110))
-    eager = small_pair.keras(batch)
-    compiled = tf.function(small_pair.keras, jit_compile=True)(batch)
-    for name, value in eager.items():
-        np.testing.assert_allclose(compiled[name], value, rtol=0, atol=BOXES if name.endswith("boxes") else LOGITS)
-
-
-def test_the_auxiliary_outputs_of_transformers_are_not_those_of_detr(small_pair):
+def test_the_auxiliary_outputs_of_transformers_are_not_those_of_detr(port, answers, pytorch):
     """With `auxiliary_loss=True` transformers 5 feeds each decoder layer the normalised output of the one before.
 
     Should this fail because the two agree, transformers has been repaired and the detour of `reference.stages` can go.
     """
-    wrong = dataclasses.replace(small_pair, reference=hugging_face_model("thin", **SMALL, auxiliary_loss=True))
-    weights, same = (small_pair.pytorch.call("models:state", pair.reference) for pair in (small_pair, wrong))
+    wrong = DETR.another("wrong", auxiliary_loss=True).reference
+    weights, same = answers(DETR).arrays("state"), pytorch.call("models:state", wrong)
     assert weights.keys() == same.keys()
     assert all((weights[name] == same[name]).all() for name in weights)
-    batch = padded_batch((128, 160), (97, 110))
-    last = f"decoder.layer{SMALL['decoder_layers'] - 1}"
-    ours, right = small_pair.keras.stages(batch)[last], small_pair.torch_stages(batch)[last]
-    assert np.abs(wrong.torch_stages(batch)[last] - right).max() > 0.1
-    np.testing.assert_allclose(ours, right, rtol=0, atol=LOGITS)
+    batch, right = DETR.sizes[0].batch(), answers(DETR).arrays("stages0")
+    last = f"decoder.layer{DETR.reference.fields['decoder_layers'] - 1}"
+    assert np.abs(pytorch.call("stages:of_batch", wrong, batch)[last] - right[last]).max() > 0.1
+    np.testing.assert_allclose(port(DETR).stages(batch)[last], right[last], rtol=0, atol=DETR.limits.logits)
 
 
 def test_masks_shrink_as_torch_does_it(pytorch):

@@ -1,5 +1,6 @@
 """Losses of transformers, and the matching in them: values, and gradients by PyTorch's own differentiation."""
 
+import copy
 from types import SimpleNamespace
 from unittest import mock
 
@@ -29,35 +30,48 @@ def targets_of_images(targets, names=("boxes",)):
     return images
 
 
-def of_layers(outputs, targets, focal=False):
+def _of_masks(logits, labels, outputs, config, layers):
+    masks = outputs["pred_masks"]
+    return ForSegmentationLoss(logits, labels, "cpu", outputs["pred_boxes"], masks, config, *layers)
+
+
+def _of_boxes(loss):
+    return lambda logits, labels, outputs, config, layers: loss(
+        logits, labels, "cpu", outputs["pred_boxes"], config, *layers
+    )
+
+
+# For each way of a detector to be trained its loss in transformers, and the configuration whose coefficients that has.
+LOSSES = {
+    "softmax": (_of_boxes(ForObjectDetectionLoss), transformers.DetrConfig),
+    # transformers then weighs the class loss by 1, whatever its configuration says.
+    "focal": (_of_boxes(DeformableDetrForObjectDetectionLoss), transformers.ConditionalDetrConfig),
+    "masks": (_of_masks, transformers.DetrConfig),
+}
+
+
+def of_layers(outputs, targets, loss="softmax", config=None):
     """Hugging Face's loss of all decoder layers by name, `loss` being the weighted total.
 
     Args:
         outputs: `logits`, `pred_boxes`, `aux_logits`, `aux_boxes` as tensors, laid out as Keras has them; of a model
             that predicts masks `pred_masks`, too.
         targets: as for Keras.
-        focal: whether classes are independent. transformers then weighs the class loss by 1, whatever its
-            configuration says, and the matching's class cost by 2.
+        loss: a key of `LOSSES`.
+        config: that of the model; without one the coefficients are those of the configuration in `LOSSES`.
     """
     stacked = [
         torch.cat([outputs[earlier], outputs[last][:, None]], dim=1).transpose(0, 1)
         for last, earlier in (("logits", "aux_logits"), ("pred_boxes", "aux_boxes"))
     ]
-    config = (transformers.ConditionalDetrConfig if focal else transformers.DetrConfig)(
-        use_timm_backbone=False,
-        backbone_config=transformers.ResNetConfig(),
-        auxiliary_loss=True,
-        decoder_layers=len(stacked[0]),
-        num_labels=outputs["logits"].shape[-1] - (not focal),
-    )
+    function, kind = LOSSES[loss]
+    if config is None:
+        config = kind(use_timm_backbone=False, backbone_config=transformers.ResNetConfig())
+        config.num_labels = outputs["logits"].shape[-1] - (loss != "focal")
+    config = copy.deepcopy(config)
+    config.auxiliary_loss, config.decoder_layers = True, len(stacked[0])
     labels = targets_of_images(targets, ("boxes", "masks"))
-    if "pred_masks" in outputs:
-        total, parts, _ = ForSegmentationLoss(
-            outputs["logits"], labels, "cpu", outputs["pred_boxes"], outputs["pred_masks"], config, *stacked
-        )
-    else:
-        loss = DeformableDetrForObjectDetectionLoss if focal else ForObjectDetectionLoss
-        total, parts, _ = loss(outputs["logits"], labels, "cpu", outputs["pred_boxes"], config, *stacked)
+    total, parts, _ = function(outputs["logits"], labels, outputs, config, stacked)
     return {"loss": total, **parts}
 
 

@@ -13,11 +13,11 @@ from reference.processors import DetrImageProcessorPil
 OUTPUTS = ("logits", "pred_boxes", "aux_logits", "aux_boxes", "pred_masks")
 
 
-def gradients(description, batch, targets, focal=False):
+def gradients(description, batch, targets, loss="softmax"):
     """Losses of a batch by name, and the gradient of the total in every parameter by name.
 
     A batch in float64 is computed in that, but for positions, heads and losses. transformers 5 freezes the whole
-    backbone, by an error in a name; here all is trained.
+    backbone, by an error in a name; here all is trained. The coefficients are those of the model's configuration.
     """
     dtype = torch.from_numpy(batch["pixel_values"]).dtype
     model = copy.deepcopy(build(description)).to(dtype).requires_grad_(True)
@@ -26,12 +26,13 @@ def gradients(description, batch, targets, focal=False):
         found = stages.of_model(model, batch)
     finally:
         torch.set_default_dtype(torch.float32)
-    told = losses.of_layers({name: found[name].float() for name in OUTPUTS if name in found}, targets, focal)
+    outputs = {name: found[name].float() for name in OUTPUTS if name in found}
+    told = losses.of_layers(outputs, targets, loss, getattr(model, "config", None))
     told["loss"].backward()
     return told, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def steps(description, batches, trained, rates, max_norm, focal=False, **options):
+def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):
     """The loss before each step of AdamW, and the weights after the last by name.
 
     Args:
@@ -40,19 +41,19 @@ def steps(description, batches, trained, rates, max_norm, focal=False, **options
         trained: names of the parameters that are trained.
         rates: learning rate of the backbone and of all else.
         max_norm: to which the norm of all gradients together is clipped.
-        focal: as for `losses.of_layers`.
+        loss: as for `losses.of_layers`.
         **options: of `torch.optim.AdamW`.
     """
     model = copy.deepcopy(build(description))
     optimizer = _adamw(model, set(trained), rates, **options)
     told = []
     for inputs, targets in batches:
-        loss = losses.of_layers(stages.of_model(model, inputs), targets, focal)["loss"]
+        total = losses.of_layers(stages.of_model(model, inputs), targets, loss, getattr(model, "config", None))["loss"]
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_([x for group in optimizer.param_groups for x in group["params"]], max_norm)
         optimizer.step()
-        told.append(loss.item())
+        told.append(total.item())
     return told, model.state_dict()
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from tfdetr_keras.training.fitting import fit_detector
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.training.starting_model import starting_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.member(name="ConditionalDETR")]
 
 SHORT = {"epochs": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
 QUICK = small_run.SETTINGS | {"source": "conditional-smallest"} | SHORT
@@ -66,16 +65,6 @@ def test_ap_is_that_of_the_surest_pairs_of_query_and_class(run):
             detections.append({"image_id": int(targets["image_id"][image]), "labels": labels, **found})
     expected = td.evaluation.coco_metrics(records, detections, names)
     assert evaluate_detections(model, validation, names, **SIZES)["AP"] == pytest.approx(expected["AP"], abs=1e-6)
-
-
-@pytest.mark.slow
-def test_it_goes_on(run):
-    training, validation, names = small_run.sets()
-    assert json.loads((run.path / "config.json").read_text())["model"]["class"] == "ConditionalDETR"
-    settings = QUICK | {"epochs": 2, "pretraining_epochs": 1}
-    again = fit_detector(training, names, run.path, validation, resume=True, **settings)
-    assert type(again.new_model()) is td.ConditionalDETR
-    assert len((run.path / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_it_is_a_source_itself(run):

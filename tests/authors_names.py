@@ -1,0 +1,68 @@
+"""The names that others than transformers give the same tensors, from those of `save_pretrained`."""
+
+import re
+
+import numpy as np
+
+
+def timm_name(name):
+    """Return the name of a tensor of transformers' ResNet in timm's and torchvision's, without prefix."""
+    name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
+    name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
+    name = re.sub(r"encoder\.stages\.(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
+    name = re.sub(r"layers\.(\d)", r"\1", name)
+    name = re.sub(r"layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}", name)
+    return re.sub(r"layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}", name)
+
+
+def with_timm(state):
+    """Return a state dict as transformers writes it of a model over a backbone of timm."""
+    return {
+        re.sub(r"(.*conv_encoder\.model\.)(.*)", lambda match: match[1] + timm_name(match[2]), name): tensor
+        for name, tensor in state.items()
+    }
+
+
+def facebookresearch(state, cross_attention="multihead_attn", prefix=""):
+    """Return a state dict as the authors' code has it: facebookresearch's of DETR, and what was made of that.
+
+    Args:
+        state: as `save_pretrained` writes it.
+        cross_attention: the name of the decoder's attention to the image.
+        prefix: of all but the mask head.
+    """
+    rules = [
+        ("class_labels_classifier", "class_embed"),
+        ("bbox_predictor", "bbox_embed"),
+        ("query_position_embeddings", "query_embed"),
+        ("input_projection", "input_proj"),
+        ("encoder_attn_layer_norm", "norm2"),
+        ("encoder_attn", cross_attention),
+        ("self_attn_layer_norm", "norm1"),
+        (".fc", ".linear"),
+        ("layernorm", "norm"),
+    ]
+    renamed = {}
+    for original, tensor in state.items():
+        if original.startswith(("bbox_attention", "mask_head")):
+            renamed[original] = tensor
+            continue
+        name = original.removeprefix("detr.").removeprefix("model.")
+        if name.startswith("backbone."):
+            name = timm_name(name.removeprefix("backbone.conv_encoder.model."))
+            renamed[f"{prefix}backbone.0.body.{name}"] = tensor
+            continue
+        for old, new in [*rules, ("final_layer_norm", "norm3" if "decoder" in name else "norm2")]:
+            name = name.replace(old, new)
+        renamed[prefix + (f"transformer.{name}" if re.match("(en|de)coder", name) else name)] = tensor
+    return _packed(renamed)
+
+
+def _packed(state):
+    """Query, key and value of each attention in one tensor."""
+    state = dict(state)
+    for name in [name for name in state if ".q_proj." in name]:
+        kind = name.rsplit(".", 1)[1]
+        parts = [state.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
+        state[name.replace(f".q_proj.{kind}", f".in_proj_{kind}")] = np.concatenate(parts)
+    return state

@@ -1,0 +1,125 @@
+"""The lower floors stand on Keras alone: they run on JAX and PyTorch, without TensorFlow, and give the same numbers.
+
+One process per backend does it for all members of the family, whichever test asks first.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from batches import padded_batch, random_targets
+from members import MEMBERS, of_members
+from once import once
+from ports import gentle
+from seconds_of_members import record_share
+
+# Runs in a fresh interpreter where no module of `blocked` can be imported. What it finds of each model lies beside it.
+SCRIPT = """
+import json, sys, time, traceback
+
+folder, *blocked = sys.argv[1:]
+sys.modules.update(dict.fromkeys(blocked))  # None: whoever imports it gets a ModuleNotFoundError
+
+import keras
+import numpy as np
+from tfdetr_keras import boxes, models
+from tfdetr_keras.matching import assignment
+from tfdetr_keras.losses import criterion as losses
+from tfdetr_keras.matching import matcher
+from tfdetr_keras.inference import postprocess
+from tfdetr_keras.inference import segments
+from tfdetr_keras.inference import tables
+from tfdetr_keras.losses import targets
+
+
+def run(place):
+    example = dict(np.load(place + "example.npz"))
+    inputs = {name: example.pop(name) for name in ("pixel_values", "pixel_mask")}
+    model = keras.saving.load_model(place + "model.keras")
+    outputs = model.predict(inputs, batch_size=2, verbose=0)
+    np.savez(place + "outputs.npz", **outputs)
+    sizes = [[64, 96], [64, 96]]
+    detections = postprocess.post_process(outputs, sizes, 0.0, model.config.classification)
+    if "pred_masks" in outputs:
+        segments.post_process_panoptic(outputs, sizes, 0.0)
+    model.compile(optimizer=keras.optimizers.SGD(0.001))
+    history = model.fit(inputs, example, batch_size=2, epochs=2, verbose=0).history
+    return {"detections": [len(detection["scores"]) for detection in detections], "history": history}
+
+
+for name in json.load(open(folder + "/members.json")):
+    start, place = time.monotonic(), f"{folder}/{name}-"
+    try:
+        report = run(place)
+    except Exception:  # of one member
+        report = {"failure": traceback.format_exc()}
+    report |= {"backend": keras.backend.backend(), "seconds": time.monotonic() - start}
+    json.dump(report, open(place + "report.json", "w"))
+"""
+
+
+def example_of(member):
+    """A padded batch of two images and their objects."""
+    inputs = padded_batch((64, 96), (40, 70))
+    canvas = inputs["pixel_mask"].shape[1:] if member.case.has_masks else None
+    return inputs, random_targets((3, 1), member.config.num_classes, rows=3, canvas=canvas)
+
+
+@pytest.fixture(params=["jax", "torch"])
+def other(request, member, run_folder):
+    """What the model of a member, saved here, computes on another backend."""
+    backend = request.param
+    if find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+
+    def fill(folder):
+        for name, one in MEMBERS.items():
+            gentle(one).save(folder / f"{name}-model.keras")
+            inputs, targets = example_of(one)
+            np.savez(folder / f"{name}-example.npz", **inputs, **targets)
+        (folder / "members.json").write_text(json.dumps(list(MEMBERS)))
+        blocked = sorted({"tensorflow", "torch", "jax", "transformers"} - {backend})
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(folder), *blocked],
+            env={
+                **os.environ,
+                "KERAS_BACKEND": backend,
+                "PYTHONPATH": str(request.config.rootpath),
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # what is computed is the same, compiling takes half as long
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    start = time.monotonic()
+    folder = once(run_folder / f"members-on-{backend}", fill)
+    report = json.loads((folder / f"{member.name}-report.json").read_text())
+    record_share(request.node, waited=time.monotonic() - start, own=report["seconds"])
+    assert "failure" not in report, report["failure"]
+    assert report["backend"] == backend
+    return {**report, "outputs": dict(np.load(folder / f"{member.name}-outputs.npz"))}
+
+
+@of_members()
+def test_another_backend_computes_and_trains_the_same(member, other):
+    """Outputs and first losses are those of this backend; the second loss is lower."""
+    model, (inputs, targets) = gentle(member), example_of(member)
+    outputs = model(inputs)
+    assert set(outputs) == set(other["outputs"])
+    for name, value in outputs.items():
+        np.testing.assert_allclose(other["outputs"][name], value, rtol=0, atol=1e-5, err_msg=name)
+    pairs = 1 if model.config.classification == "softmax" else model.config.num_logits
+    assert other["detections"] == [min(100, pairs * model.config.num_queries)] * 2
+
+    expected, history = model.criterion(outputs, targets), other["history"]
+    assert set(history) == {"loss", *model.logged}
+    for name, (first, _) in history.items():
+        assert first == pytest.approx(float(expected[name]), rel=1e-6, abs=1e-5), name
+    assert history["loss"][1] < history["loss"][0]

@@ -1,0 +1,421 @@
+"""The members of the family as the tests know them: one entry each, by which every test of the common kinds is run.
+
+An entry says what a member is, small, and what it is compared with. To add a member, add an entry: no new test is
+needed for the stages, loss and gradients, names in both directions, files, `detect`, `fit`, other backends and exports.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import authors_names
+import numpy as np
+import pytest
+from batches import padded_batch, random_targets
+from reference.descriptions import Facebook, HuggingFace
+
+import tfdetr_keras as td
+from tfdetr_keras.models.config import DetectorConfig
+
+State = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How far a member may be from its reference; what was measured on a CPU stands in the tests that use them.
+
+    Args:
+        logits: largest |Δ| of logits, of the last layer and of the others.
+        boxes: of boxes.
+        masks: of mask logits.
+        stage: of every other stage, as a part of the stage's largest value.
+        loss: relative, of each loss.
+        gradient: of a weight's gradient, as a part of its norm.
+        in_double: whether the gradients are computed in float64 on both sides: in deep networks rounding decides
+            whether a rectified value next to zero lets the gradient by.
+    """
+
+    logits: float = 1e-4
+    boxes: float = 1e-5
+    masks: float = 1.5e-4
+    stage: float = 3e-5
+    loss: float = 5e-6
+    gradient: float = 5e-4
+    in_double: bool = False
+
+    def of_stage(self, name):
+        """Return the limit of one stage by its name."""
+        kinds = {"mask": 0.0, "logits": self.logits, "aux_logits": self.logits, "pred_masks": self.masks}
+        return {**kinds, "pred_boxes": self.boxes, "aux_boxes": self.boxes}.get(name, self.stage)
+
+
+DOUBLE = {"gradient": 5e-6, "in_double": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The images of a batch, (height, width) each, and whether a mask says what of the canvas is padding."""
+
+    images: tuple[tuple[int, int], ...]
+    has_mask: bool = True
+
+    def __str__(self):
+        sizes = "+".join(f"{height}x{width}" for height, width in self.images)
+        return sizes if self.has_mask else f"{sizes} without a mask"
+
+    def batch(self):
+        """Return inputs of the model: random images."""
+        batch = padded_batch(*self.images)
+        return batch if self.has_mask else {"pixel_values": batch["pixel_values"]}
+
+
+PADDED, ODD = Size(((128, 160), (97, 110))), Size(((33, 65),), has_mask=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One architecture beside its reference.
+
+    Args:
+        name: of the case, unlike any other's.
+        reference: the PyTorch model.
+        sizes: the batches whose stages are compared.
+        limits: how far the two may be apart.
+        loss: of the reference: a key of `reference.losses.LOSSES`.
+        loss_there: fields of the criterion in which the reference's loss is another one than its configuration says.
+        without_effect: what matches the paths of weights that cannot change the outputs, so that their gradients are
+            rounding errors on both sides.
+        has_masks: whether masks are predicted, and are among the targets.
+        has_gradients: whether loss and gradients are compared, too.
+        is_slow: whether its tests are among the slow ones.
+    """
+
+    name: str
+    reference: HuggingFace | Facebook
+    sizes: tuple[Size, ...] = (PADDED, ODD)
+    limits: Limits = Limits()
+    loss: str = "softmax"
+    loss_there: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    without_effect: str = ""
+    has_masks: bool = False
+    has_gradients: bool = True
+    is_slow: bool = False
+
+    def has_effect(self, path):
+        """Whether a weight can change the outputs at all."""
+        return not re.fullmatch(self.without_effect, path)
+
+    def training_batch(self):
+        """Return three images and targets: a few objects, none, and more than there are queries."""
+        fields = self.reference.fields
+        batch = padded_batch((128, 160), (97, 110), (64, 64))
+        canvas = batch["pixel_mask"].shape[1:] if self.has_masks else None
+        queries, classes = fields.get("num_queries", 100), fields.get("num_labels") or len(fields["id2label"])
+        targets = random_targets((5, 0, queries + 3), classes, rows=max(25, queries + 3), canvas=canvas)
+        return batch, targets
+
+    def another(self, name, **changes):
+        """Return a variant: other fields of the reference, or of the case."""
+        reference = changes.pop("reference", self.reference)
+        fields = {field: changes.pop(field) for field in list(changes) if not hasattr(self, field)}
+        reference = dataclasses.replace(reference, fields={**reference.fields, **fields})
+        return dataclasses.replace(self, name=f"{self.name}-{name}", reference=reference, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One class of the family.
+
+    Args:
+        case: its tiny model and what that is compared with.
+        config: the configuration that the tiny model has in Keras.
+        criterion: its loss in Keras, with coefficients that are nobody's default.
+        namings: other names of the same weights, by what to call them: functions of what `save_pretrained` writes.
+        options: of `load_model`, for tensors without a configuration.
+        of_pth: fields of the configuration that differ in a model that a `.pth` of the authors can hold.
+        variants: other architectures of the class that are compared, too.
+    """
+
+    case: Case
+    config: DetectorConfig
+    criterion: td.SetCriterion
+    namings: Mapping[str, Callable[[State], State]]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_pth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variants: tuple[Case, ...] = ()
+
+    @property
+    def name(self):
+        """The name of the class."""
+        return self.case.name
+
+    @property
+    def kind(self):
+        """The class."""
+        return td.models.model_class(self.config)
+
+    def new(self, dtype=None, **changes):
+        """Return a model with random weights, and other values of fields of its configuration."""
+        return self.kind(dataclasses.replace(self.config, **changes), self.criterion, dtype=dtype)
+
+
+# ---- what the entries are made of ----
+
+BASIC, BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+RESNETS = {
+    "resnet-18": {"layer_type": "basic", "depths": (2, 2, 2, 2), "hidden_sizes": BASIC, "embedding_size": 64},
+    "resnet-34": {"layer_type": "basic", "depths": (3, 4, 6, 3), "hidden_sizes": BASIC, "embedding_size": 64},
+    "resnet-50": {"layer_type": "bottleneck", "depths": (3, 4, 6, 3), "hidden_sizes": BOTTLENECK, "embedding_size": 64},
+    "resnet-101": {
+        "layer_type": "bottleneck",
+        "depths": (3, 4, 23, 3),
+        "hidden_sizes": BOTTLENECK,
+        "embedding_size": 64,
+    },
+    "thin": {"layer_type": "basic", "depths": (1, 2, 1, 1), "hidden_sizes": (16, 24, 32, 48), "embedding_size": 16},
+}
+NAMES = {0: "cat", 1: "dog", 2: "N/A", 3: "sky", 4: "tree", 5: "road"}
+# Halves unlike, so that the two cannot be mixed up unnoticed.
+TRANSFORMER = {
+    "num_queries": 15,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 48,
+}
+UNEQUAL = {
+    "d_model": 48,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 72,
+    "num_queries": 7,
+}
+SMALL = {
+    "dropout": 0.0,
+    "id2label": NAMES,
+    "label2id": {name: index for index, name in NAMES.items()},
+    **TRANSFORMER,
+}
+# A mask head wants d_model and heads to add up to a multiple of 8.
+EIGHT_HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+LARGE = {"dropout": 0.0, "num_labels": 91}
+# The same in the words of `FacebookDetr`.
+FACEBOOK = {
+    "d_model": 32,
+    "heads": 4,
+    "ffn_dim": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "num_queries": 15,
+    "num_labels": 6,
+}
+FACEBOOK_BASIC = {"depths": (2, 2, 2, 2), "widths": (16, 24, 32, 48), "stem_width": 16, "layer_type": "basic"}
+FACEBOOK_BOTTLENECK = {"depths": (1, 2, 1, 3), "widths": (32, 48, 64, 96), "stem_width": 16, "layer_type": "bottleneck"}
+
+# A key's bias adds the same to all scores of a query; the first decoder layer's queries are all alike, so that it
+# attends among equals. Those are zeros, or what a normalisation makes of zeros, its offset.
+EQUALS = r"(en|de)coder/.*/key(_position)?/bias|decoder/layer0/self_attention/(query|key)(_position)?/(kernel|bias)"
+ZEROS = f"{EQUALS}|decoder/layer0/self_attention/value/kernel"
+NORMALIZED_ZEROS = f"{EQUALS}|decoder/layer0/self_attention_norm/gamma"
+# Where a group of channels is one, its normalisation takes the bias before it away.
+GROUPS_OF_ONE = r"mask_head/conv[345]/convolution/bias"
+
+# What `load_model` makes of it.
+IN_KERAS = {
+    "backbone": td.ResNetConfig("basic", (1, 2, 1, 1), (16, 24, 32, 48), 16),
+    "frozen": ("stem", "stage1"),
+    **TRANSFORMER,
+    "num_classes": len(NAMES),
+    "id2label": NAMES,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+}
+
+
+def hugging_face(family, backbone="thin", task="ObjectDetection", seed=0, **fields):
+    """Return a detector of transformers over one of `RESNETS`."""
+    return HuggingFace(f"{family}For{task}", RESNETS[backbone], fields, seed=seed)
+
+
+def over(case, backbone, name=None, **fields):
+    """Return a slow case over a published backbone, with a transformer of the published size."""
+    reference = HuggingFace(case.reference.architecture, RESNETS[backbone], {**LARGE, **fields})
+    sizes = case.sizes[:1]
+    return dataclasses.replace(
+        case,
+        name=f"{case.name}-{name or backbone}",
+        reference=reference,
+        sizes=sizes,
+        has_gradients=False,
+        is_slow=True,
+    )
+
+
+def gradients_over(case, backbone):
+    """Return a slow case for gradients: a smooth activation keeps millions of hidden values out of rounding's way."""
+    wide = over(case, backbone, f"{backbone}-gelu", activation_function="gelu", num_queries=20)
+    return dataclasses.replace(wide, sizes=(), has_gradients=True, limits=Limits(**DOUBLE))
+
+
+def facebook(case, name, **fields):
+    """Return a case whose reference is the plain DETR, in which the loss is DETR's own."""
+    reference = Facebook({**FACEBOOK, **fields})
+    return dataclasses.replace(
+        case, name=f"{case.name}-{name}", reference=reference, sizes=(PADDED,), loss_there={"eos_coefficient": 0.1}
+    )
+
+
+# ---- the entries ----
+
+DETR = Case(
+    "DETR",
+    hugging_face("Detr", **SMALL, eos_coefficient=0.3, class_cost=2),
+    sizes=(
+        *(PADDED, ODD, Size(((97, 131),)), Size(((33, 64),)), Size(((97, 131), (130, 65), (64, 64)))),
+        Size(((97, 131), (97, 131)), has_mask=False),
+    ),
+    without_effect=ZEROS,
+)
+TABLE_TRANSFORMER = Case(
+    "TableTransformer",
+    hugging_face("TableTransformer", **SMALL, eos_coefficient=0.2, bbox_loss_coefficient=4),
+    without_effect=NORMALIZED_ZEROS,
+)
+SEGMENTATION = Case(
+    "DETRForSegmentation",
+    hugging_face(
+        "Detr",
+        task="Segmentation",
+        **SMALL | EIGHT_HEADS,
+        mask_loss_coefficient=3,
+        dice_loss_coefficient=4,
+        eos_coefficient=0.3,
+    ),
+    limits=Limits(**DOUBLE),
+    loss="masks",
+    without_effect=f"{ZEROS}|{GROUPS_OF_ONE}",
+    has_masks=True,
+)
+CONDITIONAL = Case(
+    "ConditionalDETR",
+    # Of seed 0 PyTorch's own boxes in float32 are 1.2e-5 off those in float64, of this one 1.3e-6.
+    hugging_face("ConditionalDetr", **SMALL, class_cost=3, cls_loss_coefficient=4, focal_alpha=0.5, seed=2),
+    loss="focal",
+    # transformers reads the weight of the class loss and does not use it.
+    loss_there={"class_loss_coefficient": 1.0},
+    without_effect=ZEROS,
+)
+
+MEMBERS = {
+    member.name: member
+    for member in (
+        Member(
+            DETR,
+            td.DETRConfig(**IN_KERAS),
+            td.SetCriterion(eos_coefficient=0.3, cost_class=2),
+            {"with timm": authors_names.with_timm, "facebookresearch's": authors_names.facebookresearch},
+            {"heads": 4},
+            {"decoder_ffn_dim": 64},
+            variants=(
+                DETR.another("learned-positions", position_embedding_type="learned", sizes=(PADDED,)),
+                DETR.another("unequal-halves", **UNEQUAL, sizes=(PADDED,), has_gradients=False),
+                facebook(DETR, "facebook-basic", **FACEBOOK_BASIC),
+                facebook(DETR, "facebook-dc5-basic", **FACEBOOK_BASIC, dilated=True),
+                facebook(DETR, "facebook-dc5-bottleneck", **FACEBOOK_BOTTLENECK, dilated=True),
+                *(over(DETR, backbone) for backbone in ("resnet-18", "resnet-34", "resnet-50", "resnet-101")),
+                *(gradients_over(DETR, backbone) for backbone in ("resnet-18", "resnet-50", "resnet-101")),
+            ),
+        ),
+        Member(
+            TABLE_TRANSFORMER,
+            td.TableTransformerConfig(**IN_KERAS),
+            td.SetCriterion(eos_coefficient=0.2, bbox_loss_coefficient=4),
+            {"with timm": authors_names.with_timm, "Microsoft's": authors_names.facebookresearch},
+            {"heads": 4},
+            {"decoder_ffn_dim": 64},
+            variants=(
+                facebook(TABLE_TRANSFORMER, "facebook-pre-norm", **FACEBOOK_BOTTLENECK, pre_norm=True),
+                over(TABLE_TRANSFORMER, "resnet-18", num_labels=6, num_queries=125),
+            ),
+        ),
+        Member(
+            SEGMENTATION,
+            td.SegmentationConfig(**IN_KERAS | EIGHT_HEADS),
+            td.SetCriterion(mask_loss_coefficient=3, dice_loss_coefficient=4, eos_coefficient=0.3),
+            {
+                "with timm": authors_names.with_timm,
+                "facebookresearch's": functools.partial(authors_names.facebookresearch, prefix="detr."),
+            },
+            {"heads": 8},
+            {"decoder_ffn_dim": 64},
+            variants=tuple(
+                over(SEGMENTATION, backbone, num_labels=250, num_queries=20) for backbone in ("resnet-50", "resnet-101")
+            ),
+        ),
+        Member(
+            CONDITIONAL,
+            td.ConditionalDETRConfig(**IN_KERAS),
+            td.SetCriterion(classification="focal", cost_class=3, class_loss_coefficient=4, focal_alpha=0.5),
+            {
+                "with timm": authors_names.with_timm,
+                "Atten4Vis'": functools.partial(authors_names.facebookresearch, cross_attention="cross_attn"),
+            },
+            {"heads": 4},
+            {"decoder_ffn_dim": 64},
+            variants=(
+                CONDITIONAL.another(
+                    "learned-positions",
+                    **UNEQUAL,
+                    position_embedding_type="learned",
+                    sizes=(PADDED,),
+                    has_gradients=False,
+                ),
+                over(CONDITIONAL, "resnet-50"),
+            ),
+        ),
+    )
+}
+CASES = {case.name: case for member in MEMBERS.values() for case in (member.case, *member.variants)}
+
+
+# ---- parametrising tests ----
+
+
+def of_members(wanted=lambda member: True, slow=lambda member: False):
+    """Parametrise a test by `member`.
+
+    Args:
+        wanted: whether a member is tested at all.
+        slow: whether its test is among the slow ones.
+    """
+    chosen = [member for member in MEMBERS.values() if wanted(member)]
+    return pytest.mark.parametrize("member", [_param(member.name, member, slow(member)) for member in chosen])
+
+
+def of_cases(wanted=lambda case: True):
+    """Parametrise a test by `case`: the tiny model of every member and all its variants."""
+    chosen = [case for case in CASES.values() if wanted(case)]
+    return pytest.mark.parametrize("case", [_param(case.name, case, case.is_slow) for case in chosen])
+
+
+def of_stages():
+    """Parametrise a test by `case` and `place`, that of one of its sizes."""
+    chosen = [(case, place) for case in CASES.values() for place in range(len(case.sizes))]
+    return pytest.mark.parametrize(
+        ("case", "place"),
+        [_param(case.name, case, case.is_slow, place, str(case.sizes[place])) for case, place in chosen],
+    )
+
+
+def _param(name, value, is_slow, *more):
+    values, words = (value, *more[:1]), [name, *more[1:]]
+    marks = [pytest.mark.member(name=name.split("-")[0]), *([pytest.mark.slow] if is_slow else [])]
+    return pytest.param(*values, id=" ".join(words), marks=marks)
