@@ -16,6 +16,7 @@ import grimp
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))  # whatever checkout is installed
+PORTING = "port_weights"  # stands below the models; its command line and what it calls, above, is not drawn
 PICTURE = REPOSITORY / "docs/images/architecture.svg"
 WIDTH, ROW, BOX, GAP, MARGIN = 760, 96, 58, 24, 20
 STYLE = (
@@ -30,20 +31,28 @@ def floors() -> list[list[str]]:
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     [contract] = [contract for contract in contracts if contract["id"] == "floors"]
-    return [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    rows = [re.findall(r"\w+", layer) for layer in contract["layers"]]
+    rows.insert(rows.index(["models"]) + 1, [PORTING])
+    return rows
 
 
 def imports(names: list[str]) -> set[tuple[str, str]]:
     """Which of the names imports which, of those below it."""
-    graph = grimp.build_graph("tfdetr_keras", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("tfdetr_keras", PORTING, exclude_type_checking_imports=True)
     place = {name: index for index, name in enumerate(names)}
     pairs = {
-        (module.split(".")[1], imported.split(".")[1])
+        (_name(module), _name(imported))
         for module in graph.modules - {"tfdetr_keras"}
         for imported in graph.find_modules_directly_imported_by(module) - {"tfdetr_keras"}
     }
     known = {pair for pair in pairs if set(pair) <= set(names)}
     return {(upper, lower) for upper, lower in known if place[upper] < place[lower]}
+
+
+def _name(module: str) -> str:
+    """What a module belongs to: a name of the package, or porting."""
+    package, _, rest = module.partition(".")
+    return package if package == PORTING else rest.split(".")[0]
 
 
 def without_long_ways(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -58,7 +67,7 @@ def without_long_ways(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def told(name: str) -> tuple[str, str]:
     """How many files and lines a name stands for, and the first words of what it says of itself."""
-    place = REPOSITORY / "tfdetr_keras" / name
+    place = REPOSITORY / name if name == PORTING else REPOSITORY / "tfdetr_keras" / name
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
     first = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
