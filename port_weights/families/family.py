@@ -102,8 +102,12 @@ class Family(abc.ABC):
 
 
 def shapes_by_path(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, tuple[int, ...]]:
-    """Return Keras path → shape of the PyTorch tensor that holds it."""
-    return {path: shape for name, shape in checkpoint.shapes.items() for path, _ in scheme.keras_paths(name)}
+    """Return Keras path → shape of the PyTorch tensor that holds it; looked up once for each checkpoint and scheme."""
+    found: dict[str, dict[str, tuple[int, ...]]] = checkpoint.__dict__.setdefault("_by_path", {})
+    if scheme.title not in found:
+        paths = ((path, shape) for name, shape in checkpoint.shapes.items() for path, _ in scheme.keras_paths(name))
+        found[scheme.title] = dict(paths)
+    return found[scheme.title]
 
 
 def told(names: Mapping[str, str], settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ another value can take the place of the one that the layer would draw.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,8 +60,15 @@ def first_values() -> Iterator[FirstValues]:
     Raises:
         Exception: at the end, what giving a value raised first.
     """
-    values = FirstValues()
-    with keras.StatelessScope():
-        yield values
+    values, collects = FirstValues(), gc.isenabled()
+    # Making a model makes objects by the hundred thousand and drops none: collections would look at them in vain, for
+    # half of the time.
+    gc.disable()
+    try:
+        with keras.StatelessScope():
+            yield values
+    finally:
+        if collects:
+            gc.enable()
     if values.errors:
         raise values.errors[0]
