@@ -19,10 +19,13 @@ OBJECTS = 5
 
 @pytest.fixture(scope="module")
 def batch():
-    """Inputs and targets of two images, the second of which is padded and has fewer objects."""
-    inputs = PADDED.batch()
-    canvas = inputs["pixel_mask"].shape[1:]
-    return inputs, random_targets((OBJECTS, 2), 6, rows=OBJECTS, canvas=canvas)
+    """Inputs and targets of two images, the second of which is padded and has fewer objects; masks are the boxes."""
+    inputs, targets = PADDED.batch(), random_targets((OBJECTS, 2), 6, rows=OBJECTS)
+    height, width = inputs["pixel_mask"].shape[1:]
+    rows, columns = ((np.arange(side) + 0.5) / side for side in (height, width))
+    cx, cy, w, h = (targets["boxes"][..., place, None, None] for place in range(4))
+    inside = (np.abs(rows[:, None] - cy) < h / 2) & (np.abs(columns - cx) < w / 2)
+    return inputs, {**targets, "masks": inside & (targets["labels"] >= 0)[..., None, None]}
 
 
 def targets_for(member, targets):
