@@ -306,8 +306,8 @@ SEGMENTATION = Case(
 )
 CONDITIONAL = Case(
     "ConditionalDETR",
-    # Of seed 0 PyTorch's own boxes in float32 are 1.2e-5 off those in float64, of this one 1.3e-6.
-    hugging_face("ConditionalDetr", **SMALL, class_cost=3, cls_loss_coefficient=4, focal_alpha=0.5, seed=2),
+    # Of seed 0 PyTorch's own boxes in float32 are 1.2e-5 off those in float64, of this one 1.8e-6.
+    hugging_face("ConditionalDetr", **SMALL, class_cost=3, cls_loss_coefficient=4, focal_alpha=0.5, seed=1),
     loss="focal",
     # transformers reads the weight of the class loss and does not use it.
     loss_there={"class_loss_coefficient": 1.0},
