@@ -199,7 +199,7 @@ def test_faulty_images_stop_it_or_are_counted(coco, capsys):
         (["--class-names", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--color-jitter"], "add --training"),
         (["--size", "60", "40"], "size must be (shortest_edge, longest_edge)"),
-        (["--pad-to", "20", "20"], "larger than --pad-to = 20 x 20"),
+        (["--pad-to", "20", "0"], "--pad-to must be of at least 1 pixel each way, not (20, 0)"),
         (["--batch-size", "0"], "error: --batch-size must be at least 1, not 0"),
         (["--out", "."], "is a folder: name the picture"),
         (["--out", "set.json/look.png"], "set.json"),

@@ -90,9 +90,12 @@ def test_a_canvas_as_in_training(detector, image, tmp_path):
     np.testing.assert_allclose(attended.scores, found.scores, atol=1e-5)
     # Nothing is attended to outside of the image, and what is inside is all that is given.
     np.testing.assert_allclose(attended.attention.sum((1, 2)), 1, atol=1e-5)
+    # What would be larger than the canvas is made smaller: 75 x 64 becomes 64 x 54.
+    small = td.Preprocessing((64, 54), "stretch", pad_to=(64, 64))
     for attention in (False, True):
-        with pytest.raises(ValueError, match="larger than pad_to = 64 x 64"):
-            detector.detect(image["image"], SIZE, attention=attention, pad_to=(64, 64))
+        fitted = detector.detect(image["image"], SIZE, 0.0, attention=attention, pad_to=(64, 64))
+        expected = detector.detect(image["image"], threshold=0.0, preprocessing=small)
+        np.testing.assert_allclose(fitted.scores, expected.scores, atol=1e-5)
     stride = 8  # of detr-tiny, in pixels of the resized image: 64 wide, 87 · 64 / 74 = 75 high
     assert attended.attention.shape[1:] == (-(-75 // stride), 64 // stride)
 

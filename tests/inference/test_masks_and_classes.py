@@ -214,7 +214,6 @@ def test_segment_is_surer_by_default(segmenter, images):
     [
         ("nowhere.png", {}, r"^nowhere\.png cannot be read"),
         (np.zeros((64, 64, 3), np.uint8), {"things": [True]}, "things has 1 values, but the model has 3 classes"),
-        (np.zeros((64, 64, 3), np.uint8), {"pad_to": (32, 32)}, "larger than pad_to = 32 x 32"),
         (np.zeros((64, 64, 3), np.uint8), {"size_rule": "tables"}, "size_rule must be one of"),
     ],
 )

@@ -368,6 +368,7 @@ def test_another_number_of_classes(hf_folder, ported, weights_of, caplog):
 
 
 def test_names_of_classes_are_kept_or_replaced(hf_folder, ported, weights_of, caplog):
+    caplog.set_level(logging.WARNING)
     same = load_model(hf_folder, id2label={0: "cat", 1: "dog", 2: "N/A"})
     assert_same(weights_of, same, ported)
     assert caplog.text == ""

@@ -168,6 +168,8 @@ def _check_arguments(
     listed = isinstance(canvases, (tuple, list)) and len(canvases) > 0 and all(map(is_pair, canvases))
     if pad_to is not None and pad_to != "buckets" and not listed:
         raise ValueError(f'pad_to must be None, (height, width), a list of these, or "buckets", not {pad_to!r}')
+    if isinstance(canvases, (tuple, list)) and min(map(min, canvases)) < 1:
+        raise ValueError(f"pad_to must be of at least 1 pixel each way, not {pad_to!r}")
     if isinstance(augmentation, str) and augmentation not in RECIPES:
         raise ValueError(f"augmentation must be one of {tuple(RECIPES)} or a function, not {augmentation!r}")
     if not 0 <= shard[1] < shard[0]:

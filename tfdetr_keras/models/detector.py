@@ -22,6 +22,7 @@ from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.config import DetectorConfig
+from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.own_loss import OwnLossModel
 from tfdetr_keras.models.quantization import (
     Filters,
@@ -355,8 +356,6 @@ class Detector(OwnLossModel):
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> Any:
         """Keras' `fit`; bad inputs or targets end it with a `ValueError` that names the image."""
-        from tfdetr_keras.data.fit_data import is_tf_dataset  # an upper floor, called only when it is wanted
-
         if is_tf_dataset(x):
             kwargs.setdefault("shuffle", False)  # Keras cannot shuffle a dataset, and would warn that it does not
         with self._checked(x, y, True) as x, self._checked(validation_data) as validation_data:
@@ -391,10 +390,12 @@ class Detector(OwnLossModel):
         return super().make_train_function(force)
 
     def _checked(self, x: Any, y: Any = None, is_training: bool = False) -> contextlib.AbstractContextManager[Any]:
-        from tfdetr_keras.data.fit_data import checked  # an upper floor, called only when it is wanted
+        options = {"num_classes": self.config.num_classes, "hand_targets": is_training and self.wants_targets}
+        if is_tf_dataset(x):
+            from tfdetr_keras.data import checks  # an upper floor; TensorFlow is there already
 
-        hand_targets = is_training and self.wants_targets
-        return checked(x, y, num_classes=self.config.num_classes, hand_targets=hand_targets)
+            return checked(x, y, of_datasets=checks, **options)
+        return checked(x, y, **options)
 
     def get_compile_config(self) -> Any:
         """How the model was compiled, for Keras to save it; None where it cannot be trained."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from keras import layers, ops
 
-from tfdetr_keras.data.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.fit_data import checked, is_tf_dataset
 from tfdetr_keras.models.own_loss import OwnLossModel
 
 
@@ -60,7 +60,11 @@ class BackbonePretraining(OwnLossModel):
         """Run Keras' `fit`, with the detector's checks of the targets."""
         if is_tf_dataset(x):
             kwargs.setdefault("shuffle", False)
-        with checked(x, y, num_classes=self.num_classes) as x:
+        of_datasets: Any = None
+        if is_tf_dataset(x):
+            from tfdetr_keras.data import checks as of_datasets  # TensorFlow is there already
+
+        with checked(x, y, num_classes=self.num_classes, of_datasets=of_datasets) as x:
             return super().fit(x, y, *args, **kwargs)
 
 

@@ -12,7 +12,9 @@ from tfdetr_keras.losses.targets import dense_targets, validate_batch
 
 
 @contextlib.contextmanager
-def checked(x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = False) -> Iterator[Any]:
+def checked(
+    x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = False, of_datasets: Any = None
+) -> Iterator[Any]:
     """Checks whatever Keras takes as training data: at once where it is there, else batch by batch as it comes.
 
     Args:
@@ -20,6 +22,7 @@ def checked(x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = Fal
             (inputs, targets) as in `validation_data`.
         y: the targets, where `x` is inputs.
         num_classes: number of real classes.
+        of_datasets: the module `tfdetr_keras.data.checks`, where `x` is a dataset; its own floor is above this one.
         hand_targets: whether the model is given the targets' labels and boxes among its inputs, too, as `"targets"`.
 
     Yields:
@@ -31,10 +34,8 @@ def checked(x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = Fal
             of its own, makes other errors of them.
     """
     if is_tf_dataset(x):
-        from tfdetr_keras.data.checks import checked_dataset, readable_errors  # TensorFlow is there already
-
-        with readable_errors():
-            dataset = checked_dataset(x, num_classes)
+        with of_datasets.readable_errors():
+            dataset = of_datasets.checked_dataset(x, num_classes)
             yield dataset.map(_with_targets) if hand_targets else dataset
         return
     if isinstance(x, keras.utils.PyDataset):
