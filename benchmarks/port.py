@@ -128,6 +128,7 @@ def main() -> None:
     print("\nBars:\n")
     seconds, mib, _ = figures[SAFETENSORS]
     print_bar(f"{SAFETENSORS}, s", seconds, at_most=5)
+    print_bar(f"{SAFETENSORS}, time / that of transformers", seconds / figures[TRANSFORMERS][0], at_most=2.5)
     print_bar(f"{SAFETENSORS}, peak / file", mib / sizes[SAFETENSORS], at_most=2.5)
     print_bar(f"{SAFETENSORS}, imports of torch", float(found[SAFETENSORS][0]["torch"]), at_most=0)
     print_bar(f"{PICKLE}, peak / file", figures[PICKLE][1] / sizes[PICKLE], at_most=2.5)

@@ -32,7 +32,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's grammar."""
+    """Return the command line's grammar."""
     top = argparse.ArgumentParser(
         prog="python -m port_weights",
         description="Port pretrained PyTorch DETR weights to Keras, check the port, write Keras models for PyTorch.",
@@ -98,7 +98,7 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
         arguments: of the command line; the process's own by default, whose stderr is then filtered.

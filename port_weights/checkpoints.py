@@ -76,7 +76,7 @@ class Tensors:
 
 
 def open_checkpoint(source: Any) -> Checkpoint:
-    """Opens a checkpoint that is on this machine.
+    """Open a checkpoint that is on this machine.
 
     Args:
         source: a folder with `config.json` and weights (`WEIGHTS`), a `.safetensors`, `.pth` or `.ckpt` file, or a
@@ -118,12 +118,12 @@ def is_pickle(path: Path) -> bool:
 
 
 def weights_of(folder: Path) -> Path | None:
-    """The file of a folder's weights, or the index of its shards; None where there is none."""
+    """Return the file of a folder's weights, or the index of its shards; None where there is none."""
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """Tensor → name of the file that holds it, as an index says.
+    """Return the file that holds each tensor, by the tensor's name, as an index says.
 
     Raises:
         ValueError: the index is damaged, or names a file elsewhere.
@@ -150,7 +150,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def _open_safetensors(path: Path, config: Path | None, title: str | None = None) -> Checkpoint:
-    """Opens a file, which messages call by its path unless they have another title for it."""
+    """Open a file, which messages call by its path unless they have another title for it."""
     title = title or os.fspath(path)
     from safetensors import safe_open
 

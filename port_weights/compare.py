@@ -37,7 +37,7 @@ class Row:
 
 
 def padded_batch(height: int = 224, width: int = 288, seed: int = 0) -> dict[str, np.ndarray]:
-    """Two random images of different sizes, padded to the larger: `pixel_values` and `pixel_mask` of the model."""
+    """Make a batch of two random images of different sizes, padded to the larger: the inputs of a model."""
     pixels = np.random.default_rng(seed).standard_normal((2, height, width, 3)).astype(np.float32)
     mask = np.ones((2, height, width), np.int64)
     mask[1, height * 2 // 3 :] = 0
@@ -46,7 +46,7 @@ def padded_batch(height: int = 224, width: int = 288, seed: int = 0) -> dict[str
 
 
 def compare(source: Any, height: int = 224, width: int = 288, **options: Any) -> tuple[list[Row], str]:
-    """Runs a checkpoint through PyTorch and through its Keras port.
+    """Run a checkpoint through PyTorch and through its Keras port.
 
     Args:
         source: a checkpoint as for `load_model`.
@@ -83,7 +83,7 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text, one stage a line."""
+    """Return the rows as text, one stage a line."""
     header = f"{'stage':<18} {'max |Δ|':>10} {'tolerance':>10}  verdict"
     lines = (
         f"{row.stage:<18} {row.difference:>10.2e} {row.tolerance:>10.2e}  {'ok' if row.agrees else 'OUT'}"

@@ -52,7 +52,7 @@ class Conversion:
 
 
 def find(commit: Commit) -> Conversion | None:
-    """The conversion of a commit, if it is kept, whole, and of that commit's files."""
+    """Return the conversion of a commit, if it is kept, whole, and of that commit's files."""
     from safetensors import safe_open
 
     path = _path(commit)
@@ -84,7 +84,7 @@ def find(commit: Commit) -> Conversion | None:
 
 
 def keep(commit: Commit, conversion: Conversion) -> Conversion:
-    """Writes a conversion for the next start; where that is impossible a warning says so.
+    """Write a conversion for the next start; where that is impossible a warning says so.
 
     Returns:
         The same conversion, with its weights in memory.
@@ -116,7 +116,7 @@ def _reader(array: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def _origin(commit: Commit) -> dict[str, str]:
-    """What a conversion came from."""
+    """Return what a conversion came from."""
     return {"repository": commit.hub_id, "commit": commit.name, **commit.origin}
 
 
@@ -125,7 +125,7 @@ def _sum(array: np.ndarray) -> int:
 
 
 def _path(commit: Commit) -> Path:
-    """Where a commit's conversion lies."""
+    """Return where a commit's conversion lies."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfdetr_keras"
     cache = Path(os.environ.get("TFDETR_CACHE") or default)
     return cache / commit.hub_id.replace("/", "--") / f"{commit.name}-{FORMAT}.safetensors"

@@ -49,7 +49,7 @@ def export(
     preprocessing: Preprocessing | None = None,
     **options: Any,
 ) -> Detector:
-    """Writes the folder from which transformers loads a model and its image processor; needs neither it nor torch.
+    """Write the folder from which transformers loads a model and its image processor; needs neither it nor torch.
 
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
     `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (as `DetrForObjectDetection`, as
@@ -112,7 +112,7 @@ def export(
 
 
 def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> Detector:
-    """Writes a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
+    """Write a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
 
     Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it.
 
@@ -195,7 +195,7 @@ def refuse_quantized(model: Detector, name: str) -> None:
 
 
 def _model(source: Any, options: Mapping[str, Any]) -> tuple[Detector, str]:
-    """The model to export, and what to call it in messages."""
+    """Return the model to export, and what to call it in messages."""
     if isinstance(source, Detector):
         if options:
             raise ValueError(f"{', '.join(options)}: for a checkpoint that is yet to be read, and this is a model")
@@ -218,7 +218,7 @@ def _refuse(name: str, refuse: Callable[..., None], *arguments: Any) -> None:
 
 
 def _arrays(model: Detector, names: Scheme, name: str) -> dict[str, np.ndarray]:
-    """The model's weights under their PyTorch names, float32."""
+    """Return the model's weights under their PyTorch names, float32."""
     arrays = {key: np.ascontiguousarray(array, np.float32) for key, array in to_torch(model, names).items()}
     broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]
     if broken:

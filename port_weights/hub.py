@@ -81,7 +81,7 @@ def is_hub_id(source: Any) -> bool:
 
 
 def fetch(hub_id: str, revision: str | None = None, known: Iterable[str] = ()) -> Commit:
-    """Brings a repository's weights here, or finds them in the cache: without a network what was fetched last.
+    """Fetch a repository's weights, or find them in the cache: without a network, what was fetched last.
 
     Args:
         hub_id: owner/name.
@@ -121,7 +121,7 @@ def fetch(hub_id: str, revision: str | None = None, known: Iterable[str] = ()) -
 
 
 def _why_not_reached(hub_id: str, revision: str | None) -> str | None:
-    """Why the hub does not tell which commit a branch stands for; None if it does."""
+    """Return why the hub does not tell which commit a branch stands for; None if it does."""
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -134,7 +134,7 @@ def _why_not_reached(hub_id: str, revision: str | None) -> str | None:
 
 
 def _shards(commit: Commit) -> list[str]:
-    """Names of the files that an index names, which the hub's client would take for patterns."""
+    """Return the names of the files that an index names, which the hub's client would take for patterns."""
     index = commit.weights
     names = sorted(set(shards_of(index).values())) if index and index.name in _INDICES and index.is_file() else []
     if odd := [name for name in names if not _PLAIN_NAME.fullmatch(name)]:
@@ -143,7 +143,7 @@ def _shards(commit: Commit) -> list[str]:
 
 
 def _explained(error: Exception, hub_id: str, revision: str | None, known: Iterable[str]) -> str:
-    """Why there is no such model, as far as the hub or its absence tells, and what will do instead."""
+    """Return why there is no such model, as far as the hub or its absence tells, and what will do instead."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -181,13 +181,13 @@ def _explained(error: Exception, hub_id: str, revision: str | None, known: Itera
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error, without the request ids and addresses that may follow."""
+    """Return the first line of an error, without the request ids and addresses that may follow."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(" (Request ID")[0].strip()
 
 
 def verify(commit: Commit) -> None:
-    """Checks that the files of a commit are what the hub said they were.
+    """Check that the files of a commit are what the hub said they were.
 
     In the cache each is a link to a file that is named after the hash of its content: SHA-256 for large files, git's
     SHA-1 for small ones. Where the file system knows no links there is nothing to compare with.
@@ -211,7 +211,7 @@ def verify(commit: Commit) -> None:
 
 
 def _hash(blob: Path) -> str | None:
-    """The hash of the kind that the file's name is; None if it is no hash."""
+    """Return a file's hash of the kind that its name is; None if the name is no hash."""
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         digest = hashlib.sha256()
     elif re.fullmatch(r"[0-9a-f]{40}", blob.name):

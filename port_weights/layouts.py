@@ -28,12 +28,12 @@ class Layout:
     part: int = 0
 
     def torch_shape(self, keras_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the PyTorch tensor (the whole one, if it is cut) for a Keras variable of this shape."""
+        """Return the shape of the PyTorch tensor (the whole one, if it is cut) for a Keras variable's shape."""
         first, *rest = self.to_torch(np.empty(keras_shape, np.bool_)).shape
         return (first * self.parts, *rest)
 
     def read(self, tensor: np.ndarray, keras_shape: tuple[int, ...]) -> np.ndarray:
-        """This part of the PyTorch tensor as the Keras variable's value."""
+        """Return this part of the PyTorch tensor as the Keras variable's value."""
         return self.to_keras(np.split(tensor, self.parts)[self.part], keras_shape)
 
 
@@ -54,5 +54,5 @@ HEADS_OUT = Layout(_transpose_heads_in, lambda array: array.reshape(-1, array.sh
 
 
 def packed(layout: Layout, part: int) -> Layout:
-    """One of query, key and value (0, 1, 2), which PyTorch's `MultiheadAttention` keeps in one tensor."""
+    """Return the layout of query, key or value (0, 1, 2), which PyTorch's `MultiheadAttention` keeps in one tensor."""
     return dataclasses.replace(layout, parts=3, part=part)

@@ -66,7 +66,7 @@ def _is_of_masks(scheme: Scheme, name: str) -> bool:
 
 
 def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
-    """Paths of the parts of which the checkpoint holds nothing, where it may; or of everything but the backbone."""
+    """Return the paths of parts that the checkpoint may lack and does; or of everything but the backbone."""
     transformer = sorted(path for path in paths if not path.startswith(_BACKBONE))
     if not held.intersection(transformer):
         return transformer

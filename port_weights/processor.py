@@ -195,14 +195,14 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
 
 
 def _folder_of(source: Any) -> Path | None:
-    """The folder whose files describe a checkpoint; None if there is none."""
+    """Return the folder whose files describe a checkpoint; None if there is none."""
     if isinstance(source, Commit):
         return source.folder
     return Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
 
 
 def _levels_alone(folder: Path, default: Preprocessing) -> Preprocessing | None:
-    """What can be followed of a file whose sizes cannot; None where nothing can."""
+    """Return what can be followed of a file whose sizes cannot; None where nothing can."""
     try:
         return read_processor(folder, default, with_size=False)
     except ValueError:
@@ -210,7 +210,7 @@ def _levels_alone(folder: Path, default: Preprocessing) -> Preprocessing | None:
 
 
 def _levels(told: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Preprocessing` beside the sizes, as far as the file tells them."""
+    """Return the fields of `Preprocessing` beside the sizes, as far as the file tells them."""
     fields: dict[str, Any] = {}
     if told.get("do_rescale") is False:
         fields["rescale"] = 1.0
@@ -235,7 +235,7 @@ def _levels(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interpolation(resample: Any) -> Interpolation | None:
-    """The interpolation that a number or a name of Pillow's stands for; None for others."""
+    """Return the interpolation that a number or a name of Pillow's stands for; None for others."""
     if isinstance(resample, str):
         return next((name for name in _RESAMPLING if name == resample.lower()), None)
     if isinstance(resample, bool) or not isinstance(resample, int):
@@ -316,7 +316,7 @@ def _canvas(path: Path, told: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _size(path: Path, told: Mapping[str, Any]) -> tuple[tuple[int, int], SizeRule] | None:
-    """Size and rule of a preprocessing; None where the file names no size."""
+    """Return the size and the rule of a preprocessing; None where the file names no size."""
     size = told.get("size")
     if size is None:
         return None

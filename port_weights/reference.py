@@ -55,7 +55,7 @@ def reference_stages(
 
 
 def _readable_folder(source: Any, config: DetectorConfig) -> str | None:
-    """The folder of a checkpoint, if transformers reads it without the package timm."""
+    """Return the folder of a checkpoint, if transformers reads it without the package timm."""
     from safetensors import safe_open
 
     if isinstance(source, hub.Commit):

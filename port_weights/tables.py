@@ -33,14 +33,14 @@ class Scheme:
     rows: tuple[Row, ...]
 
     def torch_name(self, path: str) -> tuple[str, Layout] | None:
-        """PyTorch name and layout of the Keras variable at `path`; None where this scheme does not hold it."""
+        """Return the PyTorch name and layout of the Keras variable at `path`; None where this scheme does not hold it."""
         for torch_pattern, keras_pattern, layout in self.rows:
             if match := _expression(keras_pattern).fullmatch(path):
                 return _fill(torch_pattern, {key: int(value) for key, value in match.groupdict().items()}), layout
         return None
 
     def keras_paths(self, name: str) -> Iterator[tuple[str, Layout]]:
-        """Keras paths and layouts of a PyTorch tensor: one, three for a packed one, none for an unknown one."""
+        """Give the Keras path and layout of a PyTorch tensor: three of a packed one, none of an unknown one."""
         for torch_pattern, keras_pattern, layout in self.rows:
             if match := _expression(torch_pattern).fullmatch(name):
                 numbers = {key: int(value) for key, value in match.groupdict().items()}

@@ -56,7 +56,7 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _prefix(title: str, names: dict[str, str]) -> str:
-    """What stands before all names of the detector, beyond what Hugging Face and panoptic checkpoints have there."""
+    """Return what a training program put before all names of the detector."""
     found = dict.fromkeys(
         _outer(name.removesuffix(landmark), transformer)
         for name in names

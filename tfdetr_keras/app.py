@@ -141,20 +141,20 @@ def view(look: Look | None, threshold: float, chosen: int | None = None) -> View
         return View('<p class="told">Drop an image to begin.</p>')
     if look.found is None:
         return View(f'<p class="told wrong" role="alert">{html.escape(look.wrong)}</p>')
-    sure = _surer_than(look.found, threshold)
-    if len(sure):
-        summary = f"{len(sure)} object{'s' * (len(sure) > 1)} above {threshold:.2f}"
-        chosen = chosen if chosen is not None and chosen < len(sure) else 0
+    confident = _above(look.found, threshold)
+    if len(confident):
+        summary = f"{len(confident)} object{'s' * (len(confident) > 1)} above {threshold:.2f}"
+        chosen = chosen if chosen is not None and chosen < len(confident) else 0
     else:
         summary = f"nothing above {threshold:.2f}; the highest score is {look.found.scores.max():.2f}"
         chosen = None
-    corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in sure]
+    corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in confident]
     noted = f"<br>{html.escape(look.noted)}" if look.noted else ""
     return View(
         f'<p class="told" role="status"><b>{html.escape(look.file)}</b>: {summary}{noted}</p>',
-        image_of_detections(sure, LONGEST),
-        tuple((place + 1, row["name"], f"{row['score']:.2f}", corners[place]) for place, row in enumerate(sure)),
-        tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row in enumerate(sure)),
+        image_of_detections(confident, LONGEST),
+        tuple((place + 1, row["name"], f"{row['score']:.2f}", corners[place]) for place, row in enumerate(confident)),
+        tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row in enumerate(confident)),
         chosen,
         attended_by(look, chosen),
     )
@@ -167,7 +167,7 @@ def attended_by(look: Look | None, chosen: int | None) -> Image.Image | None:
     return image_of_attention(look.found, chosen, LONGEST)
 
 
-def _surer_than(found: Detections, threshold: float) -> Detections:
+def _above(found: Detections, threshold: float) -> Detections:
     """Return the objects with a higher score, which come first."""
     count = int((found.scores > threshold).sum())
     first = {name: getattr(found, name)[:count] for name in ("scores", "labels", "boxes", "names", "attention")}

@@ -21,7 +21,7 @@ _CONDITIONAL_CROSS = {**_CONDITIONAL_SELF, "qpos_sine": "query_sine"}
 
 
 def _conditional_attention(layer: str, self_name: str, cross_name: str) -> list[Row]:
-    """Conditional DETR's two attentions of a decoder layer, as its authors and Hugging Face on disk name them."""
+    """Return rows of the two attentions of a decoder layer, as its authors and Hugging Face on disk name them."""
     self_path, cross_path = "decoder/layer{i}/self_attention", "decoder/layer{i}/cross_attention"
     in_self = {f"{layer}.sa_{name}_proj": role for name, role in _CONDITIONAL_SELF.items()}
     in_cross = {f"{layer}.ca_{name}_proj": role for name, role in _CONDITIONAL_CROSS.items()}
@@ -34,7 +34,7 @@ def _conditional_attention(layer: str, self_name: str, cross_name: str) -> list[
 
 
 def _conditional_attention_in_memory(layer: str) -> list[Row]:
-    """The same in Hugging Face's version 5."""
+    """Return the same rows in Hugging Face's version 5."""
     rows = []
     for torch_name, keras_name, names in (
         ("self_attn", "self_attention", _CONDITIONAL_SELF),
@@ -48,7 +48,7 @@ def _conditional_attention_in_memory(layer: str) -> list[Row]:
 
 
 def _conditional_points(decoder: str) -> list[Row]:
-    """Conditional DETR's reference points and their transformation."""
+    """Return rows of the reference points and their transformation."""
     return [
         *linear(f"{decoder}.ref_point_head.layers.{{i}}", "decoder/reference_point_head/layer{i}"),
         *linear(f"{decoder}.query_scale.layers.{{i}}", "decoder/query_scale/layer{i}"),

@@ -56,13 +56,13 @@ def output_projection(torch_name: str, keras_path: str) -> list[Row]:
 
 
 def split_attention(torch_name: str, keras_path: str, output: str) -> list[Row]:
-    """Attention with query, key and value as layers of their own (Hugging Face)."""
+    """Return rows of attention with query, key and value as layers of their own (Hugging Face)."""
     names = {f"{torch_name}.{role[0]}_proj": role for role in ("query", "key", "value")}
     return output_projection(f"{torch_name}.{output}", keras_path) + split_projections(names, keras_path)
 
 
 def split_projections(names: dict[str, str], keras_path: str) -> list[Row]:
-    """Projections of attention that are layers of their own: PyTorch name → role."""
+    """Return rows of attention's projections that are layers of their own: PyTorch name → role."""
     rows = []
     for torch_name, role in names.items():
         rows.append((f"{torch_name}.weight", f"{keras_path}/{role}/kernel", HEADS_IN))
@@ -71,7 +71,7 @@ def split_projections(names: dict[str, str], keras_path: str) -> list[Row]:
 
 
 def packed_attention(torch_name: str, keras_path: str) -> list[Row]:
-    """Attention as `torch.nn.MultiheadAttention` keeps it (facebookresearch)."""
+    """Return rows of attention as `torch.nn.MultiheadAttention` keeps it (facebookresearch)."""
     rows = output_projection(f"{torch_name}.out_proj", keras_path)
     for part, role in enumerate(("query", "key", "value")):
         rows.append((f"{torch_name}.in_proj_weight", f"{keras_path}/{role}/kernel", packed(HEADS_IN, part)))

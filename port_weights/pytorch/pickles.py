@@ -52,7 +52,7 @@ def read(folder: Path, path: str, name: str) -> dict[str, Any]:
 
 
 def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch.Tensor], list[str]]:
-    """The one state dict of a model in what a training program keeps, and what is to be said of it."""
+    """Return the one state dict of a model in what a training program keeps, and what is to be said of it."""
     if _is_state(content):
         return content, []
     states = dict(_states(content))
@@ -74,7 +74,7 @@ def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torc
 
 
 def _states(content: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
-    """State dicts among a program's entries, and within these, by their names; not those of what trains a model."""
+    """Return the state dicts of models among a program's entries, and within these, by their names."""
     for key, value in content.items():
         if not isinstance(value, Mapping) or _NO_MODEL.search(str(key)):
             continue
@@ -139,5 +139,5 @@ def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and texts among the arguments; the others (a device, a list of paths) say nothing of the architecture."""
+    """Return the numbers and texts among the arguments; the others say nothing of the architecture."""
     return {str(name): value for name, value in arguments.items() if isinstance(value, str | int | float)}

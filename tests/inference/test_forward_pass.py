@@ -21,7 +21,7 @@ from tfdetr_keras.evaluation import coco as evaluation
 from tfdetr_keras.evaluation import panoptic as panoptic_evaluation
 from tfdetr_keras.inference import detection as inference
 from tfdetr_keras.inference import forward_pass
-from tfdetr_keras.inference.forward_pass import GROUP, forward_function, with_sure_masks
+from tfdetr_keras.inference.forward_pass import GROUP, forward_function, with_confident_masks
 from tfdetr_keras.inference.segments import post_process_masks, post_process_panoptic
 from tfdetr_keras.models.detr_segmentation import MaskHead
 
@@ -110,12 +110,12 @@ def made(monkeypatch):
     shapes = []
 
     def noted(*arguments):
-        outputs = with_sure_masks(*arguments)
+        outputs = with_confident_masks(*arguments)
         shapes.append(tuple(outputs["pred_masks"].shape))
         return outputs
 
     for module in (forward_pass, inference):
-        monkeypatch.setattr(module, "with_sure_masks", noted)
+        monkeypatch.setattr(module, "with_confident_masks", noted)
     return shapes
 
 

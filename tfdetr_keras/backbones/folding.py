@@ -14,7 +14,7 @@ CONVOLUTION, NORMALIZATION = "/convolution", "/normalization"
 
 
 def folded_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The weights of a backbone without batch normalisation that computes what one with it computes in inference.
+    """Return weights without batch normalisation that compute in inference what those with it compute.
 
     y = γ (w ∗ x − μ) / √(σ² + ε) + β is the convolution (γ / √(σ² + ε) w) ∗ x with bias β − γ μ / √(σ² + ε),
     computed in float64.
@@ -84,11 +84,11 @@ class FoldedBackbone:
 
 
 def _inside(variable: Any) -> str:
-    """The path of a backbone's variable within it."""
+    """Return the path of a backbone's variable within it."""
     return "/" + variable.path.split("backbone/", 1)[1]
 
 
 def _sums(values: list[Any]) -> list[Any]:
-    """Sums of each array along its last axis and along all others, in two long vectors: few numbers that tell it."""
+    """Return each array's sums along its last axis and along all others, in two long vectors."""
     flat = [ops.reshape(ops.cast(value, "float32"), (-1, value.shape[-1])) for value in values]
     return [ops.concatenate([ops.sum(one, axis=axis) for one in flat]) for axis in (0, 1)]

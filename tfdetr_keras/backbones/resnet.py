@@ -73,7 +73,7 @@ class ResNetConfig(BackboneConfig):
         return self.batch_norm != "folded"
 
     def folded(self) -> ResNetConfig:
-        """The same network with biases in place of batch normalisation."""
+        """Return the same network with biases in place of batch normalisation."""
         return dataclasses.replace(self, batch_norm="folded")
 
 
@@ -124,7 +124,7 @@ class ResidualBlock(layers.Layer):
         self.shortcut = ConvNorm(channels, 1, stride, relu=False, name="shortcut", **options) if project else None
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, height, width, channels)`."""
+        """Build for `(batch, height, width, channels)`."""
         if self.shortcut is not None:
             self.shortcut.build(input_shape)
         for convolution in self.convolutions:
@@ -132,7 +132,7 @@ class ResidualBlock(layers.Layer):
             input_shape = (None, None, None, convolution.convolution.filters)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """`(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, channels)`."""
+        """Map `(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, channels)`."""
         shortcut = inputs if self.shortcut is None else self.shortcut(inputs, training=training)
         x = inputs
         for convolution in self.convolutions:
@@ -163,13 +163,13 @@ class Stage(layers.Layer):
         ]
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, height, width, channels)`."""
+        """Build for `(batch, height, width, channels)`."""
         for block in self.blocks:
             block.build(input_shape)
             input_shape = (None, None, None, block.convolutions[-1].convolution.filters)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """`(batch, height, width, channels)` → this stage's feature map."""
+        """Map `(batch, height, width, channels)` → this stage's feature map."""
         x = inputs
         for block in self.blocks:
             x = block(x, training=training)
@@ -204,7 +204,7 @@ class ResNet(layers.Layer):
         return dict(zip(self.config.parts, (self.stem, *self.stages), strict=True))
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, height, width, 3)`."""
+        """Build for `(batch, height, width, 3)`."""
         self.stem.build(input_shape)
         input_shape = (None, None, None, self.config.stem_channels)
         self.pool.build(input_shape)
@@ -213,7 +213,7 @@ class ResNet(layers.Layer):
             input_shape = (None, None, None, channels)
 
     def call(self, inputs: Any, training: bool = False) -> list[Any]:
-        """`(batch, height, width, 3)` → the feature maps of all stages, finest first."""
+        """Map `(batch, height, width, 3)` → the feature maps of all stages, finest first."""
         x = self.stem(inputs, training=training)
         # After the ReLU nothing is negative: padding with zeros is padding with minus infinity.
         x = self.pool(pad_spatially(x, 1))

@@ -56,7 +56,7 @@ def criterion_of(described: Any, title: str) -> Any:
 
 
 def find_class(described: dict[str, Any]) -> Any:
-    """The class that a description names, among those that are registered or imported; None if it is not."""
+    """Return the class that a description names, among those that are registered or imported; None if it is not."""
     registered, module, name = (described.get(key) for key in ("registered_name", "module", "class_name"))
     if isinstance(registered, str) and (found := keras.saving.get_registered_object(registered)) is not None:
         return found
@@ -75,7 +75,7 @@ def _is_known(part: dict[str, Any]) -> bool:
 
 
 def _parts(described: Any) -> Iterator[dict[str, Any]]:
-    """The descriptions of objects among plain values, however deep."""
+    """Return the descriptions of objects among plain values, however deep."""
     waiting = [described]
     while waiting:
         value = waiting.pop()

@@ -15,7 +15,7 @@ from tfdetr_keras.data.image_files import records_of
 from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.inference.detections import Detections
-from tfdetr_keras.inference.forward_pass import forward_function, with_sure_masks
+from tfdetr_keras.inference.forward_pass import forward_function, with_confident_masks
 from tfdetr_keras.inference.postprocess import confident, post_process
 from tfdetr_keras.inference.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.matching.classification import Classification, classification_named
@@ -283,7 +283,7 @@ def _detect_with_attention(
             if model.has_masks:
                 outputs = stages = model.stages(arrays, attention=True, masks=False)
                 if masks:
-                    outputs = with_sure_masks(stages, model.masks_of, threshold)
+                    outputs = with_confident_masks(stages, model.masks_of, threshold)
             else:
                 outputs = stages = model.stages(arrays, attention=True)
             [found] = _found(model, outputs, inputs, targets, threshold, masks)

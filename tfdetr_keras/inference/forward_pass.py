@@ -46,7 +46,7 @@ def forward_function(
 
     Returns:
         A function from `prepare`'s inputs to the model's outputs. Those of a `DETRForSegmentation` are of the queries
-        with a score above `masks_above`, see `with_sure_masks`, or without masks.
+        with a score above `masks_above`, see `with_confident_masks`, or without masks.
     """
     backbone = _folded_backbone(model) if folded else None
     if getattr(model, "has_masks", False):
@@ -71,7 +71,7 @@ def forward_function(
     return lambda inputs: runner.predict_on_batch(_arrays(inputs))
 
 
-def with_sure_masks(
+def with_confident_masks(
     found: Mapping[str, Any], masks_of: Callable[[Any, Any], Any], masks_above: float
 ) -> dict[str, Any]:
     """Return a segmentation's outputs for confident queries only: all that post-processing by the same threshold needs.
@@ -88,16 +88,16 @@ def with_sure_masks(
         be no object. n is a multiple of `GROUP`, unless that is more than there are queries.
     """
     logits, boxes = (ops.convert_to_numpy(found[name]) for name in ("logits", "pred_boxes"))
-    sure = [queries for _, _, queries in confident(logits, masks_above)]
-    groups = -(-max(1, *map(len, sure)) // GROUP)
-    chosen = np.zeros((len(sure), min(groups * GROUP, logits.shape[1])), np.int32)
-    is_sure = np.zeros(chosen.shape, bool)
-    for place, queries in enumerate(sure):
-        chosen[place, : len(queries)], is_sure[place, : len(queries)] = queries, True
+    chosen_of_image = [queries for _, _, queries in confident(logits, masks_above)]
+    groups = -(-max(1, *map(len, chosen_of_image)) // GROUP)
+    chosen = np.zeros((len(chosen_of_image), min(groups * GROUP, logits.shape[1])), np.int32)
+    is_confident = np.zeros(chosen.shape, bool)
+    for place, queries in enumerate(chosen_of_image):
+        chosen[place, : len(queries)], is_confident[place, : len(queries)] = queries, True
     no_object = np.full(logits.shape[2], -np.inf, logits.dtype)
     no_object[-1] = 0
     return {
-        "logits": np.where(is_sure[..., None], np.take_along_axis(logits, chosen[..., None], 1), no_object),
+        "logits": np.where(is_confident[..., None], np.take_along_axis(logits, chosen[..., None], 1), no_object),
         "pred_boxes": np.take_along_axis(boxes, chosen[..., None], 1),
         "pred_masks": masks_of(found["mask_inputs"], chosen),
     }
@@ -120,7 +120,7 @@ def _with_masks_apart(
         found = detector(inputs)
         if masks_above is None:
             return {name: value for name, value in found.items() if name != "mask_inputs"}
-        return with_sure_masks(found, masks_of, masks_above)
+        return with_confident_masks(found, masks_of, masks_above)
 
     backend, kept = keras.backend.backend(), _kept(model)
     if backend == "tensorflow":

@@ -252,7 +252,7 @@ def read_structure(detections: Detections, thresholds: float | Mapping[str, floa
         ValueError: not the detections of one image, names of other classes, or thresholds for other classes.
     """
     _check_detections(detections, STRUCTURE, "a model for structure recognition")
-    names, boxes = _surest_first(detections, thresholds)
+    names, boxes = _highest_scoring_first(detections, thresholds)
     lines = boxes[(names == ROW) | (names == COLUMN)]
     outer = _hull(boxes[names == TABLE][:1] if TABLE in names else lines)
     inside = _share(boxes, outer) >= HALF
@@ -274,7 +274,9 @@ def _check_detections(detections: Any, classes: Sequence[str], model: str) -> No
         raise ValueError(f"{model} detects {', '.join(classes)}; these detections have {', '.join(unknown)}, too")
 
 
-def _surest_first(detections: Detections, thresholds: float | Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def _highest_scoring_first(
+    detections: Detections, thresholds: float | Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return names `(n,)` and boxes `(n, 4)` float64 of detections above their threshold, sorted by score."""
     by_name = dict(thresholds) if isinstance(thresholds, Mapping) else dict.fromkeys(STRUCTURE, thresholds)
     if unknown := sorted(set(by_name) - set(STRUCTURE)):

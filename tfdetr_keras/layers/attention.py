@@ -33,13 +33,13 @@ class AttentionInitializer(initializers.Initializer):
         self.d_model, self.packed = d_model, packed
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
-        """Draws a kernel: the output projection's is the one whose last axis is d_model."""
+        """Draw a kernel: the output projection's is the one whose last axis is d_model."""
         is_output = len(shape) == 3 and shape[-1] == self.d_model and shape[0] != self.d_model
         limit = math.sqrt(6.0 / ((4 if self.packed and not is_output else 2) * self.d_model))
         return keras.random.uniform(shape, -limit, limit, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"d_model": self.d_model, "packed": self.packed}
 
 
@@ -86,7 +86,7 @@ class ProjectedAttention(layers.Layer):
         )
 
     def build(self, query_shape: Any, value_shape: Any = None, key_shape: Any = None) -> None:
-        """Builds for `(batch, queries, d)` and `(batch, keys, d)`; the same where left out."""
+        """Build for `(batch, queries, d)` and `(batch, keys, d)`; the same where left out."""
         value_shape = value_shape or query_shape
         # Named as in Keras' layer, whose files are read.
         self.query_dense = self.projection("query")
@@ -158,7 +158,7 @@ class MultiHeadAttention(ProjectedAttention):
         training: bool = False,
         return_attention_scores: bool = False,
     ) -> Any:
-        """Attends.
+        """Attend.
 
         Args:
             query: `(batch, queries, d)`.
@@ -184,7 +184,7 @@ class MultiHeadAttention(ProjectedAttention):
 
 
 def _masked_keys(query: Any, key: Any, mask: Any) -> tuple[Any, Any]:
-    """Queries with a channel of ones, keys with one of zeros for image and a very low number for padding."""
+    """Return queries with a channel of ones, keys with one of zeros for image and a very low number for padding."""
     # Half of the lowest number, which a score of the other half is added to without overflow.
     padding = -LARGEST[keras.backend.standardize_dtype(key.dtype)] / 2
     channel = ops.cast(ops.where(mask, 0.0, padding), key.dtype)[:, None]  # (batch, 1, 1, keys)
@@ -194,7 +194,7 @@ def _masked_keys(query: Any, key: Any, mask: Any) -> tuple[Any, Any]:
 
 @ops.custom_gradient
 def _attend(query: Any, key: Any, value: Any) -> tuple[Any, Any]:
-    """Softmax of products, times values: `(batch, heads, queries, channels)`; keys are transposed.
+    """Compute the softmax of products, times values: `(batch, heads, queries, channels)`; keys are transposed.
 
     The gradient of a softmax takes from each weight's gradient the row's mean, weighted by the weights. That mean is
     the product of the output and its gradient, and is taken off inside a product of matrices, as one more channel: of

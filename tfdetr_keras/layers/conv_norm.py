@@ -16,7 +16,7 @@ BatchNorm = Literal["frozen", "trainable", "folded"]
 
 
 def _he_normal() -> keras.initializers.Initializer:
-    """Kaiming's, over the outputs: keeps the gradient's scale through ReLU networks (He et al. 2015).
+    """Make Kaiming's initialiser over the outputs, which keeps the gradient's scale (He et al. 2015).
 
     A new one for each layer: an initialiser draws its seed once, and then always gives the same values.
     """
@@ -32,7 +32,7 @@ class FrozenBatchNormalization(layers.Layer):
     """
 
     def build(self, input_shape: Any) -> None:
-        """Creates the four vectors of length `channels`, kept in float32 under any policy."""
+        """Create the four vectors of length `channels`, kept in float32 under any policy."""
 
         def vector(name: str, initializer: str) -> Any:
             return self.add_weight(
@@ -45,7 +45,7 @@ class FrozenBatchNormalization(layers.Layer):
         self.moving_variance = vector("moving_variance", "ones")
 
     def affine(self) -> tuple[Any, Any]:
-        """The scale and the shift of each channel that the normalisation comes to, `(channels,)`, float32."""
+        """Return the scale and the shift of each channel that the normalisation comes to, `(channels,)`, float32."""
         scale = self.gamma * ops.rsqrt(self.moving_variance + EPSILON)
         return scale, self.beta - self.moving_mean * scale
 
@@ -87,13 +87,13 @@ class ConvNorm(layers.Layer):
             )
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, height, width, channels)`."""
+        """Build for `(batch, height, width, channels)`."""
         self.convolution.build(input_shape)
         if self.normalization is not None:
             self.normalization.build((None, None, None, self.convolution.filters))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """`(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, filters)`."""
+        """Map `(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, filters)`."""
         x = pad_spatially(inputs, self.padding) if self.padding else inputs
         if isinstance(self.normalization, FrozenBatchNormalization):
             scale, shift = self.normalization.affine()
@@ -108,5 +108,5 @@ class ConvNorm(layers.Layer):
 
 
 def pad_spatially(x: Any, padding: int) -> Any:
-    """Zero-pads height and width of `(batch, height, width, channels)` alike on all four sides."""
+    """Zero-pad height and width of `(batch, height, width, channels)` alike on all four sides."""
     return ops.pad(x, [[0, 0], [padding, padding], [padding, padding], [0, 0]])

@@ -10,7 +10,7 @@ from keras import initializers, layers, ops
 
 
 def linear_initializers(inputs: int, kernel: Any = None) -> dict[str, Any]:
-    """Initialisers of a dense layer or 1×1 convolution as PyTorch has them: U(±1/√inputs) for kernel and bias."""
+    """Make PyTorch's initialisers of a dense layer or 1×1 convolution: U(±1/√inputs) for kernel and bias."""
     limit = 1 / math.sqrt(inputs)
     return {
         "kernel_initializer": kernel or initializers.RandomUniform(-limit, limit),
@@ -40,12 +40,12 @@ class MLP(layers.Layer):
             self.stack.append(layers.Dense(units, activation, name=f"layer{index}", dtype=self.dtype_policy, **start))
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(…, inputs)`."""
+        """Build for `(…, inputs)`."""
         for layer, channels in zip(self.stack, self.channels, strict=False):
             layer.build((None, channels))
 
     def call(self, inputs: Any) -> Any:
-        """`(…, inputs)` → `(…, widths[-1])`."""
+        """Map `(…, inputs)` → `(…, widths[-1])`."""
         x = inputs
         for layer in self.stack:
             x = layer(x)
@@ -64,6 +64,6 @@ class BoxHead(MLP):
         super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
 
     def call(self, inputs: Any, offset: Any = None) -> Any:
-        """`(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
+        """Map `(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
         boxes = super().call(inputs)
         return ops.sigmoid(boxes if offset is None else boxes + offset)

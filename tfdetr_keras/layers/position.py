@@ -13,7 +13,7 @@ SCALE = 2 * math.pi
 
 
 def sine_encoding(angles: Any, features: int) -> Any:
-    """Sines and cosines of angles at falling frequencies: channels 2k and 2k + 1 share one, the sine stands first.
+    """Compute sines and cosines of angles at falling frequencies: channels 2k and 2k + 1 share one, sine first.
 
     Args:
         angles: float32 of any shape `(…)`, in [0, 2π] over the image.
@@ -46,10 +46,10 @@ class SinePositionEmbedding(layers.Layer):
         self.d_model = d_model
 
     def build(self, mask_shape: Any) -> None:
-        """Has no weights."""
+        """Do nothing: there are no weights."""
 
     def call(self, mask: Any) -> Any:
-        """`(batch, height, width)`, 1 = image, 0 = padding → `(batch, height, width, d_model)`."""
+        """Map `(batch, height, width)`, 1 = image, 0 = padding → `(batch, height, width, d_model)`."""
         mask = ops.cast(mask, "float32")
 
         def encode(axis: int) -> Any:
@@ -72,13 +72,13 @@ class LearnedPositionEmbedding(layers.Layer):
         self.d_model = d_model
 
     def build(self, mask_shape: Any) -> None:
-        """Creates the two tables, `(50, d_model / 2)` each."""
+        """Create the two tables, `(50, d_model / 2)` each."""
         shape = (MAX_LEARNED_POSITIONS, self.d_model // 2)
         self.row = self.add_weight(shape=shape, initializer=initializers.RandomUniform(0.0, 1.0), name="row")
         self.column = self.add_weight(shape=shape, initializer=initializers.RandomUniform(0.0, 1.0), name="column")
 
     def call(self, mask: Any) -> Any:
-        """`(batch, height, width)` → `(batch, height, width, d_model)`, the same for each image."""
+        """Map `(batch, height, width)` → `(batch, height, width, d_model)`, the same for each image."""
         if any(side is not None and side > MAX_LEARNED_POSITIONS for side in mask.shape[1:]):
             raise ValueError(
                 f"learned position embeddings know {MAX_LEARNED_POSITIONS} × {MAX_LEARNED_POSITIONS} positions, but "

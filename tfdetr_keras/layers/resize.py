@@ -8,7 +8,7 @@ from keras import ops
 
 
 def resize_nearest(images: Any, height: Any, width: Any) -> Any:
-    """Nearest-neighbour resize, of a padding mask to a feature map's size for one, the way PyTorch does it by default.
+    """Resize to the nearest neighbour, as PyTorch does by default: a padding mask to a feature map's size.
 
     Row i takes source row ⌊i · (H / h)⌋ with the ratio rounded to float32: not the centre-of-pixel rule of most resize
     functions, which gives another mask in about half of all sizes.

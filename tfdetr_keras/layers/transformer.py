@@ -48,13 +48,13 @@ class FeedForward(layers.Layer):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, positions, d_model)`."""
+        """Build for `(batch, positions, d_model)`."""
         self.hidden.build((None, None, self.d_model))
         self.dropout.build((None, None, self.width))
         self.outputs.build((None, None, self.width))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """`(batch, positions, d_model)` → the same shape."""
+        """Map `(batch, positions, d_model)` → the same shape."""
         return self.outputs(self.dropout(self.hidden(inputs), training=training))
 
 
@@ -117,7 +117,7 @@ class TransformerLayer(layers.Layer):
         return norm(x + self.dropout(branch(x), training=training))
 
     def build(self, input_shape: Any) -> None:
-        """Builds every part for `(batch, positions, d_model)`."""
+        """Build every part for `(batch, positions, d_model)`."""
         for part in self._layers:
             part.build((None, None, self.d_model))
 
@@ -130,7 +130,7 @@ class EncoderLayer(TransformerLayer):
         self.self_attention_norm = self._norm("self_attention_norm")
 
     def call(self, x: Any, position: Any, mask: Any, training: bool = False) -> Any:
-        """Attends.
+        """Attend.
 
         Args:
             x: `(batch, positions, d_model)`.
@@ -176,7 +176,7 @@ class DecoderLayer(TransformerLayer):
         training: bool = False,
         return_attention_scores: bool = False,
     ) -> Any:
-        """Attends.
+        """Attend.
 
         Args:
             x: `(batch, queries, d_model)`.
@@ -248,14 +248,14 @@ class Encoder(layers.Layer):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, positions, d_model)`."""
+        """Build for `(batch, positions, d_model)`."""
         for layer in self.stack:
             layer.build((None, None, self.d_model))
         if self.norm is not None:
             self.norm.build((None, None, self.d_model))
 
     def call(self, x: Any, position: Any, mask: Any, training: bool = False) -> list[Any]:
-        """Returns the output of each layer, `(batch, positions, d_model)`; the last is the memory."""
+        """Return the output of each layer, `(batch, positions, d_model)`; the last is the memory."""
         outputs = []
         for layer in self.stack:
             x = layer(x, position, mask, training=training)
@@ -307,7 +307,7 @@ class Decoder(layers.Layer):
         return DecoderLayer(**options)
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, queries, d_model)`."""
+        """Build for `(batch, queries, d_model)`."""
         for layer in self.stack:
             layer.build((None, None, self.d_model))
         self.norm.build((None, None, self.d_model))
@@ -325,7 +325,7 @@ class Decoder(layers.Layer):
         training: bool = False,
         return_attention_scores: bool = False,
     ) -> Decoded:
-        """Decodes.
+        """Decode.
 
         Args:
             query_position: `(batch, queries, d_model)`, the learned queries.
@@ -361,10 +361,10 @@ class Decoder(layers.Layer):
         return Decoded(embeddings, class_head(seen), self._boxes(box_head, seen, points), attention)
 
     def _points(self, query_position: Any) -> Any:
-        """What the queries' places in the image are; nothing that DETR knows of."""
+        """Return the queries' places in the image; DETR's have none."""
 
     def _position(self, index: int, x: Any, query_position: Any, points: Any) -> Any:
-        """What a layer is given of the queries' positions."""
+        """Return what a layer is given of the queries' positions."""
         return query_position
 
     def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:

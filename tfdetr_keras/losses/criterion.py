@@ -96,7 +96,7 @@ class SetCriterion:
         return classification_named(self.classification).has_no_object
 
     def __call__(self, outputs: Mapping[str, Any], targets: Mapping[str, Any]) -> dict[str, Any]:
-        """Computes the losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
             outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or `(batch, queries, classes)` with
@@ -160,14 +160,14 @@ class SetCriterion:
         return {"loss": total, **last, "cardinality_error": cardinality_error, **others}
 
     def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
-        """The query of each object, `(batch, layers, objects)` int32; −1 for padding."""
+        """Return the query of each object, `(batch, layers, objects)` int32; −1 for padding."""
         weights = (self.cost_class, self.cost_bbox, self.cost_giou)
         return match(logits, pred_boxes, labels, boxes, *weights, self.classification)
 
     def _losses(
         self, logits: Any, pred_boxes: Any, queries: Any, labels: Any, boxes: Any, num_boxes: Any
     ) -> dict[str, Any]:
-        """Losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
+        """Return the losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
         num_classes = logits.shape[-1] - self.has_no_object_class
         classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
         weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
@@ -193,7 +193,7 @@ class SetCriterion:
         return self._losses(logits, pred_boxes, queries, of_pairs, boxes, num_pairs)
 
     def _weighted(self, losses: Mapping[str, Any]) -> Any:
-        """The sum of losses of all layers, each with its coefficient."""
+        """Return the sum of losses of all layers, each with its coefficient."""
         return ops.sum(
             self.class_loss_coefficient * losses["loss_ce"]
             + self.bbox_loss_coefficient * losses["loss_bbox"]
@@ -201,13 +201,13 @@ class SetCriterion:
         )
 
     def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
-        """Mean difference between the number of predicted and of true objects: a figure to watch, not a loss."""
+        """Return the mean difference between the numbers of predicted and true objects: a figure, not a loss."""
         is_object = classification_named(self.classification).is_object(logits)
         predicted = ops.sum(ops.cast(is_object, "float32"), axis=-1)
         return ops.mean(ops.abs(predicted - num_objects)) / number_of_replicas()
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if isinstance(self.classification, Classification):
             fields["classification"] = keras.saving.serialize_keras_object(self.classification)
@@ -215,14 +215,14 @@ class SetCriterion:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SetCriterion:
-        """The criterion that `get_config` described."""
+        """Return the criterion that `get_config` described."""
         if isinstance(config.get("classification"), Mapping):
             config = config | {"classification": keras.saving.deserialize_keras_object(config["classification"])}
         return cls(**config)
 
 
 def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Stacks the outputs of all decoder layers, the last one last: `(batch, layers, queries, …)`."""
+    """Stack the outputs of all decoder layers, the last one last: `(batch, layers, queries, …)`."""
     stacked = []
     for last, earlier in (("logits", "aux_logits"), ("pred_boxes", "aux_boxes")):
         layers = ops.cast(outputs[last], "float32")[:, None]
@@ -233,13 +233,13 @@ def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _paired_masks(pred_masks: Any, queries: Any) -> Any:
-    """The masks that the objects' queries predict, `(batch, objects, h, w)`; anything where there is no query."""
+    """Return the masks of the objects' queries, `(batch, objects, h, w)`; anything where there is no query."""
     queries = ops.maximum(queries, 0)
     return pred_masks(queries) if callable(pred_masks) else ops.take_along_axis(pred_masks, queries[..., None, None], 1)
 
 
 def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
-    """The targets' masks, if they are masks of the targets' objects."""
+    """Return the targets' masks, if they are masks of the targets' objects."""
     if "masks" not in targets:
         raise ValueError(
             "the model predicts masks, and the targets have none: read the data with masks=True, or train a detector"
@@ -255,14 +255,14 @@ def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
 
 
 def _class_of_each_query(queries: Any, labels: Any, num_queries: int, no_object: int) -> Any:
-    """The matched class, `no_object` for queries without one: `(batch, layers, queries)` int32."""
+    """Return the matched class, `no_object` for queries without one: `(batch, layers, queries)` int32."""
     # A query is matched at most once, so the sum over objects picks that one label; −1 is nobody's query.
     is_match = ops.one_hot(queries, num_queries, dtype="int32")
     return no_object + ops.sum(is_match * (labels - no_object)[:, None, :, None], axis=2)
 
 
 def _box_losses(pred_boxes: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
-    """L1 and GIoU losses of the matched pairs per decoder layer, `(layers,)` each."""
+    """Return the L1 and GIoU losses of the matched pairs per decoder layer, `(layers,)` each."""
     is_pair = ops.cast(queries >= 0, "float32")
     paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
     true = boxes[:, None]

@@ -42,7 +42,7 @@ class ClassRows:
         return self.no_object and self.sources == tuple(range(len(self.known)))
 
     def of_weights(self, weights: Sequence[float]) -> tuple[float, ...]:
-        """A weight for each of the new classes from those of the checkpoint's: 1 for a class that it does not know."""
+        """Return the weight of each new class from the checkpoint's: 1 for a class that it does not know."""
         return tuple(1.0 if source is None else weights[source] for source in self.sources)
 
     def story(self) -> str | None:
@@ -125,7 +125,7 @@ def match_rows(
 
 
 def _by_name(old: Sequence[str], new: Sequence[str]) -> tuple[int | None, ...]:
-    """Pairs each new class with an old one of its name; of several of one name with that of its own id, or the next."""
+    """Pair each new class with an old one of its name; of several of one name with that of its own id, or the next."""
     sources: list[int | None] = [None] * len(new)
     written: tuple[Callable[[str], Any], ...] = (str, spelling_of)
     for key in written:

@@ -57,7 +57,7 @@ class _SplitAttention(ProjectedAttention):
         self.positions = positions
 
     def build(self, query_shape: Any, value_shape: Any = None, key_shape: Any = None) -> None:
-        """Builds all projections for `(batch, …, d_model)`."""
+        """Build all projections for `(batch, …, d_model)`."""
         super().build(query_shape, value_shape, key_shape)
         for name in self.positions:
             getattr(self, name).build(query_shape)
@@ -70,7 +70,7 @@ class ConditionalSelfAttention(_SplitAttention):
         super().__init__(("query_position", "key_position"), **kwargs)
 
     def call(self, x: Any, position: Any, attention_mask: Any = None, training: bool = False) -> Any:
-        """`x`, `position`: `(batch, queries, d_model)` → the same shape; `attention_mask`: which query sees which."""
+        """Attend: `x` and `position` are `(batch, queries, d_model)`; `attention_mask` says which query sees which."""
         query = self.query_dense(x) + self.query_position(position)
         key = self.key_dense(x) + self.key_position(position)
         attended, _ = self.attend(query, key, self.value_dense(x), attention_mask, training)
@@ -101,7 +101,7 @@ class ConditionalCrossAttention(_SplitAttention):
         training: bool = False,
         return_attention_scores: bool = False,
     ) -> Any:
-        """`x`, `position`, `sine`: `(batch, queries, d_model)`; `memory…`: `(batch, positions, d_model)` → as `x`."""
+        """Attend: `x`, `position`, `sine` are `(batch, queries, d_model)`, `memory…` `(batch, positions, d_model)`."""
         query, key = self.query_dense(x), self.key_dense(memory)
         key_position = self.key_position(memory_position)
         if self.is_first:
@@ -154,13 +154,13 @@ class ConditionalDecoder(Decoder):
         return ConditionalDecoderLayer(index == 0, **options)
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, queries, d_model)`."""
+        """Build for `(batch, queries, d_model)`."""
         super().build(input_shape)
         self.reference_point_head.build(input_shape)
         self.query_scale.build(input_shape)
 
     def _points(self, query_position: Any) -> dict[str, Any]:
-        """The reference points `(…, 2)` float32, x and y in [0, 1] of the unpadded image, and their sine encoding."""
+        """Return the reference points `(…, 2)` float32, x and y in [0, 1] of the image, and their sine encoding."""
         points = ops.sigmoid(self.reference_point_head(query_position))
         half = self.d_model // 2
         encoded = [sine_encoding(points[..., axis] * SCALE, half) for axis in (1, 0)]  # y first, as in the positions
@@ -171,7 +171,7 @@ class ConditionalDecoder(Decoder):
         return {"embedding": query_position, "sine": sine * self.query_scale(x) if index else sine}
 
     def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
-        """Boxes whose centres are offsets from the queries' reference points."""
+        """Return boxes whose centres are offsets from the queries' reference points."""
         centres = points["points"][:, None]  # the same for all layers
         logit = ops.log(ops.maximum(centres, REFERENCE_EPSILON) / ops.maximum(1 - centres, REFERENCE_EPSILON))
         return box_head(embeddings, ops.concatenate([logit, ops.zeros_like(logit)], axis=-1))
@@ -202,7 +202,7 @@ class ConditionalDETR(DETR):
 
     @staticmethod
     def default_criterion() -> SetCriterion:
-        """The paper's loss (section 3.4)."""
+        """Return the paper's loss (section 3.4)."""
         return SetCriterion(classification="focal", cost_class=2.0, class_loss_coefficient=2.0)
 
     def _new_heads(self) -> tuple[Any, Any]:

@@ -139,7 +139,7 @@ class DetectorConfig:
             raise ValueError(f"this does not describe a {cls.__name__.removesuffix('Config')}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as plain values, which `of` takes back."""
+        """Return the configuration as plain values, which `of` takes back."""
         return dataclasses.asdict(self)
 
 

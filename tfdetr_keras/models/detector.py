@@ -87,7 +87,7 @@ class Detector(OwnLossModel):
 
     @staticmethod
     def default_criterion() -> SetCriterion:
-        """The loss that the paper trains with."""
+        """Return the loss that the paper trains with."""
         return SetCriterion()
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class Detector(OwnLossModel):
         """Compute the outputs, and every intermediate result by name."""
 
     def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
-        """Detects: see the class for inputs and outputs."""
+        """Detect: see the class for inputs and outputs."""
         return self._forward(inputs, training)[0]
 
     def stages(
@@ -127,7 +127,7 @@ class Detector(OwnLossModel):
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
-        """A model of a named architecture with random weights.
+        """Make a model of a named architecture with random weights.
 
         Args:
             name: one of `tfdetr_keras.PRESETS` that is of this class, e.g. `"detr-resnet-50"`.
@@ -162,7 +162,7 @@ class Detector(OwnLossModel):
         keep_head: bool | None = None,
         revision: str | None = None,
     ) -> Self:
-        """A model of this class with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
+        """Make a model of this class with the weights of a checkpoint, read without PyTorch unless it is a `.pth`.
 
         `td.from_pretrained` picks the class instead. A `DETR` of a segmentation checkpoint leaves its mask head out, a
         `DETRForSegmentation` of a detector starts with a fresh one.
@@ -231,7 +231,7 @@ class Detector(OwnLossModel):
         self.train_function = self.test_function = self.predict_function = None
 
     def freeze(self, parts: str | Sequence[str] = ()) -> None:
-        """Leaves some parts of the model as they are in training, and trains all others; call it before `compile`.
+        """Leave some parts of the model as they are in training, and train all others; call it before `compile`.
 
         What is frozen is saved with the model. Frozen batch normalisation (`batch_norm="frozen"`) is never trained.
 
@@ -252,7 +252,7 @@ class Detector(OwnLossModel):
         self.train_function = None  # its graph has the variables built in
 
     def fold(self) -> Self:
-        """A copy for inference, with batch normalisation folded into the convolutions: same outputs, in less time.
+        """Make a copy for inference, with batch normalisation folded into the convolutions: same outputs, less time.
 
         The copy can be saved and exported as any model. Go on training with the original: in the copy nothing keeps the
         backbone's activations in their range.
@@ -309,7 +309,7 @@ class Detector(OwnLossModel):
         masks: bool = True,
         preprocessing: Preprocessing | None = None,
     ) -> Any:
-        """Detects objects in images as people have them: paths, arrays, PIL images, one or a list.
+        """Detect objects in images as people have them: paths, arrays, PIL images, one or a list.
 
         Args:
             images: see `tfdetr_keras.inference.detect_images`.
@@ -335,7 +335,7 @@ class Detector(OwnLossModel):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The criterion's total, called by Keras; keeps the parts for the logs."""
+        """Compute the criterion's total, for Keras, and keep the parts for the logs."""
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
         if classification_named(self.criterion.classification) != classification_named(self.config.classification):
@@ -398,11 +398,11 @@ class Detector(OwnLossModel):
         return checked(x, y, **options)
 
     def get_compile_config(self) -> Any:
-        """How the model was compiled, for Keras to save it; None where it cannot be trained."""
+        """Return how the model was compiled, for Keras to save it; None where it cannot be trained."""
         return None if is_integer(self) else super().get_compile_config()
 
     def get_config(self) -> dict[str, Any]:
-        """Architecture, criterion, dtype policy and quantisation, from which `from_config` makes the same model."""
+        """Return architecture, criterion, dtype policy and quantisation, for `from_config`."""
         quantization = describe_quantization(self)
         return {
             "config": self.config.to_dict(),
@@ -414,7 +414,7 @@ class Detector(OwnLossModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        """The model that `get_config` described, with fresh weights."""
+        """Return the model that `get_config` described, with fresh weights."""
         model = cls(
             cls.config_class.of(config["config"]),
             criterion_of(config["criterion"], cls.__name__),

@@ -228,14 +228,14 @@ class DETR(Detector):
         self.class_head, self.box_head = self._new_heads()
 
     def _new_heads(self) -> tuple[Any, Any]:
-        """The class head and the box head."""
+        """Return the class head and the box head."""
         width = self.config.d_model
         start = linear_initializers(width)
         class_head = layers.Dense(self.config.num_logits, name="class_head", dtype="float32", **start)
         return class_head, BoxHead(width, name="box_head", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
-        """Creates all weights; their shapes depend on the configuration alone."""
+        """Create all weights; their shapes depend on the configuration alone."""
         sequence = (None, None, self.config.d_model)
         self.backbone.build((None, None, None, 3))
         self.input_projection.build((None, None, None, self.config.backbone.channels[-1]))

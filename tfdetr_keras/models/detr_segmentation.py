@@ -6,7 +6,7 @@ made finer with the backbone's earlier maps until they are a mask of a quarter o
 What all queries share is computed once an image: the features' part of the first convolution, and the backbone's maps
 brought to the head's width. Both are sums of the same products as with a copy of the image's features for each query.
 Of the queries' own part most is never looked at: training makes masks of matched queries alone, and `segment` and
-`detect` those of sure queries, see `tfdetr_keras.inference.forward_pass`.
+`detect` those of confident queries, see `tfdetr_keras.inference.forward_pass`.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ class MaskAttention(layers.Layer):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, …, d_model)`."""
+        """Build for `(batch, …, d_model)`."""
         self.query.build((None, None, self.d_model))
         self.key.build((None, None, self.d_model))
 
     def call(self, queries: Any, memory: Any, mask: Any) -> Any:
-        """Attends.
+        """Attend.
 
         Args:
             queries: `(batch, queries, d_model)`.
@@ -132,16 +132,16 @@ class NormalisedConvolution(layers.Layer):
         self.activation = layers.Activation(activation, dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
-        """Builds for `(batch, height, width, inputs)`."""
+        """Build for `(batch, height, width, inputs)`."""
         self.convolution.build((None, None, None, self.inputs))
         self.group_norm.build((None, None, None, self.channels))
 
     def call(self, x: Any) -> Any:
-        """`(batch, height, width, inputs)` → `(batch, height, width, channels)`."""
+        """Map `(batch, height, width, inputs)` → `(batch, height, width, channels)`."""
         return self.activation(self.group_norm(self.convolution(x)))
 
     def of_both(self, shared: Any, own: Any) -> Any:
-        """The same for channels that all queries of an image share, followed by channels of their own.
+        """Compute the same of channels that all queries of an image share, followed by channels of their own.
 
         Args:
             shared: `(batch, height, width, inputs − c)`.
@@ -189,7 +189,7 @@ class MaskHead(layers.Layer):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Builds for the widths of the configuration."""
+        """Build for the widths of the configuration."""
         for convolution in self.convolutions:
             convolution.build((None, None, None, convolution.inputs))
         for adapter, channels in zip(self.adapters, self.map_channels, strict=True):
@@ -197,7 +197,7 @@ class MaskHead(layers.Layer):
         self.outputs.build((None, None, None, self.widths[-1]))
 
     def call(self, features: Any, attention: Any, maps: list[Any]) -> Any:
-        """Makes masks.
+        """Make masks.
 
         Args:
             features: `(batch, h, w, d_model)`, the projected last map of the backbone.
@@ -218,18 +218,18 @@ class MaskHead(layers.Layer):
 
 
 def _kaiming_uniform() -> initializers.Initializer:
-    """U(±√(3 / fan-in)): keeps the variance of what has no activation."""
+    """Make an initialiser U(±√(3 / fan-in)), which keeps the variance of what has no activation."""
     return initializers.VarianceScaling(1.0, mode="fan_in", distribution="uniform")
 
 
 def _by_query(x: Any) -> Any:
-    """`(batch, queries, height, width, channels)` → `(batch · queries, height, width, channels)`."""
+    """Map `(batch, queries, height, width, channels)` → `(batch · queries, height, width, channels)`."""
     batch, count, *rest = ops.shape(x)
     return ops.reshape(x, (batch * count, *rest))
 
 
 def _added(of_queries: Any, of_images: Any) -> Any:
-    """To each query's map its image's: `(batch · queries, …)` + `(batch, …)`."""
+    """Add to each query's map its image's: `(batch · queries, …)` + `(batch, …)`."""
     batch = ops.shape(of_images)[0]
     split = ops.reshape(of_queries, (batch, -1, *ops.shape(of_queries)[1:]))
     return _by_query(split + of_images[:, None])
@@ -272,7 +272,7 @@ class DETRForSegmentation(DETR):
 
     @classmethod
     def from_detector(cls, detector: DETR, freeze: bool = True) -> DETRForSegmentation:
-        """A detector with a new mask head: the start of the second stage of training.
+        """Make a segmentation model of a detector, with a new mask head: the start of the second stage of training.
 
         Args:
             detector: a trained DETR, whose weights are copied.
@@ -305,7 +305,7 @@ class DETRForSegmentation(DETR):
         size_rule: SizeRule | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> Any:
-        """Divides images as people have them into segments: things and stuff, each pixel in one of them at most.
+        """Divide images as people have them into segments: things and stuff, each pixel in one of them at most.
 
         Args:
             images: see `tfdetr_keras.inference.detect_images`.
@@ -338,7 +338,7 @@ class DETRForSegmentation(DETR):
         )
 
     def build(self, input_shape: Any) -> None:
-        """Creates all weights; their shapes depend on the configuration alone."""
+        """Create all weights; their shapes depend on the configuration alone."""
         super().build(input_shape)
         self.mask_attention.build((None, None, self.config.d_model))
         self.mask_head.build(None)
@@ -351,7 +351,7 @@ class DETRForSegmentation(DETR):
         targets: Any = None,
         masks: bool = True,
     ) -> dict[str, Any]:
-        """As `DETR.stages`, with `mask_attention` (batch, queries, h, w, heads).
+        """Run the model as `DETR.stages` does; there is also `mask_attention` (batch, queries, h, w, heads).
 
         Args:
             inputs: as for the model.
@@ -365,7 +365,7 @@ class DETRForSegmentation(DETR):
         return {**stages, **outputs}
 
     def masks_of(self, mask_inputs: dict[str, Any], queries: Any) -> Any:
-        """Makes the masks of some queries.
+        """Make the masks of some queries.
 
         Args:
             mask_inputs: as the model gives them in training, and `stages` without masks.
@@ -399,7 +399,7 @@ class DETRForSegmentation(DETR):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The criterion's total; in training of the masks of matched queries, and only those are computed.
+        """Compute the criterion's total; in training, the masks of matched queries alone.
 
         The others have no loss. In a traced step nothing asks for them, so that they are left out of it: a tenth of the
         memory and work of the mask head remains where an image has ten objects and a hundred queries.

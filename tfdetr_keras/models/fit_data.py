@@ -15,7 +15,7 @@ from tfdetr_keras.losses.targets import dense_targets, validate_batch
 def checked(
     x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = False, of_datasets: Any = None
 ) -> Iterator[Any]:
-    """Checks whatever Keras takes as training data: at once where it is there, else batch by batch as it comes.
+    """Check whatever Keras takes as training data: at once if it is there, else batch by batch.
 
     Args:
         x: a `tf.data.Dataset`, a `keras.utils.PyDataset` or a generator of (inputs, targets); or inputs; or a tuple
@@ -53,7 +53,7 @@ def checked(
 
 @contextlib.contextmanager
 def _raised_as_they_were(errors: list[Exception]) -> Iterator[None]:
-    """Raises the first of some errors in place of the one that was made of it."""
+    """Raise the first of some errors instead of what became of it."""
     try:
         yield
     except Exception as error:
@@ -65,7 +65,7 @@ def _raised_as_they_were(errors: list[Exception]) -> Iterator[None]:
 def _checked_batches(
     batches: Iterator[Any], num_classes: int, errors: list[Exception], hand_targets: bool
 ) -> Iterator[Any]:
-    """The batches of a generator; an error is noted in `errors` and raised."""
+    """Give the batches of a generator, checked; an error is noted in `errors` and raised."""
     try:
         for batch in batches:
             yield _validated(batch, num_classes, hand_targets)
@@ -75,7 +75,7 @@ def _checked_batches(
 
 
 def is_tf_dataset(x: Any) -> bool:
-    """Tells a `tf.data.Dataset` without importing TensorFlow."""
+    """Return whether a value is a `tf.data.Dataset`, without importing TensorFlow."""
     return hasattr(x, "element_spec") and hasattr(x, "map")
 
 
@@ -88,7 +88,7 @@ def _validated(batch: Any, num_classes: int, hand_targets: bool = False) -> Any:
 
 
 def _with_targets(inputs: Any, targets: Any, *rest: Any) -> tuple[Any, ...]:
-    """The batch with the targets' labels and boxes among its inputs, for a model that trains with them."""
+    """Return the batch with the targets' labels and boxes among its inputs, for a model that trains with them."""
     given = dict(inputs) if isinstance(inputs, Mapping) else {"pixel_values": inputs}
     dense = dense_targets(targets)
     return {**given, "targets": {name: dense[name] for name in ("labels", "boxes")}}, targets, *rest

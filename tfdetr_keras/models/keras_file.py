@@ -54,13 +54,13 @@ def load_keras_file(path: Path, compile: bool) -> Detector:  # named as Keras' o
 
 
 def _architecture(described: dict[str, Any]) -> dict[str, Any]:
-    """The description of the architecture in that of a model."""
+    """Return the description of the architecture in that of a model."""
     architecture = described["config"].get("config")
     return architecture if isinstance(architecture, dict) else {}
 
 
 def _of_earlier_run(path: Path) -> Preprocessing | None:
-    """The preprocessing of a run that an earlier version trained, whose models do not hold it; None if there is none.
+    """Return the preprocessing of an earlier version's run, whose models do not hold it; None if there is none.
 
     It stands in the run's `config.json` beside them, as sizes.
     """
@@ -73,7 +73,7 @@ def _of_earlier_run(path: Path) -> Preprocessing | None:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """The description of the model in a `.keras` file that is whole."""
+    """Return the description of the model in a `.keras` file that is whole."""
     try:
         refuse_damaged_archive(path)
         with zipfile.ZipFile(path) as archive:

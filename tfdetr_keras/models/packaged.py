@@ -19,7 +19,7 @@ def packaged_checkpoints() -> dict[str, Path]:
 
 
 def refuse_unknown_name(source: Any) -> None:
-    """Refuses a name that is that of nothing: neither a file, nor a hub id, nor a checkpoint of the package.
+    """Raise a `ValueError` for a name of nothing: no file, no hub id, no checkpoint of the package.
 
     Raises:
         ValueError: such a name, with the nearest ones; or that of an architecture, whose published weights are named.
@@ -48,7 +48,7 @@ def refuse_unknown_name(source: Any) -> None:
 
 
 def find_source(source: Any) -> Any:
-    """The file or folder that a source stands for.
+    """Return the file or folder that a source stands for.
 
     Args:
         source: the name of a packaged checkpoint, unless a file or folder of that name is at hand; or the folder of a

@@ -98,14 +98,14 @@ def load_model(
 
 
 def _title(source: Any) -> str:
-    """What to call a source in messages."""
+    """Return what to call a source in messages."""
     if isinstance(source, hub.Commit):
         return source.hub_id
     return str(source) if isinstance(source, (str, Path)) else "the checkpoint"
 
 
 def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> Detector:
-    """Ports a checkpoint to a `.keras` file, which appears complete or not at all.
+    """Port a checkpoint to a `.keras` file, which appears complete or not at all.
 
     Args:
         source: as for `load_model`.
@@ -127,14 +127,14 @@ def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> Dete
 
 
 def _variables(model: Detector) -> dict[str, Any]:
-    """The model's weights by path, without the model's own name."""
+    """Return the model's weights by path, without the model's own name."""
     return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
 
 
 def _wanted(
     config: DetectorConfig, changes: Changes, model_class: type[Detector] | None, source: Any
 ) -> DetectorConfig:
-    """A checkpoint's configuration as the caller wants it."""
+    """Return a checkpoint's configuration as the caller wants it."""
     try:
         changes.rows(config)  # whether the class head can be kept so, before anything is built
         return changes.applied_to(recast(config, model_class or class_of(config)))
@@ -197,7 +197,7 @@ def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) ->
 
 
 def _quantized(original: Detector, wanted: DetectorConfig, changes: Changes, source: Any) -> Detector:
-    """The quantised model as it was loaded, if what is wanted of it is no more than other names of its classes."""
+    """Return the quantised model as it was loaded, if no more than its classes' names are to change."""
     own, rows = original.config, changes.rows(original.config)
     same_parts = type(own) is type(wanted) and {**own.to_dict(), "id2label": None} == {
         **wanted.to_dict(),
@@ -236,7 +236,7 @@ def _of_hub(
     heads: int | None,
     dilation: bool | None,
 ) -> Detector:
-    """The model from what is kept of an earlier start, or else from a port, which is kept for the next one."""
+    """Make the model from what an earlier start kept, or else from a port, which is kept for the next one."""
     kept = conversions.find(commit) if heads is None and dilation is None else None
     if kept is not None and (model := _of_kept(kept, changes, model_class, commit)) is not None:
         return model
@@ -251,7 +251,7 @@ def _of_hub(
 def _of_kept(
     kept: Conversion, changes: Changes, model_class: type[Detector] | None, commit: hub.Commit
 ) -> Detector | None:
-    """The model of a conversion that is kept; None where it does not hold all of it, or is of another version."""
+    """Make the model of a kept conversion; None where that is not whole, or of another version."""
     try:
         config = config_of(kept.architecture)
     except ValueError as error:
@@ -330,7 +330,7 @@ def config_and_loss(
 
 
 def _as_its_authors(config: DetectorConfig, source: Any) -> DetectorConfig:
-    """The architecture with its authors' recipe, and with the preprocessing that the checkpoint tells, or theirs."""
+    """Return the architecture with its authors' recipe, and the preprocessing of the checkpoint or theirs."""
     preset = nearest_preset(config)
     if preset is not None:
         config = dataclasses.replace(config, recipe=preset.recipe)
@@ -339,7 +339,7 @@ def _as_its_authors(config: DetectorConfig, source: Any) -> DetectorConfig:
 
 
 def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes that the model's variables would have with the checkpoint's own classes and queries."""
+    """Return the shapes that the model's variables would have with the checkpoint's own classes and queries."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
     for path, shape in shapes.items():
         if path.startswith(CLASS_HEAD):
@@ -360,7 +360,7 @@ def _give(values: FirstValues, model: Detector, conversion: Conversion, rows: Cl
 def _first(
     path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray], rows: ClassRows
 ) -> Callable[[Fresh], np.ndarray]:
-    """What a variable starts with: what is read, with what is new in it drawn."""
+    """Return what a variable starts with: what is read, with what is new in it drawn."""
 
     def first(fresh: Fresh) -> np.ndarray:
         array = read()
@@ -375,7 +375,7 @@ def _first(
 
 
 def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
-    """The class head's kernel `(d_model, logits)` or bias `(logits,)`: a checkpoint's columns where they are kept."""
+    """Return the class head's kernel `(d_model, logits)` or bias `(logits,)` with a checkpoint's kept columns."""
     columns = [(label, source) for label, source in enumerate(rows.sources) if source is not None]
     if rows.no_object and fresh.shape[-1] > len(rows.wanted):
         columns.append((fresh.shape[-1] - 1, trained.shape[-1] - 1))

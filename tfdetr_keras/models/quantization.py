@@ -75,7 +75,7 @@ def without_full_collections() -> Iterator[None]:
 
 
 def mode_of(model: keras.Model) -> str | None:
-    """The mode in which a model is quantised, `"int8"`, `"int4"` or `"float8"`; None if it is not."""
+    """Return the mode in which a model is quantised, `"int8"`, `"int4"` or `"float8"`; None if it is not."""
     return next((layer.quantization_mode for layer in _quantized(model).values()), None)
 
 
@@ -141,5 +141,5 @@ def _leaves(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _path(layer: keras.layers.Layer) -> str:
-    """Where a layer stands in the model, as in the paths of its variables: `decoder/layer0/self_attention/query`."""
+    """Return a layer's place in the model, as in the paths of its variables."""
     return layer.path.split("/", 1)[1]

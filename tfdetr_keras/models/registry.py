@@ -104,7 +104,7 @@ def recast(config: DetectorConfig, kind: type[Detector]) -> DetectorConfig:
 
 
 def from_preset(name: str, **changes: Any) -> Detector:
-    """A model of a named architecture with random weights, of whichever class it is.
+    """Make a model of a named architecture with random weights, of whichever class it is.
 
     Args:
         name: one of `PRESETS`.

@@ -81,5 +81,5 @@ class TableTransformer(DETR):
 
     @staticmethod
     def default_criterion() -> SetCriterion:
-        """The loss that the authors train with."""
+        """Return the loss that the authors train with."""
         return SetCriterion(eos_coefficient=0.4)

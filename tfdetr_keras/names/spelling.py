@@ -9,7 +9,7 @@ ALIKE = 0.6  # of difflib's ratio, its default
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean X?", to be put behind a message, or nothing where no name is near.
+    """Return "; did you mean X?" to end a message with, or nothing where no name is near.
 
     Args:
         name: that was typed.

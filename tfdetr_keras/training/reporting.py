@@ -137,5 +137,5 @@ def _segments(found: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]
     """Return the confident detections of an image as segments to draw, from their masks as run lengths."""
     rows = np.flatnonzero(found["scores"] > SHOWN_FROM)
     masks = [coco_mask.decode(found["masks"][row]) for row in rows]
-    sure = {"scores": found["scores"][rows], "labels": found["labels"][rows]}
-    return lay_masks({**sure, "masks": np.array(masks, bool).reshape(-1, *size)})
+    confident = {"scores": found["scores"][rows], "labels": found["labels"][rows]}
+    return lay_masks({**confident, "masks": np.array(masks, bool).reshape(-1, *size)})
