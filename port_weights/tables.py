@@ -33,7 +33,7 @@ class Scheme:
     rows: tuple[Row, ...]
 
     def torch_name(self, path: str) -> tuple[str, Layout] | None:
-        """Return the PyTorch name and layout of the Keras variable at `path`; None where this scheme does not hold it."""
+        """Return the PyTorch name and layout of a Keras variable's path; None where this scheme does not hold it."""
         for torch_pattern, keras_pattern, layout in self.rows:
             if match := _expression(keras_pattern).fullmatch(path):
                 return _fill(torch_pattern, {key: int(value) for key, value in match.groupdict().items()}), layout
