@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from code_blocks import DOCS, READ, REPOSITORY, RUN, blocks_of, run_page
 from own_process import in_own_process
@@ -117,6 +118,26 @@ STAGES = {
 }
 
 
+def _check_member(folder, names, printed):
+    """The member was trained, and its port, its file and its SavedModel answer as it does."""
+    import tensorflow as tf
+
+    model, image, found = names["model"], names["image"], names["found"]
+    assert type(model).__name__ == type(names["again"]).__name__ == "Glance"
+    assert set(names["run"].metrics) >= {"AP", "AP50"}
+    assert 0 <= names["metrics"]["AP"] <= 1
+    report = (folder / "run-glance" / "report.md").read_text()
+    assert "glance" in report
+    served = tf.saved_model.load(str(folder / "served-glance"))
+    given = served.signatures["serving_default"](images=tf.constant(image[None]))
+    scores = np.sort(given["scores"].numpy()[0])[::-1]
+    np.testing.assert_allclose(scores[: len(found)], found.scores, atol=1e-4)
+    model.save(folder / "glance.keras")
+    kept = td.load_model(folder / "glance.keras")
+    assert kept.config == model.config
+    np.testing.assert_allclose(kept.detect(image, threshold=0.0).scores, found.scores, atol=1e-5)
+
+
 def _check_data(folder, names, printed):
     inputs, targets = names["inputs"], names["targets"]
     assert set(inputs) == {"pixel_values", "pixel_mask"}
@@ -155,6 +176,7 @@ def _check_segmentation(folder, names, printed):
 
 # What is to come of a page beyond the output that it shows.
 CHECKS = {
+    "add-a-member.md": _check_member,
     "data/index.md": _check_data,
     "evaluate.md": _check_evaluate,
     "port.md": _check_port,
