@@ -304,7 +304,7 @@ def test_a_module_that_a_file_names_is_not_imported(place, keras_file, tmp_path,
 def test_a_foreign_file_is_refused_before_anything_is_built(keras_file, tmp_path, monkeypatch):
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
     monkeypatch.setattr(keras.saving, "load_model", None)
-    with pytest.raises(ValueError, match="holds a Sequential, not a DETR"):
+    with pytest.raises(ValueError, match="holds a Sequential, not a detector"):
         load_keras_file(tmp_path / "other.keras", compile=False)
     path = described_as(
         keras_file, tmp_path / "a.keras", ("config", "criterion"), module="keras.layers", class_name="Lambda"

@@ -97,7 +97,7 @@ def _check_class(path: Path, described: dict[str, Any]) -> type[Detector]:
     if "'class_name': 'Lambda'" in str(described):
         raise ValueError(f"{path} holds a {name}, no model known here, with a Lambda, whose code loading it would run")
     if isinstance(module, str) and module.split(".")[0] == "keras":
-        raise ValueError(f"{path} holds a {name}, not a DETR or a relative of it: keras.saving.load_model reads it")
+        raise ValueError(f"{path} holds a {name}, not a detector of this package: keras.saving.load_model reads it")
     raise ValueError(
         f"{path} holds a {name}, no model known here: if it is a class of yours that is derived from one of this "
         "package's, import its module first"
