@@ -184,7 +184,7 @@ def an_unknown_class(folder):
         (lite, "LiteRT runs it"),
         (text, "notes.txt is not a .keras file"),
         (not_a_zip, "broken.keras is not a complete .keras file"),
-        (another_model, "holds a Sequential, not a DETR"),
+        (another_model, "holds a Sequential, not a detector"),
         (an_unknown_class, "holds a Net, no model known here"),
     ],
 )

@@ -78,7 +78,7 @@ def test_a_keras_file_that_is_no_detr(converted, tmp_path, kind):
         path.write_bytes(converted.read_bytes()[:-2000])
     elif kind == "another-model":
         keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)]).save(path)
-    message = {"missing": "no such file", "another-model": "holds a Sequential, not a DETR"}
+    message = {"missing": "no such file", "another-model": "holds a Sequential, not a detector"}
     with pytest.raises(ValueError, match=message.get(kind, "is not a complete .keras file")):
         load_model(path)
 
