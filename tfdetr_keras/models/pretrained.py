@@ -171,10 +171,13 @@ class _Start:
         criterion = self.changes.of_criterion(self.conversion.criterion, self.config)
         rows = self.changes.rows(self.config)
         with first_values() as values:
-            model = (self.model_class or class_of(self.config))(wanted, criterion)
+            # Frozen behind the scope: backends record no gradient of what was frozen before it had a value, ever.
+            trained = dataclasses.replace(wanted, frozen=())
+            model = (self.model_class or class_of(self.config))(trained, criterion)
             conversion = self.conversion if paired is None else paired(_shapes(model, self.config))
             _refuse_lost_parts(conversion, self.changes, self.source)
             _give(values, model, conversion, rows)
+        model.freeze(wanted.frozen)
         _report(self.config, conversion, model, rows)
         return model
 
