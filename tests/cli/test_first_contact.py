@@ -135,11 +135,11 @@ def test_an_error_in_the_first_epoch_leaves_nothing(tmp_path, fault):
     before = f"""
     import keras
     from tfdetr_keras.training import reporting
-    class Break(story.LearningRate):
+    class Break(reporting.LearningRate):
         def on_train_batch_end(self, batch, logs=None):
             if batch == 3:
                 {fault}
-    story.LearningRate = Break
+    reporting.LearningRate = Break
     """
     data = ("--data", "shapes", "--count", "40", "--drawn-size", "24", "32", "--val-split", "0.2")
     arguments = ("train", *data, *FROM, *SMALL, "--epochs", "1", "--tensorboard", "--out", "run")
