@@ -237,8 +237,8 @@ def test_what_is_frozen_later_is_trained_no_more(make_model, make_batch):
         model.train_on_batch(inputs, targets)
         moved = {w.path.split("/")[1] for w in model.weights if (np.array(w) != before[w.path]).any()}
         assert ("backbone" in moved, "encoder" in moved, "decoder" in moved) == (not frozen, not frozen, True)
-    with pytest.raises(ValueError, match="'backbone' is no part of this model"):
-        model.freeze("backbone")
+    with pytest.raises(ValueError, match="'trunk' is no part of this model"):
+        model.freeze("trunk")
 
 
 def test_frozen_batch_norm_stays_frozen_when_the_model_is_made_trainable(make_model, make_batch):
