@@ -63,10 +63,11 @@ def architecture_of(
     config = checkpoint.config or {}
     model_type = config.get("model_type")
     is_told = "d_model" in config or model_type in model_types()
-    if config and not (is_told and model_type in model_types()) and model_type not in (None, "resnet"):
-        raise ValueError(f"{checkpoint.name}: {_unknown(model_type)}, or 'resnet' for a backbone alone")
-    if is_told and model_type not in model_types():
-        raise ValueError(f"{checkpoint.name}: {_unknown(model_type)}")
+    if model_type not in model_types() and (is_told or model_type not in (None, "resnet")):
+        raise ValueError(
+            f"{checkpoint.name}: config.json says model_type={model_type!r}; expected one of "
+            f"{', '.join(map(repr, model_types()))}, or 'resnet' for a backbone alone"
+        )
     family = family_for(checkpoint, scheme)
     try:
         fields = dict(family.architecture(checkpoint, scheme))
@@ -93,10 +94,6 @@ def told_wrongly(name: str, is_told: bool, error: Exception) -> str:
     if is_told:
         return f"{name}: config.json does not describe a DETR: {text}"
     return f"{name}: {text}" if isinstance(error, ValueError) else f"{name} does not describe a DETR: {text}"
-
-
-def _unknown(model_type: Any) -> str:
-    return f"config.json says model_type={model_type!r}; expected one of {', '.join(map(repr, model_types()))}"
 
 
 def family_for(checkpoint: Checkpoint, scheme: Scheme) -> Family:

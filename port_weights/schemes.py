@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from port_weights import families
-from port_weights.families.conditional_detr import ConditionalDETRFamily
-from port_weights.families.detr import DETRFamily
 from port_weights.families.resnet import find_backbone
 from port_weights.tables import Scheme as Scheme
 
@@ -25,7 +23,7 @@ def scheme(
         model_prefix: prefix of transformer and heads, `"detr."` in panoptic checkpoints.
         backbone_prefix: the whole prefix of the backbone's tensors.
     """
-    family = ConditionalDETRFamily() if transformer.startswith("conditional") else DETRFamily()
+    family = families.CONDITIONAL_DETR if transformer.startswith("conditional") else families.DETR
     return family.scheme(backbone, transformer, model_prefix, backbone_prefix)
 
 

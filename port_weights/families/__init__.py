@@ -13,12 +13,8 @@ from port_weights.families.table_transformer import TableTransformerFamily
 from port_weights.tables import Scheme
 
 # The first that knows a checkpoint's names and says that it is its own counts: what is more special comes first.
-FAMILIES: list[Family] = [
-    ConditionalDETRFamily(),
-    DETRSegmentationFamily(),
-    TableTransformerFamily(),
-    DETRFamily(),
-]
+DETR, CONDITIONAL_DETR = DETRFamily(), ConditionalDETRFamily()
+FAMILIES: list[Family] = [CONDITIONAL_DETR, DETRSegmentationFamily(), TableTransformerFamily(), DETR]
 
 
 def register(family: Family) -> Family:

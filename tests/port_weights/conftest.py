@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from authors_names import timm_name
 from reference.descriptions import HuggingFace
 from safetensors.numpy import load_file, save_file
 
@@ -88,16 +89,6 @@ def write_folder(tmp_path, hf_folder):
         return folder
 
     return write
-
-
-def timm_name(name):
-    """The name of a tensor of HF's ResNet in timm's and torchvision's ResNet, without prefix."""
-    name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
-    name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
-    name = re.sub(r"encoder\.stages\.(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
-    name = re.sub(r"layers\.(\d)", r"\1", name)
-    name = re.sub(r"layer\.(\d)\.convolution", lambda match: f"conv{int(match[1]) + 1}", name)
-    return re.sub(r"layer\.(\d)\.normalization", lambda match: f"bn{int(match[1]) + 1}", name)
 
 
 HF_BACKBONE = "model.backbone.conv_encoder.model."

@@ -6,6 +6,7 @@ each branch ("post-norm") or precedes it (`pre_norm`).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,9 +95,9 @@ class TransformerLayer(layers.Layer):
         )
         self.feed_forward_norm = self._norm("feed_forward_norm")
 
+    @abc.abstractmethod
     def _make_attention(self) -> None:
         """Make the attentions and their normalisations."""
-        raise NotImplementedError
 
     def _attention_options(self, name: str, packed: bool = True) -> dict[str, Any]:
         return {

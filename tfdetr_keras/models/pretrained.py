@@ -94,7 +94,7 @@ def load_model(
         return _Start(_of_keras(original), original.config, changes, model_class, source).model()
     if isinstance(source, hub.Commit):
         return _of_hub(source, changes, model_class, heads, dilation)
-    return _ported(open_checkpoint(source), changes, model_class, heads, dilation, source)[1]
+    return _ported(open_checkpoint(source), changes, model_class, heads, dilation, source)
 
 
 def _title(source: Any) -> str:
@@ -244,11 +244,15 @@ def _of_hub(
     if kept is not None and (model := _of_kept(kept, changes, model_class, commit)) is not None:
         return model
     hub.verify(commit)
-    conversion, model = _ported(open_checkpoint(commit.folder), changes, model_class, heads, dilation, commit)
-    # What the caller says of the checkpoint itself is not kept: the next start may say something else.
-    if heads is None and dilation is None and not conversion.are_names_unknown:
-        conversions.keep(commit, conversion)
-    return model
+
+    def kept_for_later(conversion: Conversion) -> Conversion:
+        # What the caller says of the checkpoint itself is not kept: the next start may say something else.
+        is_its_own = heads is None and dilation is None and not conversion.are_names_unknown
+        return conversions.keep(commit, conversion) if is_its_own else conversion
+
+    return _ported(
+        open_checkpoint(commit.folder), changes, model_class, heads, dilation, commit, and_then=kept_for_later
+    )
 
 
 def _of_kept(
@@ -283,8 +287,9 @@ def _ported(
     heads: int | None,
     dilation: bool | None,
     source: Any,
-) -> tuple[Conversion, Detector]:
-    """Pair a checkpoint's tensors with the variables of a new model."""
+    and_then: Callable[[Conversion], Conversion] = lambda conversion: conversion,
+) -> Detector:
+    """Make a model with a checkpoint's tensors; `and_then` is given what became of them before they are read."""
     checkpoint = unwrapped(checkpoint)
     try:
         scheme = detect_scheme(checkpoint.shapes)
@@ -300,13 +305,10 @@ def _ported(
     conversion = Conversion(describe(config), criterion, {}, [], bool(doubt))
 
     def paired(shapes: dict[str, tuple[int, ...]]) -> Conversion:
-        nonlocal conversion
         readers, lacking = pair(checkpoint, scheme, shapes)
-        conversion = dataclasses.replace(conversion, readers=readers, lacking=lacking)
-        return conversion
+        return and_then(dataclasses.replace(conversion, readers=readers, lacking=lacking))
 
-    model = _Start(conversion, config, changes, model_class, source).model(paired)
-    return conversion, model
+    return _Start(conversion, config, changes, model_class, source).model(paired)
 
 
 def config_and_loss(
