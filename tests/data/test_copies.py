@@ -245,7 +245,9 @@ IN_ANY_ORDER = {"tfds", "tfds decoded"}  # TensorFlow Datasets shuffles what it 
 
 
 @pytest.mark.parametrize("name", ["coco_sample", "bccd_sample"])
-@pytest.mark.parametrize("kind", COPIES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "tfds" else kind for kind in COPIES]
+)
 def test_a_copy_has_the_same_records(name, kind, tmp_path, request):
     source = request.getfixturevalue(name)
     dataset, names = COPIES[kind](source, tmp_path)

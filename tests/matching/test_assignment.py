@@ -255,7 +255,8 @@ def test_published_examples(cost, solution):
     assert len({column for _, column in chosen}) == len(chosen) == min(cost.shape)
 
 
-@pytest.mark.parametrize("backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends(backend, tmp_path):
     pytest.importorskip(backend)
     cost, row_mask, column_mask = problems_with_masks()

@@ -39,7 +39,7 @@ class Denoised(DETR):
         return outputs, stages
 
 
-@pytest.fixture(params=[None, "mixed_bfloat16"])
+@pytest.fixture(params=[None, pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def model(request):
     keras.utils.set_random_seed(0)
     model = Denoised(CONFIG, dtype=request.param)
