@@ -205,6 +205,15 @@ class Dropped:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def listening():
+    """Python's own handler of Ctrl-C, which a program that was started in the background does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listening")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stopped_where_python_drops_what_is_raised(validated, tmp_path):
     _, records, _ = validated
@@ -225,6 +234,7 @@ def test_stopped_where_python_drops_what_is_raised(validated, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("listening")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_nothing_stops_nothing(validated, tmp_path):
     _, records, _ = validated
