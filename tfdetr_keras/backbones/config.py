@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any, Self
 
 from keras import layers
+
+from tfdetr_keras.layers.batch_norm import BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +31,8 @@ class BackboneConfig(abc.ABC):
         """Channels of each feature map."""
 
     @property
-    def batch_norm(self) -> str | None:
-        """How batch normalisation is done; None where there is none."""
+    def batch_norm(self) -> BatchNorm | Mapping[str, BatchNorm] | None:
+        """How batch normalisation is done, in all parts or in each; None where there is none."""
         return None
 
     @property

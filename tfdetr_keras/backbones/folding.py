@@ -8,7 +8,7 @@ from typing import Any
 
 from keras import ops
 
-from tfdetr_keras.layers.conv_norm import EPSILON
+from tfdetr_keras.layers.batch_norm import EPSILON
 
 CONVOLUTION, NORMALIZATION = "/convolution", "/normalization"
 

@@ -7,12 +7,16 @@ Source:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from keras import layers, ops
 
+from tfdetr_keras.backbones.batch_norm import by_part, of_part
 from tfdetr_keras.backbones.config import BackboneConfig, one_of, whole_number
-from tfdetr_keras.layers.conv_norm import BatchNorm, ConvNorm, pad_spatially
+from tfdetr_keras.backend.recompute import called
+from tfdetr_keras.layers.batch_norm import BatchNorm
+from tfdetr_keras.layers.conv_norm import ConvNorm, pad_spatially
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,8 @@ class ResNetConfig(BackboneConfig):
         dilation: DETR's DC5: the last stage keeps the resolution and dilates its 3×3 convolutions instead.
         batch_norm: `"frozen"` uses fixed statistics and affine parameters, as DETR does from pretrained weights;
             `"trainable"` is ordinary batch normalisation, for training from scratch; `"folded"` is none, with biases
-            in the convolutions that do its work, for inference (`DETR.fold`).
+            in the convolutions that do its work, for inference (`DETR.fold`). Or a mapping of parts to "frozen" or
+            "trainable", e.g. `{"stem": "frozen", "stage1": "frozen"}`; parts that it does not name are "trainable".
     """
 
     block: Literal["basic", "bottleneck"] = "bottleneck"
@@ -35,7 +40,7 @@ class ResNetConfig(BackboneConfig):
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
     stem_channels: int = 64
     dilation: bool = False
-    batch_norm: BatchNorm = "frozen"
+    batch_norm: BatchNorm | Mapping[str, BatchNorm] = "frozen"
 
     def __post_init__(self) -> None:
         for name in ("depths", "channels"):
@@ -46,9 +51,9 @@ class ResNetConfig(BackboneConfig):
                 whole_number(name, value)
         whole_number("stem_channels", self.stem_channels)
         one_of("block", self.block, ("basic", "bottleneck"))
-        one_of("batch_norm", self.batch_norm, ("frozen", "trainable", "folded"))
         if len(self.depths) != len(self.channels) or not self.depths:
             raise ValueError(f"depths {self.depths} and channels {self.channels} must name the same stages")
+        object.__setattr__(self, "batch_norm", by_part(self.batch_norm, self.parts))
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -96,7 +101,10 @@ class ResidualBlock(layers.Layer):
         first_dilation: dilation of the convolution that would carry the stride: one less step in the first block of a
             dilated stage, whose input is not yet dilated.
         project: whether the shortcut needs a 1×1 convolution.
+        batch_norm: "frozen", "trainable" or "folded".
     """
+
+    recompute = False  # see `Detector.recompute`
 
     def __init__(
         self,
@@ -106,10 +114,11 @@ class ResidualBlock(layers.Layer):
         dilation: int,
         first_dilation: int,
         project: bool,
+        batch_norm: BatchNorm,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        options: dict[str, Any] = {"batch_norm": config.batch_norm, "dtype": self.dtype_policy}
+        options: dict[str, Any] = {"batch_norm": batch_norm, "dtype": self.dtype_policy}
         if config.block == "basic":
             self.convolutions = [
                 ConvNorm(channels, 3, stride, first_dilation, name="conv1", **options),
@@ -156,6 +165,7 @@ class Stage(layers.Layer):
                 dilation=dilation,
                 first_dilation=1 if block == 0 else dilation,
                 project=block == 0 and (stride > 1 or in_channels != channels),
+                batch_norm=of_part(config.batch_norm, f"stage{index + 1}"),
                 name=f"block{block}",
                 dtype=self.dtype_policy,
             )
@@ -172,7 +182,7 @@ class Stage(layers.Layer):
         """Map `(batch, height, width, channels)` → this stage's feature map."""
         x = inputs
         for block in self.blocks:
-            x = block(x, training=training)
+            x = called(block, x, training=training)
         return x
 
 
@@ -187,7 +197,8 @@ class ResNet(layers.Layer):
         super().__init__(**kwargs)
         options: dict[str, Any] = {"dtype": self.dtype_policy}
         self.config = config
-        self.stem = ConvNorm(config.stem_channels, 7, stride=2, batch_norm=config.batch_norm, name="stem", **options)
+        of_stem = of_part(config.batch_norm, "stem")
+        self.stem = ConvNorm(config.stem_channels, 7, stride=2, batch_norm=of_stem, name="stem", **options)
         self.pool = layers.MaxPooling2D(3, strides=2, padding="valid", name="pool", **options)
         self.stages = []
         in_channels, last = config.stem_channels, len(config.depths) - 1

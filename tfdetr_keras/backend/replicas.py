@@ -31,6 +31,20 @@ def sum_over_replicas(value: Any) -> Any:
     return value
 
 
+def add_over_replicas(value: Any) -> Any:
+    """Add up a float tensor over the replicas of a `tf.distribute` strategy, whose gradient goes to all of them.
+
+    Outside of a strategy, and on other backends, return the value itself.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    if tf.distribute.in_cross_replica_context() or number_of_replicas() == 1:
+        return value
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
 def number_of_replicas() -> int:
     """Return how many replicas share a batch."""
     if keras.backend.backend() != "tensorflow":

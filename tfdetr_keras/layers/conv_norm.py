@@ -1,18 +1,17 @@
 """A convolution with batch normalisation, as PyTorch's networks have it: trained, frozen, or folded into the weights.
 
-Two details decide whether ported weights give the same numbers. PyTorch pads a strided convolution alike on both sides,
-Keras' `"same"` only at the end: strided layers here pad explicitly. And its batch norm has epsilon 1e-5, not 1e-3.
+PyTorch pads a strided convolution alike on both sides, Keras' `"same"` only at the end: with that, ported weights would
+not give the same numbers, so strided layers here pad explicitly.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 from keras import layers, ops
 
-EPSILON = 1e-5
-BatchNorm = Literal["frozen", "trainable", "folded"]
+from tfdetr_keras.layers.batch_norm import BatchNorm, BatchNormalization, FrozenBatchNormalization
 
 
 def _he_normal() -> keras.initializers.Initializer:
@@ -21,33 +20,6 @@ def _he_normal() -> keras.initializers.Initializer:
     A new one for each layer: an initialiser draws its seed once, and then always gives the same values.
     """
     return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
-
-
-class FrozenBatchNormalization(layers.Layer):
-    """Batch normalisation whose statistics and affine parameters never change, even when the layer is made trainable.
-
-    Its weights carry the names of `keras.layers.BatchNormalization`, so that either can take the other's place. It is
-    not called: the convolution before it takes its scale and shift, which saves four passes over its results, forward
-    and back.
-    """
-
-    def build(self, input_shape: Any) -> None:
-        """Create the four vectors of length `channels`, kept in float32 under any policy."""
-
-        def vector(name: str, initializer: str) -> Any:
-            return self.add_weight(
-                shape=(input_shape[-1],), initializer=initializer, name=name, trainable=False, autocast=False
-            )
-
-        self.gamma = vector("gamma", "ones")
-        self.beta = vector("beta", "zeros")
-        self.moving_mean = vector("moving_mean", "zeros")
-        self.moving_variance = vector("moving_variance", "ones")
-
-    def affine(self) -> tuple[Any, Any]:
-        """Return the scale and the shift of each channel that the normalisation comes to, `(channels,)`, float32."""
-        scale = self.gamma * ops.rsqrt(self.moving_variance + EPSILON)
-        return scale, self.beta - self.moving_mean * scale
 
 
 class ConvNorm(layers.Layer):
@@ -82,9 +54,7 @@ class ConvNorm(layers.Layer):
         if batch_norm == "frozen":
             self.normalization = FrozenBatchNormalization(name="normalization", dtype=self.dtype_policy)
         elif batch_norm == "trainable":
-            self.normalization = layers.BatchNormalization(
-                momentum=0.9, epsilon=EPSILON, name="normalization", dtype=self.dtype_policy
-            )
+            self.normalization = BatchNormalization(name="normalization", dtype=self.dtype_policy)
 
     def build(self, input_shape: Any) -> None:
         """Build for `(batch, height, width, channels)`."""

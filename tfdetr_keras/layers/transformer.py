@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from keras import layers, ops
 
+from tfdetr_keras.backend.recompute import called
 from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.layers.mlp import linear_initializers
 
@@ -72,6 +73,8 @@ class TransformerLayer(layers.Layer):
         activation_dropout: inside the feed-forward network.
         pre_norm: whether a branch is normalised before it rather than after.
     """
+
+    recompute = False  # see `Detector.recompute`
 
     def __init__(
         self,
@@ -259,7 +262,7 @@ class Encoder(layers.Layer):
         """Return the output of each layer, `(batch, positions, d_model)`; the last is the memory."""
         outputs = []
         for layer in self.stack:
-            x = layer(x, position, mask, training=training)
+            x = called(layer, x, position, mask, training=training)
             outputs.append(x)
         if self.norm is not None:
             outputs[-1] = self.norm(outputs[-1])
@@ -344,7 +347,8 @@ class Decoder(layers.Layer):
         embeddings, attention = [], []
         points = self._points(query_position)
         for index, layer in enumerate(self.stack):
-            x = layer(
+            x = called(
+                layer,
                 x,
                 self._position(index, x, query_position, points),
                 memory,

@@ -230,6 +230,21 @@ class Detector(OwnLossModel):
         # The graphs traced by fit, evaluate and predict have the old outputs built in.
         self.train_function = self.test_function = self.predict_function = None
 
+    @property
+    def recompute(self) -> bool:
+        """Whether the layers' results are computed again in the backward pass instead of being kept in memory.
+
+        Training then takes about a third more time. Set it before training; it is not saved with the model.
+        """
+        return any(getattr(layer, "recompute", False) for layer in self._flatten_layers(include_self=False))
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for layer in self._flatten_layers(include_self=False):
+            if hasattr(layer, "recompute"):
+                layer.recompute = bool(value)
+        self.train_function = None  # its graph has it built in
+
     def freeze(self, parts: str | Sequence[str] = ()) -> None:
         """Leave some parts of the model as they are in training, and train all others; call it before `compile`.
 

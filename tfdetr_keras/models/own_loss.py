@@ -46,6 +46,31 @@ class OwnLossModel(keras.Model):
                     "td.training.AveragePrecision; for a figure of your own override compute_metrics in a subclass"
                 )
         super().compile(optimizer=optimizer, **options)
+        if hasattr(self.optimizer, "average_statistics_of"):
+            self.optimizer.average_statistics_of(self._running_statistics())
+
+    def _running_statistics(self) -> list[Any]:
+        """Return the means and variances that batch normalisation keeps for inference."""
+        normalizations = [
+            layer for layer in self._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        return [variable for layer in normalizations for variable in (layer.moving_mean, layer.moving_variance)]
+
+    def train_step(self, *arguments: Any) -> Any:
+        """Train on one batch, as Keras does; then move the averages of the running statistics, if there are any."""
+        result = super().train_step(*arguments)
+        if not hasattr(self.optimizer, "average_statistics"):
+            return result
+        if keras.backend.backend() != "jax":
+            self.optimizer.average_statistics()
+            return result
+        logs, (trained, others, of_optimizer, metrics) = result  # on JAX, values in place of variables
+        values = [*zip(self.non_trainable_variables, others, strict=True)]
+        values += zip(self.optimizer.variables, of_optimizer, strict=True)
+        with keras.StatelessScope(state_mapping=values) as scope:
+            self.optimizer.average_statistics()
+        of_optimizer = [scope.get_current_value(variable) for variable in self.optimizer.variables]
+        return logs, (trained, others, of_optimizer, metrics)
 
     def compile_from_config(self, config: Any) -> None:
         """Compile as the model was when it was saved; called by Keras when it loads a `.keras` file.
