@@ -45,3 +45,19 @@ def attention(d_model, heads, length, batch=2, seed=0):
     layer.out_proj.bias.normal_()
     given = torch.randn(3, batch, length, d_model)
     return layer.state_dict(), given, layer(*given)[0]
+
+
+def batch_norm(gamma, beta, batches):
+    """Batch normalisation of channels-last batches: each output in training, the statistics then, and inference."""
+    layer = torch.nn.BatchNorm2d(len(gamma))
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(gamma))
+        layer.bias.copy_(torch.from_numpy(beta))
+        outputs = [layer(torch.from_numpy(batch).permute(0, 3, 1, 2)).permute(0, 2, 3, 1) for batch in batches]
+        evaluated = layer.eval()(torch.from_numpy(batches[0]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return {
+        "outputs": outputs,
+        "mean": layer.running_mean,
+        "variance": layer.running_var,
+        "evaluated": evaluated,
+    }

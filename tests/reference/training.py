@@ -1,6 +1,7 @@
 """Training of PyTorch's detectors by PyTorch's own optimizer: gradients of a step, and whole loops of them."""
 
 import copy
+import math
 
 import torch
 from torch.optim import swa_utils
@@ -138,3 +139,82 @@ def _detections(model, batches):
         ):
             found.append({"image_id": key, **one})
     return found
+
+
+def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, momentum, ramp, warmup, accumulate):
+    """A loop as the authors of RT-DETR and D-FINE train: groups, warm-up, trained batch norm, averages of all state.
+
+    The backbone's batch normalisation, which transformers freezes, is trained. Scales, shifts and biases of all
+    normalisations and all biases do not decay. The averages are of every floating tensor of the state, after t steps
+    with the momentum d·(1 − e^(−t/τ)).
+
+    Args:
+        config: content of `config.json`.
+        arrays: the weights at the start.
+        batches: (inputs, targets) as for Keras.
+        rate: the highest learning rate.
+        multipliers: part of a parameter's name → factor on its learning rate; the first that is met counts.
+        decay: weight decay.
+        max_norm: to which the norm of all gradients together is clipped.
+        momentum: d.
+        ramp: τ, in steps.
+        warmup: batches over which the learning rate rises.
+        accumulate: so many batches make a step.
+
+    Returns:
+        A dict: "losses" of the batches before their steps, "groups" as (rate, decay) by parameter, "weights" and
+        "averages" by name.
+    """
+    model = with_trained_batch_norm(configured(config, arrays)).train()
+    of_norms = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm)
+        for own, _ in module.named_parameters()
+    }
+    groups = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(True)
+        factor = next((factor for part, factor in multipliers.items() if part in name), 1.0)
+        key = rate * factor, 0.0 if name in of_norms or name.endswith(".bias") else decay
+        groups.setdefault(key, []).append((name, parameter))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [one for _, one in named], "lr": own_rate, "weight_decay": own_decay, "highest": own_rate}
+            for (own_rate, own_decay), named in groups.items()
+        ]
+    )
+    averages = {name: one.clone() for name, one in model.state_dict().items() if one.dtype.is_floating_point}
+    told = []
+    for batch, (inputs, targets) in enumerate(batches, start=1):
+        loss = losses.of_layers(stages.of_model(model, inputs), targets)["loss"]
+        (loss / accumulate).backward()
+        told.append(loss.item())
+        if batch % accumulate:
+            continue
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * min(batch / warmup, 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        share = 1 - momentum * (1 - math.exp(-(batch // accumulate) / ramp))
+        with torch.no_grad():
+            for name, average in averages.items():
+                average.mul_(1 - share).add_(model.state_dict()[name], alpha=share)
+    return {
+        "losses": told,
+        "groups": {name: key for key, named in groups.items() for name, _ in named},
+        "weights": model.state_dict(),
+        "averages": averages,
+    }
+
+
+def with_trained_batch_norm(model):
+    """The same model with PyTorch's own batch normalisation where transformers has put frozen one."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if "FrozenBatchNorm" in type(child).__name__:
+                trained = torch.nn.BatchNorm2d(len(child.weight))
+                trained.load_state_dict(child.state_dict(), strict=False)
+                setattr(parent, name, trained)
+    return model

@@ -32,7 +32,7 @@ def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
         return layer(*args, **kwargs)  # shapes alone are asked for
     variables = layer.variables
     with _unrounded(variables):
-        values = [keras.ops.convert_to_tensor(variable) for variable in variables]
+        values = [keras.ops.copy(variable.value) for variable in variables]
     # Gradients flow to what is floating; all else is the same in both calls.
     given = [*leaves, *values]
     places = [place for place, leaf in enumerate(given) if _is_floating(leaf)]

@@ -16,6 +16,8 @@ ONCE = {
     "steps_per_epoch": 1,
     "gradient_accumulation_steps": 1,
     "warmup_steps": 0,
+    "plain_epochs": 0,
+    "ema_restart_after": 0,
     "pretraining_epochs": 0,
     "evaluate_every": 1,
     "tensorboard": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,11 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--batch-norm",
-        choices=("frozen", "trainable"),
-        help="statistics of the backbone (default: as in SOURCE; trainable for random weights)",
+        nargs="+",
+        type=_word_or_pair,
+        metavar="WORD",
+        help="frozen or trainable: the statistics of the backbone, or of some of its parts, as in stem=frozen "
+        "stage1=frozen (default: as in SOURCE; trainable for random weights)",
     )
     model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as in SOURCE)")
 
@@ -141,15 +144,48 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--steps-per-epoch", type=int, metavar="N", help="batches an epoch (default: one pass over the images)"
     )
-    add("--augmentation", "mirror, crop and several scales; mirror; or none", choices=("paper", "flip", "none"))
+    add(
+        "--augmentation",
+        "paper: mirror, crop and several scales; strong: colours, zoom out, crop around objects, mirror; flip: mirror",
+        choices=("paper", "strong", "flip", "none"),
+    )
+    recipe.add_argument(
+        "--multiscale",
+        action=argparse.BooleanOptionalAction,
+        help="resize each batch to one of several sizes, 0.75 to 1.25 of the images' (default: as SOURCE's authors, "
+        "DETR: not)",
+    )
+    add("--plain-epochs", 'epochs at the end, or "300 steps", that only mirror images', type=_duration, metavar="N")
     add("--learning-rate", "the highest", type=float, metavar="RATE")
     add("--backbone-multiplier", "factor on it in the backbone", type=float, metavar="FACTOR")
+    add("--layer-decay", "factor on it from a part of the backbone to the one before", type=float, metavar="FACTOR")
+    recipe.add_argument(
+        "--learning-rate-multipliers",
+        nargs="+",
+        type=_factor_of_part,
+        metavar="PART=FACTOR",
+        help="factors on it in other parts, e.g. class_head=2 (default: as SOURCE's authors, DETR: none)",
+    )
     add("--schedule", "cosine to 0, a tenth for the last quarter, or constant", choices=("cosine", "step", "constant"))
-    add("--warmup-steps", "batches in which the rate rises from 0", type=int, metavar="N")
+    add("--warmup-steps", 'batches, or "2 epochs", in which the rate rises from 0', type=_duration, metavar="N")
     add("--weight-decay", "decoupled", type=float, metavar="RATE")
+    recipe.add_argument(
+        "--weight-decay-exclude",
+        nargs="*",
+        metavar="NAME",
+        help="what does not decay: norms, biases, embeddings, or parts of the model (default: as SOURCE's authors, "
+        "DETR: nothing)",
+    )
     add("--global-clipnorm", "limit of the norm of all gradients together, 1e9 for none", type=float, metavar="NORM")
     add("--gradient-accumulation-steps", "batches for each step of the optimizer", type=int, metavar="N")
     add("--ema-momentum", "use an average of the weights, of e.g. 0.999; 0 for none", type=float, metavar="M")
+    add(
+        "--ema-ramp-steps",
+        'steps, or "2 epochs", in which the average slows down to that',
+        type=_duration,
+        metavar="N",
+    )
+    add("--ema-restart-after", "epochs after which the average starts anew; 0 for never", type=_duration, metavar="N")
     add("--pretraining-epochs", "the backbone alone learns first, for random weights", type=int, metavar="N")
     add("--evaluate-every", "epochs from one measurement of AP to the next", type=int, metavar="N")
     add("--precision", "of the computation", choices=("float32", "mixed_bfloat16"))
@@ -158,6 +194,11 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="compile steps by XLA (default: on accelerators with --pad-to and --max-boxes: one shape)",
+    )
+    recipe.add_argument(
+        "--recompute",
+        action="store_true",
+        help="compute layers again in the backward pass: less memory, a third more time",
     )
     recipe.add_argument("--cache", action="store_true", help="keep the decoded images in memory after the first epoch")
     recipe.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")
@@ -174,6 +215,9 @@ def run(options: argparse.Namespace) -> int:
         "cache": options.cache,
     }
     recipe = {name: getattr(options, name) for name in vars(DEFAULTS) if hasattr(options, name)}
+    recipe |= {"batch_norm": _batch_norm(options.batch_norm)}
+    if options.learning_rate_multipliers is not None:
+        recipe["learning_rate_multipliers"] = dict(options.learning_rate_multipliers)
     Settings.of(recipe | batch_arguments(options))
     check_source(**description["training"])
     if description["validation"] is not None:
@@ -200,6 +244,40 @@ def run(options: argparse.Namespace) -> int:
         )
     say_result(run_folder)
     return 0
+
+
+def _duration(text: str) -> int | str:
+    """Return a number as one; texts such as "2 epochs" are checked by the settings."""
+    return int(text) if text.strip().isdecimal() else text
+
+
+def _factor_of_part(text: str) -> tuple[str, float]:
+    part, found, factor = text.partition("=")
+    try:
+        return part, float(factor)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PART=FACTOR, e.g. class_head=2") from None
+
+
+def _word_or_pair(text: str) -> tuple[str, str]:
+    """Return a part, or "" for all, and the word behind it."""
+    part, found, word = text.rpartition("=")
+    if word not in ("frozen", "trainable") or (found and not part):
+        raise argparse.ArgumentTypeError(f"{text!r} is not frozen, trainable or PART=WORD, e.g. stem=frozen")
+    return part, word
+
+
+def _batch_norm(words: Sequence[tuple[str, str]] | None) -> Any:
+    """Return the setting `batch_norm` of the option's words.
+
+    Raises:
+        ValueError: a word for all parts beside others.
+    """
+    if words is None:
+        return None
+    if any(not part for part, _ in words) and len(words) > 1:
+        raise ValueError("--batch-norm takes one word for the whole backbone, or PART=WORD for some of its parts")
+    return words[0][1] if not words[0][0] else dict(words)
 
 
 @contextlib.contextmanager

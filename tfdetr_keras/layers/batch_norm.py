@@ -93,7 +93,9 @@ def _moments_of_batch(x: Any) -> tuple[Any, Any, Any]:
     larger than a deviation, for which the mean of the squares less the square of the mean does not.
     """
     axes = tuple(range(len(x.shape) - 1))
-    mean, variance = ops.moments(x, axes)
+    mean = ops.mean(x, axes)
+    # Not by `ops.moments`, which on PyTorch takes the mean of the squares less the square of the mean.
+    variance = ops.mean(ops.square(x - mean), axes)
     count = ops.cast(ops.prod(ops.shape(x)[:-1]), x.dtype)
     if number_of_replicas() == 1:
         return mean, variance, count

@@ -19,19 +19,23 @@ from tfdetr_keras.backend.full_disk import told_if_full
 from tfdetr_keras.backend.processes import gather, number_of_processes, process_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
+from tfdetr_keras.data.multiscale import MULTISCALE
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import check_trainable
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
+from tfdetr_keras.training.durations import scaled
 from tfdetr_keras.training.fingerprint import count, fingerprint
 from tfdetr_keras.training.going_on import (
     CHANGEABLE,
+    as_begun,
     counts_in_words,
     records_before,
     refuse_other_data,
     refuse_other_settings,
 )
+from tfdetr_keras.training.groups import learning_rate_multipliers
 from tfdetr_keras.training.interrupt import StopAtInterrupt
 from tfdetr_keras.training.memory import advice_on_memory
 from tfdetr_keras.training.non_finite import StopAtNonFiniteLoss
@@ -145,8 +149,6 @@ def _train(
     keras.utils.set_random_seed(chosen.seed)
     model = run.new_model() if going_on else starting_model(source, class_names, chosen)
     given, chosen = chosen, chosen.resolved(model)
-    if going_on:
-        refuse_other_settings(run, class_names, chosen)
     model.preprocessing = chosen.preprocessing_of(model)
     check_trainable(model)
     _check_workers(chosen)
@@ -159,7 +161,12 @@ def _train(
     if number < chosen.batch_size:
         raise ValueError(f"{number} records do not fill one training batch of {chosen.batch_size}: lower batch_size")
     steps = chosen.steps_per_epoch or max(1, number // chosen.batch_size)
+    chosen, shortened = scaled(chosen, given, steps)
+    if going_on:
+        chosen = as_begun(run, chosen, given)
+        refuse_other_settings(run, class_names, chosen)
     check_against_steps(chosen, steps)
+    model.recompute = chosen.recompute
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation(model.preprocessing))
     masks = model.has_masks
     checkpoint = Checkpoint(
@@ -189,8 +196,10 @@ def _train(
         if done < chosen.epochs:
             _announce(model, chosen, steps, number, images)
             of_recipe = sorted(given.of_recipe(model))
+            for name, reason in shortened.items():
+                logger.info("%s is %s: %s", name, getattr(chosen, name), reason)
             counts = counts_in_words(noted)
-            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data, noted, of_recipe))
+            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data, noted, of_recipe, shortened))
             guard, stop = StopAtNonFiniteLoss(), StopAtInterrupt()
             with readable_errors(), stop:
                 if not done:
@@ -252,15 +261,19 @@ def _announce(model: Detector, settings: Settings, steps: int, images: int, vali
 
 def _optimizer(model: Detector, settings: Settings, steps_per_epoch: int) -> AdamW:
     several = settings.gradient_accumulation_steps > 1
-    # AdamW warns of a part without trainable variables.
-    frozen = "backbone" in model.config.frozen
     averages: dict[str, Any] = {}
     if settings.ema_momentum:
-        averages = {"use_ema": True, "ema_momentum": settings.ema_momentum}
+        averages = {
+            "use_ema": True,
+            "ema_momentum": settings.ema_momentum,
+            "ema_ramp_steps": settings.ema_ramp_steps,
+            "ema_restart_at": int(settings.ema_restart_after) * steps_per_epoch or None,
+        }
     return AdamW(
         learning_rate(settings, steps_per_epoch),
-        learning_rate_multipliers={} if frozen else {"backbone": settings.backbone_multiplier},
+        learning_rate_multipliers=learning_rate_multipliers(model, settings),
         weight_decay=settings.weight_decay,
+        weight_decay_exclude=settings.weight_decay_exclude,
         global_clipnorm=None if settings.global_clipnorm >= NO_LIMIT else settings.global_clipnorm,
         gradient_accumulation_steps=settings.gradient_accumulation_steps if several else None,
         **averages,
@@ -313,6 +326,8 @@ def _epochs(records: tf.data.Dataset, settings: Settings, first_epoch: int, coun
         records,
         training=True,
         augmentation=settings.augmentation,
+        multiscale=MULTISCALE if settings.multiscale is True else settings.multiscale or None,
+        plain_from=(settings.epochs - int(settings.plain_epochs)) * passes if settings.plain_epochs else None,
         color_jitter=settings.color_jitter,
         seed=settings.seed,
         first_epoch=first_epoch * passes,

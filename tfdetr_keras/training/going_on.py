@@ -8,12 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdetr_keras.data.class_names import tidy_names
+from tfdetr_keras.training.durations import SCALED
 from tfdetr_keras.training.fingerprint import Fingerprint
 from tfdetr_keras.training.run_folder import RunFolder
 from tfdetr_keras.training.settings import Settings
 
 CHANGEABLE = ("epochs", "evaluate_every", "tensorboard")
 _COUNT = re.compile(r"\d+")
+
+
+def as_begun(run: RunFolder, settings: Settings, given: Settings) -> Settings:
+    """Return the settings with what the run's length scaled as it was when the run began, which may now be longer.
+
+    Args:
+        run: to resume.
+        settings: of the run, see `tfdetr_keras.training.durations.scaled`.
+        given: as the user set them; what is set there stays.
+    """
+    before = run.config()["settings"]
+    kept = {name: before[name] for name in SCALED if before.get(name) is not None and getattr(given, name) is None}
+    return dataclasses.replace(settings, **kept)
 
 
 def refuse_other_settings(run: RunFolder, class_names: Sequence[str], settings: Settings) -> None:

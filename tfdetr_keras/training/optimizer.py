@@ -62,6 +62,8 @@ class AdamW(keras.optimizers.Adam):
         "Technical details", and facebookresearch/detr, `main.py`.
     """
 
+    use_ema: bool
+
     def __init__(
         self,
         learning_rate: Any = 1e-4,

@@ -19,6 +19,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     "data": (dict, type(None)),
     "records": dict,
     "of_recipe": list,
+    "shortened": dict,
     "folder": str,
 }
 OBJECT = "a JSON object, as a training run writes it"

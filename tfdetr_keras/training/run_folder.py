@@ -204,6 +204,7 @@ class RunFolder:
         data: Mapping[str, Any] | None,
         records: Mapping[str, Fingerprint | None],
         of_recipe: Sequence[str] = (),
+        shortened: Mapping[str, str] | None = None,
     ) -> None:
         """Write the description of the run, at the end of its first epoch.
 
@@ -216,6 +217,7 @@ class RunFolder:
             data: how the records can be read again, for the command line; None if only the program knows.
             records: fingerprints of the training and the validation records, by name; None if there are none.
             of_recipe: names of the settings that come from the model's recipe.
+            shortened: which of these were scaled to the run, and what the recipe has.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         described = dataclasses.asdict(settings)
@@ -226,6 +228,7 @@ class RunFolder:
             "source": str(source),
             "settings": described,
             "of_recipe": list(of_recipe),
+            "shortened": dict(shortened or {}),
             "data": data,
             "counts": dict(counts),
             "records": {part: one and one.as_json() for part, one in records.items()},
@@ -422,7 +425,10 @@ def _shown(value: float) -> str:
 
 def _told_recipe(config: Mapping[str, Any]) -> list[str]:
     """Return lines on what the mark in the table of settings means, if there is one."""
-    return ["\\* from the model's own recipe", ""] if config.get("of_recipe") else []
+    if not config.get("of_recipe"):
+        return []
+    shortened = [f"- {name}: {reason}" for name, reason in config.get("shortened", {}).items()]
+    return ["\\* from the model's own recipe", "", *shortened, *([""] if shortened else [])]
 
 
 def _settings_of_input(settings: Mapping[str, Any]) -> Settings:

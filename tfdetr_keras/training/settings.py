@@ -9,12 +9,13 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from tfdetr_keras.models.recipe import RECIPE
+from tfdetr_keras.training.durations import UNITS, check_duration
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, preprocessing_for
 
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
 BatchNorm = Literal["frozen", "trainable"]
-AUGMENTATIONS = ("paper", "flip", "none")
+AUGMENTATIONS = ("paper", "strong", "flip", "none")
 OWN: Any = None  # of a setting: as the model's recipe has it, which `Settings.resolved` writes out
 SEEDS = 2**32  # of NumPy's generator, which is one of those that are set
 
@@ -25,20 +26,22 @@ _COUNTS = (
     *("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"),
     *("max_boxes", "num_queries", "steps_per_epoch"),
 )
-_NUMBERS_FROM_0 = ("pretraining_epochs", "warmup_steps", "seed")
+_NUMBERS_FROM_0 = ("pretraining_epochs", "seed")
 _REALS = {
     "learning_rate": (0, math.inf, "a finite number above 0"),
     "weight_decay": (0, math.inf, "a finite number of at least 0"),
     "backbone_multiplier": (0, math.inf, "a finite number of at least 0"),
     "global_clipnorm": (0, math.inf, f"a finite number above 0 ({NO_LIMIT:g} for no limit), or None"),
+    "layer_decay": (0, 1 + 1e-9, "above 0 and at most 1"),
     "ema_momentum": (0, 1, "in [0, 1), or None"),
     "dropout": (0, 1, "in [0, 1), or None"),
 }
-_ABOVE_0 = ("learning_rate", "global_clipnorm")
+_ABOVE_0 = ("learning_rate", "global_clipnorm", "layer_decay")
 # Which fields are by default what the authors of the model train with, `model.recipe`.
 OF_RECIPE = (
-    *("augmentation", "learning_rate", "backbone_multiplier", "schedule", "warmup_steps", "weight_decay"),
-    *("global_clipnorm", "ema_momentum"),
+    *("augmentation", "multiscale", "plain_epochs", "learning_rate", "backbone_multiplier", "layer_decay"),
+    *("learning_rate_multipliers", "schedule", "warmup_steps", "weight_decay", "weight_decay_exclude"),
+    *("global_clipnorm", "ema_momentum", "ema_ramp_steps", "ema_restart_after"),
 )
 # Which a recipe may say, too; by default they are as the source has them.
 OF_SOURCE = ("freeze", "batch_norm", "dropout")
@@ -54,7 +57,9 @@ class Settings:
     """The settings of a training run; the defaults suit fine-tuning a published DETR on some thousand photographs.
 
     If augmentation, learning rates, schedule, warm-up, weight decay, clipping or averaging is None, it is taken from
-    `model.recipe`, which is how the authors of the model train it.
+    `model.recipe`, which is how the authors of the model train it. Their durations are for long runs; in a short one
+    they are shares of it, see `tfdetr_keras.training.durations`, which the log and the report tell. A duration is a
+    whole number, in the unit of its name, or a text like "2 epochs" or "300 steps".
 
     Args:
         epochs: passes over the training records.
@@ -62,7 +67,11 @@ class Settings:
         size: to which images are resized, pixels, if other than the source's, see `td.Preprocessing`.
         pad_to: (height, width) of a fixed canvas, or "buckets" for a few of them, if other than the source's.
         max_boxes: rows of the targets; by default the most objects in an image of the batch.
-        augmentation: "paper" (DETR's), "flip", "none", or a function as `tfdetr_keras.data.prepare` takes it.
+        augmentation: "paper" (DETR's), "strong" (RT-DETR's), "flip", "none", or a function as
+            `tfdetr_keras.data.prepare` takes it.
+        multiscale: whether each batch is resized to one of several sizes, 0.75 to 1.25 of the images' (RT-DETR's); or
+            the factors, of which one that is listed twice is twice as frequent.
+        plain_epochs: epochs at the end that only mirror images, without strong augmentation and several sizes.
         color_jitter: whether colours are changed at random.
         seed: of random weights, dropout, shuffling and augmentation. The program's own seeds are set to it.
         steps_per_epoch: batches an epoch, if it is not one pass over the records, e.g. many passes over few.
@@ -74,23 +83,36 @@ class Settings:
             paper's second stage. It has no effect on a source that has a mask head.
         freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default the source's,
             which for published weights are stem and first stage, and with `masks` the whole detector.
-        batch_norm: "frozen" or "trainable"; by default the source's, and trainable from random weights.
+        batch_norm: "frozen" or "trainable", or a mapping of the backbone's parts to one of these, in which the others
+            stay as they are; by default the source's, and trainable from random weights. Trainable batch
+            normalisation in a part that `freeze` names is frozen with it.
         dropout: of every residual branch; by default the source's.
         pretraining_epochs: epochs in which the backbone alone learns first (`BackbonePretraining`), for random weights.
         learning_rate: the highest, of everything but the backbone (DETR: 1e-4).
         backbone_multiplier: factor on the learning rate in the backbone (DETR: 0.1).
+        layer_decay: factor on the learning rate from one part of the backbone to the one before it: the last part's is
+            multiplied once, the one before twice, and so on (RF-DETR: 0.8); 1 for none.
+        learning_rate_multipliers: factors for further parts of the model, by their path: `{"class_head": 2.0}`. They
+            count instead of those above where their path is longer.
         schedule: "cosine" to 0 (by default, of DETR); "step", a tenth for the last quarter of the run (the paper: the
             last 100 of 300 or 400 epochs); or "constant".
         warmup_steps: batches over which the learning rate rises from 0 (DETR: 0).
         weight_decay: decoupled (DETR: 1e-4).
+        weight_decay_exclude: what does not decay: "norms", "biases", "embeddings", parts by their path, or both as in
+            "encoder/norms" (DETR: all decays).
         global_clipnorm: limit of the norm of all gradients together (DETR: 0.1); `NO_LIMIT`, 1e9, for none.
         gradient_accumulation_steps: batches whose gradients are averaged before each step of the optimizer.
         ema_momentum: of an average of the weights, which is evaluated and kept instead of them, e.g. 0.999; 0 for
-            no average (DETR).
+            no average (DETR). Statistics of batch normalisation are averaged, too.
+        ema_ramp_steps: steps of the optimizer in which the momentum rises, see `td.AdamW` (RT-DETR: 2000).
+        ema_restart_after: epochs after which the average starts anew from the weights (D-FINE: as the plain epochs
+            begin); 0 for never.
         evaluate_every: epochs from one measurement of AP to the next.
         precision: "float32", or "mixed_bfloat16" on hardware that has it.
         jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow if there is an
             accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are faster.
+        recompute: whether layers are computed again in the backward pass instead of kept: less memory, a third more
+            time.
         tensorboard: whether to write TensorBoard's events as well.
         size_rule: by which images are resized, if other than the source's.
         preprocessing: how images are prepared, a `td.Preprocessing` or the mapping of one; by default the source's.
@@ -105,7 +127,9 @@ class Settings:
     size: tuple[int, int] | None = None
     pad_to: tuple[int, int] | Literal["buckets"] | None = None
     max_boxes: int | None = None
-    augmentation: Literal["paper", "flip", "none"] | Callable[..., Any] = OWN
+    augmentation: Literal["paper", "strong", "flip", "none"] | Callable[..., Any] = OWN
+    multiscale: bool | Sequence[float] = OWN
+    plain_epochs: int | str = OWN
     color_jitter: bool = False
     seed: int = 0
     steps_per_epoch: int | None = None
@@ -114,20 +138,26 @@ class Settings:
     keep_head: bool | None = None
     masks: bool = False
     freeze: str | Sequence[str] | None = None
-    batch_norm: BatchNorm | None = None
+    batch_norm: BatchNorm | Mapping[str, BatchNorm] | None = None
     dropout: float | None = None
     pretraining_epochs: int = 0
     learning_rate: float = OWN
     backbone_multiplier: float = OWN
+    layer_decay: float = OWN
+    learning_rate_multipliers: Mapping[str, float] = OWN
     schedule: Schedule = OWN
-    warmup_steps: int = OWN
+    warmup_steps: int | str = OWN
     weight_decay: float = OWN
+    weight_decay_exclude: Sequence[str] = OWN
     global_clipnorm: float = OWN
     gradient_accumulation_steps: int = 1
     ema_momentum: float = OWN
+    ema_ramp_steps: int | str = OWN
+    ema_restart_after: int | str = OWN
     evaluate_every: int = 1
     precision: Precision = "float32"
     jit_compile: bool | None = None
+    recompute: bool = False
     tensorboard: bool = False
     size_rule: SizeRule | None = None
     preprocessing: Preprocessing | None = None
@@ -137,7 +167,7 @@ class Settings:
             raise ValueError(
                 "keep_head keeps the class head of the source, but random_weights keeps nothing: leave one out"
             )
-        for name in ("size", "pad_to", "freeze"):  # JSON has lists for tuples
+        for name in ("size", "pad_to", "freeze", "multiscale", "weight_decay_exclude"):  # JSON has lists for tuples
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for names, limit in ((_COUNTS, 1), (_NUMBERS_FROM_0, 0)):
@@ -152,6 +182,9 @@ class Settings:
                 if value < limit:
                     raise ValueError(f"{name} must be at least {limit}, not {value}")
                 object.__setattr__(self, name, int(value))  # of NumPy's, which JSON does not know
+        for name in UNITS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_duration(name, getattr(self, name)))
         for name, (least, below, wanted) in _REALS.items():
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -159,12 +192,15 @@ class Settings:
             if not _is_real(value) or not (least <= value < below) or (name in _ABOVE_0 and value == 0):
                 raise ValueError(f"{name} must be {wanted}, not {value!r}")
             object.__setattr__(self, name, float(value))
-        for name in ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "keep_head"):
+        for name in ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "keep_head", "recompute"):
             value = getattr(self, name)
             if not _is_bool(value) and not (value is None and name in _OPTIONAL):
                 raise ValueError(f"{name} must be True or False, not {value!r}")
             object.__setattr__(self, name, value if value is None else bool(value))
         for name, choices in (("schedule", Schedule), ("precision", Precision), ("batch_norm", BatchNorm)):
+            if name == "batch_norm" and isinstance(self.batch_norm, Mapping):
+                _check_words(self.batch_norm, get_args(BatchNorm))
+                continue
             value = getattr(self, name)
             if value not in get_args(choices) and not (value is None and name in _OPTIONAL):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
@@ -172,6 +208,7 @@ class Settings:
             raise ValueError(
                 f"augmentation must be one of {', '.join(AUGMENTATIONS)}, or a function, not {self.augmentation!r}"
             )
+        self._check_groups()
         parts = self.freeze if isinstance(self.freeze, tuple) else (self.freeze,)
         if self.freeze is not None and not all(isinstance(part, str) for part in parts):
             raise ValueError(f'freeze must be names of parts such as "stem+stage1", not {self.freeze!r}')
@@ -186,6 +223,37 @@ class Settings:
         if self.preprocessing is not None:
             object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
         self.preprocessing_of(None)  # what can be no size is refused before there is a model
+
+    def _check_groups(self) -> None:
+        """Check what names parts of the model, and the factors of the sizes."""
+        multipliers = self.learning_rate_multipliers
+        if multipliers is not None:
+            if not isinstance(multipliers, Mapping) or not all(isinstance(part, str) for part in multipliers):
+                raise ValueError(
+                    f"learning_rate_multipliers must be factors by the path of a part, not {multipliers!r}"
+                )
+            for part, factor in multipliers.items():
+                if not _is_real(factor) or factor < 0:
+                    raise ValueError(
+                        f"learning_rate_multipliers must be finite numbers of at least 0, not {factor!r} for {part!r}"
+                    )
+            object.__setattr__(self, "learning_rate_multipliers", {part: float(x) for part, x in multipliers.items()})
+        excluded = self.weight_decay_exclude
+        if excluded is not None and not (
+            isinstance(excluded, tuple) and all(isinstance(name, str) for name in excluded)
+        ):
+            raise ValueError(
+                f'weight_decay_exclude must be a list of names such as "norms" and "biases", not {excluded!r}'
+            )
+        sizes = self.multiscale
+        if sizes is None:
+            return
+        if _is_bool(sizes):
+            object.__setattr__(self, "multiscale", bool(sizes))
+        elif not isinstance(sizes, tuple) or not sizes or not all(_is_real(size) and size > 0 for size in sizes):
+            raise ValueError(f"multiscale must be True, False or factors above 0 such as (0.75, 1, 1.25), not {sizes!r}")
+        else:
+            object.__setattr__(self, "multiscale", tuple(map(float, sizes)))
 
     def preprocessing_of(self, model: Any) -> Preprocessing:
         """Return how images are prepared in a run that starts from a model; without the model's buckets."""
@@ -269,17 +337,32 @@ class Settings:
         return cls(**values)
 
 
+def _check_words(batch_norm: Mapping[str, Any], words: Sequence[str]) -> None:
+    for part, word in batch_norm.items():
+        if word not in words:
+            raise ValueError(f"batch_norm must be one of {', '.join(words)} for {part!r}, not {word!r}")
+
+
 def check_against_steps(settings: Settings, steps_per_epoch: int) -> None:
     """Raise if a setting lies beyond the end of a run, and so would have no effect or not the intended one.
 
     Args:
-        settings: of the run.
+        settings: of the run, with durations as whole numbers, see `scaled`.
         steps_per_epoch: batches of an epoch.
 
     Raises:
-        ValueError: warm-up or accumulation take more steps than the run has.
+        ValueError: warm-up or accumulation take more steps than the run has, or the averages restart at its end.
     """
     steps = settings.epochs * steps_per_epoch
+    for name, effect in (
+        ("plain_epochs", "no epoch would be augmented"),
+        ("ema_restart_after", "the averages would never start anew"),
+    ):
+        if (getattr(settings, name) or 0) > settings.epochs:
+            raise ValueError(
+                f"{name} must be at most {settings.epochs}, the epochs of the run, not {getattr(settings, name)}: "
+                f"{effect}"
+            )
     for name, effect in (
         ("gradient_accumulation_steps", "no weight would ever move"),
         ("warmup_steps", "the learning rate would never be reached"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
+from tfdetr_keras.backbones.batch_norm import of_part
 from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset, from_pretrained
 from tfdetr_keras.models.class_rows import match_rows
 from tfdetr_keras.models.detector import Detector
@@ -43,10 +44,14 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         if settings.masks and not model.has_masks:
             model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
-        batch_norm = settings.batch_norm or ("trainable" if is_random else backbone.batch_norm)
+        batch_norm = "trainable" if is_random else backbone.batch_norm
         if backbone.batch_norm is None and settings.batch_norm:
             raise ValueError(f"batch_norm={settings.batch_norm!r}: the backbone of {source} has no batch normalisation")
-        if backbone.batch_norm is not None and batch_norm != backbone.batch_norm:
+        if isinstance(settings.batch_norm, Mapping):
+            batch_norm = {part: of_part(batch_norm, part) for part in backbone.parts} | dict(settings.batch_norm)
+        elif settings.batch_norm:
+            batch_norm = settings.batch_norm
+        if backbone.batch_norm is not None:
             changes["backbone"] = dataclasses.replace(backbone, batch_norm=batch_norm)
         if settings.dropout is not None:
             if not hasattr(model.config, "dropout"):

@@ -1,0 +1,111 @@
+"""Batch normalisation is PyTorch's: outputs, gradients and running statistics, in training and in inference."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import tfdetr_keras as td
+from tfdetr_keras.backbones.resnet import RESNETS
+from tfdetr_keras.backbones.batch_norm import by_part
+from tfdetr_keras.layers.batch_norm import BatchNormalization
+
+
+array_of = keras.ops.convert_to_numpy
+
+
+def layer_of(channels):
+    layer = BatchNormalization()
+    layer.build((None, None, None, channels))
+    rng = np.random.default_rng(5)
+    layer.set_weights([rng.normal(1, 0.2, channels), rng.normal(size=channels), np.zeros(channels), np.ones(channels)])
+    return layer
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 2, 3), (4, 7, 9, 2)])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_three_steps_and_inference_are_pytorchs(shape, offset, pytorch):
+    """With an offset a hundred times the deviation, the mean of squares less the square of the mean would lose all."""
+    rng = np.random.default_rng(1)
+    batches = [(offset + 3 * rng.normal(size=shape)).astype(np.float32) for _ in range(3)]
+    layer = layer_of(shape[-1])
+    gamma, beta, *_ = layer.get_weights()
+    expected = pytorch.call("layers:batch_norm", gamma, beta, batches)
+    for batch, output in zip(batches, expected["outputs"], strict=True):
+        np.testing.assert_allclose(array_of(layer(batch, training=True)), output, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(array_of(layer.moving_mean), expected["mean"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(array_of(layer.moving_variance), expected["variance"], rtol=1e-5, atol=1e-6)
+    evaluated = array_of(layer(batches[0], training=False))
+    np.testing.assert_allclose(evaluated, expected["evaluated"], rtol=1e-4, atol=1e-4)
+
+
+def test_one_value_of_a_channel_has_no_deviation():
+    layer = layer_of(3)
+    layer(np.full((1, 1, 1, 3), 7.0, np.float32), training=True)
+    assert np.isfinite(layer.get_weights()).all()
+    np.testing.assert_allclose(array_of(layer.moving_variance), 0.9)
+
+
+def test_a_frozen_one_computes_with_what_it_knows():
+    layer = layer_of(3)
+    layer.trainable = False
+    batch = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 3)).astype(np.float32)
+    before = layer.get_weights()
+    np.testing.assert_array_equal(array_of(layer(batch, training=True)), array_of(layer(batch, training=False)))
+    for one, other in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_lower_precision_keeps_statistics_in_float32():
+    layer = BatchNormalization(dtype="mixed_bfloat16")
+    batch = np.random.default_rng(0).normal(100, 1, (8, 16, 16, 2)).astype(np.float32)
+    output = layer(keras.ops.cast(batch, "bfloat16"), training=True)
+    assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
+    rounded = np.asarray(keras.ops.cast(keras.ops.cast(batch, "bfloat16"), "float32"))
+    np.testing.assert_allclose(array_of(layer.moving_mean), 0.1 * rounded.mean((0, 1, 2)), rtol=1e-5)
+
+
+PARTS = ("stem", "stage1", "stage2", "stage3", "stage4")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("frozen", "frozen"),
+        ({}, "trainable"),
+        (dict.fromkeys(PARTS, "frozen"), "frozen"),
+        ({"stem": "frozen"}, {"stem": "frozen", **dict.fromkeys(PARTS[1:], "trainable")}),
+    ],
+)
+def test_a_word_or_one_for_each_part(given, expected):
+    assert by_part(given, PARTS) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("thawed", "batch_norm='thawed' must be one of 'frozen', 'trainable', 'folded', or a mapping"),
+        ({"stage5": "frozen"}, "batch_norm: 'stage5' is no part of this backbone; there are stem, stage1"),
+        ({"stem": "folded"}, "batch_norm\\['stem'\\]='folded' must be one of 'frozen', 'trainable'"),
+    ],
+)
+def test_what_is_neither(given, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(RESNETS["resnet-18"], batch_norm=given)
+
+
+def test_a_model_with_both_is_saved_trained_and_folded(tmp_path):
+    backbone = dataclasses.replace(td.PRESETS["detr-tiny"].backbone, batch_norm={"stem": "frozen"})
+    model = td.from_preset("detr-tiny", backbone=backbone)
+    names = [type(layer).__name__ for layer in model._flatten_layers() if "BatchNorm" in type(layer).__name__]
+    assert names.count("FrozenBatchNormalization") == 1
+    assert names.count("BatchNormalization") > 3
+    model.save(tmp_path / "both.keras")
+    again = td.load_model(tmp_path / "both.keras")
+    assert again.config == model.config
+    pixels = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    folded = again.fold()
+    assert folded.config.backbone.batch_norm == "folded"
+    expected = array_of(model(pixels)["logits"])
+    np.testing.assert_allclose(array_of(folded(pixels)["logits"]), expected, atol=1e-4)
