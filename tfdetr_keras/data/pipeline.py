@@ -63,8 +63,9 @@ def prepare(
             "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last, incomplete batch;
             an epoch with no other batch is an error.
         max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
-        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "flip" (mirror),
-            "none", or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
+        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "strong" (colours,
+            zoom-out, IoU crop, mirror: RT-DETR's and D-FINE's), "flip" (mirror), "none", or a function of a record and
+            a seed `(2,)` int, whose result is resized to `size`.
         color_jitter: whether brightness, contrast, saturation and hue are changed at random in training.
         seed: of the shuffling and the augmentation.
         shuffle_buffer: records to shuffle from; by default all, if the reader holds only their names, else 512.
