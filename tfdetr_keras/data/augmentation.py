@@ -20,7 +20,7 @@ from tfdetr_keras.data.photometric import distort, random_distortion
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.sizes import NO_LIMIT, Resize, target_size
 from tfdetr_keras.data.windows import resize_window
-from tfdetr_keras.data.zoom_and_crop import iou_crop, random_rounds, whole, zoom_out
+from tfdetr_keras.data.zoom_and_crop import iou_crop, mirrored, random_rounds, whole, zoom_out
 
 Augmentation = Literal["paper", "strong", "flip", "none"]
 
@@ -29,7 +29,7 @@ SCALES = tuple(side / 800 for side in range(480, 801, 32))
 CROP_SCALES = (400 / 800, 500 / 800, 600 / 800)
 CROP_SIDES = (384 / 800, 600 / 800)
 # Of `strong`.
-ZOOM_OUT, IOU_CROP = 0.5, 0.8  # probabilities
+ZOOM_OUT, IOU_CROP, FLIP = 0.5, 0.8, 0.5  # probabilities
 LEAST_SIDE = 1.0  # of a box after the crop, pixels
 # Which edges the scales are of, other than the shortest alone.
 _SCALED: dict[str, tuple[str, ...]] = {
@@ -88,8 +88,8 @@ def strong(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     Source: lyuwenyu/RT-DETR, `rtdetrv2_pytorch/configs/rtdetrv2/include/dataloader.yml`; Peterande/D-FINE,
     `configs/dfine/include/dataloader.yml`.
     """
-    seeds = tf.unstack(tf.random.split(seed, 5), num=5)
-    lots = tf.random.stateless_uniform((2,), seeds[0])
+    seeds = tf.unstack(tf.random.split(seed, 4), num=4)
+    lots = tf.random.stateless_uniform((3,), seeds[0])
     size = tf.shape(record["image"])[:2]
     draws = tf.random.stateless_uniform((3,), seeds[1])
     frame = tf.cond(lots[0] < ZOOM_OUT, lambda: zoom_out(size, draws), lambda: whole(size))
@@ -103,7 +103,12 @@ def strong(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     left = transforms.boxes_in_window(record, window)["boxes"]
     record = transforms.select(record, kept & transforms.have_sides(left, LEAST_SIDE))
     record = record | {"image": distort(record["image"], random_distortion(seeds[3]))}
-    return transforms.random_horizontal_flip(resize_window(record, window, resize), seeds[4])
+    record, window = tf.cond(
+        lots[2] < FLIP,
+        lambda: (transforms.flip_horizontally(record), mirrored(window, size[1])),
+        lambda: (dict(record), window),
+    )
+    return resize_window(record, window, resize)
 
 
 RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {

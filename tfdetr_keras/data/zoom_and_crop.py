@@ -27,6 +27,12 @@ def whole(size: tf.Tensor) -> tf.Tensor:
     return tf.concat([tf.zeros_like(size), size], axis=0)
 
 
+def mirrored(window: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """Return where a window is when its image of `width` pixels was mirrored left to right."""
+    top, left, height, across = tf.unstack(window)
+    return tf.stack([top, width - left - across, height, across])
+
+
 def zoom_out(size: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """Return a window of up to four times an image's sides, the image anywhere in it.
 
