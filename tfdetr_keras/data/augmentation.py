@@ -30,7 +30,7 @@ CROP_SCALES = (400 / 800, 500 / 800, 600 / 800)
 CROP_SIDES = (384 / 800, 600 / 800)
 # Of `strong`.
 ZOOM_OUT, IOU_CROP, FLIP = 0.5, 0.8, 0.5  # probabilities
-LEAST_SIDE = 1.0  # of a box after the crop, pixels
+LEAST_SIDE = 1.0  # of a box after the crop, and once more after the resize, pixels
 # Which edges the scales are of, other than the shortest alone.
 _SCALED: dict[str, tuple[str, ...]] = {
     "table": ("longest_edge",),
@@ -78,7 +78,8 @@ def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
 def strong(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     """Distort a record's colours, zoom out with probability 1/2, crop around an object, mirror it, and resize it.
 
-    An object whose centre is outside the crop is left out, and so is one of which less than a pixel remains either way.
+    An object whose centre is outside the crop is left out, and so is one of which less than a pixel remains either
+    way, before or after the resize.
 
     Args:
         record: see `tfdetr_keras.data.record`.
@@ -108,7 +109,8 @@ def strong(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
         lambda: (transforms.flip_horizontally(record), mirrored(window, size[1])),
         lambda: (dict(record), window),
     )
-    return resize_window(record, window, resize)
+    record = resize_window(record, window, resize)
+    return transforms.select(record, transforms.have_sides(record["boxes"], LEAST_SIDE))
 
 
 RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {
