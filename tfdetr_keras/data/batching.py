@@ -104,7 +104,7 @@ def pad_batches(
     batches = batches.map(finished, num_parallel_calls=BATCHES_AT_ONCE, deterministic=True)
     if scales is not None:
         check_sides(canvases, scales)
-        batches = rescaled(batches, scales)
+        batches = rescaled(batches, scales, BATCHES_AT_ONCE)
     return batches.prefetch(BATCHES_AT_ONCE).with_options(_without_autotuning())
 
 

@@ -75,12 +75,13 @@ def check_sides(canvases: Sequence[tuple[int, int]], scales: MultiScale) -> None
                 )
 
 
-def rescaled(batches: tf.data.Dataset, scales: MultiScale) -> tf.data.Dataset:
+def rescaled(batches: tf.data.Dataset, scales: MultiScale, at_once: int = 1) -> tf.data.Dataset:
     """Resize each batch to a size that is drawn for it.
 
     Args:
         batches: of `pixel_values`, `pixel_mask` and targets, among them `STEP` of each example, which is taken out.
         scales: how.
+        at_once: batches that are resized at the same time.
 
     Returns:
         The batches. Sides that are the same for all of them stay static.
@@ -93,7 +94,7 @@ def rescaled(batches: tf.data.Dataset, scales: MultiScale) -> tf.data.Dataset:
         targets = {key: value for key, value in targets.items() if key != STEP}
         return _resized(inputs, targets, _drawn(scales, step[0], number), scales)
 
-    return batches.enumerate().map(resized)
+    return batches.enumerate().map(resized, num_parallel_calls=at_once, deterministic=True)
 
 
 def _drawn(scales: MultiScale, epoch: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
