@@ -68,8 +68,11 @@ def arrays_of(batch: Any) -> dict[str, np.ndarray]:
 
 def unavailable(contender: str) -> str | None:
     """Why a contender cannot run in this process, if so."""
-    if contender not in (TORCHVISION, BRIDGE_TORCHVISION):
-        return None
+    return torchvision_unavailable() if contender in (TORCHVISION, BRIDGE_TORCHVISION) else None
+
+
+def torchvision_unavailable() -> str | None:
+    """Imports torchvision into this process; returns why that cannot be done, if so."""
     if reason := not_installed(TORCHVISION_PACKAGE):
         return reason
     sys.path.append(str(peer_folder(TORCHVISION_PACKAGE)))
@@ -83,14 +86,14 @@ def unavailable(contender: str) -> str | None:
 
 
 def _import_without_operators() -> str | None:
-    """Imports torchvision with the operators declared that its import asks for: the image processor uses torch's."""
+    """Imports torchvision with the operators declared that its import asks for: what is measured uses torch's."""
     import torch
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
-    unavailable.library = torch.library.Library("torchvision", "DEF")  # lives as long as the process
+    torchvision_unavailable.library = torch.library.Library("torchvision", "DEF")  # lives as long as the process
     for operator in ("nms", "qnms"):
-        unavailable.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torchvision_unavailable.library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:

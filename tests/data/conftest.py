@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from reference.process import PyTorch
 
 
 @pytest.fixture
@@ -19,3 +20,14 @@ def write(tmp_path):
         return tmp_path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """A process in which torchvision can be imported, as `pytorch`; of its own, for transformers looks for it, too."""
+    process = PyTorch()
+    if reason := process.call("augmentations:missing"):
+        process.close()
+        pytest.skip(reason)
+    yield process
+    process.close()

@@ -8,6 +8,7 @@ from tfdetr_keras.data import load_shapes
 from tfdetr_keras.data.augmentation import RECIPES
 from tfdetr_keras.data.sizes import Resize
 from tfdetr_keras.data.transforms import color_jitter, crop, flip_horizontally, resize
+from tfdetr_keras.data.zoom_and_crop import iou_crop, random_rounds
 
 SIZE = (80, 133)
 
@@ -80,7 +81,7 @@ def test_boxes_masks_and_labels_stay_together(name, seed, height, width, objects
         if len(xs):  # nearest pixels: within a source pixel of the box
             tight = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
             assert np.abs(tight - boxes[row]).max() <= scale + 1
-    if name != "paper":  # which crops
+    if name not in ("paper", "strong"):  # which crop
         assert count == len(record["labels"])
     again = applied(name, record, (seed, 1))
     for key in found:
@@ -109,6 +110,62 @@ def test_the_recipe_of_the_paper_in_numbers():
     assert set(edges) == set(range(480, 801, 32))
     assert 160 < crops < 240
     assert 0.35 < flips / (400 - crops) < 0.65
+
+
+def test_the_strong_recipe_in_numbers():
+    """Of 2000 draws: how many are mirrored, and how many neither zoomed nor cropped."""
+    number, side, plain = 2000, 48, np.float32([[8, 12, 20, 36], [30, 12, 44, 40]])
+    record = {
+        "image": tf.fill((side, side, 3), tf.constant(200, tf.uint8)),
+        "boxes": tf.constant(plain),
+        "labels": tf.range(2),
+        "iscrowd": tf.zeros(2, tf.bool),
+        "area": tf.ones(2),
+    }
+
+    @tf.function
+    def recipe(seed):
+        found = RECIPES["strong"](record, tf.stack([seed, 5]), Resize(side, side, "stretch"))
+        rows = tf.concat([tf.cast(found["labels"], tf.float32)[:, None], found["boxes"]], axis=1)
+        black = tf.reduce_all(found["image"] == 0, axis=-1)
+        return tf.pad(rows, [[0, 2 - tf.shape(rows)[0]], [0, 0]], constant_values=-1.0), tf.reduce_any(black)
+
+    @tf.function
+    def stays_whole(seed):
+        window, _ = iou_crop(record["boxes"], tf.ones(2, tf.bool), tf.constant([side, side]), random_rounds(seed))
+        return tf.reduce_all(window == [0, 0, side, side])
+
+    seeds = tf.data.Dataset.range(number).map(lambda seed: tf.cast(seed, tf.int32))
+    rows, black = (np.stack(values) for values in zip(*seeds.map(recipe).as_numpy_iterator(), strict=True))
+    both = (rows[:, :, 0] >= 0).all(axis=1)
+    mirrored = rows[both, 0, 1] > rows[both, 1, 1]
+    assert abs(mirrored.mean() - 0.5) < 0.05
+    assert (rows[:, 0, 0] >= 0).mean() > 0.95  # an object is left, unless it became smaller than a pixel
+    untouched = np.abs(rows[both, :, 2] - plain[:, 1]).max(axis=1) < 1e-3
+    untouched &= np.abs(rows[both, :, 4] - plain[:, 3]).max(axis=1) < 1e-3
+    uncropped = np.mean([stays_whole(tf.constant([seed, 9])) for seed in range(400)])
+    assert abs(untouched.sum() / number - 0.5 * (0.2 + 0.8 * uncropped)) < 0.06
+    assert 0.3 < black.mean() < 0.5  # half are zoomed out, and of some of those the crop shows the image alone
+
+
+def test_strong_takes_images_without_objects_and_leaves_out_boxes_below_a_pixel():
+    empty = {
+        key: value[:0] if key in ("boxes", "labels", "iscrowd", "area", "masks") else value
+        for key, value in drawn(1, 30, 40, 4).items()
+    }
+    for seed in range(8):
+        found = applied("strong", empty, (seed, 3))
+        assert found["image"].dtype == np.uint8
+        assert len(found["boxes"]) == len(found["masks"]) == 0
+    small = drawn(1, 60, 60, 0) | {
+        "boxes": tf.constant([[10.0, 10.0, 10.5, 30.0], [5.0, 5.0, 50.0, 50.0]]),
+        "labels": tf.constant([0, 1]),
+        "iscrowd": tf.zeros(2, tf.bool),
+        "area": tf.ones(2),
+        "masks": tf.ones((2, 60, 60), tf.bool),
+    }
+    for seed in range(8):
+        assert set(applied("strong", small, (seed, 3))["labels"].tolist()) <= {1}
 
 
 def test_a_crop_by_hand():

@@ -6,6 +6,7 @@ from tfdetr_keras.data.checks import checked_dataset, readable_errors
 from tfdetr_keras.data.coco import coco_category_ids, load_coco
 from tfdetr_keras.data.coco_panoptic import coco_things, load_coco_panoptic
 from tfdetr_keras.data.image_files import load_images
+from tfdetr_keras.data.multiscale import MULTISCALE
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.data.shapes import SHAPES, load_shapes
 from tfdetr_keras.data.split import split
@@ -17,6 +18,7 @@ from tfdetr_keras.data.voc import load_voc
 from tfdetr_keras.data.yolo import load_yolo
 
 __all__ = [
+    "MULTISCALE",
     "SHAPES",
     "checked_dataset",
     "coco_category_ids",

@@ -5,6 +5,9 @@
 both sides by the rule "fit"; by "stretch" every image has the one size). It differs in one thing: where the original
 enlarges or shrinks the image, crops it, and resizes it again, here the window is cut from the original pixels and
 resized once.
+
+`strong` is the recipe of RT-DETR and D-FINE: colours, zoom-out, IoU crop and flip. Its geometry is put together before
+the pixels are resampled, once.
 """
 
 from collections.abc import Callable
@@ -13,15 +16,21 @@ from typing import Literal
 import tensorflow as tf
 
 from tfdetr_keras.data import transforms
+from tfdetr_keras.data.photometric import distort, random_distortion
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.sizes import NO_LIMIT, Resize, target_size
+from tfdetr_keras.data.windows import resize_window
+from tfdetr_keras.data.zoom_and_crop import iou_crop, mirrored, random_rounds, whole, zoom_out
 
-Augmentation = Literal["paper", "flip", "none"]
+Augmentation = Literal["paper", "strong", "flip", "none"]
 
 # Of the shortest edge asked for, 800 in the paper.
 SCALES = tuple(side / 800 for side in range(480, 801, 32))
 CROP_SCALES = (400 / 800, 500 / 800, 600 / 800)
 CROP_SIDES = (384 / 800, 600 / 800)
+# Of `strong`.
+ZOOM_OUT, IOU_CROP, FLIP = 0.5, 0.8, 0.5  # probabilities
+LEAST_SIDE = 1.0  # of a box after the crop, and once more after the resize, pixels
 # Which edges the scales are of, other than the shortest alone.
 _SCALED: dict[str, tuple[str, ...]] = {
     "table": ("longest_edge",),
@@ -66,8 +75,47 @@ def paper(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
     return evaluation(record, resize._replace(**changes))
 
 
+def strong(record: Record, seed: tf.Tensor, resize: Resize) -> Record:
+    """Distort a record's colours, zoom out with probability 1/2, crop around an object, mirror it, and resize it.
+
+    An object whose centre is outside the crop is left out, and so is one of which less than a pixel remains either
+    way, before or after the resize.
+
+    Args:
+        record: see `tfdetr_keras.data.record`.
+        seed: `(2,)` int.
+        resize: to the model's size.
+
+    Source: lyuwenyu/RT-DETR, `rtdetrv2_pytorch/configs/rtdetrv2/include/dataloader.yml`; Peterande/D-FINE,
+    `configs/dfine/include/dataloader.yml`.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 4), num=4)
+    lots = tf.random.stateless_uniform((3,), seeds[0])
+    size = tf.shape(record["image"])[:2]
+    draws = tf.random.stateless_uniform((3,), seeds[1])
+    frame = tf.cond(lots[0] < ZOOM_OUT, lambda: zoom_out(size, draws), lambda: whole(size))
+    framed, is_object = transforms.boxes_in_window(record, frame)["boxes"], ~record["iscrowd"]
+    part, kept = tf.cond(
+        lots[1] < IOU_CROP,
+        lambda: iou_crop(framed, is_object, frame[2:], random_rounds(seeds[2])),
+        lambda: (whole(frame[2:]), tf.ones_like(is_object)),
+    )
+    window = tf.concat([frame[:2] + part[:2], part[2:]], axis=0)
+    left = transforms.boxes_in_window(record, window)["boxes"]
+    record = transforms.select(record, kept & transforms.have_sides(left, LEAST_SIDE))
+    record = record | {"image": distort(record["image"], random_distortion(seeds[3]))}
+    record, window = tf.cond(
+        lots[2] < FLIP,
+        lambda: (transforms.flip_horizontally(record), mirrored(window, size[1])),
+        lambda: (dict(record), window),
+    )
+    record = resize_window(record, window, resize)
+    return transforms.select(record, transforms.have_sides(record["boxes"], LEAST_SIDE))
+
+
 RECIPES: dict[str, Callable[[Record, tf.Tensor, Resize], Record]] = {
     "paper": paper,
+    "strong": strong,
     "flip": flip,
     "none": lambda record, seed, resize: evaluation(record, resize),
 }

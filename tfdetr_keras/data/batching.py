@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.canvas import canvas_painter
 from tfdetr_keras.data.checks import refuse_empty
+from tfdetr_keras.data.multiscale import MultiScale, check_sides, rescaled
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record, name_of
 from tfdetr_keras.data.sizes import smallest_bucket
@@ -60,12 +61,14 @@ def pad_batches(
     box_reference: BoxReference = "image",
     may_be_empty: bool = True,
     preprocessing: Preprocessing | None = None,
+    scales: MultiScale | None = None,
 ) -> tf.data.Dataset:
     """Pad examples (see `encode`) to a common shape and batch them; see `prepare` for the arguments.
 
     Of the preprocessing, the levels are used, and the number that a canvas's sides are multiples of.
 
-    Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere.
+    Further target keys are padded to the batch's maximum, with -1 where the key ends in "labels" and 0 elsewhere. By
+    `scales`, batches are then resized, see `tfdetr_keras.data.multiscale`.
     Some batches are made ahead. Unless `may_be_empty`, iterating raises an error if a pass has only incomplete batches.
     """
     preprocessing = Preprocessing.of(preprocessing)
@@ -99,6 +102,9 @@ def pad_batches(
         return {"pixel_values": pixel_values, "pixel_mask": pixel_mask}, targets
 
     batches = batches.map(finished, num_parallel_calls=BATCHES_AT_ONCE, deterministic=True)
+    if scales is not None:
+        check_sides(canvases, scales)
+        batches = rescaled(batches, scales, BATCHES_AT_ONCE)
     return batches.prefetch(BATCHES_AT_ONCE).with_options(_without_autotuning())
 
 

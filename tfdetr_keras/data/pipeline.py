@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfdetr_keras.data import transforms
 from tfdetr_keras.data.augmentation import RECIPES, Augmentation, evaluation
 from tfdetr_keras.data.batching import Batch, BoxReference, Canvas, encode, pad_batches
+from tfdetr_keras.data.multiscale import MULTIPLE, STEP, BatchInterpolation, MultiScale, check_multiscale
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, reader_of
 from tfdetr_keras.data.sizes import Resize, buckets
@@ -39,6 +40,9 @@ def prepare(
     size_rule: SizeRule | None = None,
     box_reference: BoxReference = "image",
     preprocessing: Preprocessing | None = None,
+    plain_from: int | None = None,
+    multiscale: Sequence[float] | None = None,
+    multiscale_interpolation: BatchInterpolation = "nearest",
 ) -> tf.data.Dataset:
     """Turn a dataset of records into batches for `Model.fit`, `evaluate` and `predict`.
 
@@ -63,8 +67,9 @@ def prepare(
             "buckets": seven canvases that suit `size`. In training, each canvas leaves out its last, incomplete batch;
             an epoch with no other batch is an error.
         max_boxes: rows of the targets; by default the most objects that an image of the batch has, at least 1.
-        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "flip" (mirror),
-            "none", or a function of a record and a seed `(2,)` int, whose result is resized to `size`.
+        augmentation: "paper" (mirror, crop, several scales; see `tfdetr_keras.data.augmentation`), "strong" (colours,
+            zoom-out, IoU crop, mirror: RT-DETR's and D-FINE's), "flip" (mirror), "none", or a function of a record and
+            a seed `(2,)` int, whose result is resized to `size`.
         color_jitter: whether brightness, contrast, saturation and hue are changed at random in training.
         seed: of the shuffling and the augmentation.
         shuffle_buffer: records to shuffle from; by default all, if the reader holds only their names, else 512.
@@ -80,6 +85,14 @@ def prepare(
             trained; "padded": to the canvas, as Hugging Face's image processor makes them.
         preprocessing: of the model that the batches are for, `model.preprocessing`; by default that of published DETRs:
             a shorter side of 800 pixels, a longer one of 1333 at most.
+        plain_from: epoch, counted from 0 as `first_epoch`, from which on training only mirrors records ("none": not
+            even that) and resizes them: without `augmentation`, `color_jitter` and `multiscale`. None: never.
+        multiscale: factors of the canvas, of which one is drawn for each batch in training; the batch is resized as a
+            whole, its sides to the nearest multiple of 32, or of the preprocessing's `multiple_of`. A factor may be
+            listed several times, to be drawn more often; 1 leaves a batch as it is. `td.data.MULTISCALE` are RT-DETR's.
+            The draw depends on the seed, the epoch and the number of the batch in it alone, not on `shard`.
+        multiscale_interpolation: "nearest" (RT-DETR, D-FINE) or "bilinear" (RF-DETR), of the normalised pixels; masks
+            take the nearest.
 
     Returns:
         A dataset of (inputs, targets):
@@ -99,11 +112,19 @@ def prepare(
     _check_dataset(dataset)
     _check_arguments(batch_size, pad_to, max_boxes, augmentation, shuffle_buffer, shard, box_reference)
     preprocessing = Preprocessing.of(preprocessing).changed(size, None, size_rule)
+    check_multiscale(multiscale, multiscale_interpolation)
+    if plain_from is not None and plain_from < 0:
+        raise ValueError(f"plain_from must be None or the number of an epoch, 0 or more, not {plain_from}")
     canvases = preprocessing.pad_to if pad_to is None else pad_to
     if canvases == "buckets":
         canvases = buckets(preprocessing.size, preprocessing.rule)
     resize = Resize.of(preprocessing, canvases)
     reader = reader_of(dataset) or _as_read(dataset)
+    scales = None
+    if training and multiscale is not None:
+        multiple = preprocessing.multiple_of if preprocessing.multiple_of > 1 else MULTIPLE
+        factors = tuple(map(float, multiscale))
+        scales = MultiScale(factors, multiscale_interpolation, multiple, seed, plain_from, counts_batches=not repeat)
     if training:
         reader.refuse_total_loss()
         count = len(range(shard[1], int(reader.entries.cardinality()), shard[0]))
@@ -111,7 +132,10 @@ def prepare(
             raise ValueError(
                 f"{count} records do not fill one training batch of {batch_size}: lower batch_size or set repeat=True"
             )
-        entries = _shuffled(reader, seed, shuffle_buffer, repeat, first_epoch).shard(*shard)
+        entries = _shuffled(reader, seed, shuffle_buffer, repeat, first_epoch)
+        if scales is not None and repeat:
+            entries = _with_batch_numbers(entries, batch_size * shard[0])
+        entries = entries.shard(*shard)
         if not repeat and reader.entries.cardinality() >= 0:
             entries = entries.apply(tf.data.experimental.assert_cardinality(count))
     else:
@@ -122,17 +146,27 @@ def prepare(
         *at, record = at_and_record
         if not training:
             return encode(evaluation(record, resize))
-        place = tf.random.fold_in(tf.random.fold_in([seed, 0], at[0][0]), at[0][1])
-        seeds = tf.unstack(tf.random.split(place, 2), num=2)
-        record = transforms.color_jitter(record, seeds[0]) if color_jitter else record
-        if isinstance(augmentation, str):
-            return encode(RECIPES[augmentation](record, seeds[1], resize))
-        return encode(evaluation(augmentation(record, seeds[1]), resize))
+        epoch, place = at[0][0], at[0][1]
+        seeds = tf.unstack(tf.random.split(tf.random.fold_in(tf.random.fold_in([seed, 0], epoch), place), 2), num=2)
+
+        def augmented() -> Batch:
+            jittered = transforms.color_jitter(record, seeds[0]) if color_jitter else record
+            if isinstance(augmentation, str):
+                return encode(RECIPES[augmentation](jittered, seeds[1], resize))
+            return encode(evaluation(augmentation(jittered, seeds[1]), resize))
+
+        def plain() -> Batch:
+            return encode(RECIPES["none" if augmentation == "none" else "flip"](record, seeds[1], resize))
+
+        inputs, targets = augmented() if plain_from is None else tf.cond(epoch < plain_from, augmented, plain)
+        return inputs, targets | ({} if scales is None else {STEP: at[0][-2:]})
 
     records = reader.records(entries, deterministic)
     examples = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic)
     may_be_empty = not training or repeat
-    return pad_batches(examples, batch_size, canvases, max_boxes, training, box_reference, may_be_empty, preprocessing)
+    return pad_batches(
+        examples, batch_size, canvases, max_boxes, training, box_reference, may_be_empty, preprocessing, scales
+    )
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -184,7 +218,10 @@ def _as_read(dataset: tf.data.Dataset) -> Reader:
 
 
 def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: bool, first_epoch: int) -> tf.data.Dataset:
-    """Return the entries in a different order each epoch, as pairs ((epoch, place), entry)."""
+    """Return the entries in a different order each epoch, as pairs ((epoch, place), entry).
+
+    The place is that in the dataset, unshuffled.
+    """
     if shuffle_buffer is None:
         count = int(reader.entries.cardinality())
         shuffle_buffer = count if reader.entries_are_small and count > 0 else SHUFFLE_BUFFER
@@ -204,3 +241,21 @@ def _shuffled(reader: Reader, seed: int, shuffle_buffer: int | None, repeat: boo
         lambda _: tf.ensure_shape(numpy_call(lambda: np.int64(next(passes)), [], tf.int64), ())
     )
     return number_of_pass.flat_map(epoch)
+
+
+def _with_batch_numbers(entries: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Tell each entry of `_shuffled` its batch: ((epoch, place, epoch of the batch, number of the batch), entry).
+
+    Epochs without end are batched across their borders, and a shard sees only some of the entries. So every `count` of
+    them, a batch of all shards together, take the epoch of the first of them, and the number from its order in it.
+    """
+
+    def told(state: tuple[tf.Tensor, ...], at_and_entry: Any) -> Any:
+        seen, order, epoch, batch = state
+        at, entry = at_and_entry
+        order = tf.where(at[0] == epoch, order + 1, 0)
+        batch = tf.where(seen % count == 0, tf.stack([at[0], order // count]), batch)
+        return (seen + 1, order, at[0], batch), (tf.concat([at, batch], axis=0), entry)
+
+    zero, before = tf.constant(0, tf.int64), tf.constant(-1, tf.int64)
+    return entries.scan((zero, zero, before, tf.zeros(2, tf.int64)), told)

@@ -23,17 +23,21 @@ def resize(
     Published DETRs need anti-aliasing: without it a shrunk image is off by up to 29 levels.
     """
     old_size = tf.shape(record["image"])[:2]
-    scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
     image = tf.ensure_shape(resized_levels(record["image"], size, interpolation, antialias), (None, None, 3))
-    resized = record | {
-        "image": tf.cast(whole_levels(image), tf.uint8),
+    resized = resized_boxes(record, old_size, size) | {"image": tf.cast(whole_levels(image), tf.uint8)}
+    if "masks" in record:
+        rows, columns = (nearest(old_size[axis], size[axis]) for axis in (0, 1))
+        resized["masks"] = tf.gather(tf.gather(record["masks"], rows, axis=1), columns, axis=2)
+    return resized
+
+
+def resized_boxes(record: Record, old_size: tf.Tensor, size: tf.Tensor) -> Record:
+    """Scale a record's boxes and areas, and nothing else, from one size to another, `(2,)` height and width each."""
+    scale = tf.cast(size, tf.float32) / tf.cast(old_size, tf.float32)
+    return record | {
         "boxes": record["boxes"] * tf.gather(scale, [1, 0, 1, 0]),
         "area": record["area"] * scale[0] * scale[1],
     }
-    if "masks" in record:
-        rows, columns = (_nearest(old_size[axis], size[axis]) for axis in (0, 1))
-        resized["masks"] = tf.gather(tf.gather(record["masks"], rows, axis=1), columns, axis=2)
-    return resized
 
 
 def resized_levels(
@@ -60,7 +64,7 @@ def whole_levels(levels: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.round(levels), 0.0, 255.0)
 
 
-def _nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
+def nearest(old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
     """Return the source pixel of each pixel along one axis, as PIL's nearest-neighbour resize takes it.
 
     PIL adds up steps: where a centre falls between two pixels, the rounding of the sum decides.
@@ -99,18 +103,29 @@ def crop(record: Record, window: tf.Tensor) -> Record:
         window: `(4,)` int32, top, left, height and width, inside the image, pixels.
     """
     top, left, height, width = tf.unstack(window)
-    boxes = record["boxes"] - tf.cast(tf.stack([left, top, left, top]), tf.float32)
-    boxes = tf.clip_by_value(boxes, 0.0, tf.cast(tf.stack([width, height, width, height]), tf.float32))
-    sides = boxes[:, 2:] - boxes[:, :2]
-    share = tf.reduce_prod(sides, axis=1) / tf.reduce_prod(record["boxes"][:, 2:] - record["boxes"][:, :2], axis=1)
-    cut = record | {
-        "image": record["image"][top : top + height, left : left + width],
-        "boxes": boxes,
-        "area": record["area"] * share,
-    }
+    cut = boxes_in_window(record, window) | {"image": record["image"][top : top + height, left : left + width]}
     if "masks" in record:
         cut["masks"] = record["masks"][:, top : top + height, left : left + width]
-    return select(cut, tf.reduce_all(sides > 0, axis=1))
+    return select(cut, have_sides(cut["boxes"]))
+
+
+def boxes_in_window(record: Record, window: tf.Tensor) -> Record:
+    """Move a record's boxes, and nothing else, into a window `(4,)` and clip them; areas shrink in proportion."""
+    top, left, height, width = tf.unstack(window)
+    boxes = record["boxes"] - tf.cast(tf.stack([left, top, left, top]), tf.float32)
+    boxes = tf.clip_by_value(boxes, 0.0, tf.cast(tf.stack([width, height, width, height]), tf.float32))
+    share = _areas(boxes) / _areas(record["boxes"])
+    return record | {"boxes": boxes, "area": record["area"] * share}
+
+
+def have_sides(boxes: tf.Tensor, least: float = 0.0) -> tf.Tensor:
+    """Return which boxes, xyxy `(objects, 4)`, have both sides: longer than 0, or of at least as many pixels."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return tf.reduce_all((sides > 0) & (sides >= least), axis=1)
+
+
+def _areas(boxes: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 def select(record: Record, kept: tf.Tensor) -> Record:
