@@ -7,6 +7,7 @@ from PIL import Image
 
 from tfdetr_keras.cli import main, parser
 from tfdetr_keras.cli.grammar import Parser
+from tfdetr_keras.training.durations import UNITS
 
 # Small, should an option be taken after all.
 TRAIN = ["train", "--data", "shapes", "--from", "detr-tiny", "--out", "run", "--size", "32", "32", "--epochs", "1"]
@@ -49,7 +50,7 @@ BAD = {
     "--steps-per-epoch": ("0", "-1"),
     "--learning-rate": ("-1", "nan", "inf"),
     "--backbone-multiplier": ("-1", "nan", "inf"),
-    "--warmup-steps": ("-1",),
+    "--layer-decay": ("0", "-1", "1.5", "nan"),
     "--weight-decay": ("-1", "nan", "inf"),
     "--global-clipnorm": ("0", "-1", "nan", "inf"),
     "--gradient-accumulation-steps": ("0", "-1"),
@@ -77,6 +78,30 @@ def test_a_bad_number_names_its_option(option, value, capsys, tmp_path, monkeypa
     assert message.startswith(("error: ", "tfdetr train: error: "))
     assert f"{option} " in f"{message} ".replace(":", " ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [name.replace("_", "-") for name in UNITS])
+@pytest.mark.parametrize("value", ["-1", "2.5", "soon", "2 years"])
+def test_a_duration_names_its_option(option, value, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = message_of([*TRAIN, f"--{option}={value}"], capsys)
+    assert message.startswith(f"error: --{option} must be ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--batch-norm", "thawed"], "argument --batch-norm: 'thawed' is not frozen, trainable or PART=WORD"),
+        (["--batch-norm", "frozen", "stem=frozen"], "--batch-norm takes one word for the whole backbone, or PART=WORD"),
+        (["--batch-norm", "stem5=frozen"], "--batch-norm: 'stem5' is no part of this backbone"),
+        (["--learning-rate-multipliers", "head"], "--learning-rate-multipliers: 'head' is not PART=FACTOR"),
+        (["--learning-rate-multipliers", "class_head=-1"], "--learning-rate-multipliers must be finite numbers"),
+        (["--plain-epochs", "2"], "--plain-epochs must be at most 1, the epochs of the run, not 2"),
+    ],
+)
+def test_parts_that_are_none(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert told in message_of([*TRAIN, "--count", "4", *arguments], capsys)
 
 
 @pytest.mark.parametrize("option", BAD)

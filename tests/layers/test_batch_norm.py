@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 import tfdetr_keras as td
-from tfdetr_keras.backbones.resnet import RESNETS
 from tfdetr_keras.backbones.batch_norm import by_part
+from tfdetr_keras.backbones.resnet import RESNETS
 from tfdetr_keras.layers.batch_norm import BatchNormalization
-
 
 array_of = keras.ops.convert_to_numpy
 

@@ -11,6 +11,12 @@ from run_process import TIMEOUT, heard, start, with_tensorflow
 
 KILLS = 10
 SEED = 2
+# All that a modern recipe adds; the epochs are 4, of 2 batches each.
+MODERN = {
+    **{"augmentation": "strong", "plain_epochs": 1, "multiscale": (1.0, 2.0), "layer_decay": 0.8},
+    **{"weight_decay_exclude": ("norms", "biases"), "batch_norm": "trainable"},
+    **{"ema_ramp_steps": 3, "ema_restart_after": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +39,14 @@ def undisturbed_run(processes, folder, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("eagerly", [True, False], ids=["eager", "graph"])
-def test_killed_at_random_and_resumed(processes, tmp_path, eagerly):
+@pytest.mark.parametrize(
+    ("eagerly", "recipe"), [(True, {}), (False, {}), (False, MODERN)], ids=["eager", "graph", "modern recipe"]
+)
+def test_killed_at_random_and_resumed(processes, tmp_path, eagerly, recipe):
     folder, lots, killed_in = tmp_path / "killed", random.Random(SEED), []
-    undisturbed = undisturbed_run(processes, tmp_path / "undisturbed", eagerly=eagerly)
+    undisturbed = undisturbed_run(processes, tmp_path / "undisturbed", eagerly=eagerly, **recipe)
     while len(killed_in) < KILLS:
-        process, pipe = start(processes, small_run.train, folder, resume=True, eagerly=eagerly)
+        process, pipe = start(processes, small_run.train, folder, resume=True, eagerly=eagerly, **recipe)
         # Every third kill falls into the writing of a state, the others on any step or between two epochs.
         moments = heard(pipe, lots.choice((1, 2, 2, 3, 3, 4)))
         while len(killed_in) % 3 == 2 and moments[-1] not in ("state half written", "done"):
@@ -51,7 +59,7 @@ def test_killed_at_random_and_resumed(processes, tmp_path, eagerly):
     assert len(killed_in) >= 10, killed_in
     assert set(killed_in) >= {"step", "state half written"}
 
-    process, _ = start(processes, small_run.train, folder, resume=True, eagerly=eagerly)
+    process, _ = start(processes, small_run.train, folder, resume=True, eagerly=eagerly, **recipe)
     finish(process)
     expected, state = small_run.state_of(undisturbed), small_run.state_of(folder)
     assert set(state) == set(expected)

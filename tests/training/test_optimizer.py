@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tfdetr_keras as td
+from tfdetr_keras.training.averages import averaged_weights
 
 SHAPES = {"model/backbone/stem/kernel": (3, 4), "model/backbone/stem/bias": (4,), "model/encoder/layer0/kernel": (4, 5)}
 STEPS = 12
@@ -121,3 +122,83 @@ def test_its_name():
     """States of runs name its variables by it."""
     assert td.AdamW(clipnorm=0.1).name == td.AdamW().name == "adamw"
     assert td.AdamW(name="mine").name == "mine"
+
+
+def test_groups_of_rate_and_decay_are_pytorchs(pytorch):
+    """The kernel of the backbone decays, its bias does not, and the encoder has a rate of its own."""
+    optimizer = td.AdamW(
+        1e-3,
+        learning_rate_multipliers={"backbone": 0.1, "encoder/layer0": 0.5},
+        weight_decay=0.3,
+        weight_decay_exclude=["biases"],
+    )
+    taken = [gradients(step) for step in range(STEPS)]
+    expected = pytorch.call("optimizers:adamw", start(), taken, [1e-4, 1e-4, 5e-4], 0.1, decays=[0.3, 0.0, 0.3])
+    assert_same(ours(optimizer), expected)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("restart", [None, 6])
+@pytest.mark.parametrize("ramp", [0, 4])
+def test_averages_follow_their_formula(ramp, restart, accumulate):
+    options = {"gradient_accumulation_steps": accumulate} if accumulate > 1 else {}
+    optimizer = td.AdamW(1e-2, use_ema=True, ema_momentum=0.9, ema_ramp_steps=ramp, ema_restart_at=restart, **options)
+    found = variables()
+    expected, step = [np.asarray(one) for one in found], 0
+    for batch in range(1, STEPS + 1):
+        optimizer.apply([keras.ops.convert_to_tensor(x) for x in gradients(batch)], found)
+        if batch % accumulate:
+            continue
+        step += 1
+        share = 0.1 + 0.9 * np.exp(-step / ramp) if ramp else 1.0 if step == 1 else 0.1
+        if restart and batch > restart:
+            since = (batch - restart) // accumulate
+            share = 1.0 if since == 1 else 0.1 + 0.9 * np.exp(-since / ramp) if ramp else 0.1
+        expected = [before + share * (np.asarray(now) - before) for before, now in zip(expected, found, strict=True)]
+    for (variable, average), one, other in zip(optimizer.averages(), found, expected, strict=True):
+        assert variable is one
+        np.testing.assert_allclose(np.asarray(average), other, rtol=1e-5, atol=1e-8)
+
+
+def test_statistics_are_averaged_with_the_model(tmp_path):
+    """Keras' own `use_ema` averages trainable variables alone; a detector then is given statistics of other weights."""
+    keras.utils.set_random_seed(0)
+    model = td.from_preset("detr-tiny")
+    optimizer = td.AdamW(1e-3, use_ema=True, ema_momentum=0.9, ema_ramp_steps=3)
+    model.compile(optimizer, jit_compile=False)
+    statistics = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    means = [layer.moving_mean for layer in statistics]
+    expected = [np.asarray(one) for one in means]
+    pixels = np.random.default_rng(0).normal(size=(4, 2, 64, 64, 3)).astype(np.float32)
+    targets = {"labels": np.zeros((2, 1), np.int32), "boxes": np.full((2, 1, 4), 0.5, np.float32)}
+    for step, batch in enumerate(pixels, start=1):
+        model.train_on_batch(batch, targets)
+        share = 0.1 + 0.9 * np.exp(-step / 3)
+        expected = [before + share * (np.asarray(now) - before) for before, now in zip(expected, means, strict=True)]
+    averages = {id(variable): average for variable, average in optimizer.averages()}
+    assert len(averages) == len(model.trainable_variables) + 2 * len(means)
+    for mean, one in zip(means, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(averages[id(mean)]), one, rtol=1e-5, atol=1e-6)
+    before = [np.asarray(one) for one in means]
+    with averaged_weights(model):
+        np.testing.assert_array_equal(np.asarray(means[0]), np.asarray(averages[id(means[0])]))
+    np.testing.assert_array_equal(np.asarray(means[0]), before[0])
+    model.save(tmp_path / "compiled.keras")
+    again = td.load_model(tmp_path / "compiled.keras")
+    for (_, one), (_, other) in zip(optimizer.averages(), again.optimizer.averages(), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ema_ramp_steps": 5}, "ema_ramp_steps=5 needs averages: use_ema=True"),
+        ({"ema_ramp_steps": -1, "use_ema": True}, "ema_ramp_steps must be a whole number of at least 0"),
+        ({"ema_restart_at": 0, "use_ema": True}, "ema_restart_at must be a whole number of at least 1"),
+        ({"weight_decay_exclude": "norms"}, "weight_decay_exclude must be a list of names"),
+        ({"weight_decay_exclude": [3]}, "weight_decay_exclude must be a list of names"),
+    ],
+)
+def test_averages_and_exclusions_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        td.AdamW(**arguments)

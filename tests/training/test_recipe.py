@@ -17,6 +17,9 @@ def test_detrs_own_recipe_is_that_of_before():
     before = {
         **{"augmentation": "paper", "learning_rate": 1e-4, "backbone_multiplier": 0.1, "schedule": "cosine"},
         **{"warmup_steps": 0, "weight_decay": 1e-4, "global_clipnorm": 0.1, "ema_momentum": 0.0},
+        # What modern recipes add, and DETR's did not have.
+        **{"multiscale": False, "plain_epochs": 0, "layer_decay": 1.0, "learning_rate_multipliers": {}},
+        **{"weight_decay_exclude": (), "ema_ramp_steps": 0, "ema_restart_after": 0},
     }
     assert before == RECIPE
     assert set(before) == set(OF_RECIPE)

@@ -17,7 +17,7 @@ WHOLE_FROM_0 = ("pretraining_epochs", "warmup_steps", "seed")
 ABOVE_0 = ("learning_rate", "global_clipnorm")
 FROM_0 = ("weight_decay", "backbone_multiplier")
 SHARES = ("ema_momentum", "dropout")
-FLAGS = ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile")
+FLAGS = ("color_jitter", "random_weights", "masks", "tensorboard", "jit_compile", "recompute")
 WORDS = ("schedule", "precision", "batch_norm", "augmentation")
 NO_NUMBERS = (
     "3",

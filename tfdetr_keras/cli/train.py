@@ -252,7 +252,7 @@ def _duration(text: str) -> int | str:
 
 
 def _factor_of_part(text: str) -> tuple[str, float]:
-    part, found, factor = text.partition("=")
+    part, _, factor = text.partition("=")
     try:
         return part, float(factor)
     except ValueError:

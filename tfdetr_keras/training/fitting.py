@@ -199,7 +199,9 @@ def _train(
             for name, reason in shortened.items():
                 logger.info("%s is %s: %s", name, getattr(chosen, name), reason)
             counts = counts_in_words(noted)
-            begin = _Begin(partial(run.create, source, class_names, chosen, model, counts, data, noted, of_recipe, shortened))
+            begin = _Begin(
+                partial(run.create, source, class_names, chosen, model, counts, data, noted, of_recipe, shortened)
+            )
             guard, stop = StopAtNonFiniteLoss(), StopAtInterrupt()
             with readable_errors(), stop:
                 if not done:

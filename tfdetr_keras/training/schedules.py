@@ -45,7 +45,7 @@ def learning_rate(settings: Settings, batches_per_epoch: int) -> Any:
     """Return the learning rate of a run, as a Keras schedule over its batches, whether accumulated or not.
 
     Args:
-        settings: of the run.
+        settings: of the run, with durations as whole numbers, see `tfdetr_keras.training.durations.scaled`.
         batches_per_epoch: batches of one epoch.
     """
     highest = settings.learning_rate
@@ -56,4 +56,4 @@ def learning_rate(settings: Settings, batches_per_epoch: int) -> Any:
         "step": schedules.PiecewiseConstantDecay([round(steps * STEP_AT)], [highest, highest * STEP_FACTOR]),
         "constant": schedules.PiecewiseConstantDecay([steps], [highest, highest]),
     }[settings.schedule]
-    return WarmUp(schedule, settings.warmup_steps) if settings.warmup_steps else schedule
+    return WarmUp(schedule, int(settings.warmup_steps)) if settings.warmup_steps else schedule

@@ -9,8 +9,8 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from tfdetr_keras.models.recipe import RECIPE
-from tfdetr_keras.training.durations import UNITS, check_duration
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, preprocessing_for
+from tfdetr_keras.training.durations import UNITS, check_duration
 
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "mixed_bfloat16"]
@@ -251,7 +251,9 @@ class Settings:
         if _is_bool(sizes):
             object.__setattr__(self, "multiscale", bool(sizes))
         elif not isinstance(sizes, tuple) or not sizes or not all(_is_real(size) and size > 0 for size in sizes):
-            raise ValueError(f"multiscale must be True, False or factors above 0 such as (0.75, 1, 1.25), not {sizes!r}")
+            raise ValueError(
+                f"multiscale must be True, False or factors above 0 such as (0.75, 1, 1.25), not {sizes!r}"
+            )
         else:
             object.__setattr__(self, "multiscale", tuple(map(float, sizes)))
 

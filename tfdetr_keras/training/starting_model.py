@@ -44,7 +44,7 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         if settings.masks and not model.has_masks:
             model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
-        batch_norm = "trainable" if is_random else backbone.batch_norm
+        batch_norm: Any = "trainable" if is_random else backbone.batch_norm
         if backbone.batch_norm is None and settings.batch_norm:
             raise ValueError(f"batch_norm={settings.batch_norm!r}: the backbone of {source} has no batch normalisation")
         if isinstance(settings.batch_norm, Mapping):
