@@ -45,27 +45,35 @@ SCRIPT = """
         trained = td.DETR.from_pretrained("detr-tiny")
         model = td.DETR(trained.config, td.SetCriterion(class_weights=(2.0, 1.0, 0.5)), dtype=precision)
         model.set_weights(trained.get_weights())
-        model.backbone.trainable = False  # the statistics of a part of a batch are not those of the batch
-        model.compile(optimizer=td.AdamW())
+        options = {}
+        if sys.argv[10] == "modern":
+            options = {"use_ema": True, "ema_momentum": 0.9, "ema_ramp_steps": 3, "gradient_accumulation_steps": 2}
+            options |= {"weight_decay_exclude": ["norms", "biases"]}
+        else:
+            model.backbone.trainable = False
+        model.compile(optimizer=td.AdamW(**options))
 
     class Told(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             print("step", batch, flush=True)
 
     before = [np.asarray(variable.numpy()) for variable in model.weights]
+    model.optimizer.finalize_variable_values = lambda variables: None  # the averages are compared beside the weights
     for _ in range(int(sys.argv[8])):
         logs = model.fit(batches, epochs=1, callbacks=[Told()], verbose=0).history
     weights = {variable.path: np.asarray(variable.numpy()) for variable in model.weights}
+    of_optimizer = model.optimizer.averages() if options else []
+    averages = {f"average of {variable.path}": np.asarray(average.numpy()) for variable, average in of_optimizer}
     moved = max(np.abs(old - new).max() for old, new in zip(before, weights.values()))
     logs = {f"log {name}": value[0] for name, value in logs.items()}
-    np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **logs)
+    np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **averages, **logs)
 """
 
 
-def start(folder, backend, name, workers=1, index=0, replicas=1, port=0, epochs=1, precision="float32"):
+def start(folder, backend, name, workers=1, index=0, replicas=1, port=0, epochs=1, precision="float32", recipe="plain"):
     numbers = map(str, (workers, index, replicas, port, STEPS, BATCH))
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), *numbers, str(folder / name), str(epochs), precision],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), *numbers, str(folder / name), str(epochs), precision, recipe],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -118,6 +126,26 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
         assert_same_training(part, one)
     assert (parts[0]["counts"] != parts[1]["counts"]).any()
     np.testing.assert_array_equal(sum(part["counts"] for part in parts), one["counts"])
+
+
+@pytest.mark.slow
+def test_the_modern_recipe_over_two_replicas(tmp_path):
+    """With batch normalisation trained on the whole batch, averages of its statistics, and accumulated gradients."""
+    modern = {"precision": "float64", "recipe": "modern"}
+    one = result(start(tmp_path, "tensorflow", "one", **modern), tmp_path, "one")
+    two = result(start(tmp_path, "tensorflow", "two", replicas=2, **modern), tmp_path, "two")
+    assert sum(name.startswith("average of ") and "moving_" in name for name in one) > 10
+    assert_same_training(two, one)
+
+
+@pytest.mark.slow
+def test_the_modern_recipe_over_two_processes(tmp_path):
+    modern = {"precision": "float64", "recipe": "modern"}
+    one = result(start(tmp_path, "jax", "one", **modern), tmp_path, "one")
+    port = free_port()
+    processes = [start(tmp_path, "jax", f"of two {index}", 2, index, port=port, **modern) for index in range(2)]
+    for index, process in enumerate(processes):
+        assert_same_training(result(process, tmp_path, f"of two {index}"), one)
 
 
 @pytest.mark.slow

@@ -165,7 +165,8 @@ def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, mo
         A dict: "losses" of the batches before their steps, "groups" as (rate, decay) by parameter, "weights" and
         "averages" by name.
     """
-    model = with_trained_batch_norm(configured(config, arrays)).train()
+    dtype = torch.from_numpy(batches[0][0]["pixel_values"]).dtype
+    model = with_trained_batch_norm(configured(config, arrays)).to(dtype).train()
     of_norms = {
         f"{name}.{own}"
         for name, module in model.named_modules()
@@ -187,7 +188,11 @@ def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, mo
     averages = {name: one.clone() for name, one in model.state_dict().items() if one.dtype.is_floating_point}
     told = []
     for batch, (inputs, targets) in enumerate(batches, start=1):
-        loss = losses.of_layers(stages.of_model(model, inputs), targets)["loss"]
+        torch.set_default_dtype(dtype)  # of the masks made on the way
+        found = stages.of_model(model, inputs)
+        torch.set_default_dtype(torch.float32)
+        outputs = {name: found[name].float() for name in OUTPUTS if name in found}
+        loss = losses.of_layers(outputs, targets)["loss"]
         (loss / accumulate).backward()
         told.append(loss.item())
         if batch % accumulate:

@@ -19,8 +19,9 @@ MEASURED = """
 import json, os, sys
 import numpy as np, tensorflow as tf, tfdetr_keras as td
 from tfdetr_keras.training.memory import step_memory
-name, batch, height, width = sys.argv[1], *map(int, sys.argv[2:])
+name, batch, height, width = sys.argv[1], *map(int, sys.argv[2:5])
 model = td.from_preset(name, num_classes=20, frozen="" if name == "detr-tiny" else "stem+stage1")
+model.recompute = sys.argv[5:] == ["recompute"]
 model.compile(optimizer=td.AdamW(), jit_compile=False)
 rng = np.random.default_rng(0)
 pixels = tf.constant(rng.normal(size=(batch, height, width, 3)), "float32")
@@ -47,6 +48,9 @@ print(json.dumps([status("VmHWM") - before, step_memory(model, batch, height, wi
         "detr-resnet-50 2 480 640",
         "detr-resnet-50-dc5 1 320 480",
         "conditional-detr-resnet-50 1 320 480",
+        "detr-tiny 1 512 512 recompute",
+        "detr-resnet-50 2 480 640 recompute",
+        "detr-resnet-18 4 320 480 recompute",
     ],
 )
 def test_the_estimate_is_what_is_measured(arguments, request):
@@ -66,6 +70,7 @@ def test_it_grows_with_what_takes_memory():
     least = memory.step_memory(model, 1, 64, 64)
     assert memory.step_memory(model, 4, 64, 64) > least
     assert memory.step_memory(model, 1, 64, 640) > least
+    assert memory.step_memory(model, 4, 320, 320, recompute=True) < memory.step_memory(model, 4, 320, 320)
     frozen = td.DETR(dataclasses.replace(SMALLEST, frozen="backbone"))
     assert memory.step_memory(frozen, 1, 64, 64) < least
 

@@ -35,7 +35,14 @@ OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
 TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
 
 
-def step_memory(model: Detector, batch_size: int, height: int, width: int, objects: int | None = None) -> int | None:
+def step_memory(
+    model: Detector,
+    batch_size: int,
+    height: int,
+    width: int,
+    objects: int | None = None,
+    recompute: bool | None = None,
+) -> int | None:
     """Estimate the bytes that a training step takes beyond the model's own.
 
     Args:
@@ -44,6 +51,7 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
         height: of the canvas, pixels.
         width: of the canvas, pixels.
         objects: number of objects in an image whose masks are made; `OBJECTS` by default.
+        recompute: whether layers are computed again in the backward pass; by default as the model is set.
 
     Returns:
         The bytes; None for a network whose steps were not measured.
@@ -52,8 +60,9 @@ def step_memory(model: Detector, batch_size: int, height: int, width: int, objec
     if not isinstance(config, DETRConfig) or not isinstance(config.backbone, ResNetConfig):
         return None
     cells = _cells(config.backbone, height, width)
-    kept = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width)
-    kept += OF_TOKENS * _of_tokens(config, *cells) + OF_ATTENTION * _of_attention(config, *cells)
+    again = model.recompute if recompute is None else recompute
+    kept = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width, again)
+    kept += OF_TOKENS * _of_tokens(config, *cells, again) + OF_ATTENTION * _of_attention(config, *cells, again)
     if isinstance(config, SegmentationConfig):
         kept += OF_MASKS * _of_masks(config, *cells, min(objects or OBJECTS, config.num_queries))
     trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
@@ -91,12 +100,15 @@ def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preproc
     if any(not device.startswith("cpu") for device in keras.distribution.list_devices()):
         return None
     height, width = usual_canvas(preprocessing)
+    if settings.multiscale:
+        largest = 1.25 if settings.multiscale is True else max(settings.multiscale)
+        height, width = round(height * largest), round(width * largest)
     if step_memory(model, settings.batch_size, height, width) is None:
         return None
 
-    def needed(batch_size: int, share: float = 1.0) -> int:
+    def needed(batch_size: int, share: float = 1.0, recompute: bool | None = None) -> int:
         sides = max(1, round(height * share)), max(1, round(width * share))
-        return step_memory(model, batch_size, *sides, settings.max_boxes) or 0
+        return step_memory(model, batch_size, *sides, settings.max_boxes, recompute) or 0
 
     free, own = free_memory(), needed(settings.batch_size)
     text = (
@@ -107,7 +119,8 @@ def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preproc
         return Advice(own, free, text, False)
     fewer = next((size for size in _halves(settings.batch_size) if needed(size) <= free), None)
     smaller = next((share for share in (0.75, 0.5, 0.375, 0.25) if needed(settings.batch_size, share) <= free), None)
-    ways = []
+    recomputed = needed(settings.batch_size, recompute=True)
+    ways = [f"recompute=True ({_gb(recomputed)})"] if recomputed <= free else []
     if fewer is not None:
         steps = settings.gradient_accumulation_steps * -(-settings.batch_size // fewer)
         ways.append(f"batch_size={fewer} with gradient_accumulation_steps={steps} ({_gb(needed(fewer))})")
@@ -164,9 +177,14 @@ def _cells(backbone: ResNetConfig, height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
-def _of_backbone(backbone: ResNetConfig, frozen: Sequence[str], height: int, width: int) -> int:
-    """Return how many numbers are kept per image: the results of the convolutions from the first trained one on."""
-    parts = {"stem": 0}
+def _of_backbone(
+    backbone: ResNetConfig, frozen: Sequence[str], height: int, width: int, recompute: bool = False
+) -> int:
+    """Return how many numbers are kept per image: the results of the convolutions from the first trained one on.
+
+    With `recompute`, those of one block at a time, and of all others what goes into them.
+    """
+    parts, largest = {"stem": 0}, 0
     height, width = -(-height // 2), -(-width // 2)
     parts["stem"] = 2 * height * width * backbone.stem_channels
     height, width = -(-height // 2), -(-width // 2)
@@ -180,26 +198,32 @@ def _of_backbone(backbone: ResNetConfig, frozen: Sequence[str], height: int, wid
         first = channels * cells  # of the shortcut's projection
         if backbone.block == "bottleneck":
             first += inner * (before - cells)  # its first convolution sees the finer map
-        parts[f"stage{stage + 1}"] = depth * of_block + first
+        name = f"stage{stage + 1}"
+        parts[name] = depth * channels * cells if recompute else depth * of_block + first
+        largest = max(largest, 0 if name in frozen else of_block + first)
     if "backbone" in frozen:
         return 0
     names = list(parts)
     trained = [place for place, name in enumerate(names) if name not in frozen]
-    return sum(parts[name] for name in names[trained[0] :]) if trained else 0
+    kept = sum(parts[name] for name in names[trained[0] :]) if trained else 0
+    return kept + (largest if recompute else 0)
 
 
-def _of_tokens(config: DETRConfig, height: int, width: int) -> int:
-    """Return how many numbers are kept per image for the tokens of all layers."""
+def _of_tokens(config: DETRConfig, height: int, width: int, recompute: bool = False) -> int:
+    """Return how many numbers are kept per image for the tokens of all layers; of one layer, with `recompute`."""
     tokens, queries, d_model = height * width, config.num_queries, config.d_model
     encoder = tokens * (TOKEN_WIDTHS * d_model + 2 * config.encoder_ffn_dim)
     decoder = queries * (2 * TOKEN_WIDTHS * d_model + 2 * config.decoder_ffn_dim) + 2 * tokens * d_model
     decoder += 3 * config.decoder_attention_heads * queries * (tokens + queries)
+    if recompute:
+        inputs = config.encoder_layers * tokens + config.decoder_layers * queries
+        return inputs * d_model + max(encoder, decoder)
     return config.encoder_layers * encoder + config.decoder_layers * decoder
 
 
-def _of_attention(config: DETRConfig, height: int, width: int) -> int:
-    """Return how many weights the encoder's attention has for one image: of each token to each."""
-    return config.encoder_layers * config.encoder_attention_heads * (height * width) ** 2
+def _of_attention(config: DETRConfig, height: int, width: int, recompute: bool = False) -> int:
+    """Return how many weights the encoder's attention keeps for one image: of each token to each."""
+    return (1 if recompute else config.encoder_layers) * config.encoder_attention_heads * (height * width) ** 2
 
 
 def _of_masks(config: SegmentationConfig, height: int, width: int, objects: int) -> int:
