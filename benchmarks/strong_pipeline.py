@@ -7,7 +7,7 @@ a pixel left out, mirrored, resized to 640 × 640, levels 0 … 1. The other is 
 images, which is how the authors train, in a PyTorch DataLoader with 2 worker processes that stay from epoch to epoch.
 All run in turn, an epoch at a time, each in processes of its own; nothing is done with the batches, and the files are
 in the system's cache. Figures are medians, ratios those of the rounds. One epoch after is watched for the most memory
-that a contender's processes hold, imports included. That both do the same, `tests/data` shows, on the same draws.
+that a contender's processes hold, imports included. `tests/data` shows, on the same draws, that both do the same.
 
 The other rows are ours, too: with batches of RT-DETR's several sizes, and without the recipe, by which one sees what it
 costs.

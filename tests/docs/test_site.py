@@ -127,12 +127,22 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         assert [o.output_type for o in new.get("outputs", [])] == [o.output_type for o in old.get("outputs", [])]
 
 
-@pytest.mark.slow
-def test_the_matchers_figure_is_what_its_script_draws(tmp_path):
-    subprocess.run([sys.executable, DOCS / "figures" / "matching.py", tmp_path / "again.png"], check=True)
+def assert_as_kept(drawn):
     again, kept = (
-        np.asarray(Image.open(path).convert("RGB"), np.float32)
-        for path in (tmp_path / "again.png", DOCS / "images" / "matching.png")
+        np.asarray(Image.open(path).convert("RGB"), np.float32) for path in (drawn, DOCS / "images" / drawn.name)
     )
     assert again.shape == kept.shape
     assert np.abs(again - kept).mean() < 2  # levels of 255: fonts and rounding
+
+
+@pytest.mark.slow
+def test_the_matchers_figure_is_what_its_script_draws(tmp_path):
+    subprocess.run([sys.executable, DOCS / "figures" / "matching.py", tmp_path / "matching.png"], check=True)
+    assert_as_kept(tmp_path / "matching.png")
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_augmentation_are_what_their_script_draws(tmp_path):
+    subprocess.run([sys.executable, DOCS / "figures" / "augmentation.py", tmp_path], check=True)
+    assert_as_kept(tmp_path / "augmentation.jpg")
+    assert_as_kept(tmp_path / "multiscale.jpg")

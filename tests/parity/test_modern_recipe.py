@@ -3,7 +3,8 @@
 Learning rates by part and by layer, no decay of normalisations and biases, warm-up, accumulated gradients, batch
 normalisation that is trained, and averages of all floating state with their ramp. Dropout is off, as it draws
 differently. From random weights the training is chaotic: in float32 rounding alone moves its losses by 1e-3. So both
-sides compute in float64, but for the heads and the loss, which are float32 on both. Measured on a CPU: losses differ by up to MEASURED_LOSS of their value, averages by MEASURED_AVERAGE.
+sides compute in float64, but for the heads and the loss, which are float32 on both. Measured on a CPU: losses differ by
+up to MEASURED_LOSS of their value, averages by MEASURED_AVERAGE.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ def test_a_part_that_does_not_exist():
 
 @pytest.mark.parametrize("value", [{"a": -1}, {"a": "1"}, {3: 1.0}, [("a", 1)]])
 def test_what_are_no_factors(value):
-    with pytest.raises(ValueError, match="^learning_rate_multipliers must be "):
+    with pytest.raises(ValueError, match=r"^learning_rate_multipliers must be "):
         Settings(learning_rate_multipliers=value)
 
 
