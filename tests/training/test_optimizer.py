@@ -6,6 +6,8 @@ import pytest
 
 import tfdetr_keras as td
 from tfdetr_keras.training.averages import averaged_weights
+from tfdetr_keras.training.checkpoint import save_state
+from tfdetr_keras.training.state_file import StateFile, write_arrays
 
 SHAPES = {"model/backbone/stem/kernel": (3, 4), "model/backbone/stem/bias": (4,), "model/encoder/layer0/kernel": (4, 5)}
 STEPS = 12
@@ -202,3 +204,27 @@ def test_statistics_are_averaged_with_the_model(tmp_path):
 def test_averages_and_exclusions_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         td.AdamW(**arguments)
+
+
+def test_a_state_without_averages_of_statistics_is_continued(tmp_path):
+    """Those of earlier versions, which averaged trainable weights alone."""
+
+    def compiled():
+        model = td.from_preset("detr-tiny")
+        model.compile(td.AdamW(use_ema=True, ema_momentum=0.9), jit_compile=False)
+        return model
+
+    keras.utils.set_random_seed(0)
+    model = compiled()
+    path = tmp_path / "state.safetensors"
+    save_state(model, path, {"history": [{"loss": 1.0}], "best": None})
+    state = StateFile(path)
+    arrays = {name: array for name, array in state.arrays() if "moving_mean_average" not in name}
+    arrays = {name: array for name, array in arrays.items() if "moving_variance_average" not in name}
+    assert len(arrays) < len(state.shapes)
+    write_arrays(path, arrays, state.notes)
+    again = compiled()
+    assert td.training.Checkpoint(tmp_path).restore(again) == 1
+    for variable, average in again.optimizer.averages():
+        if "moving_" in variable.path:
+            np.testing.assert_array_equal(np.asarray(average), np.asarray(variable))

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Numbers that Keras counts over the whole program: dense_1, adam_2/dense_1_kernel_momentum.
 _PLACE = re.compile(r"/\d{5}/")
 _COUNTED = re.compile(r"_\d+(?=[_/]|$)")
+_OF_STATISTICS = re.compile(r"_moving_(mean|variance)_average$")
 STATE, LAST, BEST = "state.safetensors", "last.keras", "best.keras"
 # While it is there, the first epoch is being written: models without a state are then a run that never was.
 FIRST_EPOCH = ".first-epoch"
@@ -101,10 +102,17 @@ class Checkpoint(keras.callbacks.Callback):
             return 0
         stamp = _stamp(path)
         state = _readable(path)
-        _refuse_other_variables(state, variables)
+        lost = _averages_of_statistics(state, variables)
+        _refuse_other_variables(state, {name: one for name, one in variables.items() if name not in lost})
         self._refuse_other_choice(state.notes)
         for name, array in state.arrays():
             variables[_without_counts(name)].assign(array)
+        if lost:
+            logger.info("%s is of an earlier version, without averages of statistics: they start at these", path)
+            of_lost = {id(variables[name]) for name in lost}
+            for variable, average in model.optimizer.averages():
+                if id(average) in of_lost:
+                    average.assign(variable)
         self.history, self.best, self._known = state.notes["history"], state.notes["best"], stamp
         (self.folder / FIRST_EPOCH).unlink(missing_ok=True)  # of a kill right behind the first state
         if self.best is not None and not (self.folder / BEST).exists():
@@ -236,6 +244,12 @@ def _refuse_other_variables(state: StateFile, variables: Mapping[str, Any]) -> N
             f"{state.path} is of another model or optimizer: {len(wrong)} variables differ in name or shape, "
             f"e.g. {wrong[0]}; make and compile the model as for that run"
         )
+
+
+def _averages_of_statistics(state: StateFile, variables: Mapping[str, Any]) -> set[str]:
+    """Return the averages of running statistics that a state does not have; earlier versions kept none."""
+    known = {_without_counts(name) for name in state.shapes}
+    return {name for name in variables if name not in known and _OF_STATISTICS.search(name)}
 
 
 def _without_seeds(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[str, tuple[int, ...]]]:
