@@ -117,6 +117,7 @@ class AdamW(keras.optimizers.Adam):
         self.learning_rate_multipliers = dict(learning_rate_multipliers)
         self.weight_decay_exclude = tuple(weight_decay_exclude)
         self.ema_ramp_steps, self.ema_restart_at = int(ema_ramp_steps), ema_restart_at and int(ema_restart_at)
+        self._is_gated = False
         self._statistics: list[Any] = []
         self._averages_of_statistics: list[Any] = []
 
@@ -185,6 +186,36 @@ class AdamW(keras.optimizers.Adam):
             for name, limit in before.items():
                 setattr(self, name, limit)
 
+    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
+        """Accumulate gradients over replicas without the condition that `tf.distribute` cannot have in a step."""
+        every = self.gradient_accumulation_steps
+        if not every or number_of_replicas() == 1:
+            super()._backend_apply_gradients(grads, trainable_variables)
+            return
+        is_step = (self._iterations + 1) % every == 0
+        sums = [self._accumulated_gradients[self._get_variable_index(variable)] for variable in trainable_variables]
+        means = [(gradient + so_far) / every for gradient, so_far in zip(grads, sums, strict=True)]
+        self._backend_increment_gradient_accumulators(
+            [ops.where(is_step, -so_far, gradient) for gradient, so_far in zip(grads, sums, strict=True)], sums
+        )
+        self._is_gated = True
+        try:
+            self._backend_update_step(self._clip_gradients(means), trainable_variables, self.learning_rate)
+        finally:
+            self._is_gated = False
+        if self.use_ema:
+            self._update_model_variables_moving_average(self._trainable_variables)
+
+    def _clip_gradients(self, grads: Sequence[Any]) -> Any:
+        """Clip gradients of different dtypes together, which TensorFlow refuses to add: heads are always float32."""
+        dtypes = [None if one is None else keras.backend.standardize_dtype(one.dtype) for one in grads]
+        known = [dtype for dtype in dtypes if dtype is not None]
+        if len(set(known)) < 2:
+            return super()._clip_gradients(grads)
+        widest = keras.backend.result_type(*known)
+        clipped = super()._clip_gradients([one if one is None else ops.cast(one, widest) for one in grads])
+        return [one if dtype is None else ops.cast(one, dtype) for one, dtype in zip(clipped, dtypes, strict=True)]
+
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one variable: first its decay, then the step of Adam."""
         dtype, index = variable.dtype, self._get_variable_index(variable)
@@ -195,8 +226,12 @@ class AdamW(keras.optimizers.Adam):
         correction_1 = 1 - ops.power(ops.cast(self.beta_1, dtype), step)
         correction_2 = 1 - ops.power(ops.cast(self.beta_2, dtype), step)
 
-        self.assign_add(mean, (gradient - mean) * (1 - self.beta_1))
-        self.assign_add(square, (ops.square(gradient) - square) * (1 - self.beta_2))
+        gate: Any = 1.0  # 0 where gradients are only accumulated
+        if self._is_gated:
+            gate = ops.cast((self._iterations + 1) % self.gradient_accumulation_steps == 0, dtype)
+            rate = rate * gate
+        self.assign_add(mean, (gradient - mean) * ((1 - self.beta_1) * gate))
+        self.assign_add(square, (ops.square(gradient) - square) * ((1 - self.beta_2) * gate))
         if self.amsgrad:
             largest = self._velocity_hats[index]
             self.assign(largest, ops.maximum(largest, square))
