@@ -24,12 +24,14 @@ help: ## print this list
 
 venv: .venv/.installed ## create .venv and install the package with all that tests, docs and benchmarks need
 
-# torch comes first, so that the build found for it (CPU or CUDA) is settled before anything asks for it.
+# torch comes first, so that the build found for it (CPU or CUDA) is settled before anything asks for it. torchvision, to
+# compare with, lies beside the environment: transformers would use it, and cannot where it is built for another torch.
 .venv/.installed: pyproject.toml constraints.txt
 	@sh .ci/environment .venv $(PYTHON) $(SUPPORTED)
 	@echo "venv: installing everything into .venv (5 to 10 GB, some minutes the first time)"
 	@$(PINNED) torch
 	@$(PINNED) -e '.[test]'
+	@$(PINNED) --no-deps --upgrade --target .venv/beside torchvision || echo "venv: no torchvision; its tests are skipped"
 	@touch .venv/.core .venv/.port $@
 
 # What the demo needs, and no more. PyTorch is only compared with: where it cannot be had, the demo runs without it.

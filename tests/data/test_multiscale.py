@@ -251,6 +251,16 @@ def test_fit_traces_the_step_once_for_all_sizes():
     assert len(traces) == built
 
 
+def test_a_function_that_drops_the_masks_has_no_plain_epochs():
+    def without_masks(record, seed):
+        return {key: value for key, value in record.items() if key != "masks"}
+
+    options = {"augmentation": without_masks, "size": (32, 48), "training": True}
+    assert "masks" not in prepare(with_masks(2), 1, **options).element_spec[1]
+    with pytest.raises(ValueError, match="augmentation changes whether records have masks, which plain_from undoes"):
+        prepare(with_masks(2), 1, plain_from=3, **options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tfdetr_keras.data import load_coco
 from tfdetr_keras.data.sizes import Resize
-from tfdetr_keras.data.transforms import resize
-from tfdetr_keras.data.windows import resize_window
+from tfdetr_keras.data.transforms import resize, resized_levels
+from tfdetr_keras.data.windows import resize_window, window_levels
 
 SPEC = {
     "image": tf.TensorSpec((None, None, 3), tf.uint8),
@@ -105,6 +105,18 @@ def test_a_zoomed_out_photograph_is_pils(coco128):
         differences = np.abs(composed({key: record[key] for key in SPEC}, window, (640, 640))["image"] - expected)
         assert differences.max() <= 1
         assert differences.mean() < 0.25
+
+
+@pytest.mark.parametrize("side", [40, 50, 77])
+def test_a_white_image_far_away_fades_as_if_it_were_painted(side):
+    """Its edges are where black that is left out would be missed."""
+    image = np.full((200, 200, 3), 255, np.uint8)
+    canvas = np.pad(image, [(300, 300), (310, 290), (0, 0)])
+    expected = resized_levels(tf.constant(canvas), tf.constant([side, side]))
+    found = window_levels(
+        tf.constant(image), tf.constant([-300, -310, 800, 800]), tf.constant([side] * 2), "bilinear", True
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_whole_image_is_the_plain_resize():

@@ -102,7 +102,7 @@ def test_the_demo_installs_what_it_needs_and_only_once(make):
 
 def test_where_all_is_installed_the_demo_installs_nothing(make):
     _, calls = make("venv")
-    assert calls == ["torch", "-e .[test]"]
+    assert calls == ["torch", "-e .[test]", "--no-deps --upgrade --target .venv/beside torchvision"]
     _, calls = make("demo")
     assert calls == ["demo --out out"]
 

@@ -9,17 +9,16 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-# Where the benchmarks put torchvision, beside our environment; see `benchmarks/harness/peers.py`.
-PEERS = Path(__file__).parents[2] / "benchmarks" / ".peers"
+# Where `make venv` puts torchvision, so that transformers does not find it.
+BESIDE = Path(sys.prefix) / "beside"
 
 
 def missing():
     """Import torchvision; return why it cannot be had, or None."""
     if importlib.util.find_spec("torchvision") is None:
-        folders = sorted(PEERS.glob("torchvision==*"))
-        if not folders:
-            return "torchvision is not installed; benchmarks/strong_pipeline.py puts it into benchmarks/.peers"
-        sys.path.append(str(folders[-1]))
+        if not (BESIDE / "torchvision").is_dir():
+            return f"torchvision is missing: make venv puts it into {BESIDE}"
+        sys.path.append(str(BESIDE))
     try:
         import torchvision
     except RuntimeError:  # built for another torch (CUDA, CPU): its compiled operators, of which none is needed, fail

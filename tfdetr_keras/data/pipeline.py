@@ -153,7 +153,13 @@ def prepare(
             jittered = transforms.color_jitter(record, seeds[0]) if color_jitter else record
             if isinstance(augmentation, str):
                 return encode(RECIPES[augmentation](jittered, seeds[1], resize))
-            return encode(evaluation(augmentation(jittered, seeds[1]), resize))
+            changed = augmentation(jittered, seeds[1])
+            if plain_from is not None and ("masks" in changed) != ("masks" in record):
+                raise ValueError(
+                    "augmentation changes whether records have masks, which plain_from undoes in the middle of a "
+                    "training: change that with dataset.map before td.data.prepare"
+                )
+            return encode(evaluation(changed, resize))
 
         def plain() -> Batch:
             return encode(RECIPES["none" if augmentation == "none" else "flip"](record, seeds[1], resize))
