@@ -179,6 +179,7 @@ def test_statistics_are_averaged_with_the_model(tmp_path):
         expected = [before + share * (np.asarray(now) - before) for before, now in zip(expected, means, strict=True)]
     averages = {id(variable): average for variable, average in optimizer.averages()}
     assert len(averages) == len(model.trainable_variables) + 2 * len(means)
+    assert not {id(variable) for variable in optimizer.variables} & {id(variable) for variable in model.variables}
     for mean, one in zip(means, expected, strict=True):
         np.testing.assert_allclose(np.asarray(averages[id(mean)]), one, rtol=1e-5, atol=1e-6)
     before = [np.asarray(one) for one in means]

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -118,7 +119,8 @@ class AdamW(keras.optimizers.Adam):
         self.weight_decay_exclude = tuple(weight_decay_exclude)
         self.ema_ramp_steps, self.ema_restart_at = int(ema_ramp_steps), ema_restart_at and int(ema_restart_at)
         self._is_gated = False
-        self._statistics: list[Any] = []
+        # In an object, or Keras would take the model's variables for the optimizer's own.
+        self._statistics = SimpleNamespace(variables=[])
         self._averages_of_statistics: list[Any] = []
 
     def average_statistics_of(self, statistics: Sequence[Any]) -> None:
@@ -130,7 +132,7 @@ class AdamW(keras.optimizers.Adam):
             statistics: the variables.
         """
         if not self.built and self.use_ema:
-            self._statistics = list(statistics)
+            self._statistics.variables = list(statistics)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the averages and the moments, and find each variable's group."""
@@ -153,7 +155,7 @@ class AdamW(keras.optimizers.Adam):
             self.use_ema = keeps
         if keeps:
             self._model_variables_moving_average = averages
-            self._averages_of_statistics = [self._average_of(variable) for variable in self._statistics]
+            self._averages_of_statistics = [self._average_of(variable) for variable in self._statistics.variables]
 
     def _average_of(self, variable: Any) -> Any:
         """Make the average of a variable, which starts at its value."""
@@ -243,7 +245,7 @@ class AdamW(keras.optimizers.Adam):
 
     def average_statistics(self) -> None:
         """Move the averages of the statistics, after a step in which the model and the optimizer moved."""
-        self._move_averages(self._statistics, self._averages_of_statistics, self._iterations)
+        self._move_averages(self._statistics.variables, self._averages_of_statistics, self._iterations)
 
     def averages(self) -> list[tuple[Any, Any]]:
         """Return pairs of a variable of the model and its average, statistics included.
@@ -254,12 +256,12 @@ class AdamW(keras.optimizers.Adam):
         if not self.use_ema or not self.built:
             raise ValueError("the optimizer keeps no averages: give it use_ema=True, and train or build it first")
         own = zip(self._trainable_variables, self._model_variables_moving_average, strict=True)
-        return [*own, *zip(self._statistics, self._averages_of_statistics, strict=True)]
+        return [*own, *zip(self._statistics.variables, self._averages_of_statistics, strict=True)]
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Give the model the averages, as Keras' `fit` does at its end with `use_ema`; those of statistics, too."""
         super().finalize_variable_values(var_list)
-        for variable, average in zip(self._statistics, self._averages_of_statistics, strict=True):
+        for variable, average in zip(self._statistics.variables, self._averages_of_statistics, strict=True):
             variable.assign(average)
 
     def get_config(self) -> dict[str, Any]:
