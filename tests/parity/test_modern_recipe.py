@@ -4,7 +4,8 @@ Learning rates by part and by layer, no decay of normalisations and biases, warm
 normalisation that is trained, and averages of all floating state with their ramp. Dropout is off, as it draws
 differently. From random weights the training is chaotic: in float32 rounding alone moves its losses by 1e-3. So both
 sides compute in float64, but for the heads and the loss, which are float32 on both. Measured on a CPU: losses differ by
-up to MEASURED_LOSS of their value, averages by MEASURED_AVERAGE.
+up to 6e-5 of their value, averages by 6e-6 of their largest value or of 1. AdamW's epsilon is 1e-5 here: with 1e-8 each
+weight whose gradient is rounding takes whole steps.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 from batches import padded_batch, random_targets
+from members import DETR
 
 import tfdetr_keras as td
 from port_weights import to_torch
@@ -24,8 +26,8 @@ pytestmark = pytest.mark.slow
 
 IN_MEMORY = scheme("hugging-face", "hugging-face-in-memory", "model.", "model.backbone.model.")
 STEPS, ACCUMULATE, WARMUP = 50, 2, 20
-RATE, DECAY, MAX_NORM, MOMENTUM, RAMP = 1e-4, 1e-4, 0.1, 0.99, 10
-LOSS, AVERAGE = 1e-4, 1e-5
+RATE, DECAY, MAX_NORM, MOMENTUM, RAMP, EPSILON = 3e-5, 1e-4, 0.1, 0.99, 10, 1e-5
+LOSS, AVERAGE, WAY = 1e-4, 1e-5, 0.05
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 BACKBONE, LAYER_DECAY = 0.1, 0.8
 # By layer, deepest last: what PyTorch calls the layers, and how far they are from the end.
@@ -46,7 +48,7 @@ def batches():
 def model():
     keras.utils.set_random_seed(1)
     backbone = dataclasses.replace(td.PRESETS["table-transformer-detection"].backbone, batch_norm="trainable")
-    drawn = td.from_preset("detr-resnet-50", backbone=backbone, num_classes=20, frozen=(), **NO_DROPOUT)
+    drawn = td.from_preset("detr-resnet-50", backbone=backbone, num_classes=20, num_queries=12, frozen=(), **NO_DROPOUT)
     model = td.DETR(drawn.config, dtype="float64")
     model.set_weights(drawn.get_weights())
     return model
@@ -61,7 +63,7 @@ def theirs(model, pytorch):
         to_torch(model, IN_MEMORY),
         list(batches()),
         **{"rate": RATE, "multipliers": multipliers, "decay": DECAY, "max_norm": MAX_NORM, "momentum": MOMENTUM},
-        **{"ramp": RAMP, "warmup": WARMUP, "accumulate": ACCUMULATE},
+        **{"ramp": RAMP, "warmup": WARMUP, "accumulate": ACCUMULATE, "eps": EPSILON},
     )
 
 
@@ -74,6 +76,7 @@ def test_losses_weights_and_averages_stay_together(model, theirs):
         weight_decay_exclude=["norms", "biases"],
         global_clipnorm=MAX_NORM,
         gradient_accumulation_steps=ACCUMULATE,
+        epsilon=EPSILON,
         use_ema=True,
         ema_momentum=MOMENTUM,
         ema_ramp_steps=RAMP,
@@ -85,21 +88,23 @@ def test_losses_weights_and_averages_stay_together(model, theirs):
         model.reset_metrics()
         losses.append(model.train_on_batch(inputs, targets, return_dict=True)["loss"])
     assert_same_groups(model, optimizer, theirs["groups"])
-    print("losses", max(abs(a / b - 1) for a, b in zip(losses, theirs["losses"], strict=True)))
+    print(f"losses differ by {np.abs(np.divide(losses, theirs['losses']) - 1).max():.2g}")
     averages = {variable.path.split("/", 1)[1]: np.asarray(average) for variable, average in optimizer.averages()}
-    worst, moved = {}, {}
+    apart, ways, moved = {}, {}, {}
     for path, average in averages.items():
         name, layout = IN_MEMORY.torch_name(path)
         expected = layout.read(theirs["averages"][name], average.shape)
-        worst[path] = float(np.abs(average - expected).max())
-        moved[path] = float(np.abs(expected - start[path]).max())
-    top = sorted(worst, key=worst.get)[-8:]
-    print("averages", [(path, worst[path], moved[path]) for path in top])
+        apart[path] = float(np.abs(average - expected).max() / max(1.0, np.abs(expected).max()))
+        moved[path] = float(np.linalg.norm(expected - start[path]))
+        ways[path] = float(np.linalg.norm(average - expected)) / max(moved[path], 1e-12)
+    counting = {path: way for path, way in ways.items() if DETR.has_effect(path)}
+    print(f"averages apart by {max(apart.values()):.2g}, ways by {max(counting.values()):.2g}")
     np.testing.assert_allclose(losses, theirs["losses"], rtol=LOSS)
     statistics = [path for path in averages if "moving_" in path]
     assert len(statistics) == 40
     assert min(moved[path] for path in statistics) > 1e-3
-    assert max(worst.values()) <= AVERAGE
+    assert max(apart.values()) <= AVERAGE
+    assert max(counting.values()) <= WAY
 
 
 def by_path(model):

@@ -141,7 +141,7 @@ def _detections(model, batches):
     return found
 
 
-def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, momentum, ramp, warmup, accumulate):
+def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, momentum, ramp, warmup, accumulate, eps):
     """A loop as the authors of RT-DETR and D-FINE train: groups, warm-up, trained batch norm, averages of all state.
 
     The backbone's batch normalisation, which transformers freezes, is trained. Scales, shifts and biases of all
@@ -160,6 +160,7 @@ def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, mo
         ramp: τ, in steps.
         warmup: batches over which the learning rate rises.
         accumulate: so many batches make a step.
+        eps: of AdamW.
 
     Returns:
         A dict: "losses" of the batches before their steps, "groups" as (rate, decay) by parameter, "weights" and
@@ -183,7 +184,8 @@ def recipe_steps(config, arrays, batches, rate, multipliers, decay, max_norm, mo
         [
             {"params": [one for _, one in named], "lr": own_rate, "weight_decay": own_decay, "highest": own_rate}
             for (own_rate, own_decay), named in groups.items()
-        ]
+        ],
+        eps=eps,
     )
     averages = {name: one.clone() for name, one in model.state_dict().items() if one.dtype.is_floating_point}
     told = []
