@@ -55,8 +55,8 @@ class AdamW(keras.optimizers.Adam):
             not with every batch.
 
     Raises:
-        ValueError: a learning rate, multiplier, weight decay or limit that is not finite or below 0; a limit of 0; an
-            unknown kind of variables in `weight_decay_exclude`; a ramp or a restart without averages.
+        ValueError: a learning rate, multiplier, weight decay or limit that is not finite or below 0; a limit of 0; a
+            `weight_decay_exclude` that is no list of names; a ramp or a restart without averages.
 
     Source:
         Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", arXiv:1711.05101; DETR, section 4,
