@@ -4,7 +4,7 @@ Learning rates by part and by layer, no decay of normalisations and biases, warm
 normalisation that is trained, and averages of all floating state with their ramp. Dropout is off, as it draws
 differently. From random weights the training is chaotic: in float32 rounding alone moves its losses by 1e-3. So both
 sides compute in float64, but for the heads and the loss, which are float32 on both. Measured on a CPU: losses differ by
-up to 6e-5 of their value, averages by 6e-6 of their largest value or of 1. AdamW's epsilon is 1e-5 here: with 1e-8 each
+up to 6e-5 of their value, averages by 7e-6 of their largest value or of 1. AdamW's epsilon is 1e-5 here: with 1e-8 each
 weight whose gradient is rounding takes whole steps.
 """
 
