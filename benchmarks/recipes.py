@@ -50,22 +50,23 @@ def _data() -> dict[str, Any]:
     return {**parts, "names": names}
 
 
-def _run(recipe: str, seed: int, epochs: int, data: dict[str, Any], folder: Path) -> tuple[Any, float]:
+def _run(recipe: str, seed: int, epochs: int, data: dict[str, Any], folder: Path, **changes: Any) -> tuple[Any, float]:
     """Train; return the run and the seconds that it took, measurements included."""
     import tfdetr_keras as td
 
-    settings = {**SHARED, **RECIPES[recipe], "seed": seed, "epochs": epochs}
+    settings = {**SHARED, **RECIPES[recipe], "seed": seed, "epochs": epochs, **changes}
     if "plain_epochs" in settings:
         settings["plain_epochs"] = epochs // PLAIN_SHARE
     start = time.monotonic()
-    every = max(1, epochs // MEASUREMENTS)
-    run = td.fit_detector(data["train"], data["names"], folder, data["val"], evaluate_every=every, **settings)
+    settings.setdefault("evaluate_every", max(1, epochs // MEASUREMENTS))
+    run = td.fit_detector(data["train"], data["names"], folder, data["val"], **settings)
     return run, time.monotonic() - start
 
 
 def _seconds_of_an_epoch(recipe: str, data: dict[str, Any], folder: Path) -> tuple[float, float]:
-    """Return what an epoch takes with its share of the measurements, and what a run takes besides."""
-    short, long = (_run(recipe, 0, epochs, data, folder / f"{recipe}-{epochs}")[1] for epochs in (1, 4))
+    """Return what an epoch takes, and what a run takes besides: tracing and a measurement."""
+    once = {"warmup_steps": 0, "evaluate_every": 4}
+    short, long = (_run(recipe, 0, epochs, data, folder / f"{recipe}-{epochs}", **once)[1] for epochs in (1, 4))
     each = (long - short) / 3
     return each, short - each
 
