@@ -178,3 +178,31 @@ def test_commands_know_their_parser():
     options = parser().parse_args(TRAIN)
     assert options.parser.prog == "tfdetr train"
     assert isinstance(options, argparse.Namespace)
+
+
+def test_the_modern_recipe_reaches_the_run(monkeypatch, tmp_path):
+    """Options of parts, kinds, factors and durations arrive as the settings that they name."""
+    import tfdetr_keras.training
+
+    given = {}
+
+    def taken(*arguments, **settings):
+        given.update(settings)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(tfdetr_keras.training, "fit_detector", taken)
+    arguments = [
+        *("--augmentation", "strong", "--multiscale", "--plain-epochs", "25 steps", "--layer-decay", "0.8"),
+        *("--learning-rate-multipliers", "class_head=2", "backbone/stem=0.1", "--weight-decay-exclude", "norms"),
+        *("--warmup-steps", "0.5 epochs", "--ema-momentum", "0.99", "--ema-ramp-steps", "7", "--recompute"),
+        *("--ema-restart-after", "1", "--batch-norm", "stem=frozen", "stage2=trainable"),
+    ]
+    assert main([*TRAIN, "--out", str(tmp_path / "run"), *arguments]) == 2
+    expected = {
+        **{"augmentation": "strong", "multiscale": True, "plain_epochs": "25 steps", "layer_decay": 0.8},
+        **{"learning_rate_multipliers": {"class_head": 2.0, "backbone/stem": 0.1}, "weight_decay_exclude": ["norms"]},
+        **{"warmup_steps": "0.5 epochs", "ema_momentum": 0.99, "ema_ramp_steps": 7, "recompute": True},
+        **{"ema_restart_after": "1", "batch_norm": {"stem": "frozen", "stage2": "trainable"}},
+    }
+    found = {name: given[name] for name in expected}
+    assert found | {"ema_restart_after": str(found["ema_restart_after"])} == expected
