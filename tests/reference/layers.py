@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
+from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import multi_scale_deformable_attention_v2
 
 
 def nearest(sizes):
@@ -45,3 +47,48 @@ def attention(d_model, heads, length, batch=2, seed=0):
     layer.out_proj.bias.normal_()
     given = torch.randn(3, batch, length, d_model)
     return layer.state_dict(), given, layer(*given)[0]
+
+
+def deformable_attention(value, spatial_shapes, locations, weights, points_per_level, d_outputs, sampling="bilinear"):
+    """Written out level by level with `grid_sample`, in float64: outputs, and the gradients of the three arrays."""
+    arrays = [torch.from_numpy(one).double().requires_grad_() for one in (value, locations, weights)]
+    (batch, _, heads, channels), queries = value.shape, locations.shape[1]
+    tokens = arrays[0].split([height * width for height, width in spatial_shapes], dim=1)
+    points = arrays[1].split(points_per_level, dim=3)
+    parts = arrays[2].split(points_per_level, dim=3)
+    total = 0
+    for (height, width), level, point, part in zip(spatial_shapes, tokens, points, parts, strict=True):
+        images = level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        place = point.transpose(1, 2).reshape(batch * heads, queries, -1, 2)
+        if sampling == "bilinear":
+            grid = 2 * place - 1
+            read = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        else:
+            x = (place[..., 0].float() * width + 0.5).trunc().clamp(0, width - 1).long()
+            y = (place[..., 1].float() * height + 0.5).trunc().clamp(0, height - 1).long()
+            one = torch.arange(batch * heads)[:, None, None]
+            read = images[one, :, y, x].permute(0, 3, 1, 2)
+        read = read.reshape(batch, heads, channels, queries, -1)
+        total = total + torch.einsum("bhcqp,bqhp->bqhc", read, part)
+    outputs = total.reshape(batch, queries, heads * channels)
+    found = torch.autograd.grad(outputs, arrays, torch.from_numpy(d_outputs).double(), allow_unused=True)
+    gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(arrays, found, strict=True)]
+    return outputs, gradients
+
+
+def transformers_deformable_attention(value, spatial_shapes, locations, weights):
+    """What transformers computes, all levels of the same number of points."""
+    levels = len(spatial_shapes)
+    locations, weights = torch.from_numpy(locations), torch.from_numpy(weights)
+    by_level = (*weights.shape[:3], levels, -1)
+    kernel = MultiScaleDeformableAttention()
+    arrays = torch.from_numpy(value), torch.tensor(spatial_shapes), spatial_shapes, None
+    return kernel(*arrays, locations.reshape(*by_level, 2), weights.reshape(by_level), 64)
+
+
+def transformers_discrete_attention(value, spatial_shapes, locations, weights, points_per_level):
+    """RT-DETRv2's discrete sampling as transformers has it."""
+    arrays = map(torch.from_numpy, (locations, weights))
+    return multi_scale_deformable_attention_v2(
+        torch.from_numpy(value), spatial_shapes, *arrays, points_per_level, "discrete"
+    )
