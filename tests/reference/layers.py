@@ -3,10 +3,20 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
+from transformers import DeformableDetrConfig, DFineConfig, RTDetrConfig, RTDetrV2Config
 from transformers.activations import ACT2FN
-from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from transformers.models.d_fine.modeling_d_fine import DFineMultiscaleDeformableAttention
+from transformers.models.deformable_detr.modeling_deformable_detr import (
+    DeformableDetrMultiscaleDeformableAttention,
+    DeformableDetrPreTrainedModel,
+    MultiScaleDeformableAttention,
+)
 from transformers.models.detr.modeling_detr import DetrSinePositionEmbedding
-from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import multi_scale_deformable_attention_v2
+from transformers.models.rt_detr.modeling_rt_detr import RTDetrMultiscaleDeformableAttention
+from transformers.models.rt_detr_v2.modeling_rt_detr_v2 import (
+    RTDetrV2MultiscaleDeformableAttention,
+    multi_scale_deformable_attention_v2,
+)
 
 
 def nearest(sizes):
@@ -92,3 +102,54 @@ def transformers_discrete_attention(value, spatial_shapes, locations, weights, p
     return multi_scale_deformable_attention_v2(
         torch.from_numpy(value), spatial_shapes, *arrays, points_per_level, "discrete"
     )
+
+
+def _deformable_layer(kind, points):
+    """An attention layer of transformers, 32 channels, 4 heads, 2 levels."""
+    if kind == "deformable":
+        config = DeformableDetrConfig(d_model=32, num_feature_levels=2)
+        return DeformableDetrMultiscaleDeformableAttention(config, 4, points)
+    if kind == "rt_detr":
+        config = RTDetrConfig(d_model=32, decoder_n_levels=2, num_feature_levels=2)
+        return RTDetrMultiscaleDeformableAttention(config, 4, points)
+    if kind == "d_fine":
+        config = DFineConfig(d_model=32, decoder_attention_heads=4, num_feature_levels=2, decoder_n_points=points)
+        return DFineMultiscaleDeformableAttention(config)
+    method = "discrete" if kind == "discrete" else "default"
+    sizes = dict(d_model=32, decoder_attention_heads=4, decoder_n_levels=2, decoder_n_points=points)
+    return RTDetrV2MultiscaleDeformableAttention(RTDetrV2Config(**sizes, decoder_method=method))
+
+
+def deformable_layer(kind, points, spatial_shapes, references, mask, seed=0):
+    """Random weights by name, a query, a value, a gradient; outputs, and gradients of query, value and weights."""
+    torch.manual_seed(seed)
+    layer = _deformable_layer(kind, points).eval()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    references = torch.from_numpy(references)
+    tokens = sum(height * width for height, width in spatial_shapes)
+    query, d_outputs = torch.randn(2, *references.shape[:2], 32)
+    value = torch.randn(len(references), tokens, 32)
+    arrays = [query.requires_grad_(), value.requires_grad_()]
+    outputs = layer(
+        hidden_states=query,
+        encoder_hidden_states=value,
+        attention_mask=None if mask is None else torch.from_numpy(mask),
+        reference_points=references,
+        spatial_shapes=torch.tensor(spatial_shapes),
+        spatial_shapes_list=spatial_shapes,
+    )[0]
+    found = torch.autograd.grad(outputs, [*arrays, *layer.parameters()], d_outputs, allow_unused=True)
+    names = ["query", "value", *(name for name, _ in layer.named_parameters())]
+    gradients = {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+    return layer.state_dict(), (query, value, d_outputs), outputs, gradients
+
+
+def initial_offsets(heads, levels, points):
+    """The biases that transformers gives the offsets of Deformable DETR."""
+    config = DeformableDetrConfig(d_model=heads * 4, num_feature_levels=levels)
+    layer = DeformableDetrMultiscaleDeformableAttention(config, heads, points)
+    model = DeformableDetrPreTrainedModel.__new__(DeformableDetrPreTrainedModel)  # nothing but the rule is wanted of it
+    model.config = config
+    model._init_weights(layer)
+    return layer.sampling_offsets.bias
