@@ -226,8 +226,8 @@ def test_few_sizes_are_compiled_of_those_unknown():
 def test_blocks_of_any_size_give_the_same(monkeypatch, queries_of_a_block, sampling):
     case = "two levels"
     arrays = arrays_of(case)
-    _, points, batch, _, heads, channels = CASES[case]
-    row = 4 * 4 * batch * heads * sum(points) * channels
+    _, points, _, _, heads, channels = CASES[case]
+    row = 4 * 4 * heads * sum(points) * channels
     monkeypatch.setattr(module, "BLOCK_BYTES", queries_of_a_block * row)
     monkeypatch.setitem(module._RECOMPUTING, sampling, module._recomputing(module._AXES[sampling]))
     run, given = outputs_and_gradients(case, arrays, recompute=True, sampling=sampling)

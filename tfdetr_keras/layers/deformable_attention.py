@@ -243,17 +243,22 @@ _AXES: dict[str, Callable[[Any, Any], tuple[Any, Any, Any]]] = {
 }
 
 
-def _pixels(axis: Callable[..., Any], table: Any, locations: Any, maps: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """Return the rows to read, `(batch, queries, heads, points, y, x)` int32, and parts and slopes of x and of y."""
-    batch, tokens, heads, _ = ops.shape(table)
+def _pixels(
+    axis: Callable[..., Any], table: Any, locations: Any, maps: Any, image: Any = 0
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Return the rows to read, `(images, queries, heads, points, y, x)` int32, and parts and slopes of x and of y.
+
+    `image` is the number of the first image of `locations`.
+    """
+    tokens, heads = ops.shape(table)[1:3]
     width, height, start = maps[0], maps[1], ops.cast(maps[2], "int32")
     column, part_x, slope_x = axis(locations[..., 0], width)
     line, part_y, slope_y = axis(locations[..., 1], height)
     token = line[..., :, None] * ops.cast(width, "int32")[:, None, None] + column[..., None, :]
     token = token + start[:, None, None]
-    image = ops.reshape(ops.arange(batch, dtype="int32"), (-1, 1, 1, 1, 1, 1))
+    images = image + ops.arange(ops.shape(locations)[0], dtype="int32")
     head = ops.reshape(ops.arange(heads, dtype="int32"), (-1, 1, 1, 1))
-    return (image * tokens + token) * heads + head, part_x, slope_x, part_y, slope_y
+    return (ops.reshape(images, (-1, 1, 1, 1, 1, 1)) * tokens + token) * heads + head, part_x, slope_x, part_y, slope_y
 
 
 def _read(table: Any, rows: Any) -> Any:
@@ -263,9 +268,9 @@ def _read(table: Any, rows: Any) -> Any:
     return ops.reshape(values, (*ops.shape(rows)[:3], math.prod(rows.shape[3:]), channels))
 
 
-def _attend(axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any) -> Any:
-    """Compute the whole of it at once: `(batch, queries, heads, channels)`."""
-    rows, part_x, _, part_y, _ = _pixels(axis, table, locations, maps)
+def _attend(axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any, image: Any = 0) -> Any:
+    """Compute the whole of it at once: `(images, queries, heads, channels)`."""
+    rows, part_x, _, part_y, _ = _pixels(axis, table, locations, maps, image)
     factor = part_y[..., :, None] * part_x[..., None, :] * weights[..., None, None]
     values = _read(table, rows)
     factor = ops.reshape(factor, (*ops.shape(values)[:3], 1, values.shape[3]))
@@ -273,10 +278,17 @@ def _attend(axis: Callable[..., Any], table: Any, locations: Any, weights: Any, 
 
 
 def _gradients(
-    axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any, d_outputs: Any, d_table: Any
+    axis: Callable[..., Any],
+    table: Any,
+    locations: Any,
+    weights: Any,
+    maps: Any,
+    image: Any,
+    d_outputs: Any,
+    d_table: Any,
 ) -> tuple[Any, Any, Any]:
     """Add to `d_table`, one row for each of the table's, and return it and the gradients of locations and weights."""
-    rows, part_x, slope_x, part_y, slope_y = _pixels(axis, table, locations, maps)
+    rows, part_x, slope_x, part_y, slope_y = _pixels(axis, table, locations, maps, image)
     values = _read(table, rows)
     d_factor = ops.reshape(ops.matmul(values, d_outputs[..., None]), ops.shape(rows))
     of_x, of_y = ops.sum(d_factor * part_y[..., :, None], axis=-2), ops.sum(d_factor * part_x[..., None, :], axis=-1)
@@ -289,74 +301,85 @@ def _gradients(
     return d_table, d_locations * weights[..., None], d_weights
 
 
+class _Blocks:
+    """Blocks of queries of one image each, so that what a block reads lies close together."""
+
+    def __init__(self, table: Any, weights: Any) -> None:
+        self.batch, self.queries = ops.shape(weights)[:2]
+        row_bytes = 4 * 4 * math.prod(weights.shape[2:]) * table.shape[3]
+        self.size = max(1, BLOCK_BYTES // row_bytes)
+        self.of_an_image = -(-self.queries // self.size)
+        if isinstance(self.queries, int):
+            self.size = -(-self.queries // self.of_an_image)  # of equal size, so that little is padded
+        self.number = self.batch * self.of_an_image
+
+    def padded(self, array: Any) -> Any:
+        """Pad `(batch, queries, …)` to whole blocks; queries of zeros have no weight."""
+        more = self.of_an_image * self.size - self.queries
+        if isinstance(more, int) and more == 0:
+            return array
+        return ops.pad(array, [[0, 0], [0, more], *[[0, 0]] * (len(array.shape) - 2)])
+
+    def image(self, block: Any) -> Any:
+        """Return the number of a block's image."""
+        return block // self.of_an_image
+
+    def read(self, array: Any, block: Any) -> Any:
+        """Return a block, `(1, size, …)`, of a padded array."""
+        last = ops.shape(array)[2:]
+        start = (self.image(block), block % self.of_an_image * self.size, *[0] * len(last))
+        return ops.slice(array, start, (1, self.size, *last))
+
+    def empty(self, *last: Any, dtype: Any) -> Any:
+        """Make the array of all blocks' results, `(blocks, size, …)`."""
+        return ops.zeros((self.number, self.size, *last), dtype)
+
+    def write(self, results: Any, block: Any, result: Any) -> Any:
+        """Write a block's result, `(1, size, …)`, to its place among all."""
+        place = ops.reshape(ops.convert_to_tensor(block, dtype="int32"), (1, 1))
+        return ops.scatter_update(results, place, result)
+
+    def joined(self, results: Any) -> Any:
+        """Return all blocks' results as `(batch, queries, …)`."""
+        last = ops.shape(results)[2:]
+        return ops.reshape(results, (self.batch, self.of_an_image * self.size, *last))[:, : self.queries]
+
+
 def _attend_block_by_block(axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any) -> Any:
     """Compute the same as `_attend`, with the rows of one block of queries at a time."""
-    (locations, weights), size, number = _blocks(table, weights, locations, weights)
+    blocks = _Blocks(table, weights)
+    locations, weights = blocks.padded(locations), blocks.padded(weights)
 
     def step(block: Any, outputs: Any) -> Any:
-        there, parts = _block_of(locations, block, size), _block_of(weights, block, size)
-        return _with_block(outputs, block, _attend(axis, table, there, parts, maps))
+        there, parts = blocks.read(locations, block), blocks.read(weights, block)
+        return blocks.write(outputs, block, _attend(axis, table, there, parts, maps, blocks.image(block)))
 
-    outputs = ops.zeros(_shape_of_blocks(weights, size, number, table.shape[3:]), table.dtype)
-    return _joined(ops.fori_loop(0, number, step, outputs))
+    outputs = blocks.empty(*table.shape[2:], dtype=table.dtype)
+    return blocks.joined(ops.fori_loop(0, blocks.number, step, outputs))
 
 
 def _gradients_block_by_block(
     axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any, d_outputs: Any
 ) -> tuple[Any, Any, Any]:
     """Return the gradients of table, locations and weights; each block's rows are read once more."""
-    queries = ops.shape(weights)[1]
-    (locations, weights, d_outputs), size, number = _blocks(table, weights, locations, weights, d_outputs)
+    blocks = _Blocks(table, weights)
+    locations, weights, d_outputs = map(blocks.padded, (locations, weights, d_outputs))
 
     def step(block: Any, state: Any) -> Any:
         d_table, d_locations, d_weights = state
-        there, parts, d_block = (_block_of(one, block, size) for one in (locations, weights, d_outputs))
-        d_table, of_locations, of_weights = _gradients(axis, table, there, parts, maps, d_block, d_table)
-        return d_table, _with_block(d_locations, block, of_locations), _with_block(d_weights, block, of_weights)
+        there, parts, d_block = (blocks.read(one, block) for one in (locations, weights, d_outputs))
+        d_table, of_locations, of_weights = _gradients(
+            axis, table, there, parts, maps, blocks.image(block), d_block, d_table
+        )
+        return d_table, blocks.write(d_locations, block, of_locations), blocks.write(d_weights, block, of_weights)
 
     state = (
         ops.zeros_like(ops.reshape(table, (-1, table.shape[3]))),
-        ops.zeros(_shape_of_blocks(weights, size, number, locations.shape[3:]), table.dtype),
-        ops.zeros(_shape_of_blocks(weights, size, number, weights.shape[3:]), table.dtype),
+        blocks.empty(*locations.shape[2:], dtype=table.dtype),
+        blocks.empty(*weights.shape[2:], dtype=table.dtype),
     )
-    d_table, d_locations, d_weights = ops.fori_loop(0, number, step, state)
-    d_table = ops.reshape(d_table, ops.shape(table))
-    return d_table, _joined(d_locations)[:, :queries], _joined(d_weights)[:, :queries]
-
-
-def _blocks(table: Any, weights: Any, *arrays: Any) -> tuple[list[Any], int, Any]:
-    """Return arrays whose queries are padded to whole blocks, the queries of a block, and the number of blocks."""
-    queries = ops.shape(weights)[1]
-    size = max(1, BLOCK_BYTES // (4 * _bytes_of_a_query(weights, table)))
-    number = -(-queries // size)
-    if isinstance(queries, int):
-        size = -(-queries // number)  # blocks of one size, with as little padding as possible
-    more = number * size - queries
-    padding = [[0, 0], [0, more], [0, 0], [0, 0], [0, 0]]
-    if not isinstance(more, int) or more > 0:
-        arrays = tuple(ops.pad(one, padding[: len(one.shape)]) for one in arrays)
-    return list(arrays), size, number
-
-
-def _block_of(array: Any, block: Any, size: int) -> Any:
-    shape = ops.shape(array)
-    return ops.slice(array, (0, block * size, *[0] * (len(shape) - 2)), (shape[0], size, *shape[2:]))
-
-
-def _shape_of_blocks(weights: Any, size: int, number: Any, last: Any) -> tuple[Any, ...]:
-    return (number, ops.shape(weights)[0], size, weights.shape[2], *last)
-
-
-def _with_block(outputs: Any, block: Any, result: Any) -> Any:
-    """Write a block's result, `(batch, size, …)`, to its place among all, `(blocks, batch, size, …)`."""
-    place = ops.reshape(ops.convert_to_tensor(block, dtype="int32"), (1, 1))
-    return ops.scatter_update(outputs, place, result[None])
-
-
-def _joined(blocks: Any) -> Any:
-    """Return `(batch, queries, …)` of `(blocks, batch, size, …)`."""
-    number, batch, size, *last = ops.shape(blocks)
-    return ops.reshape(ops.swapaxes(blocks, 0, 1), (batch, number * size, *last))
+    d_table, d_locations, d_weights = ops.fori_loop(0, blocks.number, step, state)
+    return ops.reshape(d_table, ops.shape(table)), blocks.joined(d_locations), blocks.joined(d_weights)
 
 
 def _recomputing(axis: Callable[..., Any]) -> Callable[..., Any]:
@@ -373,7 +396,7 @@ def _recomputing(axis: Callable[..., Any]) -> Callable[..., Any]:
 
         # Eager TensorFlow would make ready to differentiate the loop itself, and keep what each turn computes.
         given = map(ops.stop_gradient, (table, locations, weights, maps))
-        return forward(*given)[:, : ops.shape(weights)[1]], gradient
+        return forward(*given), gradient
 
     return attend
 
