@@ -6,18 +6,17 @@ Every contender gets the same values, locations, weights and gradient of the out
 and computes outputs alone ("forward"), or outputs and the gradients of the other three ("forward and back"). Their
 lengths are compared first. "Ours" is called inside a plain `tf.function`, as `fit` has it on a CPU, and compiles
 itself; "ours, XLA" is called inside one that is compiled. Both keep the rows that they read; "recomputed" reads them
-again.
-transformers' is the class that its models use without a kernel of their own: `grid_sample`, level by level.
+again, and the other backends do as the function does by itself. transformers' is the class that its models use without
+a kernel of their own: `grid_sample`, level by level.
 
 All run in turn, once per round, on the threads that each takes by itself; figures are medians, and compilation is not
-timed. Peak memory is that of one run forward and back above the level before it, in a process that has run before,
-after free memory has been given back to the system (`malloc_trim`).
+timed. Peak memory is that of a process of its own for each contender and load during its first run forward and back,
+above the level before it; with compilation, some 100 MiB, where something is compiled.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import importlib.util
 import os
@@ -66,7 +65,6 @@ FORWARD, BACK = "forward", "forward and back"
 BARS = {("encoder", OURS): 0.25, ("encoder", RECOMPUTED): 0.35, ("decoder", OURS): 0.6, ("RT-DETR", OURS): 0.5}
 SPREAD = 0.05  # of points around a reference, relative to the image
 AGREEMENT = 1e-4  # of the lengths of outputs and gradients, relative
-MEMORY_RUNS = 3
 
 Arrays = tuple[np.ndarray, ...]
 Run = Callable[[], list[Any]]
@@ -121,7 +119,7 @@ def _jax(load: Load, arrays: Arrays) -> dict[str, Run]:
     import tfdetr_keras as td
 
     def attend(value: Any, locations: Any, weights: Any) -> Any:
-        return td.deformable_attention(value, load.levels, locations, weights, recompute=False)
+        return td.deformable_attention(value, load.levels, locations, weights)
 
     def back(*given: Any) -> Any:
         outputs, gradient = jax.vjp(attend, *given)
@@ -157,7 +155,7 @@ def _keras_on_torch(load: Load, arrays: Arrays) -> dict[str, Run]:
     import tfdetr_keras as td
 
     def attend(value: Any, locations: Any, weights: Any) -> Any:
-        return td.deformable_attention(value, load.levels, locations, weights, recompute=False)
+        return td.deformable_attention(value, load.levels, locations, weights)
 
     return _torch(arrays, attend)
 
@@ -200,22 +198,19 @@ def work() -> None:
         prepared[contender][direction]()
         return time.perf_counter() - start
 
-    def peak(contender: str) -> float:
-        growths = []
-        for _ in range(MEMORY_RUNS):
-            gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = resident_mib("VmRSS")
-            prepared[contender][BACK]()
-            growths.append(resident_mib("VmHWM") - before)
-        return statistics.median(growths)
+    def peak(contender: str, load: str) -> float:
+        runs = runs_of(contender, LOADS[load])
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the record of the peak
+        before = resident_mib("VmRSS")
+        runs[BACK]()
+        return resident_mib("VmHWM") - before
 
     serve(prepare=prepare, once=once, peak=peak)
 
 
-def measure(workers: dict[str, Worker], load: str, repetitions: int) -> tuple[dict[tuple[str, str], float], dict]:
-    """Median seconds by contender and direction, and peak MiB by contender."""
+def measure(workers: dict[str, Worker], load: str, repetitions: int) -> dict[tuple[str, str], float]:
+    """Median seconds by contender and direction."""
     lengths = {name: np.array(worker.ask("prepare", name, load)) for name, worker in workers.items()}
     for name, found in lengths.items():
         if np.abs(found / lengths[TRANSFORMERS] - 1).max() > AGREEMENT:
@@ -228,8 +223,16 @@ def measure(workers: dict[str, Worker], load: str, repetitions: int) -> tuple[di
         for name, worker in workers.items()
     }
     seconds = take_turns(asks, repetitions)
-    peaks = {name: worker.ask("peak", name) for name, worker in workers.items()}
-    return {key: statistics.median(values) for key, values in seconds.items()}, peaks
+    return {key: statistics.median(values) for key, values in seconds.items()}
+
+
+def peak_of(contender: str, load: str) -> float:
+    """Peak MiB of a contender's first run, in a process of its own."""
+    process, backend = CONTENDERS[contender]
+    worker = Worker(process, KERAS_BACKEND=backend)
+    peak = worker.ask("peak", contender, load)
+    worker.close()
+    return peak
 
 
 def main() -> None:
@@ -251,22 +254,24 @@ def main() -> None:
     print_header("Deformable attention, ms", ("tfdetr-keras", "tensorflow", "keras", "jax", "torch", "transformers"))
     print(f"In brackets the ratio to {TRANSFORMERS}; n={arguments.repetitions}, fewer where a run takes long.\n")
     print_table(["load", "direction", *workers])
-    medians, peaks = {}, {}
+    medians = {}
     for load in arguments.loads.split(","):
-        medians[load], peaks[load] = measure(workers, load, arguments.repetitions)
+        medians[load] = measure(workers, load, arguments.repetitions)
         for direction in (FORWARD, BACK):
             row = {name: medians[load][name, direction] for name in workers}
             cells = [f"{rounded(1e3 * row[name])} ({rounded(row[name] / row[TRANSFORMERS])}×)" for name in workers]
             print_row([load, direction, *cells])
+    for worker in processes.values():
+        worker.close()
     print("\nPeak MiB of a run forward and back:\n")
-    print_table(["load", *workers], [[load, *(rounded(row[name]) for name in workers)] for load, row in peaks.items()])
+    print_table(["load", *workers])
+    for load in medians:
+        print_row([load, *(rounded(peak_of(name, load)) for name in workers)])
     print("\nBars, forward and back:\n")
     for (load, name), bar in BARS.items():
         row = medians.get(load)
         ratio = None if row is None else row[name, BACK] / row[TRANSFORMERS, BACK]
         print_bar(f"{load}: time of {name} / {TRANSFORMERS}", ratio, at_most=bar)
-    for worker in processes.values():
-        worker.close()
 
 
 if __name__ == "__main__":

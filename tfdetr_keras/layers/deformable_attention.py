@@ -25,8 +25,9 @@ from keras import ops
 
 from tfdetr_keras.backend.compiler import compiled
 
-# Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache.
-BLOCK_BYTES = 2**22
+# Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache; but PyTorch's
+# backend of Keras copies an array as a whole to write a block into it, so that there blocks have to be few.
+BLOCK_BYTES = 2**26 if keras.backend.backend() == "torch" else 2**22
 # From this size on, in bytes of float32, rows are not kept if the caller leaves that open.
 KEPT_BYTES = 2**28
 # Sizes unknown until run time are rounded up to a multiple of a 16th of the next power of two, at least of this.
@@ -69,7 +70,7 @@ def deformable_attention(
             flows to the locations then.
         recompute: whether the rows that are read are read again on the way back rather than kept. They take
             4 · 4 · batch · queries · heads · points · channels bytes (`"discrete"`: a quarter). None does so from 256
-            MiB on, or if the number of queries is not known.
+            MiB on, if the number of queries is not known, and on JAX, where it is faster at any size.
 
     Returns:
         `(batch, queries, heads · channels)`, of value's dtype.
@@ -102,6 +103,8 @@ def deformable_attention(
     if recompute is None:
         pixels = 4 if sampling == "bilinear" else 1
         recompute = not isinstance(queries, int) or queries * pixels * _bytes_of_a_query(weights, value) > KEPT_BYTES
+        # What JAX makes of the gather's own gradient takes up to twice as long, and keeping its rows as well.
+        recompute = recompute or keras.backend.backend() == "jax"
     attended = (_RECOMPUTING if recompute else _KEEPING)[sampling](table, *given, ops.cast(maps, dtype))
     attended = attended if isinstance(queries, int) else attended[:, :queries]
     return ops.cast(ops.reshape(attended, (batch, queries, channels)), value.dtype)
