@@ -25,9 +25,9 @@ from keras import ops
 
 from tfdetr_keras.backend.compiler import compiled
 
-# Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache; but PyTorch's
-# backend of Keras copies an array as a whole to write a block into it, so that there blocks have to be few.
-BLOCK_BYTES = 2**26 if keras.backend.backend() == "torch" else 2**22
+# Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache. Not so on
+# PyTorch, where to write a block into an array Keras copies it as a whole, so that blocks have to be few.
+BLOCK_BYTES = 2**28 if keras.backend.backend() == "torch" else 2**22
 # From this size on, in bytes of float32, rows are not kept if the caller leaves that open.
 KEPT_BYTES = 2**28
 # Sizes unknown until run time are rounded up to a multiple of a 16th of the next power of two, at least of this.
