@@ -16,6 +16,7 @@ from .inference.segments import post_process_instance as post_process_instance
 from .inference.segments import post_process_masks as post_process_masks
 from .inference.segments import post_process_panoptic as post_process_panoptic
 from .inference.segments import post_process_semantic as post_process_semantic
+from .layers.deformable_attention import deformable_attention as deformable_attention
 from .loading import load_model as load_model
 from .losses.criterion import SetCriterion as SetCriterion
 from .matching.assignment import linear_sum_assignment as linear_sum_assignment

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.backend.compiler import compiled
+from tfdetr_keras.backend.compiler import compiled, left_plain
 
 
 def collatz(start):
@@ -42,6 +42,10 @@ def test_xla_compiles_it_also_inside_a_plain_graph():
 
     np.testing.assert_array_equal(tf.function(digits)(tf.constant([1, 20])), [1, 2])
     within = tf.function(compiled(digits))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?i)unsupported operations"):
+        within(tf.constant([1, 20]))
+    with left_plain():
+        np.testing.assert_array_equal(tf.function(compiled(digits))(tf.constant([1, 20])), [1, 2])
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?i)unsupported operations"):
         within(tf.constant([1, 20]))
 

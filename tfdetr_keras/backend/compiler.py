@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+
+_leaves_plain = contextvars.ContextVar("leaves_plain", default=False)
+
+
+@contextlib.contextmanager
+def left_plain() -> Iterator[None]:
+    """Leave compiled functions that are called or traced within as they are written.
+
+    For converters of graphs that cannot look into a compiled function, as tf2onnx.
+    """
+    token = _leaves_plain.set(True)
+    try:
+        yield
+    finally:
+        _leaves_plain.reset(token)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,7 +32,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     On TensorFlow the function becomes `tf.function(jit_compile=True)`: compiled by XLA wherever it is called from, be
     it eager code, the plain graph that `fit` builds on a CPU, a replica of a distribution strategy, or a function that
     is itself compiled, of which it then becomes a part. On JAX it becomes `jax.jit`. On PyTorch it is left unchanged: a
-    loop whose length depends on the data breaks that compiler's graphs.
+    loop whose length depends on the data breaks that compiler's graphs. Within `left_plain` it is unchanged, too.
 
     Sizes unknown while a TensorFlow graph is traced become known when XLA compiles it, once for each new set of shapes.
     Arguments are tensors or None.
@@ -41,6 +58,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        return compile_once()(*arguments)
+        return function(*arguments) if _leaves_plain.get() else compile_once()(*arguments)
 
     return call

@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdetr_keras.backend.atomic import whole_file
+from tfdetr_keras.backend.compiler import left_plain
 from tfdetr_keras.export.exportable import IMAGES, file_to_write, serving_graph
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import mode_of
@@ -55,7 +56,8 @@ def onnx(
     path = file_to_write(path, ".onnx", overwrite)
     graph = serving_graph(model, preprocessing_for(model, preprocessing, size, pad_to, size_rule), portable=True)
     function = tf.function(graph.of_pixels, autograph=False)
-    written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
+    with left_plain():
+        written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
     names = written.metadata_props.add()
     names.key, names.value = "class_names", json.dumps(list(graph.model.id2label.values()))
     with whole_file(path) as partial:
