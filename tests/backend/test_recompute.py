@@ -66,7 +66,7 @@ def array_of(value):
     return np.asarray(keras.ops.convert_to_numpy(value), np.float64)
 
 
-@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", [None, pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
 def test_statistics_move_once_and_dropout_draws_the_same(dtype):
     losses, state = trained(False, dtype)
     again, recomputed = trained(True, dtype)
@@ -76,6 +76,7 @@ def test_statistics_move_once_and_dropout_draws_the_same(dtype):
         np.testing.assert_allclose(recomputed[path], value, rtol=2e-5, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_detector_trains_the_same():
     def run(recompute):
         keras.utils.set_random_seed(0)

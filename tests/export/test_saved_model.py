@@ -26,7 +26,8 @@ ALONE = """
 """
 
 
-@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pad_to", [None, CANVAS])
 def test_pixels_in_a_process_with_tensorflow_alone(detector, photographs, expected, assert_same, tmp_path, pad_to):
     _, images = photographs
     folder = export.saved_model(detector, tmp_path / "served", SIZE, pad_to)

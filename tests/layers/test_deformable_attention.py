@@ -153,7 +153,7 @@ def test_locations_far_away_read_nothing_beyond_the_table(bad, recompute, sampli
         np.testing.assert_array_equal(outputs[0, 0], 0.0)
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
 def test_in_a_graph_of_known_and_unknown_sizes(reference, jit_compile, recompute):
     case = "two levels"

@@ -68,7 +68,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("tf.data", "generator")
+
+
+@pytest.mark.parametrize(
+    "form", [form if form in QUICK else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
+)
 def test_fit_hands_them_over_and_evaluate_does_not(model, make_batch, form):
     batch = make_batch()
     history = model.fit(**FORMS[form](batch), verbose=0).history

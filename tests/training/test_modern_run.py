@@ -1,10 +1,12 @@
 """A run with all of the modern recipe: finite and as good in bfloat16, its settings in its report."""
 
+import dataclasses
 import json
 import logging
 
 import numpy as np
 import pytest
+from smallest import SMALLEST
 
 import tfdetr_keras as td
 
@@ -17,6 +19,7 @@ MODERN = {
 }
 
 
+@pytest.mark.slow
 def test_its_folder_tells_all_and_its_model_is_the_average(without_tracing, tmp_path, caplog):
     records, names = td.data.load_shapes(12, seed=2, size=(40, 60))
     validation, _ = td.data.load_shapes(6, seed=3, size=(40, 60))
@@ -42,11 +45,9 @@ def test_its_folder_tells_all_and_its_model_is_the_average(without_tracing, tmp_
 
 def test_a_recipe_for_long_runs_is_scaled_and_told(without_tracing, tmp_path, caplog):
     long = {"warmup_steps": 2000, "ema_momentum": 0.9999, "ema_ramp_steps": 2000, "plain_epochs": 8}
-    config = td.PRESETS["detr-tiny"]
-    model = td.DETR(type(config)(**{**config.to_dict(), "recipe": {**config.recipe, **long}}))
-    model.save(tmp_path / "own.keras")
-    records, names = td.data.load_shapes(8, seed=2, size=(40, 60))
-    options = {"batch_size": 4, "size": (64, 64), "pad_to": (64, 64), "source": tmp_path / "own.keras"}
+    td.DETR(dataclasses.replace(SMALLEST, recipe={**long, "freeze": ""})).save(tmp_path / "own.keras")
+    records, names = td.data.load_shapes(8, seed=2, size=(24, 32))
+    options = {"batch_size": 4, "size": (32, 32), "pad_to": (32, 32), "source": tmp_path / "own.keras"}
     with caplog.at_level(logging.INFO):
         run = td.fit_detector(records, names, tmp_path / "run", epochs=5, **options)
     settings = run.config()["settings"]
@@ -55,7 +56,7 @@ def test_a_recipe_for_long_runs_is_scaled_and_told(without_tracing, tmp_path, ca
     report = (run.path / "report.md").read_text()
     assert "| warmup_steps | 1 * |" in report
     assert "- plain_epochs: 8 in the recipe; at most 20% of the run's 5 epochs" in report
-    longer = td.fit_detector(records, names, tmp_path / "run", resume=True, epochs=15, **options)
+    longer = td.fit_detector(records, names, tmp_path / "run", resume=True, epochs=6, **options)
     assert longer.config()["settings"]["warmup_steps"] == 1  # as it was begun
 
 

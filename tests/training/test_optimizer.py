@@ -1,8 +1,11 @@
 """AdamW against PyTorch's, variable by variable; what Keras brings along still works."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
+from smallest import SMALLEST
 
 import tfdetr_keras as td
 from tfdetr_keras.training.averages import averaged_weights
@@ -165,7 +168,8 @@ def test_averages_follow_their_formula(ramp, restart, accumulate):
 def test_statistics_are_averaged_with_the_model(tmp_path):
     """Keras' own `use_ema` averages trainable variables alone; a detector then is given statistics of other weights."""
     keras.utils.set_random_seed(0)
-    model = td.from_preset("detr-tiny")
+    backbone = dataclasses.replace(SMALLEST.backbone, batch_norm="trainable")
+    model = td.DETR(dataclasses.replace(SMALLEST, backbone=backbone))
     optimizer = td.AdamW(1e-3, use_ema=True, ema_momentum=0.9, ema_ramp_steps=3)
     model.compile(optimizer, jit_compile=False)
     statistics = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
@@ -211,7 +215,8 @@ def test_a_state_without_averages_of_statistics_is_continued(tmp_path):
     """Those of earlier versions, which averaged trainable weights alone."""
 
     def compiled():
-        model = td.from_preset("detr-tiny")
+        backbone = dataclasses.replace(SMALLEST.backbone, batch_norm="trainable")
+        model = td.DETR(dataclasses.replace(SMALLEST, backbone=backbone))
         model.compile(td.AdamW(use_ema=True, ema_momentum=0.9), jit_compile=False)
         return model
 
