@@ -25,18 +25,22 @@ def layer_of(channels):
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 2, 3), (4, 7, 9, 2)])
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_three_steps_and_inference_are_pytorchs(shape, offset, pytorch):
-    """With an offset a hundred times the deviation, the mean of squares less the square of the mean would lose all."""
+    """With an offset a hundred times the deviation, the mean of squares less the square of the mean would lose all.
+
+    Measured: 1e-6, and 9e-5 with the offset.
+    """
+    close = {"rtol": 0, "atol": 2e-4 if offset else 5e-6}
     rng = np.random.default_rng(1)
     batches = [(offset + 3 * rng.normal(size=shape)).astype(np.float32) for _ in range(3)]
     layer = layer_of(shape[-1])
     gamma, beta, *_ = layer.get_weights()
     expected = pytorch.call("layers:batch_norm", gamma, beta, batches)
     for batch, output in zip(batches, expected["outputs"], strict=True):
-        np.testing.assert_allclose(array_of(layer(batch, training=True)), output, rtol=1e-4, atol=2e-4)
+        np.testing.assert_allclose(array_of(layer(batch, training=True)), output, **close)
     np.testing.assert_allclose(array_of(layer.moving_mean), expected["mean"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(array_of(layer.moving_variance), expected["variance"], rtol=1e-5, atol=1e-6)
     evaluated = array_of(layer(batches[0], training=False))
-    np.testing.assert_allclose(evaluated, expected["evaluated"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(evaluated, expected["evaluated"], **close)
 
 
 def test_one_value_of_a_channel_has_no_deviation():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.training.optimizer import lies_in
 from tfdetr_keras.training.settings import Settings
 
 
@@ -35,18 +36,16 @@ def learning_rate_multipliers(model: Detector, settings: Settings) -> dict[str, 
                 if part not in frozen
             }
             # All of the backbone lies in one of its parts.
-            if all(_is_in(variable.path, factors) for variable in model.backbone.trainable_variables):
+            parts_with_one = [part for part in factors if part != "backbone"]
+            trained = [variable.path for variable in model.backbone.trainable_variables]
+            if all(any(lies_in(path, part) for part in parts_with_one) for path in trained):
                 del factors["backbone"]
     paths = [variable.path for variable in model.variables]
     for part, factor in settings.learning_rate_multipliers.items():
-        if not any(f"/{part.strip('/')}/" in f"/{path}/" for path in paths):
+        if not any(lies_in(path, part) for path in paths):
             raise ValueError(
                 f"learning_rate_multipliers: no variable of the model lies in {part!r}; there are, for example, "
                 f"{', '.join(config.parts)}"
             )
         factors[part] = factor
     return factors
-
-
-def _is_in(path: str, factors: dict[str, float]) -> bool:
-    return any(f"/{part}/" in f"/{path}/" for part in factors if part != "backbone")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import keras
 
 from tfdetr_keras.backbones.resnet import ResNetConfig
+from tfdetr_keras.data.multiscale import MULTISCALE
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETRConfig
 from tfdetr_keras.models.detr_segmentation import SegmentationConfig
@@ -101,7 +102,7 @@ def advice_on_memory(model: Detector, settings: Settings, preprocessing: Preproc
         return None
     height, width = usual_canvas(preprocessing)
     if settings.multiscale:
-        largest = 1.25 if settings.multiscale is True else max(settings.multiscale)
+        largest = max(MULTISCALE if settings.multiscale is True else settings.multiscale)
         height, width = round(height * largest), round(width * largest)
     if step_memory(model, settings.batch_size, height, width) is None:
         return None

@@ -142,7 +142,9 @@ class AdamW(keras.optimizers.Adam):
         self._multipliers = [1.0 if group is None else self.learning_rate_multipliers[group] for group in groups]
         for unused in sorted(set(self.learning_rate_multipliers).difference(groups)):
             logger.warning("learning_rate_multipliers: no trainable variable lies in %r", unused)
-        self._decays = [not self._is_excluded(variable.path) for variable in variables]
+        self._decays = [
+            not any(is_named(name, variable.path) for name in self.weight_decay_exclude) for variable in variables
+        ]
         for name in self.weight_decay_exclude:
             if not any(is_named(name, variable.path) for variable in variables):
                 logger.warning("weight_decay_exclude: no trainable variable is meant by %r", name)
@@ -310,18 +312,19 @@ class AdamW(keras.optimizers.Adam):
             share = share + self.ema_momentum * ops.exp(-ops.cast(step, "float32") / self.ema_ramp_steps)
         return ops.where(batches % every == 0, ops.where(copies, 1.0, share), 0.0)
 
-    def _is_excluded(self, path: str) -> bool:
-        """Return whether a variable does not decay."""
-        return any(is_named(name, path) for name in self.weight_decay_exclude)
-
     def _group(self, path: str) -> str | None:
         """Return the longest name of a group that is a part of a variable's path."""
-        names = [name for name in self.learning_rate_multipliers if f"/{name.strip('/')}/" in f"/{path}/"]
+        names = [name for name in self.learning_rate_multipliers if lies_in(path, name)]
         return max(names, key=len, default=None)
 
 
 # Kinds of variables by the last step of their path, which is the name that its Keras layer gives each.
 KINDS = {"norms": ("gamma", "beta"), "biases": ("bias",), "embeddings": ("embeddings",)}
+
+
+def lies_in(path: str, part: str) -> bool:
+    """Return whether a part of a model, one or several whole steps of a path, is in a variable's path."""
+    return f"/{part.strip('/')}/" in f"/{path}/"
 
 
 def is_named(name: str, path: str) -> bool:
@@ -336,8 +339,8 @@ def is_named(name: str, path: str) -> bool:
     """
     *part, last = name.strip("/").split("/")
     if last not in KINDS:
-        return f"/{name.strip('/')}/" in f"/{path}/"
-    return path.rsplit("/", 1)[-1] in KINDS[last] and (not part or f"/{'/'.join(part)}/" in f"/{path}/")
+        return lies_in(path, name)
+    return path.rsplit("/", 1)[-1] in KINDS[last] and (not part or lies_in(path, "/".join(part)))
 
 
 def _is_number(value: Any) -> bool:
