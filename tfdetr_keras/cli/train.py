@@ -198,7 +198,7 @@ def _add_recipe_options(command: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--recompute",
         action="store_true",
-        help="compute layers again in the backward pass: less memory, a third more time",
+        help="compute layers again in the backward pass: less memory, a quarter more time",
     )
     recipe.add_argument("--cache", action="store_true", help="keep the decoded images in memory after the first epoch")
     recipe.add_argument("--tensorboard", action="store_true", help="also write events for TensorBoard")

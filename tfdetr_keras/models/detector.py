@@ -234,7 +234,7 @@ class Detector(OwnLossModel):
     def recompute(self) -> bool:
         """Whether the layers' results are computed again in the backward pass instead of being kept in memory.
 
-        Training then takes about a third more time. Set it before training; it is not saved with the model.
+        Training then takes about a quarter more time. Set it before training; it is not saved with the model.
         """
         return any(getattr(layer, "recompute", False) for layer in self._flatten_layers(include_self=False))
 

@@ -111,7 +111,7 @@ class Settings:
         precision: "float32", or "mixed_bfloat16" on hardware that has it.
         jit_compile: whether steps are compiled by XLA. By default on JAX, and on TensorFlow if there is an
             accelerator and shapes are static, by `pad_to` and `max_boxes`; on CPUs plain graphs are faster.
-        recompute: whether layers are computed again in the backward pass instead of kept: less memory, a third more
+        recompute: whether layers are computed again in the backward pass instead of kept: less memory, a quarter more
             time.
         tensorboard: whether to write TensorBoard's events as well.
         size_rule: by which images are resized, if other than the source's.
