@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from keras import initializers, layers, ops
+from keras import initializers, layers
 
 
 def linear_initializers(inputs: int, kernel: Any = None) -> dict[str, Any]:
@@ -50,20 +50,3 @@ class MLP(layers.Layer):
         for layer in self.stack:
             x = layer(x)
         return x
-
-
-class BoxHead(MLP):
-    """Three dense layers and a sigmoid: an object embedding to a relative box (DETR, section 3.2, "FFNs").
-
-    Args:
-        d_model: width of the embeddings.
-        zero_output: whether it starts by giving each object the same box, the one of its offset.
-    """
-
-    def __init__(self, d_model: int, zero_output: bool = False, **kwargs: Any) -> None:
-        super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
-
-    def call(self, inputs: Any, offset: Any = None) -> Any:
-        """Map `(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
-        boxes = super().call(inputs)
-        return ops.sigmoid(boxes if offset is None else boxes + offset)

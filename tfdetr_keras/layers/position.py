@@ -12,17 +12,18 @@ TEMPERATURE = 10000.0
 SCALE = 2 * math.pi
 
 
-def sine_encoding(angles: Any, features: int) -> Any:
+def sine_encoding(angles: Any, features: int, temperature: float = TEMPERATURE) -> Any:
     """Compute sines and cosines of angles at falling frequencies: channels 2k and 2k + 1 share one, sine first.
 
     Args:
         angles: float32 of any shape `(…)`, in [0, 2π] over the image.
         features: channels of the encoding, even.
+        temperature: by what the lowest frequency is less than the highest, nearly.
 
     Returns:
         `(…, features)` float32.
     """
-    frequency = ops.power(TEMPERATURE, 2 * ops.arange(features // 2, dtype="float32") / features)
+    frequency = ops.power(temperature, 2 * ops.arange(features // 2, dtype="float32") / features)
     angles_at = angles[..., None] / frequency
     return ops.reshape(ops.stack([ops.sin(angles_at), ops.cos(angles_at)], axis=-1), (*ops.shape(angles), features))
 
@@ -34,6 +35,8 @@ class SinePositionEmbedding(layers.Layer):
 
     Args:
         d_model: channels of the embedding: the first half encodes y, the second x.
+        temperature: of the frequencies, see `sine_encoding`.
+        centred: whether a position is that of the pixel's centre, as in Deformable DETR, instead of its far edge.
 
     Source:
         DETR, appendix A.4 ("Spatial positional encoding"), after Parmar et al. 2018.
@@ -41,9 +44,9 @@ class SinePositionEmbedding(layers.Layer):
 
     EPSILON = 1e-6
 
-    def __init__(self, d_model: int, **kwargs: Any) -> None:
+    def __init__(self, d_model: int, temperature: float = TEMPERATURE, centred: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.d_model = d_model
+        self.d_model, self.temperature, self.centred = d_model, temperature, centred
 
     def build(self, mask_shape: Any) -> None:
         """Do nothing: there are no weights."""
@@ -55,7 +58,8 @@ class SinePositionEmbedding(layers.Layer):
         def encode(axis: int) -> Any:
             position = ops.cumsum(mask, axis=axis)
             extent = position[:, -1:, :] if axis == 1 else position[:, :, -1:]
-            return sine_encoding(position / (extent + self.EPSILON) * SCALE, self.d_model // 2)
+            position = position - 0.5 if self.centred else position
+            return sine_encoding(position / (extent + self.EPSILON) * SCALE, self.d_model // 2, self.temperature)
 
         return ops.cast(ops.concatenate([encode(1), encode(2)], axis=-1), self.compute_dtype)
 

@@ -17,18 +17,16 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
-from keras import initializers, layers, ops
+from keras import layers, ops
 
 from tfdetr_keras.layers.attention import ProjectedAttention
-from tfdetr_keras.layers.mlp import MLP, BoxHead
+from tfdetr_keras.layers.heads import PRIOR_PROBABILITY, BoxHead, class_head, inverse_sigmoid
+from tfdetr_keras.layers.mlp import MLP
 from tfdetr_keras.layers.position import SCALE, sine_encoding
 from tfdetr_keras.layers.transformer import Decoder, DecoderLayer
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.detr import DETR, DETRConfig
-
-PRIOR_PROBABILITY = 0.01  # of each class before training (Lin et al. 2017, "Focal Loss", section 3.3)
-REFERENCE_EPSILON = 1e-5  # what a reference point keeps from 0 and 1 when it is turned back into a logit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +171,7 @@ class ConditionalDecoder(Decoder):
     def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
         """Return boxes whose centres are offsets from the queries' reference points."""
         centres = points["points"][:, None]  # the same for all layers
-        logit = ops.log(ops.maximum(centres, REFERENCE_EPSILON) / ops.maximum(1 - centres, REFERENCE_EPSILON))
+        logit = inverse_sigmoid(centres)
         return box_head(embeddings, ops.concatenate([logit, ops.zeros_like(logit)], axis=-1))
 
 
@@ -206,7 +204,7 @@ class ConditionalDETR(DETR):
         return SetCriterion(classification="focal", cost_class=2.0, class_loss_coefficient=2.0)
 
     def _new_heads(self) -> tuple[Any, Any]:
-        class_head, _ = super()._new_heads()
-        class_head.bias_initializer = initializers.Constant(math.log(PRIOR_PROBABILITY / (1 - PRIOR_PROBABILITY)))
+        width = self.config.d_model
+        classes = class_head(width, self.config.num_logits, PRIOR_PROBABILITY, name="class_head", dtype="float32")
         # Every box starts at its reference point.
-        return class_head, BoxHead(self.config.d_model, zero_output=True, name="box_head", dtype="float32")
+        return classes, BoxHead(width, zero_output=True, name="box_head", dtype="float32")

@@ -16,7 +16,8 @@ from keras import initializers, layers, ops
 
 from tfdetr_keras.backbones.config import one_of, whole_number
 from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
-from tfdetr_keras.layers.mlp import BoxHead, linear_initializers
+from tfdetr_keras.layers.heads import BoxHead, class_head
+from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.layers.transformer import Decoded, Decoder, Encoder
@@ -230,9 +231,8 @@ class DETR(Detector):
     def _new_heads(self) -> tuple[Any, Any]:
         """Return the class head and the box head."""
         width = self.config.d_model
-        start = linear_initializers(width)
-        class_head = layers.Dense(self.config.num_logits, name="class_head", dtype="float32", **start)
-        return class_head, BoxHead(width, name="box_head", dtype="float32")
+        classes = class_head(width, self.config.num_logits, name="class_head", dtype="float32")
+        return classes, BoxHead(width, name="box_head", dtype="float32")
 
     def build(self, input_shape: Any) -> None:
         """Create all weights; their shapes depend on the configuration alone."""
