@@ -13,6 +13,7 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.families import FAMILIES, family_of, model_types
 from port_weights.families.family import Family, shapes_by_path
 from port_weights.families.resnet import Backbone
+from port_weights.pairing import CLASS_HEADS
 from port_weights.tables import Scheme
 from tfdetr_keras.names.classes import names_by_id
 
@@ -69,6 +70,8 @@ def architecture_of(
             f"{', '.join(map(repr, model_types()))}, or 'resnet' for a backbone alone"
         )
     family = family_for(checkpoint, scheme)
+    if heads is not None:  # as if a training script had said so; other numbers may depend on it
+        checkpoint = dataclasses.replace(checkpoint, arguments={**checkpoint.arguments, "nheads": heads})
     try:
         fields = dict(family.architecture(checkpoint, scheme))
         if (classes := classes_of_head(checkpoint, scheme)) is not None:
@@ -131,12 +134,17 @@ def doubt_of_names(checkpoint: Checkpoint, scheme: Scheme) -> str | None:
 
 
 def _is_class_kernel(scheme: Scheme, name: str) -> bool:
-    return any(path == "class_head/kernel" for path, _ in scheme.keras_paths(name))
+    return any(_is_class_path(path) for path, _ in scheme.keras_paths(name))
+
+
+def _is_class_path(path: str) -> bool:
+    return path.startswith(CLASS_HEADS) and path.endswith("/kernel")
 
 
 def classes_of_head(checkpoint: Checkpoint, scheme: Scheme) -> int | None:
     """Return the number of classes that a checkpoint's class head has rows for; None where it has no such head."""
-    shape = shapes_by_path(checkpoint, scheme).get("class_head/kernel")
+    shapes = shapes_by_path(checkpoint, scheme)
+    shape = next((shape for path, shape in shapes.items() if _is_class_path(path)), None)
     return shape[0] - family_for(checkpoint, scheme).has_no_object if shape else None
 
 

@@ -185,7 +185,10 @@ def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
         name, layout = named
         pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
         pieces[layout.part] = layout.to_torch(np.asarray(variable))
-    return {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
+    arrays = {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
+    for name, copies in scheme.copies.items():
+        arrays |= {copy: arrays[name].copy() for copy in copies if copy not in arrays}
+    return arrays
 
 
 def refuse_quantized(model: Detector, name: str) -> None:

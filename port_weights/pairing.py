@@ -9,13 +9,13 @@ import numpy as np
 from port_weights.checkpoints import Checkpoint
 from port_weights.tables import IGNORED, Scheme
 
-CLASS_HEAD, QUERIES = "class_head/", "query_embedding/"
+CLASS_HEADS, QUERIES = ("class_head/", "encoder_class_head/"), "query_embedding/"
 # The parts of a model that a checkpoint may hold or lack as a whole.
-_HEADS = (CLASS_HEAD, "box_head/")
+_HEADS = (*CLASS_HEADS, "box_head/", "encoder_box_head/")
 _MASKS = ("mask_attention/", "mask_head/")
 _BACKBONE = ("backbone/",)
 # Those that people delete from a checkpoint to fine-tune it are lacking alone, too.
-_PARTS = (_HEADS, _MASKS, (CLASS_HEAD,), (QUERIES,))
+_PARTS = (_HEADS, _MASKS, CLASS_HEADS, (QUERIES,))
 
 
 def pair(
@@ -32,7 +32,8 @@ def pair(
         A reader for each variable's path, and the paths that the checkpoint lacks.
 
     Raises:
-        ValueError: tensors are missing, left over or of another shape; each is named.
+        ValueError: tensors are missing, left over or of another shape, or differ from what they are to be copies of;
+            each is named.
     """
     names = {path: named for path in shapes if (named := scheme.torch_name(path))}
     held = {path for path, (name, _) in names.items() if name in checkpoint.shapes}
@@ -45,13 +46,18 @@ def pair(
         for name, shape in expected.items()
         if checkpoint.shapes[name] != shape
     ]
+    copies = {copy: name for name in expected for copy in scheme.copies.get(name, ()) if copy not in expected}
     masks_wanted = any(path.startswith(_MASKS) for path in shapes)
     unexpected = [
         name
         for name in checkpoint.shapes
-        if name not in expected and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
+        if name not in expected
+        and name not in copies
+        and not IGNORED.fullmatch(name)
+        and (masks_wanted or not _is_of_masks(scheme, name))
     ]
     _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
+    _refuse_unequal(checkpoint, {copy: name for copy, name in copies.items() if copy in checkpoint.shapes})
 
     def reader(path: str) -> Callable[[], np.ndarray]:
         name, layout = names[path]
@@ -72,6 +78,16 @@ def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
         return transformer
     parts = [[path for path in paths if path.startswith(prefixes)] for prefixes in _PARTS]
     return sorted({path for part in parts if not held.intersection(part) for path in part})
+
+
+def _refuse_unequal(checkpoint: Checkpoint, copies: Mapping[str, str]) -> None:
+    """Raise a `ValueError` if tensors that a model has once differ in a checkpoint that holds them several times."""
+    for copy, name in copies.items():
+        if not np.array_equal(checkpoint.read(copy), checkpoint.read(name)):
+            raise ValueError(
+                f"{checkpoint.name} holds {copy} and {name}, which are one tensor of this model, with different "
+                "values: is its config.json that of another model?"
+            )
 
 
 def _refuse(

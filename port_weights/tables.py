@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from port_weights.layouts import Layout
 
@@ -27,10 +27,12 @@ class Scheme:
     Args:
         title: what to call it.
         rows: the table, PyTorch names with the prefixes of this checkpoint.
+        copies: other names of tensors, which hold the same values: written with them, and read where they are there.
     """
 
     title: str
     rows: tuple[Row, ...]
+    copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
     def torch_name(self, path: str) -> tuple[str, Layout] | None:
         """Return the PyTorch name and layout of a Keras variable's path; None where this scheme does not hold it."""

@@ -66,3 +66,40 @@ def _packed(state):
         parts = [state.pop(name.replace(".q_proj.", f".{letter}_proj.")) for letter in "qkv"]
         state[name.replace(f".q_proj.{kind}", f".in_proj_{kind}")] = np.concatenate(parts)
     return state
+
+
+def fundamentalvision(state):
+    """Return a Deformable DETR's state dict as the authors' code has it, with all copies of its heads.
+
+    Args:
+        state: as `save_pretrained` writes it of a model whose boxes are refined.
+    """
+    beside = ("input_proj.", "class_embed.", "bbox_embed.")
+    renamed = {}
+    for original, tensor in state.items():
+        name = original.removeprefix("model.")
+        if name.startswith("backbone."):
+            name = timm_name(name.removeprefix("backbone.conv_encoder.model."))
+            renamed[f"backbone.0.body.{name}"] = tensor
+            continue
+        name = name.replace("query_position_embeddings", "query_embed").replace("encoder_attn.", "cross_attn.")
+        norms = ["norm2", "norm1", "norm3"] if name.startswith("decoder") else ["norm1", "", "norm2"]
+        for old, new in zip(
+            ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"), norms, strict=True
+        ):
+            name = re.sub(rf"\b{old}", new, name)
+        name = name.replace(".fc", ".linear")
+        if name.startswith(("query_embed", *beside)):
+            renamed[name] = tensor
+        elif name.startswith("decoder.bbox_embed"):
+            renamed[f"transformer.{name}"] = renamed[name.removeprefix("decoder.")] = tensor
+        else:
+            renamed[f"transformer.{name}"] = tensor
+    return _packed(renamed)
+
+
+def with_copies(state):
+    """Return a Deformable DETR's state dict with its heads beside the decoder and inside of it."""
+    prefix = "model.decoder."
+    copies = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(f"{prefix}bbox_")}
+    return {**state, **copies}

@@ -239,6 +239,8 @@ IN_KERAS = {
     "activation_dropout": 0.0,
 }
 
+DEFORMABLE_FIELDS = {**SMALL, "d_model": 64, "encoder_n_points": 3, "decoder_n_points": 2}
+
 
 def hugging_face(family, backbone="thin", task="ObjectDetection", seed=0, **fields):
     """Return a detector of transformers over one of `RESNETS`."""
@@ -314,6 +316,15 @@ CONDITIONAL = Case(
     without_effect=ZEROS,
 )
 
+DEFORMABLE = Case(
+    "DeformableDETR",
+    hugging_face("DeformableDetr", **DEFORMABLE_FIELDS, with_box_refine=True, class_cost=3, focal_alpha=0.5),
+    loss="focal",
+    loss_there={"class_loss_coefficient": 1.0},
+    # What proposes is not trained by transformers; ours is compared with the authors', see test_deformable_detr.
+    without_effect=r"decoder/.*/key/bias|proposals/(projection|norm)/.*|encoder_(class|box)_head/.*",
+)
+
 MEMBERS = {
     member.name: member
     for member in (
@@ -379,6 +390,36 @@ MEMBERS = {
                     has_gradients=False,
                 ),
                 over(CONDITIONAL, "resnet-50"),
+            ),
+        ),
+        Member(
+            DEFORMABLE,
+            td.DeformableDETRConfig(
+                **IN_KERAS | {"d_model": 64}, encoder_points=3, decoder_points=2, with_box_refine=True
+            ),
+            td.SetCriterion(classification="focal", cost_class=3, class_loss_coefficient=2, focal_alpha=0.5),
+            {
+                "with timm": authors_names.with_timm,
+                "fundamentalvision's": authors_names.fundamentalvision,
+                "all of transformers'": authors_names.with_copies,
+            },
+            {"heads": 4},
+            {"decoder_ffn_dim": 64},
+            variants=(
+                DEFORMABLE.another("single-scale", with_box_refine=False, num_feature_levels=1, sizes=(PADDED,)),
+                DEFORMABLE.another("shared-heads", with_box_refine=False, sizes=(PADDED,)),
+                DEFORMABLE.another("five-levels", num_feature_levels=5, sizes=(PADDED,)),
+                DEFORMABLE.another("learned-positions", position_embedding_type="learned", has_gradients=False),
+                DEFORMABLE.another("two-stage", two_stage=True, two_stage_num_proposals=15),
+                DEFORMABLE.another(
+                    "more-proposals-than-inside",
+                    two_stage=True,
+                    two_stage_num_proposals=200,
+                    sizes=(PADDED,),
+                    has_gradients=False,
+                ),
+                over(DEFORMABLE, "resnet-50"),
+                over(DEFORMABLE, "resnet-50", "resnet-50-two-stage", with_box_refine=True, two_stage=True),
             ),
         ),
     )

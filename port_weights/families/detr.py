@@ -175,6 +175,7 @@ class DETRFamily(Family):
     on_disk, in_memory, of_authors = "hugging-face", "hugging-face-in-memory", "facebookresearch"
     prefix = ""  # of a detector inside of another model
     has_masks = False
+    first_projection = "input_projection/kernel"  # from the backbone's channels to the transformer's
     # A tensor that tells each naming from those that come after it.
     landmarks: ClassVar[tuple[tuple[str, str], ...]] = (
         ("facebookresearch", "transformer.decoder.layers.0.linear1.weight"),
@@ -275,7 +276,7 @@ class DETRFamily(Family):
     def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         backbone = dataclasses.replace(backbone_from_tensors(shapes), dilation=_dilation_of(checkpoint))
         fields = {"backbone": dataclasses.asdict(backbone), "num_classes": DEFAULT_CLASSES, "frozen": FROZEN}
-        if "input_projection/kernel" not in shapes:
+        if self.first_projection not in shapes:
             return fields
 
         def depth(part: str) -> int:
@@ -295,7 +296,7 @@ class DETRFamily(Family):
         queries = shapes.get("query_embedding/embeddings") or (self.num_queries,)
         return fields | {
             "num_queries": queries[0],
-            "d_model": needed("input_projection/kernel"),
+            "d_model": needed(self.first_projection),
             "encoder_layers": depth("encoder"),
             "decoder_layers": depth("decoder"),
             "encoder_attention_heads": heads,

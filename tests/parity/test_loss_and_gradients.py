@@ -34,7 +34,7 @@ def keras_step(model, criterion, batch, targets):
     variables = {variable.path.split("/", 1)[1]: variable.value for variable in model.trainable_variables}
     with tf.GradientTape() as tape:
         losses = criterion(model(batch, training=False), targets)
-    gradients = tape.gradient(losses["loss"], variables)
+    gradients = tape.gradient(losses["loss"], variables, unconnected_gradients="zero")
     # The gradient of an embedding arrives as the rows that were looked up.
     return losses, {path: tf.convert_to_tensor(gradient).numpy() for path, gradient in gradients.items()}
 

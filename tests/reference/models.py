@@ -34,8 +34,17 @@ def _facebook(description):
 def _hugging_face(description):
     stages = [f"stage{number}" for number, _ in enumerate(description.backbone["depths"], start=1)]
     kind = getattr(transformers, description.architecture)
+    if (levels := getattr(kind.config_class, "num_feature_levels", None)) is not None:
+        levels = description.fields.get("num_feature_levels", levels)
+        stages = stages[-min(levels, 3) :]  # each of them becomes a level
     backbone = transformers.ResNetConfig(**description.backbone, out_features=stages)
-    return kind(kind.config_class(use_timm_backbone=False, backbone_config=backbone, **description.fields))
+    model = kind(kind.config_class(use_timm_backbone=False, backbone_config=backbone, **description.fields))
+    if description.fields.get("with_box_refine"):
+        # Each layer has heads of its own, as in the authors' code; transformers ties those of classes.
+        model.class_embed = torch.nn.ModuleList([copy.deepcopy(head) for head in model.class_embed])
+        if description.fields.get("two_stage"):
+            model.model.decoder.class_embed = model.class_embed
+    return model
 
 
 def configured(config, arrays):

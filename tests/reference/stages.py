@@ -18,7 +18,7 @@ def of_batch(description, batch):
 
 def of_model(model, batch):
     """The stages of a batch for Keras, as tensors."""
-    run = _facebook if isinstance(model, FacebookDetr) else _hugging_face
+    run = _facebook if isinstance(model, FacebookDetr) else _OWN.get(type(model).__name__, _hugging_face)
     return run(model, *inputs(batch))
 
 
@@ -91,3 +91,71 @@ def _facebook(model, pixels, mask):
         **{name.replace("_norm_", ".layer"): x for name, x in taps.items() if name.startswith("decoder_norm_")},
         **{name: taps[name] for name in ("logits", "pred_boxes", "aux_logits", "aux_boxes")},
     }
+
+
+def _deformable(model, pixels, mask):
+    """The stages of a `DeformableDetrForObjectDetection`; tokens are those of all levels."""
+    caught, kept = {}, {}
+
+    def catch(name):
+        return lambda module, inputs, output: caught.__setitem__(name, output)
+
+    def keep(module, inputs, options):
+        kept.update(options)
+
+    base = model.model
+    hooks = [base.encoder.layers[0].register_forward_pre_hook(keep, with_kwargs=True)]
+    for name, modules in {
+        "backbone.stage": base.backbone.model.encoder.stages,
+        "level": base.input_proj,
+        "encoder.layer": base.encoder.layers,
+    }.items():
+        first = name == "backbone.stage"  # which is counted from 1
+        hooks += [module.register_forward_hook(catch(f"{name}{i}")) for i, module in enumerate(modules, start=first)]
+    hooks.append(base.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: kept.update(mask=inputs[1])))
+    if pixels is not None and mask is None:
+        mask = torch.ones(pixels.shape[0], *pixels.shape[2:])
+    try:
+        outputs = model(pixels, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    hidden = outputs.intermediate_hidden_states.unbind(1)
+    references = [outputs.init_reference_points, *outputs.intermediate_reference_points.unbind(1)][:-1]
+    logits, boxes = [], []
+    for layer, (x, reference) in enumerate(zip(hidden, references, strict=True)):
+        logits.append(model.class_embed[layer](x))
+        offset = torch.special.logit(reference, eps=1e-5)
+        boxes.append(
+            (model.bbox_embed[layer](x) + torch.nn.functional.pad(offset, (0, 4 - offset.shape[-1]))).sigmoid()
+        )
+    proposals = {}
+    if outputs.enc_outputs_class is not None:
+        proposals = {
+            "proposals.logits": outputs.enc_outputs_class,
+            "proposals.boxes": outputs.enc_outputs_coord_logits.sigmoid(),
+        }
+    levels = [caught[f"level{i}"] for i in range(len(base.input_proj))]
+    first = {name: output[0] if isinstance(output, tuple) else output for name, output in caught.items()}
+
+    def image(tokens):
+        return tokens * kept["mask"][..., None]
+
+    return {
+        **{name: _channels_last(x) for name, x in first.items() if name.startswith("backbone")},
+        "mask": kept["mask"],
+        "position": image(kept["spatial_position_embeddings"]),
+        "projection": image(torch.cat([_sequence(level) for level in levels], dim=1)),
+        **{name: image(x) for name, x in first.items() if name.startswith("encoder")},
+        **proposals,
+        **{f"decoder.layer{i}": x for i, x in enumerate(hidden)},
+        **{f"decoder.layer{i}.references": x for i, x in enumerate(references)},
+        "logits": outputs.logits,
+        "pred_boxes": outputs.pred_boxes,
+        "aux_logits": torch.stack(logits[:-1], dim=1),
+        "aux_boxes": torch.stack(boxes[:-1], dim=1),
+    }
+
+
+# Functions for models whose stages are others than DETR's, by the class.
+_OWN = {"DeformableDetrForObjectDetection": _deformable}

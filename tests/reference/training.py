@@ -30,7 +30,11 @@ def gradients(description, batch, targets, loss="softmax"):
     outputs = {name: found[name].float() for name in OUTPUTS if name in found}
     told = losses.of_layers(outputs, targets, loss, getattr(model, "config", None))
     told["loss"].backward()
-    return told, {name: parameter.grad for name, parameter in model.named_parameters()}
+    # What the loss does not reach has no gradient: in transformers, the proposals of an encoder.
+    return told, {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+    }
 
 
 def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):

@@ -28,7 +28,11 @@ def telling(module, seed):
             tensor.normal_(0.0, 0.1, generator=generator)
         if tensor.ndim == 4 or name.endswith(("linear2.weight", "fc2.weight")):
             tensor.sub_(tensor.mean(tuple(range(1, tensor.ndim)), keepdim=True))
-        if name.endswith("in_proj_weight"):
+        if name.endswith("sampling_offsets.bias"):
+            tensor.normal_(generator=generator)  # or points lie on the centres of pixels, where gradients are one-sided
+        elif name.endswith("sampling_offsets.weight"):
+            tensor.mul_(0.1)  # or points go far astray by an error in the query's last digit
+        elif name.endswith("in_proj_weight"):
             query_and_key = tensor[: 2 * tensor.shape[1]]
             query_and_key.mul_(3)
         elif name.endswith(("q_proj.weight", "k_proj.weight")):

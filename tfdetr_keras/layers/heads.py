@@ -7,6 +7,7 @@ reference with the reference itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from keras import initializers, layers, ops
@@ -38,10 +39,13 @@ class BoxHead(MLP):
     Args:
         d_model: width of the embeddings.
         zero_output: whether it starts by giving each object the same box, the one of its offset.
+        size_logit: with `zero_output`, the logit of width and height to start with.
     """
 
-    def __init__(self, d_model: int, zero_output: bool = False, **kwargs: Any) -> None:
+    def __init__(self, d_model: int, zero_output: bool = False, size_logit: float = 0.0, **kwargs: Any) -> None:
         super().__init__(d_model, (d_model, d_model, 4), zero_output, **kwargs)
+        if size_logit:
+            self.stack[-1].bias_initializer = initializers.Constant([0.0, 0.0, size_logit, size_logit])
 
     def call(self, inputs: Any, offset: Any = None) -> Any:
         """Map `(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
@@ -52,3 +56,25 @@ class BoxHead(MLP):
 def inverse_sigmoid(x: Any) -> Any:
     """Return the logits of coordinates in [0, 1], which are kept a little away from both ends."""
     return ops.log(ops.maximum(x, REFERENCE_EPSILON) / ops.maximum(1 - x, REFERENCE_EPSILON))
+
+
+class HeadOfEachLayer(layers.Layer):
+    """The heads of one kind of all decoder layers: one each, or one for all.
+
+    Args:
+        stack: the heads, called `layer0`, `layer1`, …
+        d_model: width of the embeddings.
+    """
+
+    def __init__(self, stack: Sequence[layers.Layer], d_model: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stack, self.d_model = list(stack), d_model
+
+    def build(self, input_shape: Any) -> None:
+        """Build for `(batch, queries, d_model)`."""
+        for head in self.stack:
+            head.build((None, None, self.d_model))
+
+    def of(self, index: int) -> layers.Layer:
+        """Return the head of a decoder layer."""
+        return self.stack[min(index, len(self.stack) - 1)]

@@ -241,7 +241,7 @@ class Detector(OwnLossModel):
     @recompute.setter
     def recompute(self, value: bool) -> None:
         for layer in self._flatten_layers(include_self=False):
-            if hasattr(layer, "recompute"):
+            if isinstance(getattr(layer, "recompute", None), bool):  # deformable attention decides by itself
                 layer.recompute = bool(value)
         self.train_function = None  # its graph has it built in
 

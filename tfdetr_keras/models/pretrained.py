@@ -18,7 +18,7 @@ from port_weights import conversions, hub
 from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names, told_wrongly
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
-from port_weights.pairing import CLASS_HEAD, QUERIES, pair
+from port_weights.pairing import CLASS_HEADS, QUERIES, pair
 from port_weights.processor import preprocessing_of
 from port_weights.schemes import Scheme, detect_scheme
 from port_weights.wrappers import unwrapped
@@ -184,7 +184,7 @@ class _Start:
 
 def _refuse_lost_parts(conversion: Conversion, changes: Changes, source: Any) -> None:
     """Raise a `ValueError` if a part was deleted from the checkpoint, and the caller does not say what replaces it."""
-    lacks_head = any(path.startswith(CLASS_HEAD) for path in conversion.lacking)
+    lacks_head = any(path.startswith(CLASS_HEADS) for path in conversion.lacking)
     if not any(path.startswith("box_head/") for path in conversion.readers):
         return  # a base model or a backbone: the heads are new
     if lacks_head and not changes.say_classes:
@@ -347,7 +347,7 @@ def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...
     """Return the shapes that the model's variables would have with the checkpoint's own classes and queries."""
     shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
     for path, shape in shapes.items():
-        if path.startswith(CLASS_HEAD):
+        if path.startswith(CLASS_HEADS):
             shapes[path] = (*shape[:-1], config.num_logits)
         elif path.startswith(QUERIES):
             shapes[path] = (config.num_queries, *shape[1:])
@@ -372,7 +372,7 @@ def _first(
         if path.startswith(QUERIES) and array.shape != shape:
             kept = min(len(array), shape[0])
             return np.concatenate([array[:kept], fresh()[kept:]])
-        if path.startswith(CLASS_HEAD) and not (rows.are_all and array.shape == shape):
+        if path.startswith(CLASS_HEADS) and not (rows.are_all and array.shape == shape):
             return _kept_rows(fresh(), array, rows)
         return array
 
@@ -398,7 +398,7 @@ def _report(config: DetectorConfig, conversion: Conversion, model: Detector, row
     if lacking:
         parts = sorted({path.split("/")[0] for path in lacking})
         logger.warning("not in the checkpoint, so started from random weights: %s", ", ".join(parts))
-    if not any(path.startswith(CLASS_HEAD) for path in lacking) and (story := rows.story()):
+    if not any(path.startswith(CLASS_HEADS) for path in lacking) and (story := rows.story()):
         logger.warning("%s", story)
     if any(path.startswith(QUERIES) for path in lacking):
         return
@@ -433,7 +433,8 @@ def from_pretrained(
         revision: branch, tag or commit on the hub.
 
     Returns:
-        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, or a registered class.
+        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, a `DeformableDETR`, or
+        a registered class.
 
     Raises:
         ValueError: as `DETR.from_pretrained`.

@@ -21,6 +21,7 @@ _MODULES = {
     "DETRForSegmentation": "tfdetr_keras.models.detr_segmentation",
     "TableTransformer": "tfdetr_keras.models.table_transformer",
     "ConditionalDETR": "tfdetr_keras.models.conditional_detr",
+    "DeformableDETR": "tfdetr_keras.models.deformable_detr",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 
