@@ -63,7 +63,7 @@ def test_every_naming_is_of_the_same_weights_in_both_directions(member, states, 
                 assert scheme.torch_name(path) == (name, layout), (naming, path)
                 names.setdefault(name, {})[layout.part] = layout.to_torch(weights[path])
         assert read.keys() == weights.keys(), naming
-        names |= {copy: names[name] for name, copies in scheme.copies.items() for copy in copies}
+        names = {copy: names[name] for name, copies in scheme.copies.items() for copy in copies} | names
         assert names.keys() == state.keys(), naming
         for path, array in read.items():
             np.testing.assert_array_equal(array, weights[path], err_msg=f"{naming}: {path}")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
+SMALLEST_STEP = 8
 _leaves_plain = contextvars.ContextVar("leaves_plain", default=False)
 
 
@@ -61,3 +63,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments) if _leaves_plain.get() else compile_once()(*arguments)
 
     return call
+
+
+def one_of_few_sizes(size: Any) -> Any:
+    """Round up a size that is unknown until run time, since a function is compiled anew for each.
+
+    Args:
+        size: an int32 scalar.
+
+    Returns:
+        A multiple of a 16th of the next power of two, and of 8 at least: larger by an eighth at most, and so that there
+        are no more than 8 sizes from one power of two to the next.
+    """
+    filled = size
+    for shift in (1, 2, 4, 8, 16):  # all bits below the highest: the next power of two less one
+        filled = ops.bitwise_or(filled, ops.right_shift(filled, shift))
+    step = ops.maximum((filled + 1) // 16, SMALLEST_STEP)
+    return ops.maximum(size + -size % step, step)

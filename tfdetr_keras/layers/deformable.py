@@ -190,7 +190,7 @@ class DeformableAttention(layers.Layer):
             references = ops.take(references, ops.convert_to_tensor(level, dtype="int32"), axis=2)
         references = references[:, :, None]
         if shape[3] == 2:
-            sizes = ops.cast(ops.convert_to_tensor(spatial_shapes), offsets.dtype)[:, ::-1]
+            sizes = ops.flip(ops.cast(ops.convert_to_tensor(spatial_shapes), offsets.dtype), axis=1)
             return references + offsets / ops.take(sizes, ops.convert_to_tensor(level, dtype="int32"), axis=0)
         share = [self.offset_scale / self.points_per_level[one] for one in level]
         share = ops.convert_to_tensor(share, dtype=offsets.dtype)[:, None]

@@ -23,15 +23,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdetr_keras.backend.compiler import compiled
+from tfdetr_keras.backend.compiler import compiled, one_of_few_sizes
 
 # Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache. Not so on
 # PyTorch, where to write a block into an array Keras copies it as a whole, so that blocks have to be few.
 BLOCK_BYTES = 2**28 if keras.backend.backend() == "torch" else 2**22
 # From this size on, in bytes of float32, rows are not kept if the caller leaves that open.
 KEPT_BYTES = 2**28
-# Sizes unknown until run time are rounded up to a multiple of a 16th of the next power of two, at least of this.
-SMALLEST_STEP = 8
 
 
 def deformable_attention(
@@ -195,11 +193,7 @@ def _round_up(array: Any, size: Any) -> Any:
 
     Queries made of zeros have no weight. Tokens beyond the last are never read.
     """
-    filled = size
-    for shift in (1, 2, 4, 8, 16):  # all bits below the highest: the next power of two less one
-        filled = ops.bitwise_or(filled, ops.right_shift(filled, shift))
-    step = ops.maximum((filled + 1) // 16, SMALLEST_STEP)
-    more = ops.maximum(size + -size % step, step) - size
+    more = one_of_few_sizes(size) - size
     return ops.pad(array, [[0, more if axis == 1 else 0] for axis in range(len(array.shape))])
 
 

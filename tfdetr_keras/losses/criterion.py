@@ -169,7 +169,7 @@ class SetCriterion:
     ) -> dict[str, Any]:
         """Return the losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
         num_classes = logits.shape[-1] - self.has_no_object_class
-        classes = _class_of_each_query(queries, labels, logits.shape[2], no_object=num_classes)
+        classes = _class_of_each_query(queries, labels, ops.shape(logits)[2], no_object=num_classes)
         weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
         if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
             weighting = weighting._replace(class_weights=None)  # of a set with classes of its own

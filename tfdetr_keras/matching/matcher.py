@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import ops
 
-from tfdetr_keras.backend.compiler import compiled
+from tfdetr_keras.backend.compiler import compiled, one_of_few_sizes
 from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
 from tfdetr_keras.matching.assignment import linear_sum_assignment, padding_of
 from tfdetr_keras.matching.classification import Classification, classification_named
@@ -84,23 +84,32 @@ def match(
     """
     logits, pred_boxes, boxes = (ops.stop_gradient(tensor) for tensor in (logits, pred_boxes, boxes))
     solve = _matcher(cost_class, cost_bbox, cost_giou, classification)
-    objects = labels.shape[1]
+    objects, queries, is_query = labels.shape[1], logits.shape[2], None
+    if queries is None:  # an encoder's tokens, as many as the images have positions
+        queries = ops.shape(logits)[2]
+        size = one_of_few_sizes(queries)
+        logits, pred_boxes = (
+            ops.pad(x, [[0, 0], [0, 0], [0, size - queries], [0, 0]]) for x in (logits, pred_boxes)
+        )
+        is_query = ops.arange(size) < queries
     if objects is None:
         # Compiled anew for each number of objects: round it up, that there be few.
         objects = ops.shape(labels)[1]
         extra = padding_of(objects)
         labels = ops.pad(labels, [[0, 0], [0, extra]], constant_values=-1)
         boxes = ops.pad(boxes, [[0, 0], [0, extra], [0, 0]])
-    return solve(logits, pred_boxes, labels, boxes)[:, :, :objects]
+    return solve(logits, pred_boxes, labels, boxes, is_query)[:, :, :objects]
 
 
 @functools.cache
 def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: str | Classification) -> Any:
     """Return costs and assignment as one compiled function: most of the time is spent on passes over the costs."""
 
-    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
+    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, is_query: Any) -> Any:
         cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
         is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
-        return linear_sum_assignment(cost, row_mask=is_object)
+        if is_query is not None:
+            is_query = ops.broadcast_to(is_query, (*ops.shape(cost)[:-2], ops.shape(cost)[-1]))
+        return linear_sum_assignment(cost, row_mask=is_object, column_mask=is_query)
 
     return compiled(solve)

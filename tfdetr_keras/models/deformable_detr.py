@@ -37,6 +37,7 @@ from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.detector import Detector, pixels_and_mask
+from tfdetr_keras.models.detr import TINY as DETR_TINY
 from tfdetr_keras.models.detr import DETRConfig
 
 MOST_MAPS = 3  # of the backbone, the coarsest ones; further levels are made of the last
@@ -130,6 +131,13 @@ RECIPE: Mapping[str, Any] = {
     "learning_rate_multipliers": {"reference_points": 0.1, "sampling_offsets": 0.1},
 }
 PUBLISHED = DeformableDETRConfig(recipe=RECIPE)
+# The sizes of `detr-tiny`, whose backbone has two maps; a third level is made of the coarser one.
+TINY = DeformableDETRConfig(
+    **{field.name: getattr(DETR_TINY, field.name) for field in dataclasses.fields(DETR_TINY) if field.name != "recipe"},
+    num_feature_levels=3,
+    with_box_refine=True,
+    recipe={**DETR_TINY.recipe, "learning_rate_multipliers": RECIPE["learning_rate_multipliers"]},
+)
 
 
 def _published(dilation: bool = False, **fields: Any) -> DeformableDETRConfig:
@@ -168,8 +176,15 @@ class DeformableDETR(Detector):
         "deformable-detr": _published(),
         "deformable-detr-with-box-refine": _published(with_box_refine=True),
         "deformable-detr-with-box-refine-two-stage": _published(with_box_refine=True, two_stage=True),
+        "deformable-detr-tiny": TINY,
     }
-    published: ClassVar[Mapping[str, str]] = {f"SenseTime/{name}": name for name in presets}
+    published: ClassVar[Mapping[str, str]] = {
+        f"SenseTime/{name}": name
+        for name in (
+            *("deformable-detr-single-scale", "deformable-detr-single-scale-dc5", "deformable-detr"),
+            *("deformable-detr-with-box-refine", "deformable-detr-with-box-refine-two-stage"),
+        )
+    }
     title = "Deformable DETR"
     config: DeformableDETRConfig
 

@@ -1,0 +1,58 @@
+"""Weights, images and targets that a script and a test draw alike, each tensor from a seed of its own name.
+
+Plain NumPy, so that a recording script can import it wherever the recorded code runs.
+"""
+
+import zlib
+
+import numpy as np
+
+
+def generator(name):
+    """Return the random generator of a name."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def weight(name, shape):
+    """Return a value for a tensor of PyTorch's layout, float32; none of it is 0 or 1, and no point lies on a pixel."""
+    rng = generator(name)
+    if name.endswith("running_var"):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if name.endswith("sampling_offsets.bias"):
+        return rng.normal(0, 1, shape).astype(np.float32)
+    if len(shape) == 1:
+        is_scale = "norm" in name or "bn" in name or ".downsample.1." in name or name.startswith("input_proj")
+        noise = rng.normal(0, 0.1, shape)
+        return (noise + (is_scale and name.endswith("weight"))).astype(np.float32)
+    fans = np.prod(shape[1:]) + shape[0] * np.prod(shape[2:])
+    scale = 0.1 if name.endswith("sampling_offsets.weight") else 1.0
+    return (scale * rng.normal(0, np.sqrt(2 / fans), shape)).astype(np.float32)
+
+
+def images(*sizes):
+    """Return pixels `(batch, height, width, 3)`, zero in the padding, and the mask, 1 = image."""
+    rng = generator("images")
+    height, width = np.max(sizes, axis=0)
+    pixels = np.zeros((len(sizes), height, width, 3), np.float32)
+    mask = np.zeros((len(sizes), height, width), np.int64)
+    for image, (h, w) in enumerate(sizes):
+        pixels[image, :h, :w] = rng.standard_normal((h, w, 3))
+        mask[image, :h, :w] = 1
+    return pixels, mask
+
+
+def targets(classes, *counts):
+    """Return labels and boxes cxcywh of each image, a list of pairs."""
+    rng = generator("targets")
+    found = []
+    for count in counts:
+        low, size = rng.uniform(0.0, 0.7, (count, 2)), rng.uniform(0.05, 0.3, (count, 2))
+        boxes = np.concatenate([low + size / 2, size], axis=1).astype(np.float32)
+        found.append((rng.integers(0, classes, count), boxes))
+    return found
+
+
+def direction(name, shape):
+    """Return a direction in which a gradient is measured, of norm 1."""
+    vector = generator(f"direction of {name}").normal(size=shape)
+    return vector / np.linalg.norm(vector)
