@@ -64,7 +64,12 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
     """
     features: list[torch.Tensor] = []
     backbone = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
-    hook = backbone.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))
+    hooks = [backbone.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))]
+    detector = getattr(reference, "detr", reference)
+    has_levels, of_tokens = hasattr(detector.model, "level_embed"), []
+    if has_levels:  # the padding of all levels, which its encoder alone is told of
+        first = detector.model.encoder.layers[0]
+        hooks.append(first.register_forward_pre_hook(lambda module, inputs: of_tokens.append(inputs[1])))
     try:
         with torch.no_grad():
             outputs = reference(
@@ -72,15 +77,21 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
                 torch.from_numpy(pixel_mask),
                 output_hidden_states=True,
             )
-            detector = getattr(reference, "detr", reference)
-            normalize = detector.model.decoder.layernorm
-            # The decoder's hidden states start with its input; the last is normalised already, the others are not.
-            *earlier, last = outputs.decoder_hidden_states[1:]
-            decoded = [*(normalize(state) for state in earlier), last]
+            encoded = [*outputs.encoder_hidden_states[1:-1], outputs.encoder_last_hidden_state]
+            if has_levels:
+                encoded = [x * of_tokens[0][..., None] for x in encoded]
+                decoded = outputs.intermediate_hidden_states.unbind(1)
+            else:
+                normalize = detector.model.decoder.layernorm
+                # The decoder's hidden states start with its input; the last is normalised already, others are not.
+                *earlier, last = outputs.decoder_hidden_states[1:]
+                decoded = [*(normalize(state) for state in earlier), last]
     finally:
-        hook.remove()
-    stages = {f"backbone.stage{index + 1}": x.permute(0, 2, 3, 1) for index, x in enumerate(features)}
-    encoded = [*outputs.encoder_hidden_states[1:-1], outputs.encoder_last_hidden_state]
+        for hook in hooks:
+            hook.remove()
+    # Where there are levels, the last maps alone are given.
+    start = len(backbone.encoder.stages) - len(features) + 1
+    stages = {f"backbone.stage{index}": x.permute(0, 2, 3, 1) for index, x in enumerate(features, start=start)}
     stages.update({f"encoder.layer{index}": x for index, x in enumerate(encoded)})
     stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded)})
     stages.update(logits=outputs.logits, pred_boxes=outputs.pred_boxes)

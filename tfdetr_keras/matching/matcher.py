@@ -88,9 +88,7 @@ def match(
     if queries is None:  # an encoder's tokens, as many as the images have positions
         queries = ops.shape(logits)[2]
         size = one_of_few_sizes(queries)
-        logits, pred_boxes = (
-            ops.pad(x, [[0, 0], [0, 0], [0, size - queries], [0, 0]]) for x in (logits, pred_boxes)
-        )
+        logits, pred_boxes = (ops.pad(x, [[0, 0], [0, 0], [0, size - queries], [0, 0]]) for x in (logits, pred_boxes))
         is_query = ops.arange(size) < queries
     if objects is None:
         # Compiled anew for each number of objects: round it up, that there be few.
