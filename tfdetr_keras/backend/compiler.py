@@ -79,4 +79,5 @@ def one_of_few_sizes(size: Any) -> Any:
     for shift in (1, 2, 4, 8, 16):  # all bits below the highest: the next power of two less one
         filled = ops.bitwise_or(filled, ops.right_shift(filled, shift))
     step = ops.maximum((filled + 1) // 16, SMALLEST_STEP)
-    return ops.maximum(size + -size % step, step)
+    # No remainders of negative numbers, which have another sign in ONNX.
+    return ops.maximum((size + step - 1) // step * step, step)

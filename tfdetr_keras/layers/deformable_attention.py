@@ -305,7 +305,7 @@ class _Blocks:
         self.batch, self.queries = ops.shape(weights)[:2]
         row_bytes = 4 * 4 * math.prod(weights.shape[2:]) * table.shape[3]
         self.size = max(1, BLOCK_BYTES // row_bytes)
-        self.of_an_image = -(-self.queries // self.size)
+        self.of_an_image = (self.queries + self.size - 1) // self.size  # rounded up; ONNX divides towards zero
         if isinstance(self.queries, int):
             self.size = -(-self.queries // self.of_an_image)  # of equal size, so that little is padded
         self.number = self.batch * self.of_an_image
