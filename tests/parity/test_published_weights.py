@@ -2,7 +2,7 @@
 
 Needs the Hugging Face hub; and for COCO's image its path in TFDETR_GOLDEN_IMAGE, val2017/000000039769.jpg. A page and a
 table come from the hub's data set nielsr/example-pdf. Sources of the numbers and of their tolerances: transformers,
-tests/models/{detr,conditional_detr,deformable_detr}/test_modeling_*.py, and the script that converted Table Transformer.
+tests/models/*/test_modeling_*.py of the same members, and the script that converted Table Transformer.
 """
 
 import os
