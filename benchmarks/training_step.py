@@ -3,7 +3,7 @@
     python benchmarks/training_step.py [--repetitions 5] [--model detr-resnet-50 detr-tiny]
 
 The bridge is what people build today: the `tf.data` pipeline wrapped as a PyTorch data set, a collate function, and a
-loop over Hugging Face's `DetrForObjectDetection` with its auxiliary loss, `torch.optim.AdamW` with a tenth of the
+loop over Hugging Face's detector with its auxiliary loss, `torch.optim.AdamW` with a tenth of the
 learning rate in the backbone, and gradients clipped to 0.1. Ours is `fit` on batches of the same pipeline, as a plain
 graph and compiled by XLA. Photographs are decoded, mirrored, resized and padded to one canvas in every step, on both
 sides by the same code; stem, first stage and batch normalisation are frozen on both. Weights are the same, and outputs
@@ -11,7 +11,8 @@ are compared first.
 
 One round is one epoch of some steps, start of the pipeline included; sides run in turn; figures are medians, of a step.
 Compilation is not timed. Each side has a process of its own, which is also where its peak memory is read, from the
-process's start.
+process's start. Hugging Face's two-stage Deformable DETR does not train its proposals, and ours does; a further side
+leaves their loss out, to tell its part of the step.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
 GRAPH, XLA, BRIDGE = "ours, graph", "ours, XLA", "the bridge"
+WITHOUT = "ours, graph, without the proposals' loss"
 CONTENDERS = (GRAPH, XLA, BRIDGE)
 RATE, BACKBONE_FACTOR, DECAY, MAX_NORM = 1e-4, 0.1, 1e-4, 0.1
 MAX_BOXES = 64
 AGREEMENT = 1e-3  # of logits and boxes, absolute
+OF_PROPOSALS = 0.05  # bar for the part of the step that their loss takes
 
 
 class Load(NamedTuple):
@@ -47,7 +50,13 @@ class Load(NamedTuple):
     at_most: float
 
 
-LOADS = {"detr-resnet-50": Load(512, 2, 4, 0.65), "detr-tiny": Load(256, 16, 4, 0.5)}
+TWO_STAGE = "deformable-detr-with-box-refine-two-stage"
+LOADS = {
+    "detr-resnet-50": Load(512, 2, 4, 0.65),
+    "detr-tiny": Load(256, 16, 4, 0.5),
+    "deformable-detr": Load(512, 2, 4, 0.8),
+    TWO_STAGE: Load(512, 2, 4, 0.8),
+}
 
 
 def _data(load: Load, batch: int) -> Any:
@@ -78,18 +87,24 @@ def _model(name: str) -> Any:
 
     keras.utils.set_random_seed(0)
     backbone = dataclasses.replace(PRESETS[name].backbone, batch_norm="frozen")
-    return td.DETR.from_preset(name, num_classes=91, backbone=backbone, frozen="stem+stage1")
+    return td.from_preset(name, num_classes=91, backbone=backbone, frozen="stem+stage1")
 
 
 Epoch = Callable[[], None]
 Forward = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
-def ours(name: str, jit_compile: bool) -> tuple[Forward, Epoch]:
-    """Our forward pass and an epoch of `fit`."""
+def ours(name: str, jit_compile: bool, of_proposals: bool = True) -> tuple[Forward, Epoch]:
+    """Our forward pass and an epoch of `fit`, with the loss of proposals or without it."""
     import tfdetr_keras as td
 
+    class OfLayers(td.SetCriterion):
+        def __call__(self, outputs: Mapping[str, Any], targets: Any) -> dict[str, Any]:
+            return super().__call__({key: x for key, x in outputs.items() if key != "prediction_sets"}, targets)
+
     load, model = LOADS[name], _model(name)
+    if not of_proposals:
+        model.criterion = OfLayers(**vars(model.criterion))
     model.compile(
         optimizer=td.AdamW(
             RATE,
@@ -115,12 +130,12 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
 
     from port_weights import to_torch
     from port_weights.architecture import hugging_face_config
+    from port_weights.families import family_of
     from port_weights.pytorch.model import load_weights, reference_model
-    from port_weights.reference import reference_scheme
 
     load, keras_model = LOADS[name], _model(name)
     model: Any = reference_model(hugging_face_config(keras_model.config))
-    load_weights(model, to_torch(keras_model, reference_scheme(keras_model.config)))
+    load_weights(model, to_torch(keras_model, family_of(keras_model.config).reference_scheme(keras_model.config)))
     # Hugging Face freezes all of its own ResNets; the paper, and so the other side, the stem and the first stage.
     for path, parameter in model.named_parameters():
         frozen = "backbone" in path and ("embedder" in path or "stages.0." in path or "normalization" in path)
@@ -173,7 +188,7 @@ def _bridge(name: str) -> tuple[Forward, Epoch]:
 def work(contender: str) -> None:
     """What a worker process does."""
     name, _, side = contender.partition(": ")
-    forward, epoch = _bridge(name) if side == BRIDGE else ours(name, jit_compile=side == XLA)
+    forward, epoch = _bridge(name) if side == BRIDGE else ours(name, side == XLA, of_proposals=side != WITHOUT)
 
     def outputs() -> dict[str, list[float]]:
         pixels = np.random.default_rng(0).normal(size=(1, 128, 160, 3)).astype(np.float32)
@@ -190,9 +205,10 @@ def work(contender: str) -> None:
 
 def measure(name: str, repetitions: int) -> dict[str, tuple[float, float]]:
     """Median seconds of a step and peak MiB of each side."""
-    workers = {side: Worker(f"{name}: {side}") for side in CONTENDERS}
+    sides = (*CONTENDERS, WITHOUT) if name == TWO_STAGE else CONTENDERS
+    workers = {side: Worker(f"{name}: {side}") for side in sides}
     outputs = {side: worker.ask("outputs") for side, worker in workers.items()}
-    for side in (GRAPH, XLA):
+    for side in set(sides) - {BRIDGE}:
         for key, expected in outputs[BRIDGE].items():
             difference = np.abs(np.subtract(outputs[side][key], expected)).max()
             if not difference <= AGREEMENT:
@@ -234,6 +250,9 @@ def main() -> None:
         fastest = min((GRAPH, XLA), key=lambda side: measured[side][0])
         print_bar(f"time of {fastest} / {BRIDGE}", measured[fastest][0] / seconds, at_most=load.at_most)
         print_bar(f"peak memory of {fastest} / {BRIDGE}", measured[fastest][1] / peak, at_most=1.4)
+        if WITHOUT in measured:
+            share = 1 - measured[WITHOUT][0] / measured[GRAPH][0]
+            print_bar("part of the step that the loss of proposals takes", share, at_most=OF_PROPOSALS)
         print()
 
 
