@@ -40,18 +40,26 @@ def pair(
 
     missing = [names[path][0] if path in names else path for path in shapes if path not in held | set(lacking)]
     expected = {names[path][0]: names[path][1].torch_shape(shapes[path]) for path in held}
+    copies = _copies(checkpoint, scheme)
     misshapen = [
         f"{name} is {checkpoint.shapes[name]}, expected {shape}"
         for name, shape in expected.items()
         if checkpoint.shapes[name] != shape
     ]
     masks_wanted = any(path.startswith(_MASKS) for path in shapes)
+    known = {*expected, *copies}
     unexpected = [
         name
         for name in checkpoint.shapes
-        if name not in expected and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
+        if name not in known and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
     ]
     _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
+    for copy, name in copies.items():
+        if not np.array_equal(checkpoint.read(copy), checkpoint.read(name)):
+            raise ValueError(
+                f"{checkpoint.name} ({scheme.title}): {copy} is not equal to {name}, of which it must be a copy: here "
+                "the two are one tensor"
+            )
 
     def reader(path: str) -> Callable[[], np.ndarray]:
         name, layout = names[path]
@@ -59,6 +67,12 @@ def pair(
 
     # In the model's order, which is that of every process: where several hold one model, they assign together.
     return {path: reader(path) for path in shapes if path in held}, lacking
+
+
+def _copies(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, str]:
+    """Return the copies that a checkpoint holds, and what each is a copy of."""
+    every = ((copy, name) for name, copies in scheme.copies.items() for copy in copies)
+    return {copy: name for copy, name in every if {copy, name} <= set(checkpoint.shapes)}
 
 
 def _is_of_masks(scheme: Scheme, name: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from port_weights.layouts import Layout
 
@@ -27,10 +27,13 @@ class Scheme:
     Args:
         title: what to call it.
         rows: the table, PyTorch names with the prefixes of this checkpoint.
+        copies: PyTorch name → other names of the same tensor, as of a layer that PyTorch's model holds twice. On
+            reading, those that are there must be equal to it; all of them are written.
     """
 
     title: str
     rows: tuple[Row, ...]
+    copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def torch_name(self, path: str) -> tuple[str, Layout] | None:
         """Return the PyTorch name and layout of a Keras variable's path; None where this scheme does not hold it."""

@@ -30,7 +30,13 @@ def gradients(description, batch, targets, loss="softmax"):
     outputs = {name: found[name].float() for name in OUTPUTS if name in found}
     told = losses.of_layers(outputs, targets, loss, getattr(model, "config", None))
     told["loss"].backward()
-    return told, {name: parameter.grad for name, parameter in model.named_parameters()}
+    return told, {name: parameter.grad for name, parameter in _named(model)}
+
+
+def _named(model):
+    """The parameters with their names; with the last of those that one has, as in DAB-DETR's box head."""
+    names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return [(names[parameter], parameter) for parameter in model.parameters()]
 
 
 def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):
@@ -61,7 +67,7 @@ def steps(description, batches, trained, rates, max_norm, loss="softmax", **opti
 def _adamw(model, trained, rates, **options):
     """AdamW over the trained parameters, the others being frozen."""
     backbone, rest = [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model):
         parameter.requires_grad_(name in trained)
         if name in trained:
             (backbone if "backbone" in name else rest).append(parameter)

@@ -1,5 +1,7 @@
 from .conditional_detr import ConditionalDETR as ConditionalDETR
 from .conditional_detr import ConditionalDETRConfig as ConditionalDETRConfig
+from .dab_detr import DABDETR as DABDETR
+from .dab_detr import DABDETRConfig as DABDETRConfig
 from .detr import DETR as DETR
 from .detr import DETRConfig as DETRConfig
 from .detr_segmentation import DETRForSegmentation as DETRForSegmentation

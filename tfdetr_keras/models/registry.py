@@ -21,6 +21,7 @@ _MODULES = {
     "DETRForSegmentation": "tfdetr_keras.models.detr_segmentation",
     "TableTransformer": "tfdetr_keras.models.table_transformer",
     "ConditionalDETR": "tfdetr_keras.models.conditional_detr",
+    "DABDETR": "tfdetr_keras.models.dab_detr",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 
