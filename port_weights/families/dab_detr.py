@@ -35,6 +35,11 @@ _SAME_NAME = (
     *("num_patterns", "random_refpoints_xy", "keep_query_pos", "normalize_before"),
     *("temperature_height", "temperature_width"),
 )
+# What other configurations of transformers have and DAB-DETR's has not, or has and does not read.
+_UNKNOWN = (
+    *("d_model", "position_embedding_type"),
+    *("cls_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient"),
+)
 _DEFAULT_DROPOUT = 0.1  # of transformers; the authors' is 0
 _SCALE = 2 * math.pi  # of sine positions, here and in the authors' code
 PRIOR_PROBABILITY = 0.01  # of a class before training; by transformers' default it depends on their number
@@ -192,8 +197,7 @@ class DABDETRFamily(DETRFamily):
             "auxiliary_loss": config.auxiliary_outputs,
             "initializer_bias_prior_prob": PRIOR_PROBABILITY,
         }
-        unknown = ("d_model", "position_embedding_type", "cls_loss_coefficient")
-        return {name: value for name, value in written.items() if name not in unknown}
+        return {name: value for name, value in written.items() if name not in _UNKNOWN}
 
     def hugging_face_scheme(self, config: Any, backbone: Backbone = "hugging-face") -> Scheme:
         """Return how transformers names the tensors on disk; unlike DETR's, a backbone of timm is not unwrapped."""
