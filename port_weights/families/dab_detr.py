@@ -5,6 +5,7 @@ PyTorch's models hold the box head twice, for the decoder moves the anchors with
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -17,6 +18,8 @@ from port_weights.families.resnet import Backbone
 from port_weights.families.rows import affine, conv, linear, output_projection, split_attention, split_projections
 from port_weights.layouts import VECTOR
 from port_weights.tables import Row, Scheme
+
+logger = logging.getLogger(__name__)
 
 _QUERIES = "query_embedding/embeddings"
 _SLOPE = "feed_forward/activation/slope"
@@ -40,6 +43,7 @@ _UNKNOWN = (
     *("d_model", "position_embedding_type"),
     *("cls_loss_coefficient", "mask_loss_coefficient", "dice_loss_coefficient"),
 )
+_WIDTH_OF_AUTHORS = 256
 _DEFAULT_DROPOUT = 0.1  # of transformers; the authors' is 0
 _SCALE = 2 * math.pi  # of sine positions, here and in the authors' code
 PRIOR_PROBABILITY = 0.01  # of a class before training; by transformers' default it depends on their number
@@ -211,6 +215,11 @@ class DABDETRFamily(DETRFamily):
 
     def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
         """Return the settings of the authors' `main.py` that say what the model and its loss are."""
+        if config.d_model != _WIDTH_OF_AUTHORS:
+            logger.warning(
+                "d_model=%d: load_model reads this .pth, but the encoder of %s is %d channels wide, whatever is asked",
+                *(config.d_model, self.authors, _WIDTH_OF_AUTHORS),
+            )
         return super().authors_arguments(config, criterion) | {
             "modelname": "dab_detr",
             "transformer_activation": config.activation_function,

@@ -17,7 +17,7 @@ def names_in(column, heading):
     return set(re.findall(r"[`, (]([a-z0-9_]+)(?=[`=,)({])", " ".join(cells)))
 
 
-@pytest.mark.parametrize("kind", ["DetrConfig", "TableTransformerConfig", "ConditionalDetrConfig"])
+@pytest.mark.parametrize("kind", ["DetrConfig", "TableTransformerConfig", "ConditionalDetrConfig", "DabDetrConfig"])
 def test_every_field_of_hugging_faces_configurations(kind, pytorch):
     fields = pytorch.call("models:fields_of", kind)
     assert len(fields) > 25
@@ -26,7 +26,7 @@ def test_every_field_of_hugging_faces_configurations(kind, pytorch):
 
 def test_what_it_names_here_is_here():
     ours = names_in(2, "`transformers.DetrConfig`")
-    known = {field.name for kind in (td.DETRConfig, td.SetCriterion) for field in dataclasses.fields(kind)}
+    known = {field.name for kind in (td.DABDETRConfig, td.SetCriterion) for field in dataclasses.fields(kind)}
     known |= {field.name for field in dataclasses.fields(td.ResNetConfig)}
     mentioned = {name for name in ours if "_" in name}
     assert mentioned

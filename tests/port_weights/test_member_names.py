@@ -60,15 +60,15 @@ def test_every_naming_is_of_the_same_weights_in_both_directions(member, states, 
         assert copies.keys() <= state.keys(), naming
         for name in copies:
             np.testing.assert_array_equal(state[name], state[copies[name]], err_msg=f"{naming}: {name}")
-        state = {name: tensor for name, tensor in state.items() if name not in copies}
-        for name, tensor in state.items():
+        originals = {name: tensor for name, tensor in state.items() if name not in copies}
+        for name, tensor in originals.items():
             for path, layout in scheme.keras_paths(name):
                 assert path not in read, (naming, path)
                 read[path] = layout.read(tensor, weights[path].shape)
                 assert scheme.torch_name(path) == (name, layout), (naming, path)
                 names.setdefault(name, {})[layout.part] = layout.to_torch(weights[path])
         assert read.keys() == weights.keys(), naming
-        assert names.keys() == state.keys(), naming
+        assert names.keys() == originals.keys(), naming
         for path, array in read.items():
             np.testing.assert_array_equal(array, weights[path], err_msg=f"{naming}: {path}")
         for name, parts in names.items():
