@@ -358,7 +358,8 @@ class Decoder(layers.Layer):
             return_attention_scores: whether the attention to the image is wanted, too.
         """
         x = ops.zeros_like(query_position) if content is None else content
-        embeddings, attention, points = [], [], []
+        embeddings, attention = [], []
+        points: list[Any] = []  # of each layer
         for index, layer in enumerate(self.stack):
             points.append(self._moved(points[-1], x, box_head) if points else self._points(query_position))
             x = called(
