@@ -98,6 +98,10 @@ def test_a_model_with_patterns_trains_and_detects_all_of_its_rows(batch, tmp_pat
     assert fewer(batch[0])["logits"].shape == (2, 12, 3)
     np.testing.assert_array_equal(fewer.query_embedding.embeddings, model.query_embedding.embeddings[:4])
     np.testing.assert_array_equal(fewer.pattern_embedding.embeddings, model.pattern_embedding.embeddings)
+    more = td.from_pretrained(tmp_path / "model.keras", num_queries=7)
+    assert more(batch[0])["logits"].shape == (2, 21, 3)
+    np.testing.assert_array_equal(more.query_embedding.embeddings[:5], model.query_embedding.embeddings)
+    assert (np.asarray(more.query_embedding.embeddings[5:]) != 0).all()
 
 
 @pytest.mark.slow
