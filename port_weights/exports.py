@@ -53,7 +53,7 @@ def export(
 
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
     `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (as `DetrForObjectDetection`, as
-    `TableTransformerForObjectDetection` with pre-norm, as `ConditionalDetrForObjectDetection`), or by
+    `TableTransformerForObjectDetection`, `ConditionalDetrForObjectDetection`, `DabDetrForObjectDetection`), or by
     `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the architecture, the names of the
     classes and the loss; not which parts are frozen.
 
@@ -114,7 +114,7 @@ def export(
 def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> Detector:
     """Write a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
 
-    Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it.
+    Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it; of a DAB-DETR, as IDEA-Research/DAB-DETR.
 
     `args` holds the architecture and the loss under the names of its training script, so that `load_model` needs to be
     told nothing; the names of the classes have no place there.

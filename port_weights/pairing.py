@@ -46,18 +46,16 @@ def pair(
         for name, shape in expected.items()
         if checkpoint.shapes[name] != shape
     ]
-    copies = {copy: name for name in expected for copy in scheme.copies.get(name, ()) if copy not in expected}
+    copies = {copy: name for copy, name in _copies(checkpoint, scheme).items() if name in expected}
     masks_wanted = any(path.startswith(_MASKS) for path in shapes)
+    known = {*expected, *copies}
     unexpected = [
         name
         for name in checkpoint.shapes
-        if name not in expected
-        and name not in copies
-        and not IGNORED.fullmatch(name)
-        and (masks_wanted or not _is_of_masks(scheme, name))
+        if name not in known and not IGNORED.fullmatch(name) and (masks_wanted or not _is_of_masks(scheme, name))
     ]
     _refuse(checkpoint, scheme, missing, sorted(unexpected), misshapen)
-    _refuse_unequal(checkpoint, {copy: name for copy, name in copies.items() if copy in checkpoint.shapes})
+    _refuse_unequal(checkpoint, {copy: name for copy, name in copies.items() if copy not in expected})
 
     def reader(path: str) -> Callable[[], np.ndarray]:
         name, layout = names[path]
@@ -65,6 +63,12 @@ def pair(
 
     # In the model's order, which is that of every process: where several hold one model, they assign together.
     return {path: reader(path) for path in shapes if path in held}, lacking
+
+
+def _copies(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, str]:
+    """Return the copies that a checkpoint holds, and what each is a copy of."""
+    every = ((copy, name) for name, copies in scheme.copies.items() for copy in copies)
+    return {copy: name for copy, name in every if {copy, name} <= set(checkpoint.shapes)}
 
 
 def _is_of_masks(scheme: Scheme, name: str) -> bool:
@@ -85,8 +89,8 @@ def _refuse_unequal(checkpoint: Checkpoint, copies: Mapping[str, str]) -> None:
     for copy, name in copies.items():
         if not np.array_equal(checkpoint.read(copy), checkpoint.read(name)):
             raise ValueError(
-                f"{checkpoint.name} holds {copy} and {name}, which are one tensor of this model, with different "
-                "values: is its config.json that of another model?"
+                f"{checkpoint.name}: {copy} is not equal to {name}, of which it must be a copy: the two are one tensor "
+                "of this model"
             )
 
 

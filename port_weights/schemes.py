@@ -12,19 +12,21 @@ from port_weights.tables import Scheme as Scheme
 def scheme(
     backbone: str = "hugging-face", transformer: str = "hugging-face", model_prefix: str = "", backbone_prefix: str = ""
 ) -> Scheme:
-    """Put a scheme of DETR's or Conditional DETR's together, see `DETRFamily.scheme`.
+    """Put a scheme of DETR's, Conditional DETR's or DAB-DETR's together, see `DETRFamily.scheme`.
 
     Args:
         backbone: `"hugging-face"` (HF-ResNet names) or `"torchvision"` (also timm's and facebookresearch's).
         transformer: `"hugging-face"` (on disk), `"hugging-face-4"` (the same by version 4, with learned positions),
             `"hugging-face-in-memory"` (version 5), `"facebookresearch"` or `"none"` for a backbone alone; for
             Conditional DETR `"conditional-hugging-face"`, `"conditional-hugging-face-in-memory"`, or
-            `"conditional-detr"` (its authors').
+            `"conditional-detr"` (its authors'); for DAB-DETR the same with `"dab"`.
         model_prefix: prefix of transformer and heads, `"detr."` in panoptic checkpoints.
         backbone_prefix: the whole prefix of the backbone's tensors.
     """
-    family = families.CONDITIONAL_DETR if transformer.startswith("conditional") else families.DETR
-    return family.scheme(backbone, transformer, model_prefix, backbone_prefix)
+    known = {"conditional": families.CONDITIONAL_DETR, "dab": families.DAB_DETR}
+    return known.get(transformer.split("-")[0], families.DETR).scheme(
+        backbone, transformer, model_prefix, backbone_prefix
+    )
 
 
 def detect_scheme(names: Iterable[str]) -> Scheme:

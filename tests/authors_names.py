@@ -58,6 +58,54 @@ def facebookresearch(state, cross_attention="multihead_attn", prefix=""):
     return _packed(renamed)
 
 
+def dab_with_timm(state):
+    """Return a state dict as transformers writes it of a DAB-DETR, whose backbone of timm is one level further in."""
+    part = ".conv_encoder.model."
+    return {name.replace(part, f"{part}_backbone."): tensor for name, tensor in with_timm(state).items()}
+
+
+def dab_in_memory(state):
+    """Return `state_dict()` of transformers' model, which holds the box head twice."""
+    copies = {name for name in state if name.startswith("bbox_predictor.")}
+    return state | {name.replace("bbox_predictor", "model.decoder.bbox_embed"): state[name] for name in copies}
+
+
+def idea_research(state):
+    """Return a state dict as IDEA-Research/DAB-DETR has it, with the box head twice."""
+    rules = [
+        (r"self_attn\.self_attn_(query|key)_(content|pos)_proj", lambda m: f"sa_{m[1][0]}{m[2]}_proj"),
+        (r"self_attn\.self_attn_value_proj", "sa_v_proj"),
+        (r"self_attn\.self_attn\.output_proj", "self_attn.out_proj"),
+        (r"self_attn\.self_attn_layer_norm", "norm1"),
+        (r"cross_attn\.cross_attn_(query|key)_(content|pos)_proj", lambda m: f"ca_{m[1][0]}{m[2]}_proj"),
+        (r"cross_attn\.cross_attn_query_pos_sine_proj", "ca_qpos_sine_proj"),
+        (r"cross_attn\.cross_attn_value_proj", "ca_v_proj"),
+        (r"cross_attn\.cross_attn\.output_proj", "cross_attn.out_proj"),
+        (r"cross_attn\.cross_attn_layer_norm", "norm2"),
+        (r"mlp\.final_layer_norm", "norm3"),
+        (r"final_layer_norm", "norm2"),
+        (r"self_attn_layer_norm", "norm1"),
+        (r"(mlp\.)?fc([12])", r"linear\2"),
+        (r"(mlp\.)?activation_fn", "activation"),
+        (r"layernorm", "norm"),
+        (r"query_refpoint_embeddings", "refpoint_embed"),
+        (r"input_projection", "input_proj"),
+        (r"bbox_predictor", "bbox_embed"),
+    ]
+    renamed = {}
+    for original, tensor in state.items():
+        name = original.removeprefix("model.")
+        if name.startswith("backbone."):
+            renamed[f"backbone.0.body.{timm_name(name.removeprefix('backbone.conv_encoder.model.'))}"] = tensor
+            continue
+        for old, new in rules:
+            name = re.sub(old, new, name)
+        renamed[f"transformer.{name}" if re.match("(en|de)coder|patterns", name) else name] = tensor
+        if name.startswith("bbox_embed."):
+            renamed[f"transformer.decoder.{name}"] = tensor
+    return _packed(renamed)
+
+
 def _packed(state):
     """Query, key and value of each attention in one tensor."""
     state = dict(state)

@@ -3,8 +3,9 @@
     python tests/before_and_after.py COMMIT
 
 runs the same program with the code of a commit and with that of this checkout, in a process each, and compares what
-they write: of DETR with ResNet-18, ResNet-50 and DC5, Table Transformer, Conditional DETR and segmentation, on a padded
-batch, with weights drawn by their names, deterministic operations and no dropout. Exits with 1 where anything differs.
+they write: of DETR with ResNet-18, ResNet-50 and DC5, Table Transformer, Conditional DETR, DAB-DETR and segmentation,
+on a padded batch, with weights drawn by their names, deterministic operations and no dropout. Exits with 1 where
+anything differs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = (
     *("detr-resnet-18", "detr-resnet-50", "detr-resnet-50-dc5", "table-transformer-detection"),
-    *("conditional-detr-resnet-50", "detr-resnet-50-panoptic"),
+    *("conditional-detr-resnet-50", "dab-detr-resnet-50", "detr-resnet-50-panoptic"),
 )
 STEPS, HEIGHT, WIDTH = 10, 96, 128
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)

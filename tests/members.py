@@ -203,6 +203,11 @@ SMALL = {
     "label2id": {name: index for index, name in NAMES.items()},
     **TRANSFORMER,
 }
+# DAB-DETR's configuration calls the width so.
+SMALL_DAB, UNEQUAL_DAB = (
+    {"hidden_size" if name == "d_model" else name: value for name, value in fields.items()}
+    for fields in (SMALL, UNEQUAL)
+)
 # A mask head wants d_model and heads to add up to a multiple of 8.
 EIGHT_HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
 LARGE = {"dropout": 0.0, "num_labels": 91}
@@ -315,6 +320,15 @@ CONDITIONAL = Case(
     loss_there={"class_loss_coefficient": 1.0},
     without_effect=ZEROS,
 )
+DAB = Case(
+    "DABDETR",
+    hugging_face("DabDetr", **SMALL_DAB, class_cost=3, focal_alpha=0.5, seed=1),
+    # Measured with this seed: logits 8e-6, with patterns 1.1e-5; boxes 1.2e-6, stages 4e-6, gradients 9e-5. With
+    # others five times as much.
+    limits=Limits(logits=3e-5, boxes=4e-6, stage=1e-5, gradient=3e-4),
+    loss="focal",
+    without_effect=ZEROS,
+)
 
 DEFORMABLE = Case(
     "DeformableDETR",
@@ -420,6 +434,35 @@ MEMBERS = {
                 ),
                 over(DEFORMABLE, "resnet-50"),
                 over(DEFORMABLE, "resnet-50", "resnet-50-two-stage", with_box_refine=True, two_stage=True),
+            ),
+        ),
+        Member(
+            DAB,
+            td.DABDETRConfig(**IN_KERAS),
+            td.SetCriterion(classification="focal", cost_class=3, class_loss_coefficient=1, focal_alpha=0.5),
+            {
+                "in memory": authors_names.dab_in_memory,
+                "with timm": authors_names.dab_with_timm,
+                "IDEA-Research's": authors_names.idea_research,
+            },
+            {"heads": 4},
+            {"decoder_ffn_dim": 64, "num_patterns": 2},
+            variants=(
+                # What is in no published checkpoint, and patterns: three to an anchor, whose content is not zero.
+                DAB.another(
+                    "patterns",
+                    **UNEQUAL_DAB,
+                    num_patterns=3,
+                    keep_query_pos=True,
+                    normalize_before=True,
+                    temperature_height=15,
+                    temperature_width=30,
+                    # Each pattern is at each anchor: to which pattern a query attends first, no place decides.
+                    without_effect=r"(en|de)coder/.*/key(_position)?/bias|"
+                    r"decoder/layer0/self_attention/key_position/kernel",
+                ),
+                DAB.another("relu", activation_function="relu", random_refpoints_xy=True, has_gradients=False),
+                over(DAB, "resnet-50"),
             ),
         ),
     )

@@ -22,6 +22,8 @@ from .losses.criterion import SetCriterion as SetCriterion
 from .matching.assignment import linear_sum_assignment as linear_sum_assignment
 from .models.conditional_detr import ConditionalDETR as ConditionalDETR
 from .models.conditional_detr import ConditionalDETRConfig as ConditionalDETRConfig
+from .models.dab_detr import DABDETR as DABDETR
+from .models.dab_detr import DABDETRConfig as DABDETRConfig
 from .models.deformable_detr import DeformableDETR as DeformableDETR
 from .models.deformable_detr import DeformableDETRConfig as DeformableDETRConfig
 from .models.detr import DETR as DETR

@@ -37,7 +37,7 @@ def load_model(path: str | os.PathLike[str], compile: bool = True) -> Detector: 
         compile: whether the model is compiled as it was when it was saved, to continue with `fit`.
 
     Returns:
-        A `DETR`, `DETRForSegmentation` or `ConditionalDETR`.
+        A model of whichever class of the family it is.
 
     Raises:
         ValueError: the file or folder is missing, damaged, or of another kind; the message says what reads it.

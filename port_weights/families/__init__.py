@@ -6,6 +6,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from port_weights.families.conditional_detr import ConditionalDETRFamily
+from port_weights.families.dab_detr import DABDETRFamily
 from port_weights.families.deformable_detr import DeformableDETRFamily
 from port_weights.families.detr import DETRFamily
 from port_weights.families.detr_segmentation import DETRSegmentationFamily
@@ -14,8 +15,9 @@ from port_weights.families.table_transformer import TableTransformerFamily
 from port_weights.tables import Scheme
 
 # The first that knows a checkpoint's names and says that it is its own counts: what is more special comes first.
-DETR, CONDITIONAL_DETR = DETRFamily(), ConditionalDETRFamily()
+DETR, CONDITIONAL_DETR, DAB_DETR = DETRFamily(), ConditionalDETRFamily(), DABDETRFamily()
 FAMILIES: list[Family] = [
+    DAB_DETR,
     CONDITIONAL_DETR,
     DeformableDETRFamily(),
     DETRSegmentationFamily(),

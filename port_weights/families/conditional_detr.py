@@ -20,7 +20,7 @@ _CONDITIONAL_SELF = {
 _CONDITIONAL_CROSS = {**_CONDITIONAL_SELF, "qpos_sine": "query_sine"}
 
 
-def _conditional_attention(layer: str, self_name: str, cross_name: str) -> list[Row]:
+def conditional_attention(layer: str, self_name: str, cross_name: str) -> list[Row]:
     """Return rows of the two attentions of a decoder layer, as its authors and Hugging Face on disk name them."""
     self_path, cross_path = "decoder/layer{i}/self_attention", "decoder/layer{i}/cross_attention"
     in_self = {f"{layer}.sa_{name}_proj": role for name, role in _CONDITIONAL_SELF.items()}
@@ -83,11 +83,11 @@ class ConditionalDETRFamily(DETRFamily):
 
     def tables(self) -> dict[str, list[Row]]:
         """Return the table of the transformer of each naming."""
-        on_disk = _conditional_attention(_LAYER, "self_attn", "encoder_attn") + _POINTS
+        on_disk = conditional_attention(_LAYER, "self_attn", "encoder_attn") + _POINTS
         in_memory = _conditional_attention_in_memory(_LAYER) + _POINTS
         return {
             "conditional-detr": facebook_transformer(
-                _conditional_attention(FACEBOOK_LAYER, "self_attn", "cross_attn")
+                conditional_attention(FACEBOOK_LAYER, "self_attn", "cross_attn")
                 + _conditional_points("transformer.decoder")
             ),
             "conditional-hugging-face": hugging_face_transformer("out_proj", "", decoder_attention=on_disk),

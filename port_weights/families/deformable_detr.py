@@ -206,7 +206,9 @@ class DeformableDETRFamily(DETRFamily):
             found[kind] = {number: (same or [first])[0] for number, same in there.items() if same or number < depth}
             for same in there.values():
                 copies |= _copies(kind, same[0], same[1:]) if same[1:] else {}
-            others = [same[0] for number, same in there.items() if same and number]
+            # Where the decoder refines no boxes, the others are the first once more.
+            refines = any(f"{place}bbox_embed." in name for place in _PLACES if place for name in names)
+            others = [] if refines else [same[0] for number, same in there.items() if same and number]
             for tensor, of_first in _copies(kind, first, others).items():
                 copies[tensor] = (*copies.get(tensor, ()), *of_first)
         return _heads(found, depth if is_two_stage else None), copies

@@ -174,6 +174,10 @@ class DETRFamily(Family):
     num_queries = 100  # where a checkpoint has none
     on_disk, in_memory, of_authors = "hugging-face", "hugging-face-in-memory", "facebookresearch"
     prefix = ""  # of a detector inside of another model
+    authors = "facebookresearch/detr"
+    activations: ClassVar[tuple[str, ...]] = ACTIVATIONS  # that transformers computes alike
+    activations_of_authors: ClassVar[tuple[str, ...]] = ("relu",)
+    hugging_face_heads: ClassVar[list[Row]] = HUGGING_FACE_HEADS
     has_masks = False
     first_projection = "input_projection/kernel"  # from the backbone's channels to the transformer's
     # A tensor that tells each naming from those that come after it.
@@ -221,9 +225,14 @@ class DETRFamily(Family):
             return Scheme(f"{backbone} backbone", tuple(rows))
         heads, heads_prefix = FACEBOOK_HEADS, model_prefix
         if "hugging-face" in naming:
-            heads, heads_prefix = HUGGING_FACE_HEADS, model_prefix.removesuffix(HUGGING_FACE_MODEL)
+            heads, heads_prefix = self.hugging_face_heads, model_prefix.removesuffix(HUGGING_FACE_MODEL)
         rows += prefixed(self.tables()[naming], model_prefix) + prefixed(heads, heads_prefix)
-        return Scheme(f"{naming}, {backbone} backbone", tuple(rows))
+        copies = self._copies(naming, model_prefix)
+        return Scheme(f"{naming}, {backbone} backbone", tuple(rows), copies)
+
+    def _copies(self, naming: str, prefix: str) -> dict[str, tuple[str, ...]]:
+        """Return the tensors that a naming holds more than once, and their other names, see `Scheme`."""
+        return {}
 
     def detect(self, names: AbstractSet[str]) -> Scheme | None:
         """Return how a checkpoint names its tensors: by a few that only this naming has."""
@@ -308,10 +317,10 @@ class DETRFamily(Family):
 
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such backbone, or another activation of that name."""
-        if config.activation_function not in ACTIVATIONS:
+        if config.activation_function not in self.activations:
             raise ValueError(
                 f"activation_function={config.activation_function!r} is not known to be the same in transformers; "
-                f"only models with {', '.join(ACTIVATIONS)} can be exported there"
+                f"only models with {', '.join(self.activations)} can be exported there"
             )
         known = timm_name(config.backbone)
         if backbone == "timm" and known is None:
@@ -331,13 +340,13 @@ class DETRFamily(Family):
             ours = getattr(config, f"encoder_{what}"), getattr(config, f"decoder_{what}")
             if ours[0] != ours[1]:
                 raise ValueError(
-                    f"encoder_{what}={ours[0]} and decoder_{what}={ours[1]}, but facebookresearch/detr has one "
+                    f"encoder_{what}={ours[0]} and decoder_{what}={ours[1]}, but {self.authors} has one "
                     "setting for both: export a Hugging Face folder instead"
                 )
-        if config.activation_function != "relu":
+        if config.activation_function not in self.activations_of_authors:
             raise ValueError(
-                f"activation_function={config.activation_function!r}, but facebookresearch/detr has ReLU alone: "
-                "export a Hugging Face folder instead"
+                f"activation_function={config.activation_function!r}, but {self.authors} has "
+                f"{', '.join(self.activations_of_authors)} alone: export a Hugging Face folder instead"
             )
 
     def is_unknown_to_torchvision(self, config: Any) -> bool:

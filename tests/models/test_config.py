@@ -7,6 +7,7 @@ import pytest
 
 from tfdetr_keras import ResNetConfig
 from tfdetr_keras.models import (
+    DABDETR,
     DETR,
     PRESETS,
     ConditionalDETR,
@@ -28,6 +29,11 @@ RELATIVES = {
     "table-transformer-detection": (TableTransformer, "detr-resnet-18", 15, 2, 0.4),
     "table-transformer-structure-recognition": (TableTransformer, "detr-resnet-18", 125, 6, 0.4),
     "conditional-detr-resnet-50": (ConditionalDETR, "detr-resnet-50", 300, 91, None),
+    "dab-detr-resnet-50": (DABDETR, "detr-resnet-50", 300, 91, None),
+    "dab-detr-resnet-50-pat3": (DABDETR, "detr-resnet-50", 300, 91, None),
+    "dab-detr-resnet-50-dc5": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
+    "dab-detr-resnet-50-dc5-fixxy": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
+    "dab-detr-resnet-50-dc5-pat3": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
 }
 
 SMALL = {"num_classes": 2, "d_model": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
@@ -72,7 +78,7 @@ def test_presets_of_the_relatives(name):
 
 def test_every_published_checkpoint_has_a_preset():
     assert set(PUBLISHED.values()) <= set(PRESETS)
-    assert len(PUBLISHED) == 13
+    assert len(PUBLISHED) == 23
 
 
 def test_a_preset_of_another_class_is_refused():

@@ -248,7 +248,7 @@ def test_copies_that_differ_are_refused(refined):
     state = in_memory(refined)
     state["class_embed.1.bias"] = state["class_embed.1.bias"] + 1
     with pytest.raises(
-        ValueError, match=r"holds class_embed.1.bias and model.decoder.class_embed.1.bias, which are one"
+        ValueError, match=r"class_embed.1.bias is not equal to model.decoder.class_embed.1.bias, of which"
     ):
         load_model(state, heads=4)
 

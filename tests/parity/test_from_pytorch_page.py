@@ -17,9 +17,10 @@ def names_in(column, heading):
     return set(re.findall(r"[`, (]([a-z0-9_]+)(?=[`=,)({])", " ".join(cells)))
 
 
-@pytest.mark.parametrize(
-    "kind", ["DetrConfig", "TableTransformerConfig", "ConditionalDetrConfig", "DeformableDetrConfig"]
-)
+KINDS = ["DetrConfig", "TableTransformerConfig", "ConditionalDetrConfig", "DeformableDetrConfig", "DabDetrConfig"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_field_of_hugging_faces_configurations(kind, pytorch):
     fields = pytorch.call("models:fields_of", kind)
     assert len(fields) > 25
@@ -28,7 +29,8 @@ def test_every_field_of_hugging_faces_configurations(kind, pytorch):
 
 def test_what_it_names_here_is_here():
     ours = names_in(2, "`transformers.DetrConfig`")
-    known = {field.name for kind in (td.DeformableDETRConfig, td.SetCriterion) for field in dataclasses.fields(kind)}
+    kinds = (td.DeformableDETRConfig, td.DABDETRConfig, td.SetCriterion)
+    known = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     known |= {field.name for field in dataclasses.fields(td.ResNetConfig)}
     mentioned = {name for name in ours if "_" in name}
     assert mentioned

@@ -50,6 +50,7 @@ def hugging_face(preset, model):
         ("detr-resnet-50-panoptic", "DetrForSegmentation"),
         ("detr-resnet-101-panoptic", "DetrForSegmentation"),
         ("conditional-detr-resnet-50", "ConditionalDetrForObjectDetection"),
+        ("dab-detr-resnet-50", "DabDetrForObjectDetection"),
     ],
 )
 def test_hugging_face_folders(preset, model, pytorch, tmp_path):

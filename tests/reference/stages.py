@@ -35,21 +35,9 @@ def _hugging_face(model, pixels, mask):
 
     The decoder's hidden states are its input and what each layer gave; the last alone is normalised already.
     """
-    caught = {}
-
-    def catch(module, inputs, output):
-        caught[type(module).__name__] = output
-
     detector = getattr(model, "detr", model)
     wanted = ("DetrConvEncoder", "TableTransformerConvEncoder", "PositionEmbedding", "MHAttentionMap")
-    modules = [module for module in model.modules() if type(module).__name__.endswith(wanted)]
-    hooks = [module.register_forward_hook(catch) for module in [*modules, detector.model.input_projection]]
-    try:
-        outputs = model(pixels, mask, output_hidden_states=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    position, maps = (next(caught[name] for name in caught if name.endswith(end)) for end in ("Embedding", "Encoder"))
+    outputs, caught = _run(model, detector, wanted, pixels, mask)
     *earlier, last = outputs.decoder_hidden_states[1:]
     hidden = torch.stack([*(detector.model.decoder.layernorm(state) for state in earlier), last], dim=1)
     logits, boxes = detector.class_labels_classifier(hidden), detector.bbox_predictor(hidden)
@@ -58,6 +46,7 @@ def _hugging_face(model, pixels, mask):
         boxes = boxes + torch.nn.functional.pad(torch.special.logit(points, eps=1e-5), (0, 2))
     boxes = boxes.sigmoid()
     masks = {}
+    position, maps = (next(caught[name] for name in caught if name.endswith(end)) for end in ("Embedding", "Encoder"))
     if model is not detector:
         maps_of_heads = next(caught[name] for name in caught if name.endswith("MHAttentionMap"))
         masks = {"mask_attention": maps_of_heads.permute(0, 1, 3, 4, 2), "pred_masks": outputs.pred_masks}
@@ -74,6 +63,43 @@ def _hugging_face(model, pixels, mask):
         "aux_logits": logits[:, :-1],
         "aux_boxes": boxes[:, :-1],
         **masks,
+    }
+
+
+def _run(model, detector, wanted, pixels, mask):
+    """The outputs, and what the modules whose classes' names end in one of `wanted` gave, by these names."""
+    caught = {}
+
+    def catch(module, inputs, output):
+        caught[type(module).__name__] = output
+
+    modules = [module for module in model.modules() if type(module).__name__.endswith(wanted)]
+    hooks = [module.register_forward_hook(catch) for module in [*modules, detector.model.input_projection]]
+    try:
+        return model(pixels, mask, output_hidden_states=True), caught
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _dab(model, pixels, mask):
+    """The stages of transformers' DAB-DETR, whose decoder gives what the heads see, and all layers' references."""
+    wanted = ("DetrConvEncoder", "PositionEmbedding", "DabDetrDecoder")
+    outputs, caught = _run(model, model, wanted, pixels, mask)
+    maps, decoded = caught["DabDetrConvEncoder"], caught["DabDetrDecoder"]
+    hidden = decoded.intermediate_hidden_states
+    boxes = (model.bbox_predictor(hidden) + torch.special.logit(decoded.reference_points, eps=1e-5)).sigmoid()
+    return {
+        **{f"backbone.stage{i}": _channels_last(feature) for i, (feature, _) in enumerate(maps, start=1)},
+        "mask": maps[-1][1],
+        "position": _sequence(caught["DabDetrSinePositionEmbedding"]),
+        "projection": _sequence(caught["Conv2d"]),
+        **{f"encoder.layer{i}": x for i, x in enumerate(outputs.encoder_hidden_states[1:])},
+        **{f"decoder.layer{i}": x for i, x in enumerate(hidden)},
+        "logits": outputs.logits,
+        "pred_boxes": outputs.pred_boxes,
+        "aux_logits": model.class_embed(hidden[:-1]).transpose(0, 1),
+        "aux_boxes": boxes[:-1].transpose(0, 1),
     }
 
 
@@ -158,4 +184,4 @@ def _deformable(model, pixels, mask):
 
 
 # Functions for models whose stages are others than DETR's, by the class.
-_OWN = {"DeformableDetrForObjectDetection": _deformable}
+_OWN = {"DeformableDetrForObjectDetection": _deformable, "DabDetrForObjectDetection": _dab}

@@ -33,8 +33,14 @@ def gradients(description, batch, targets, loss="softmax"):
     # What the loss does not reach has no gradient: in transformers, the proposals of an encoder.
     return told, {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in model.named_parameters()
+        for name, parameter in _named(model)
     }
+
+
+def _named(model):
+    """The parameters with their names; with the last of those that one has, as in DAB-DETR's box head."""
+    names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return [(names[parameter], parameter) for parameter in model.parameters()]
 
 
 def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):
@@ -65,7 +71,7 @@ def steps(description, batches, trained, rates, max_norm, loss="softmax", **opti
 def _adamw(model, trained, rates, **options):
     """AdamW over the trained parameters, the others being frozen."""
     backbone, rest = [], []
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model):
         parameter.requires_grad_(name in trained)
         if name in trained:
             (backbone if "backbone" in name else rest).append(parameter)

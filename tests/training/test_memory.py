@@ -48,6 +48,8 @@ print(json.dumps([status("VmHWM") - before, step_memory(model, batch, height, wi
         "detr-resnet-50 2 480 640",
         "detr-resnet-50-dc5 1 320 480",
         "conditional-detr-resnet-50 1 320 480",
+        "dab-detr-resnet-50 1 320 480",
+        "dab-detr-resnet-50-pat3 1 320 480",
         "detr-tiny 1 512 512 recompute",
         "detr-resnet-50 2 480 640 recompute",
         "detr-resnet-18 4 320 480 recompute",

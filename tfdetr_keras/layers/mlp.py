@@ -25,15 +25,23 @@ class MLP(layers.Layer):
         inputs: channels of the input.
         widths: channels after each layer.
         zero_output: whether the last layer starts as all zeros rather than at random.
+        kernel_initializer: of the kernels; None for PyTorch's.
     """
 
-    def __init__(self, inputs: int, widths: Sequence[int], zero_output: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        zero_output: bool = False,
+        kernel_initializer: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.channels = [inputs, *widths]
         self.stack = []
         for index, units in enumerate(widths):
             is_last = index == len(widths) - 1
-            start = linear_initializers(self.channels[index])
+            start = linear_initializers(self.channels[index], kernel_initializer)
             if is_last and zero_output:
                 start = {name: initializers.Zeros() for name in start}
             activation = None if is_last else "relu"

@@ -28,6 +28,20 @@ def sine_encoding(angles: Any, features: int, temperature: float = TEMPERATURE) 
     return ops.reshape(ops.stack([ops.sin(angles_at), ops.cos(angles_at)], axis=-1), (*ops.shape(angles), features))
 
 
+def encode_coordinates(coordinates: Any, features: int) -> Any:
+    """Encode points or boxes as the image's positions are: y before x, and then width and height.
+
+    Args:
+        coordinates: float32 in [0, 1] of the image, `(…, 2)` x and y, or `(…, 4)` cxcywh.
+        features: channels of each coordinate, even.
+
+    Returns:
+        `(…, coordinates × features)` float32.
+    """
+    order = (1, 0, *range(2, coordinates.shape[-1]))
+    return ops.concatenate([sine_encoding(coordinates[..., place] * SCALE, features) for place in order], axis=-1)
+
+
 class SinePositionEmbedding(layers.Layer):
     """Sines and cosines of each position, counted over the unpadded image and scaled to [0, 2π].
 
@@ -35,7 +49,7 @@ class SinePositionEmbedding(layers.Layer):
 
     Args:
         d_model: channels of the embedding: the first half encodes y, the second x.
-        temperature: of the frequencies, see `sine_encoding`.
+        temperature: of the frequencies, see `sine_encoding`; or one for y and one for x.
         centred: whether a position is that of the pixel's centre, as in Deformable DETR, instead of its far edge.
 
     Source:
@@ -44,9 +58,16 @@ class SinePositionEmbedding(layers.Layer):
 
     EPSILON = 1e-6
 
-    def __init__(self, d_model: int, temperature: float = TEMPERATURE, centred: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        temperature: float | tuple[float, float] = TEMPERATURE,
+        centred: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.d_model, self.temperature, self.centred = d_model, temperature, centred
+        self.d_model, self.centred = d_model, centred
+        self.temperatures = temperature if isinstance(temperature, tuple) else (temperature, temperature)
 
     def build(self, mask_shape: Any) -> None:
         """Do nothing: there are no weights."""
@@ -59,7 +80,8 @@ class SinePositionEmbedding(layers.Layer):
             position = ops.cumsum(mask, axis=axis)
             extent = position[:, -1:, :] if axis == 1 else position[:, :, -1:]
             position = position - 0.5 if self.centred else position
-            return sine_encoding(position / (extent + self.EPSILON) * SCALE, self.d_model // 2, self.temperature)
+            temperature = self.temperatures[axis - 1]
+            return sine_encoding(position / (extent + self.EPSILON) * SCALE, self.d_model // 2, temperature)
 
         return ops.cast(ops.concatenate([encode(1), encode(2)], axis=-1), self.compute_dtype)
 

@@ -15,8 +15,10 @@ from keras import layers, ops
 from tfdetr_keras.backend.recompute import called
 from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.layers.mlp import linear_initializers
+from tfdetr_keras.layers.prelu import PReLU
 
 NORM_EPSILON = 1e-5  # PyTorch's default; Keras' own is 1e-3
+PRELU = "prelu"  # the activation that has a weight
 
 
 class FeedForward(layers.Layer):
@@ -25,7 +27,7 @@ class FeedForward(layers.Layer):
     Args:
         d_model: channels of inputs and outputs.
         hidden: channels between them.
-        activation: by its Keras name.
+        activation: by its Keras name; or `"prelu"`, whose slope is learned, one for all channels.
         dropout: after the activation.
     """
 
@@ -36,11 +38,12 @@ class FeedForward(layers.Layer):
         self.d_model, self.width = d_model, hidden
         self.hidden = layers.Dense(
             hidden,
-            activation=activation,
+            activation=None if activation == PRELU else activation,
             name="hidden",
             dtype=self.dtype_policy,
             **linear_initializers(d_model, kernel="glorot_uniform"),
         )
+        self.activation = PReLU(name="activation", dtype=self.dtype_policy) if activation == PRELU else None
         self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
         self.outputs = layers.Dense(
             d_model,
@@ -52,12 +55,17 @@ class FeedForward(layers.Layer):
     def build(self, input_shape: Any) -> None:
         """Build for `(batch, positions, d_model)`."""
         self.hidden.build((None, None, self.d_model))
+        if self.activation is not None:
+            self.activation.build((None, None, self.width))
         self.dropout.build((None, None, self.width))
         self.outputs.build((None, None, self.width))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Map `(batch, positions, d_model)` → the same shape."""
-        return self.outputs(self.dropout(self.hidden(inputs), training=training))
+        x = self.hidden(inputs)
+        if self.activation is not None:
+            x = self.activation(x)
+        return self.outputs(self.dropout(x, training=training))
 
 
 class TransformerLayer(layers.Layer):
@@ -67,7 +75,7 @@ class TransformerLayer(layers.Layer):
         d_model: channels.
         heads: of each attention.
         hidden: channels inside the feed-forward network.
-        activation: of the feed-forward network, by its Keras name.
+        activation: of the feed-forward network, see `FeedForward`.
         dropout: of every residual branch.
         attention_dropout: of the attention weights.
         activation_dropout: inside the feed-forward network.
@@ -262,11 +270,15 @@ class Encoder(layers.Layer):
         """Return the output of each layer, `(batch, positions, d_model)`; the last is the memory."""
         outputs = []
         for layer in self.stack:
-            x = called(layer, x, position, mask, training=training)
+            x = called(layer, x, self._position(x, position), mask, training=training)
             outputs.append(x)
         if self.norm is not None:
             outputs[-1] = self.norm(outputs[-1])
         return outputs
+
+    def _position(self, x: Any, position: Any) -> Any:
+        """Return the positions that a layer is given beside its input."""
+        return position
 
 
 class Decoded(NamedTuple):
@@ -324,6 +336,7 @@ class Decoder(layers.Layer):
         mask: Any,
         class_head: Any,
         box_head: Any,
+        content: Any = None,
         query_mask: Any = None,
         earlier_layers: bool = True,
         training: bool = False,
@@ -332,25 +345,27 @@ class Decoder(layers.Layer):
         """Decode.
 
         Args:
-            query_position: `(batch, queries, d_model)`, the learned queries.
+            query_position: the learned queries, `(batch, queries, d_model)` or what else a member learns of a place.
             memory: `(batch, positions, d_model)`, the encoder's output.
             memory_position: `(batch, positions, d_model)`.
             mask: of the image's positions, `(batch, 1, positions)` bool, True = image; None where nothing is padding.
             class_head: embeddings → logits, shared by all layers.
             box_head: embeddings, and an offset or nothing → boxes, shared by all layers.
+            content: what the queries are before the first layer, `(batch, queries, d_model)`; zeros where left out.
             query_mask: which query sees which, `(batch, queries, queries)` bool; all see all where left out.
             earlier_layers: whether the heads look at all layers, or at the last alone.
             training: whether dropout is on.
             return_attention_scores: whether the attention to the image is wanted, too.
         """
-        x = ops.zeros_like(query_position)
+        x = ops.zeros_like(query_position) if content is None else content
         embeddings, attention = [], []
-        points = self._points(query_position)
+        points: list[Any] = []  # of each layer
         for index, layer in enumerate(self.stack):
+            points.append(self._moved(points[-1], x, box_head) if points else self._points(query_position))
             x = called(
                 layer,
                 x,
-                self._position(index, x, query_position, points),
+                self._position(index, x, query_position, points[-1]),
                 memory,
                 memory_position,
                 mask,
@@ -362,15 +377,21 @@ class Decoder(layers.Layer):
                 x, scores = x
                 attention.append(scores)
             embeddings.append(self.norm(x))
-        seen = ops.stack(embeddings if earlier_layers else embeddings[-1:], axis=1)
-        return Decoded(embeddings, class_head(seen), self._boxes(box_head, seen, points), attention)
+        wanted = slice(None) if earlier_layers else slice(-1, None)
+        seen = ops.stack(embeddings[wanted], axis=1)
+        return Decoded(embeddings, class_head(seen), self._boxes(box_head, seen, points[wanted]), attention)
 
     def _points(self, query_position: Any) -> Any:
-        """Return the queries' places in the image; DETR's have none."""
+        """Return the queries' places in the image before the first layer; DETR's have none."""
+
+    def _moved(self, points: Any, x: Any, box_head: Any) -> Any:
+        """Return the places for the next layer; `x` is the output of the one before. In DETR they stay."""
+        return points
 
     def _position(self, index: int, x: Any, query_position: Any, points: Any) -> Any:
         """Return what a layer is given of the queries' positions."""
         return query_position
 
-    def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
+    def _boxes(self, box_head: Any, embeddings: Any, points: list[Any]) -> Any:
+        """Return the boxes of some layers, `(batch, layers, queries, 4)`; `points` are the places of each of them."""
         return box_head(embeddings)

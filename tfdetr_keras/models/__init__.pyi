@@ -1,5 +1,7 @@
 from .conditional_detr import ConditionalDETR as ConditionalDETR
 from .conditional_detr import ConditionalDETRConfig as ConditionalDETRConfig
+from .dab_detr import DABDETR as DABDETR
+from .dab_detr import DABDETRConfig as DABDETRConfig
 from .deformable_detr import DeformableDETR as DeformableDETR
 from .deformable_detr import DeformableDETRConfig as DeformableDETRConfig
 from .detr import DETR as DETR

@@ -22,7 +22,7 @@ from keras import layers, ops
 from tfdetr_keras.layers.attention import ProjectedAttention
 from tfdetr_keras.layers.heads import PRIOR_PROBABILITY, BoxHead, class_head, inverse_sigmoid
 from tfdetr_keras.layers.mlp import MLP
-from tfdetr_keras.layers.position import SCALE, sine_encoding
+from tfdetr_keras.layers.position import encode_coordinates
 from tfdetr_keras.layers.transformer import Decoder, DecoderLayer
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import Classification
@@ -79,13 +79,13 @@ class ConditionalCrossAttention(_SplitAttention):
     """Attention to the image: content and position stand side by side in each head, and only like meets like.
 
     Args:
-        is_first: whether this is the first layer's, whose queries have no content yet: there positions are added to
-            the content, too.
+        adds_position: whether positions are added to the content, too, as in the first layer, whose queries have no
+            content yet.
     """
 
-    def __init__(self, is_first: bool, **kwargs: Any) -> None:
-        super().__init__(("query_sine", "key_position", *(["query_position"] if is_first else [])), **kwargs)
-        self.is_first = is_first
+    def __init__(self, adds_position: bool, **kwargs: Any) -> None:
+        super().__init__(("query_sine", "key_position", *(["query_position"] if adds_position else [])), **kwargs)
+        self.adds_position = adds_position
         self.scale = 1 / math.sqrt(2 * self.key_dim)  # of both halves
 
     def call(
@@ -102,7 +102,7 @@ class ConditionalCrossAttention(_SplitAttention):
         """Attend: `x`, `position`, `sine` are `(batch, queries, d_model)`, `memory…` `(batch, positions, d_model)`."""
         query, key = self.query_dense(x), self.key_dense(memory)
         key_position = self.key_position(memory_position)
-        if self.is_first:
+        if self.adds_position:
             query, key = query + self.query_position(position), key + key_position
         query = ops.concatenate([query, self.query_sine(sine)], axis=-1)
         key = ops.concatenate([key, key_position], axis=-1)
@@ -117,19 +117,20 @@ class ConditionalDecoderLayer(DecoderLayer):
     """A decoder layer whose attentions keep content and position apart.
 
     Args:
-        is_first: whether this is the first layer.
+        adds_position: see `ConditionalCrossAttention`.
         **options: of `DecoderLayer`.
     """
 
-    def __init__(self, is_first: bool, **options: Any) -> None:
-        self.is_first = is_first
+    def __init__(self, adds_position: bool, **options: Any) -> None:
+        self.adds_position = adds_position
         super().__init__(**options)
 
     def _self_attention(self) -> layers.Layer:
         return ConditionalSelfAttention(**self._attention_options("self_attention", packed=False))
 
     def _cross_attention(self) -> layers.Layer:
-        return ConditionalCrossAttention(self.is_first, **self._attention_options("cross_attention", packed=False))
+        options = self._attention_options("cross_attention", packed=False)
+        return ConditionalCrossAttention(self.adds_position, **options)
 
     def _attend_to_queries(self, x: Any, query_position: Any, **options: Any) -> Any:
         return self.self_attention(x, query_position["embedding"], **options)
@@ -142,11 +143,22 @@ class ConditionalDecoderLayer(DecoderLayer):
 class ConditionalDecoder(Decoder):
     """A stack of such layers, with the reference points and their transformation (equations 4 and 5)."""
 
+    kernel_initializer: ClassVar[str | None] = None  # of the perceptrons; None for PyTorch's
+
     def __init__(self, depth: int, d_model: int, **kwargs: Any) -> None:
         super().__init__(depth, d_model, **kwargs)
+        self.reference_point_head = self._reference_point_head()
+        self.query_scale = self._perceptron("query_scale", (d_model, d_model, d_model))
+
+    def _perceptron(self, name: str, widths: tuple[int, ...], dtype: Any = None) -> MLP:
+        """Make a perceptron; `widths` begin with that of its input."""
+        inputs, *others = widths
+        start = self.kernel_initializer
+        return MLP(inputs, others, kernel_initializer=start, name=name, dtype=dtype or self.dtype_policy)
+
+    def _reference_point_head(self) -> MLP:
         # In float32 under mixed precision, as the boxes that are offsets from these points.
-        self.reference_point_head = MLP(d_model, (d_model, 2), name="reference_point_head", dtype="float32")
-        self.query_scale = MLP(d_model, (d_model, d_model), name="query_scale", dtype=self.dtype_policy)
+        return self._perceptron("reference_point_head", (self.d_model, self.d_model, 2), dtype="float32")
 
     def _layer(self, index: int, **options: Any) -> DecoderLayer:
         return ConditionalDecoderLayer(index == 0, **options)
@@ -160,17 +172,16 @@ class ConditionalDecoder(Decoder):
     def _points(self, query_position: Any) -> dict[str, Any]:
         """Return the reference points `(…, 2)` float32, x and y in [0, 1] of the image, and their sine encoding."""
         points = ops.sigmoid(self.reference_point_head(query_position))
-        half = self.d_model // 2
-        encoded = [sine_encoding(points[..., axis] * SCALE, half) for axis in (1, 0)]  # y first, as in the positions
-        return {"points": points, "sine": ops.cast(ops.concatenate(encoded, axis=-1), self.compute_dtype)}
+        encoded = encode_coordinates(points, self.d_model // 2)
+        return {"points": points, "sine": ops.cast(encoded, self.compute_dtype)}
 
     def _position(self, index: int, x: Any, query_position: Any, points: Any) -> dict[str, Any]:
         sine = points["sine"]
         return {"embedding": query_position, "sine": sine * self.query_scale(x) if index else sine}
 
-    def _boxes(self, box_head: Any, embeddings: Any, points: Any) -> Any:
+    def _boxes(self, box_head: Any, embeddings: Any, points: list[Any]) -> Any:
         """Return boxes whose centres are offsets from the queries' reference points."""
-        centres = points["points"][:, None]  # the same for all layers
+        centres = points[-1]["points"][:, None]  # the same for all layers
         logit = inverse_sigmoid(centres)
         return box_head(embeddings, ops.concatenate([logit, ops.zeros_like(logit)], axis=-1))
 

@@ -103,6 +103,11 @@ class DetectorConfig:
         return classification_named(self.classification).num_logits(self.num_classes)
 
     @property
+    def num_predictions(self) -> int:
+        """Rows of the outputs for each image: one for each query."""
+        return self.num_queries
+
+    @property
     def own_parts(self) -> tuple[str, ...]:
         """Names of the parts beside the backbone's that can be frozen: attributes of the model."""
         return ()

@@ -18,7 +18,7 @@ from tfdetr_keras.backbones.config import one_of, whole_number
 from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
 from tfdetr_keras.layers.heads import BoxHead, class_head
 from tfdetr_keras.layers.mlp import linear_initializers
-from tfdetr_keras.layers.position import LearnedPositionEmbedding, SinePositionEmbedding
+from tfdetr_keras.layers.position import TEMPERATURE, LearnedPositionEmbedding, SinePositionEmbedding
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.layers.transformer import Decoded, Decoder, Encoder
 from tfdetr_keras.models.config import DetectorConfig
@@ -47,7 +47,7 @@ class DETRConfig(DetectorConfig):
         decoder_attention_heads: heads of the decoder's attentions.
         encoder_ffn_dim: hidden width of the encoder's feed-forward networks.
         decoder_ffn_dim: hidden width of the decoder's feed-forward networks.
-        activation_function: activation of the feed-forward networks, by its Keras name.
+        activation_function: activation of the feed-forward networks, by its Keras name, or `"prelu"`.
         dropout: dropout of every residual branch.
         attention_dropout: dropout of the attention weights.
         activation_dropout: dropout inside the feed-forward networks.
@@ -95,6 +95,11 @@ class DETRConfig(DetectorConfig):
             *("input_projection", "position_embedding", "query_embedding"),
             *("encoder", "decoder", "class_head", "box_head"),
         )
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Temperatures of the sine positions, of y and of x, see `SinePositionEmbedding`."""
+        return TEMPERATURE, TEMPERATURE
 
     @property
     def encoder_options(self) -> dict[str, Any]:
@@ -200,6 +205,7 @@ class DETR(Detector):
         f"facebook/{name}": name
         for name in ("detr-resnet-50", "detr-resnet-50-dc5", "detr-resnet-101", "detr-resnet-101-dc5")
     }
+    encoder_class: ClassVar[type[Encoder]] = Encoder
     decoder_class: ClassVar[type[Decoder]] = Decoder
     title = "DETR"
     config: DETRConfig
@@ -214,19 +220,29 @@ class DETR(Detector):
             dtype=policy,
             **linear_initializers(config.backbone.channels[-1]),
         )
-        embedding = SinePositionEmbedding if config.position_embedding == "sine" else LearnedPositionEmbedding
-        self.position_embedding = embedding(config.d_model, name="position_embedding", dtype=policy)
-        self.query_embedding = layers.Embedding(
-            config.num_queries,
-            config.d_model,
-            embeddings_initializer=initializers.RandomNormal(stddev=1.0),
-            name="query_embedding",
-            dtype=policy,
-        )
-        self.encoder = Encoder(**config.encoder_options, name="encoder", dtype=policy)
+        self.position_embedding = self._new_position_embedding()
+        self.query_embedding = self._new_query_embedding()
+        self.encoder = self.encoder_class(**config.encoder_options, name="encoder", dtype=policy)
         self.decoder = self.decoder_class(**config.decoder_options, name="decoder", dtype=policy)
         # The heads stay in float32 under mixed precision: boxes need more than bfloat16's three digits.
         self.class_head, self.box_head = self._new_heads()
+
+    def _new_position_embedding(self) -> Any:
+        """Return what makes positions of a mask."""
+        config, options = self.config, {"name": "position_embedding", "dtype": self.dtype_policy}
+        if config.position_embedding == "learned":
+            return LearnedPositionEmbedding(config.d_model, **options)
+        return SinePositionEmbedding(config.d_model, config.temperatures, **options)
+
+    def _new_query_embedding(self) -> Any:
+        """Return the learned queries, with `num_queries` rows."""
+        return layers.Embedding(
+            self.config.num_queries,
+            self.config.d_model,
+            embeddings_initializer=initializers.RandomNormal(stddev=1.0),
+            name="query_embedding",
+            dtype=self.dtype_policy,
+        )
 
     def _new_heads(self) -> tuple[Any, Any]:
         """Return the class head and the box head."""
@@ -259,8 +275,7 @@ class DETR(Detector):
 
         key_mask = ops.reshape(ops.cast(mask, "bool"), (batch, 1, height * width))
         encoded = self.encoder(flatten(projection), flatten(position), key_mask, training=training)
-        query_position = self.query_embedding(ops.arange(self.config.num_queries))
-        query_position = ops.broadcast_to(query_position[None], (batch, self.config.num_queries, self.config.d_model))
+        query_position, content = self._queries(batch)
         decoded = self.decoder(
             query_position,
             encoded[-1],
@@ -268,6 +283,7 @@ class DETR(Detector):
             key_mask,
             class_head=self.class_head,
             box_head=self.box_head,
+            content=content,
             earlier_layers=self.auxiliary_outputs,
             training=training,
             return_attention_scores=attention,
@@ -279,6 +295,11 @@ class DETR(Detector):
         stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded.embeddings)})
         stages.update({f"decoder.layer{index}.attention": x for index, x in enumerate(decoded.attention)})
         return self._outputs(decoded), stages
+
+    def _queries(self, batch: Any) -> tuple[Any, Any]:
+        """Return the queries' positions `(batch, queries, d_model)`, and what they are at first; None for zeros."""
+        position = self.query_embedding(ops.arange(self.config.num_queries))
+        return ops.broadcast_to(position[None], (batch, self.config.num_queries, self.config.d_model)), None
 
     def _outputs(self, decoded: Decoded) -> dict[str, Any]:
         outputs = {"logits": decoded.logits[:, -1], "pred_boxes": decoded.boxes[:, -1]}

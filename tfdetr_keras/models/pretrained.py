@@ -433,8 +433,7 @@ def from_pretrained(
         revision: branch, tag or commit on the hub.
 
     Returns:
-        A `DETR`, a `DETRForSegmentation`, a `TableTransformer`, a `ConditionalDETR`, a `DeformableDETR`, or
-        a registered class.
+        A model of whichever class of the family it is, or of a registered one.
 
     Raises:
         ValueError: as `DETR.from_pretrained`.

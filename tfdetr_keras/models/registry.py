@@ -22,6 +22,7 @@ _MODULES = {
     "TableTransformer": "tfdetr_keras.models.table_transformer",
     "ConditionalDETR": "tfdetr_keras.models.conditional_detr",
     "DeformableDETR": "tfdetr_keras.models.deformable_detr",
+    "DABDETR": "tfdetr_keras.models.dab_detr",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 

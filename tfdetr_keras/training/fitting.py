@@ -207,8 +207,8 @@ def _train(
                 if not done:
                     _pretrain(model, records, chosen)
                 batches = guard.watch(_epochs(records, chosen, done, number))
-                if process_index() == 0 and not tell_crowded_images(records, model.config.num_queries):
-                    batches = watch_crowding(batches, model.config.num_queries)
+                if process_index() == 0 and not tell_crowded_images(records, model.config.num_predictions):
+                    batches = watch_crowding(batches, model.config.num_predictions)
                 model.fit(
                     batches,
                     epochs=chosen.epochs,

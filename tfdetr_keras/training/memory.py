@@ -212,7 +212,7 @@ def _of_backbone(
 
 def _of_tokens(config: DETRConfig, height: int, width: int, recompute: bool = False) -> int:
     """Return how many numbers are kept per image for the tokens of all layers; of one layer, with `recompute`."""
-    tokens, queries, d_model = height * width, config.num_queries, config.d_model
+    tokens, queries, d_model = height * width, config.num_predictions, config.d_model
     encoder = tokens * (TOKEN_WIDTHS * d_model + 2 * config.encoder_ffn_dim)
     decoder = queries * (2 * TOKEN_WIDTHS * d_model + 2 * config.decoder_ffn_dim) + 2 * tokens * d_model
     decoder += 3 * config.decoder_attention_heads * queries * (tokens + queries)
