@@ -20,9 +20,9 @@ from port_weights.families.rows import affine, group_norm_conv, linear, packed_a
 from port_weights.layouts import VECTOR
 from port_weights.tables import Row, Scheme, prefixed
 
-# Where the heads may lie, behind what stands before the detector: in the decoder, or beside it.
+# Where the heads may lie, behind what stands before the detector: beside the decoder, or in it.
 _BESIDE, _OF_AUTHORS, _OF_HUGGING_FACE = "", "transformer.decoder.", f"{HUGGING_FACE_MODEL}decoder."
-_PLACES = (_OF_AUTHORS, _OF_HUGGING_FACE, _BESIDE)
+_PLACES = (_BESIDE, _OF_AUTHORS, _OF_HUGGING_FACE)
 _ANY_PLACE = r"(?:|.*\.)"
 _CLASS_TENSORS = ("weight", "bias")
 _BOX_TENSORS = tuple(f"layers.{layer}.{tensor}" for layer in range(3) for tensor in _CLASS_TENSORS)
@@ -275,8 +275,8 @@ class DeformableDETRFamily(DETRFamily):
     def _both(self, config: Any, decoder: str) -> dict[str, tuple[str, ...]]:
         """Return where heads lie in memory: beside the decoder, and in it where it uses them."""
         return {
-            "class_embed": (decoder, _BESIDE) if config.two_stage else (_BESIDE,),
-            "bbox_embed": (decoder, _BESIDE) if config.with_box_refine else (_BESIDE,),
+            "class_embed": (_BESIDE, decoder) if config.two_stage else (_BESIDE,),
+            "bbox_embed": (_BESIDE, decoder) if config.with_box_refine else (_BESIDE,),
         }
 
     def coefficients_of(self, config: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from tfdetr_keras.models import (
     PRESETS,
     ConditionalDETR,
     ConditionalDETRConfig,
+    DeformableDETR,
     DETRConfig,
     DETRForSegmentation,
     SegmentationConfig,
@@ -34,6 +35,11 @@ RELATIVES = {
     "dab-detr-resnet-50-dc5": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
     "dab-detr-resnet-50-dc5-fixxy": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
     "dab-detr-resnet-50-dc5-pat3": (DABDETR, "detr-resnet-50-dc5", 300, 91, None),
+    "deformable-detr-single-scale": (DeformableDETR, "detr-resnet-50", 300, 91, None),
+    "deformable-detr-single-scale-dc5": (DeformableDETR, "detr-resnet-50-dc5", 300, 91, None),
+    "deformable-detr": (DeformableDETR, "detr-resnet-50", 300, 91, None),
+    "deformable-detr-with-box-refine": (DeformableDETR, "detr-resnet-50", 300, 91, None),
+    "deformable-detr-with-box-refine-two-stage": (DeformableDETR, "detr-resnet-50", 300, 91, None),
 }
 
 SMALL = {"num_classes": 2, "d_model": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
@@ -53,7 +59,7 @@ def test_defaults_are_the_papers():
 
 def test_presets_are_the_papers_four_backbones_with_and_without_dilation_a_tiny_one_and_the_relatives():
     names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
-    assert set(PRESETS) - {*names, "detr-tiny"} == set(RELATIVES)
+    assert set(PRESETS) - {*names, "detr-tiny", "deformable-detr-tiny"} == set(RELATIVES)
     for name in names:
         assert PRESETS[name].backbone.dilation == name.endswith("-dc5")
         assert dataclasses.replace(PRESETS[name], backbone=ResNetConfig()) == DETRConfig()

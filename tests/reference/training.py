@@ -38,9 +38,12 @@ def gradients(description, batch, targets, loss="softmax"):
 
 
 def _named(model):
-    """The parameters with their names; with the last of those that one has, as in DAB-DETR's box head."""
-    names = {parameter: name for name, parameter in model.named_parameters(remove_duplicate=False)}
-    return [(names[parameter], parameter) for parameter in model.parameters()]
+    """The parameters with their names: of heads that the decoder holds, too, with the first that is not in it."""
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    in_decoder = ("model.decoder.bbox_embed", "model.decoder.class_embed")
+    return [(min(names[one], key=lambda name: name.startswith(in_decoder)), one) for one in model.parameters()]
 
 
 def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):
