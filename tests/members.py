@@ -48,6 +48,7 @@ class Limits:
     def of_stage(self, name):
         """Return the limit of one stage by its name."""
         kinds = {"mask": 0.0, "logits": self.logits, "aux_logits": self.logits, "pred_masks": self.masks}
+        kinds |= {"proposals.logits": self.logits, "proposals.boxes": self.boxes}
         return {**kinds, "pred_boxes": self.boxes, "aux_boxes": self.boxes}.get(name, self.stage)
 
 
@@ -332,11 +333,20 @@ DAB = Case(
 
 DEFORMABLE = Case(
     "DeformableDETR",
-    hugging_face("DeformableDetr", **DEFORMABLE_FIELDS, with_box_refine=True, class_cost=3, focal_alpha=0.5),
+    hugging_face("DeformableDetr", **DEFORMABLE_FIELDS, with_box_refine=True, class_cost=3, focal_alpha=0.5, seed=3),
+    limits=Limits(logits=2e-5, boxes=5e-6, stage=1e-5, gradient=1e-4),
     loss="focal",
     loss_there={"class_loss_coefficient": 1.0},
     # What proposes is not trained by transformers; ours is compared with the authors', see test_deformable_detr.
     without_effect=r"decoder/.*/key/bias|proposals/(projection|norm)/.*|encoder_(class|box)_head/.*",
+)
+
+# With other seeds PyTorch's own logits in float32 are up to 3e-5 off those in float64.
+TWO_STAGE = DEFORMABLE.another(
+    "two-stage",
+    reference=dataclasses.replace(DEFORMABLE.reference, seed=2),
+    two_stage=True,
+    two_stage_num_proposals=15,
 )
 
 MEMBERS = {
@@ -424,16 +434,22 @@ MEMBERS = {
                 DEFORMABLE.another("shared-heads", with_box_refine=False, sizes=(PADDED,)),
                 DEFORMABLE.another("five-levels", num_feature_levels=5, sizes=(PADDED,)),
                 DEFORMABLE.another("learned-positions", position_embedding_type="learned", has_gradients=False),
-                DEFORMABLE.another("two-stage", two_stage=True, two_stage_num_proposals=15),
-                DEFORMABLE.another(
-                    "more-proposals-than-inside",
-                    two_stage=True,
+                TWO_STAGE,
+                TWO_STAGE.another(
+                    "more-than-inside",
                     two_stage_num_proposals=200,
                     sizes=(PADDED,),
                     has_gradients=False,
+                    limits=Limits(),
                 ),
-                over(DEFORMABLE, "resnet-50"),
-                over(DEFORMABLE, "resnet-50", "resnet-50-two-stage", with_box_refine=True, two_stage=True),
+                over(dataclasses.replace(DEFORMABLE, limits=Limits()), "resnet-50"),
+                over(
+                    dataclasses.replace(DEFORMABLE, limits=Limits()),
+                    "resnet-50",
+                    "resnet-50-two-stage",
+                    with_box_refine=True,
+                    two_stage=True,
+                ),
             ),
         ),
         Member(

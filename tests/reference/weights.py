@@ -17,6 +17,7 @@ def telling(module, seed):
     `facebook` and of Hugging Face.
     """
     generator = torch.Generator().manual_seed(seed)
+    has_points = any(name.endswith("sampling_offsets.bias") for name in module.state_dict())  # which tell queries apart
     for name, tensor in module.state_dict().items():
         if name.endswith(("query_embed.weight", "embeddings.weight")):
             tensor.normal_(generator=generator)
@@ -35,7 +36,7 @@ def telling(module, seed):
         elif name.endswith("in_proj_weight"):
             query_and_key = tensor[: 2 * tensor.shape[1]]
             query_and_key.mul_(3)
-        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+        elif name.endswith(("q_proj.weight", "k_proj.weight")) and not has_points:
             tensor.mul_(3 / 2**0.5)  # as in_proj_weight, whose three parts share a smaller Xavier limit
         elif name.endswith(("content_proj.weight", "pos_proj.weight", "pos_sine_proj.weight")):
             tensor.mul_(5)  # Conditional DETR's, in which the layers without position carry less of a query's place
