@@ -11,7 +11,8 @@ a kernel of their own: `grid_sample`, level by level.
 
 All run in turn, once per round, on the threads that each takes by itself; figures are medians, and compilation is not
 timed. Peak memory is that of a process of its own for each contender and load during its first run forward and back,
-above the level before it; with compilation, some 100 MiB, where something is compiled.
+above the level before it; with compilation, some 100 MiB, where something is compiled. The same is told of the six
+layers of Deformable DETR's encoder on the encoder's load, as a model has them, whose attention reads again by itself.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ CONTENDERS = {  # column of the table → (process, Keras backend)
 }
 FORWARD, BACK = "forward", "forward and back"
 BARS = {("encoder", OURS): 0.25, ("encoder", RECOMPUTED): 0.35, ("decoder", OURS): 0.6, ("RT-DETR", OURS): 0.5}
+ENCODER_LAYERS, ENCODER_BAR = 6, 1.2  # bar for the memory
 SPREAD = 0.05  # of points around a reference, relative to the image
 AGREEMENT = 1e-4  # of the lengths of outputs and gradients, relative
 
@@ -183,6 +185,77 @@ def runs_of(contender: str, load: Load) -> dict[str, Run]:
     return {JAX: _jax, PYTORCH: _keras_on_torch, TRANSFORMERS: _transformers}[contender](load, arrays)
 
 
+def _our_encoder(load: Load) -> Callable[[], None]:
+    import tensorflow as tf
+
+    from tfdetr_keras.layers.deformable_transformer import DeformableEncoder
+
+    width, levels = load.heads * load.channels, len(load.levels)
+    options = {"heads": load.heads, "hidden": 4 * width, "levels": levels, "points": load.points}
+    encoder = DeformableEncoder(ENCODER_LAYERS, width, **options)
+    encoder.build((None, None, width))
+    x, position, references, _ = map(tf.constant, _tokens(load))
+
+    @tf.function
+    def back() -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            mask = tf.ones(x.shape[:2], tf.bool)
+            outputs = encoder(x, position, references, mask, spatial_shapes=load.levels, training=True)[-1]
+        return tape.gradient(outputs, [x, *(variable.value for variable in encoder.trainable_variables)])
+
+    return lambda: [one.numpy() for one in back()] and None
+
+
+def _encoder_of_transformers(load: Load) -> Callable[[], None]:
+    import torch
+    from transformers import DeformableDetrConfig, ResNetConfig
+    from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrEncoder
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    width, levels = load.heads * load.channels, len(load.levels)
+    config = DeformableDetrConfig(
+        use_timm_backbone=False,
+        backbone_config=ResNetConfig(),
+        d_model=width,
+        encoder_layers=ENCODER_LAYERS,
+        encoder_ffn_dim=4 * width,
+        encoder_attention_heads=load.heads,
+        encoder_n_points=load.points,
+        num_feature_levels=levels,
+        dropout=0.0,
+    )
+    encoder = DeformableDetrEncoder(config).train()
+    x, position, _, ratios = map(torch.from_numpy, _tokens(load))
+    x.requires_grad_()
+    sizes = torch.tensor(load.levels)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.prod(1).cumsum(0)[:-1]])
+
+    def back() -> None:
+        outputs = encoder(
+            inputs_embeds=x,
+            attention_mask=torch.ones(x.shape[:2], dtype=torch.bool),
+            spatial_position_embeddings=position,
+            spatial_shapes=sizes,
+            spatial_shapes_list=load.levels,
+            level_start_index=starts,
+            valid_ratios=ratios,
+        ).last_hidden_state
+        outputs.sum().backward()
+
+    return back
+
+
+def _tokens(load: Load) -> Arrays:
+    """Tokens and their positions, references on each level, and the shares of the levels that are image: all."""
+    rng, width = np.random.default_rng(0), load.heads * load.channels
+    tokens = [rng.normal(size=(load.batch, load.queries, width)).astype(np.float32) for _ in range(2)]
+    centres = [((np.indices(size) + 0.5) / np.reshape(size, (2, 1, 1))).reshape(2, -1).T for size in load.levels]
+    references = np.concatenate(centres)[None, :, None, ::-1].astype(np.float32)
+    shape = (load.batch, load.queries, len(load.levels), 2)
+    return (*tokens, np.broadcast_to(references, shape).copy(), np.ones((load.batch, len(load.levels), 2), np.float32))
+
+
 def work() -> None:
     """What a worker process does: prepares contenders for a load, times single runs, and weighs them."""
     prepared: dict[str, dict[str, Run]] = {}
@@ -199,14 +272,22 @@ def work() -> None:
         return time.perf_counter() - start
 
     def peak(contender: str, load: str) -> float:
-        runs = runs_of(contender, LOADS[load])
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # resets the record of the peak
-        before = resident_mib("VmRSS")
-        runs[BACK]()
-        return resident_mib("VmHWM") - before
+        return _peak_mib(runs_of(contender, LOADS[load])[BACK])
 
-    serve(prepare=prepare, once=once, peak=peak)
+    def peak_of_encoder(contender: str) -> float:
+        make = _encoder_of_transformers if contender == TRANSFORMERS else _our_encoder
+        return _peak_mib(make(LOADS["encoder"]))
+
+    serve(prepare=prepare, once=once, peak=peak, peak_of_encoder=peak_of_encoder)
+
+
+def _peak_mib(run: Callable[[], Any]) -> float:
+    """Peak MiB of a run, above the level before it."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the record of the peak
+    before = resident_mib("VmRSS")
+    run()
+    return resident_mib("VmHWM") - before
 
 
 def measure(workers: dict[str, Worker], load: str, repetitions: int) -> dict[tuple[str, str], float]:
@@ -226,11 +307,11 @@ def measure(workers: dict[str, Worker], load: str, repetitions: int) -> dict[tup
     return {key: statistics.median(values) for key, values in seconds.items()}
 
 
-def peak_of(contender: str, load: str) -> float:
+def peak_of(contender: str, function: str, *arguments: str) -> float:
     """Peak MiB of a contender's first run, in a process of its own."""
     process, backend = CONTENDERS[contender]
     worker = Worker(process, KERAS_BACKEND=backend)
-    peak = worker.ask("peak", contender, load)
+    peak = worker.ask(function, contender, *arguments)
     worker.close()
     return peak
 
@@ -266,12 +347,19 @@ def main() -> None:
     print("\nPeak MiB of a run forward and back:\n")
     print_table(["load", *workers])
     for load in medians:
-        print_row([load, *(rounded(peak_of(name, load)) for name in workers)])
+        print_row([load, *(rounded(peak_of(name, "peak", load)) for name in workers)])
+    of_encoder = {}
+    if "encoder" in medians:
+        of_encoder = {name: peak_of(name, "peak_of_encoder") for name in (OURS, TRANSFORMERS)}
+        figures = ", ".join(f"{name} {rounded(mib)}" for name, mib in of_encoder.items())
+        print(f"\nOf {ENCODER_LAYERS} layers of the encoder: {figures}.")
     print("\nBars, forward and back:\n")
     for (load, name), bar in BARS.items():
         row = medians.get(load)
         ratio = None if row is None else row[name, BACK] / row[TRANSFORMERS, BACK]
         print_bar(f"{load}: time of {name} / {TRANSFORMERS}", ratio, at_most=bar)
+    ratio = of_encoder[OURS] / of_encoder[TRANSFORMERS] if of_encoder else None
+    print_bar(f"{ENCODER_LAYERS} layers of the encoder: memory of {OURS} / {TRANSFORMERS}", ratio, at_most=ENCODER_BAR)
 
 
 if __name__ == "__main__":

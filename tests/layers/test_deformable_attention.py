@@ -200,11 +200,29 @@ def test_shapes_of_levels_may_be_numbers_arrays_or_tensors():
 
 def test_levels_of_the_same_number_of_tokens_compile_once():
     value, locations, weights, _ = arrays_of("two levels")
-    kept = module._KEEPING["bilinear"]
+    kept = module._READING["bilinear"]
     td.deformable_attention(value, [(5, 8), (3, 4)], locations, weights)
     before = number_of_traces(kept)
     td.deformable_attention(value, [(8, 5), (2, 6)], locations, weights)
     assert number_of_traces(kept) == before
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_a_compiled_step_is_given_is_no_constant_of_it(recompute):
+    """Or XLA would compile it for each batch anew, as where shapes pass from one compiled function to another."""
+    value, locations, weights, d_outputs = arrays_of("two levels")
+
+    @tf.function(jit_compile=True)
+    def step(*given):
+        with tf.GradientTape() as tape:
+            tape.watch(given)
+            outputs = td.deformable_attention(given[0], [(5, 8), (3, 4)], *given[1:], recompute=recompute)
+        return tape.gradient(outputs, given, d_outputs)
+
+    given = list(map(tf.constant, (value, locations, weights)))
+    program = step.experimental_get_compiler_ir(*given)(stage="hlo")
+    entry = program[program.index("ENTRY") :]
+    assert sum(" parameter(" in line for line in entry.splitlines()) == len(given)
 
 
 def number_of_traces(function):

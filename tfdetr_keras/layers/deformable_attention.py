@@ -268,8 +268,12 @@ def _read(table: Any, rows: Any) -> Any:
 def _attend(axis: Callable[..., Any], table: Any, locations: Any, weights: Any, maps: Any, image: Any = 0) -> Any:
     """Compute the whole of it at once: `(images, queries, heads, channels)`."""
     rows, part_x, _, part_y, _ = _pixels(axis, table, locations, maps, image)
+    return _sum_of(_read(table, rows), part_x, part_y, weights)
+
+
+def _sum_of(values: Any, part_x: Any, part_y: Any, weights: Any) -> Any:
+    """Return the weighted sum of rows that were read, `(images, queries, heads, channels)`."""
     factor = part_y[..., :, None] * part_x[..., None, :] * weights[..., None, None]
-    values = _read(table, rows)
     factor = ops.reshape(factor, (*ops.shape(values)[:3], 1, values.shape[3]))
     return ops.matmul(factor, values)[:, :, :, 0]
 
@@ -283,10 +287,14 @@ def _gradients(
     image: Any,
     d_outputs: Any,
     d_table: Any,
+    values: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """Add to `d_table`, one row for each of the table's, and return it and the gradients of locations and weights."""
+    """Add to `d_table`, one row for each of the table's, and return it and the gradients of locations and weights.
+
+    The rows are read once more unless they are given, as `values`.
+    """
     rows, part_x, slope_x, part_y, slope_y = _pixels(axis, table, locations, maps, image)
-    values = _read(table, rows)
+    values = _read(table, rows) if values is None else values
     d_factor = ops.reshape(ops.matmul(values, d_outputs[..., None]), ops.shape(rows))
     of_x, of_y = ops.sum(d_factor * part_y[..., :, None], axis=-2), ops.sum(d_factor * part_x[..., None, :], axis=-1)
     d_weights = ops.sum(of_x * part_x, axis=-1)
@@ -398,5 +406,43 @@ def _recomputing(axis: Callable[..., Any]) -> Callable[..., Any]:
     return attend
 
 
-_KEEPING = {sampling: compiled(functools.partial(_attend, axis)) for sampling, axis in _AXES.items()}
+def _read_at(axis: Callable[..., Any], table: Any, locations: Any, maps: Any) -> Any:
+    """Read the rows around locations, see `_read`."""
+    return _read(table, _pixels(axis, table, locations, maps)[0])
+
+
+def _keeping(axis: Callable[..., Any], read: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the function that keeps the rows for the way back.
+
+    Its gradient is written, too: TensorFlow's own would hand shapes from one compiled function to the other, for which
+    XLA takes all arguments for constants where it compiles the two together, and so compiles them anew in each step.
+    """
+
+    @compiled
+    def combine(values: Any, locations: Any, weights: Any, maps: Any) -> Any:
+        (_, part_x, _), (_, part_y, _) = (axis(locations[..., place], maps[place]) for place in (0, 1))
+        return _sum_of(values, part_x, part_y, weights)
+
+    @compiled
+    def backward(table: Any, values: Any, locations: Any, weights: Any, maps: Any, d_outputs: Any) -> tuple[Any, ...]:
+        empty = ops.zeros_like(ops.reshape(table, (-1, table.shape[3])))
+        d_table, *others = _gradients(axis, table, locations, weights, maps, 0, d_outputs, empty, values)
+        return ops.reshape(d_table, ops.shape(table)), *others
+
+    @ops.custom_gradient
+    def attend(table: Any, locations: Any, weights: Any, maps: Any) -> tuple[Any, Any]:
+        given = [ops.stop_gradient(one) for one in (table, locations, weights, maps)]
+        values = read(given[0], given[1], given[3])
+
+        def gradient(*arguments: Any, upstream: Any = None) -> tuple[Any, ...]:
+            d_outputs = arguments[0] if upstream is None else upstream
+            return (*backward(table, values, locations, weights, maps, d_outputs), ops.zeros_like(maps))
+
+        return combine(values, *given[1:]), gradient
+
+    return attend
+
+
+_READING = {sampling: compiled(functools.partial(_read_at, axis)) for sampling, axis in _AXES.items()}
+_KEEPING = {sampling: _keeping(axis, _READING[sampling]) for sampling, axis in _AXES.items()}
 _RECOMPUTING = {sampling: _recomputing(axis) for sampling, axis in _AXES.items()}
