@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfdetr_keras as td
+from tfdetr_keras.backend.compiler import left_plain
 from tfdetr_keras.layers import deformable_attention as module
 
 # Errors of outputs, and of gradients relative to the largest of each kind.
@@ -253,7 +254,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, queries_of_a_block, sampl
     assert_close(run(*given), expected(*given), output=1e-6, gradient=1e-6)
 
 
-def test_large_rows_are_recomputed_unless_the_caller_says_otherwise(monkeypatch):
+def test_rows_are_recomputed_where_it_is_compiled_or_they_are_large(monkeypatch):
+    """Unless the caller says otherwise."""
     case = "two levels"
     value, locations, weights, _ = arrays_of(case)
     levels, points, batch, queries, heads, channels = CASES[case]
@@ -267,8 +269,13 @@ def test_large_rows_are_recomputed_unless_the_caller_says_otherwise(monkeypatch)
     size = 16 * batch * queries * heads * sum(points) * channels
     for limit, recompute in ((size, None), (size - 1, None), (0, False), (size, True)):
         monkeypatch.setattr(module, "KEPT_BYTES", limit)
-        td.deformable_attention(value, levels, locations, weights, recompute=recompute)
+        with left_plain():
+            td.deformable_attention(value, levels, locations, weights, recompute=recompute)
     assert called == ["keeping", "recomputing", "keeping", "recomputing"]
+    called.clear()
+    for recompute in (None, False):
+        td.deformable_attention(value, levels, locations, weights, recompute=recompute)
+    assert called == ["recomputing", "keeping"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -28,6 +28,11 @@ def left_plain() -> Iterator[None]:
         _leaves_plain.reset(token)
 
 
+def compiles() -> bool:
+    """Return whether `compiled` compiles here, rather than leaving functions as they are written."""
+    return keras.backend.backend() != "torch" and not _leaves_plain.get()
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors with the backend's compiler, on its first call.
 

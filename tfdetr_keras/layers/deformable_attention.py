@@ -23,12 +23,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfdetr_keras.backend.compiler import compiled, one_of_few_sizes
+from tfdetr_keras.backend.compiler import compiled, compiles, one_of_few_sizes
 
 # Rows worked on at a time where they are not kept, in bytes of float32: few enough for a processor's cache. Not so on
 # PyTorch, where to write a block into an array Keras copies it as a whole, so that blocks have to be few.
-BLOCK_BYTES = 2**28 if keras.backend.backend() == "torch" else 2**22
-# From this size on, in bytes of float32, rows are not kept if the caller leaves that open.
+BLOCK_BYTES = 2**28 if keras.backend.backend() == "torch" else 2**21
+# From this size on, in bytes of float32, rows are not kept where nothing is compiled, if the caller leaves that open.
 KEPT_BYTES = 2**28
 
 
@@ -67,8 +67,8 @@ def deformable_attention(
             that is the pixel that holds the point where it lies in the pixel's first half, else the next. No gradient
             flows to the locations then.
         recompute: whether the rows that are read are read again on the way back rather than kept. They take
-            4 · 4 · batch · queries · heads · points · channels bytes (`"discrete"`: a quarter). None does so from 256
-            MiB on, if the number of queries is not known, and on JAX, where it is faster at any size.
+            4 · 4 · batch · queries · heads · points · channels bytes (`"discrete"`: a quarter). None does so where it
+            is compiled, since it is as fast there; elsewhere, on PyTorch, from 256 MiB on.
 
     Returns:
         `(batch, queries, heads · channels)`, of value's dtype.
@@ -100,9 +100,8 @@ def deformable_attention(
         given = [_round_up(one, queries) for one in given]
     if recompute is None:
         pixels = 4 if sampling == "bilinear" else 1
-        recompute = not isinstance(queries, int) or queries * pixels * _bytes_of_a_query(weights, value) > KEPT_BYTES
-        # What JAX makes of the gather's own gradient takes up to twice as long, and keeping its rows as well.
-        recompute = recompute or keras.backend.backend() == "jax"
+        is_known = isinstance(queries, int)
+        recompute = compiles() or not is_known or queries * pixels * _bytes_of_a_query(weights, value) > KEPT_BYTES
     attended = (_RECOMPUTING if recompute else _KEEPING)[sampling](table, *given, ops.cast(maps, dtype))
     attended = attended if isinstance(queries, int) else attended[:, :queries]
     return ops.cast(ops.reshape(attended, (batch, queries, channels)), value.dtype)
