@@ -10,10 +10,10 @@ itself; "ours, XLA" is called inside one that is compiled. The function reads ro
 a kernel of their own: `grid_sample`, level by level.
 
 All run in turn, once per round, short ones right after an untimed run, since threads of the one before may still wait
-for work, and on the threads that each takes by itself. Figures are medians, and compilation is not timed. Peak memory is
-that of a process of its own for each contender and load during its first run forward and back, above the level before
-it; with compilation, some 100 MiB, where something is compiled. The same is told of the six layers of Deformable DETR's
-encoder on the encoder's load, as a model has them.
+for work, and on the threads that each takes by itself. Figures are medians, and compilation is not timed. Peak memory
+is that of a process of its own for each contender and load during its first run forward and back, above the level
+before it; with compilation, some 100 MiB, where something is compiled. The same is told of the six layers of Deformable
+DETR's encoder on the encoder's load, as a model has them.
 """
 
 from __future__ import annotations

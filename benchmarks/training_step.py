@@ -42,7 +42,7 @@ OF_PROPOSALS = 0.05  # bar for the part of the step that their loss takes
 
 
 class Load(NamedTuple):
-    """What is trained: a square canvas's side in pixels, images a batch, steps a round, the bar for the time; and who."""
+    """What is trained: side of a square canvas in pixels, images a batch, steps a round, bar for the time, and who."""
 
     side: int
     batch: int
