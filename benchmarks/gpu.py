@@ -59,6 +59,13 @@ def device_name() -> str:
     return others[0] if others else "cpu"
 
 
+def cpu() -> str:
+    """The processor's name to Keras; on PyTorch a number would copy variables, which are none then."""
+    import keras
+
+    return "cpu" if keras.backend.backend() == "torch" else "cpu:0"
+
+
 def finished(results: Any) -> list[np.ndarray]:
     """The results on the host, which waits for them."""
     import keras
@@ -150,7 +157,7 @@ def attention(load: str) -> dict[str, float]:
 
     forward, back = _with_gradients(load)
     found = finished(back())
-    with keras.device("cpu:0"):
+    with keras.device(cpu()):
         wanted = finished(_with_gradients(load)[1]())
     return {"difference": difference(found, wanted), "forward": milliseconds(forward), "back": milliseconds(back)}
 
@@ -165,7 +172,7 @@ def member(name: str, side: int, batch: int) -> dict[str, float]:
     model = td.from_preset(name)
     rng = np.random.default_rng(0)
     one = rng.normal(size=(1, SMALL, SMALL, 3)).astype(np.float32)
-    with keras.device("cpu:0"):
+    with keras.device(cpu()):
         there = td.from_preset(name)
         there.set_weights(model.get_weights())
         wanted = there(one)
