@@ -50,9 +50,13 @@ print(json.dumps([status("VmHWM") - before, step_memory(model, batch, height, wi
         "conditional-detr-resnet-50 1 320 480",
         "dab-detr-resnet-50 1 320 480",
         "dab-detr-resnet-50-pat3 1 320 480",
+        "deformable-detr 2 480 640",
+        "deformable-detr-with-box-refine-two-stage 1 480 640",
+        "deformable-detr-single-scale 2 480 640",
         "detr-tiny 1 512 512 recompute",
         "detr-resnet-50 2 480 640 recompute",
         "detr-resnet-18 4 320 480 recompute",
+        "deformable-detr 2 480 640 recompute",
     ],
 )
 def test_the_estimate_is_what_is_measured(arguments, request):

@@ -18,6 +18,7 @@ import keras
 
 from tfdetr_keras.backbones.resnet import ResNetConfig
 from tfdetr_keras.data.multiscale import MULTISCALE
+from tfdetr_keras.models.deformable_detr import DeformableDETRConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETRConfig
 from tfdetr_keras.models.detr_segmentation import SegmentationConfig
@@ -33,7 +34,9 @@ OBJECTS = 10  # of an image, where nobody says how many there are
 # is held at the highest point.
 RUNTIME, STATE = 400 * 2**20, 22
 OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
-TOKEN_WIDTHS = 14  # numbers kept of a token in a layer, in widths of the transformer
+# Numbers kept of a token in a layer, in widths of the transformer; and of one that looks at points of levels, whose
+# attention keeps no weights of each token to each.
+TOKEN_WIDTHS, LEVEL_WIDTHS = 14, 4
 
 
 def step_memory(
@@ -212,18 +215,35 @@ def _of_backbone(
 
 def _of_tokens(config: DETRConfig, height: int, width: int, recompute: bool = False) -> int:
     """Return how many numbers are kept per image for the tokens of all layers; of one layer, with `recompute`."""
-    tokens, queries, d_model = height * width, config.num_predictions, config.d_model
-    encoder = tokens * (TOKEN_WIDTHS * d_model + 2 * config.encoder_ffn_dim)
+    tokens, queries, d_model = _tokens(config, height, width), config.num_predictions, config.d_model
+    widths = LEVEL_WIDTHS if isinstance(config, DeformableDETRConfig) else TOKEN_WIDTHS
+    encoder = tokens * (widths * d_model + 2 * config.encoder_ffn_dim)
     decoder = queries * (2 * TOKEN_WIDTHS * d_model + 2 * config.decoder_ffn_dim) + 2 * tokens * d_model
-    decoder += 3 * config.decoder_attention_heads * queries * (tokens + queries)
+    keys = queries if isinstance(config, DeformableDETRConfig) else tokens + queries
+    decoder += 3 * config.decoder_attention_heads * queries * keys
     if recompute:
         inputs = config.encoder_layers * tokens + config.decoder_layers * queries
         return inputs * d_model + max(encoder, decoder)
     return config.encoder_layers * encoder + config.decoder_layers * decoder
 
 
+def _tokens(config: DETRConfig, height: int, width: int) -> int:
+    """Return the positions of the transformer's image: those of the last map, or of all levels around it."""
+    if not isinstance(config, DeformableDETRConfig):
+        return height * width
+    maps = len(config.map_channels)
+    finer = sum(height * width * 4**level for level in range(maps))
+    coarser = (
+        math.ceil(height / 2**level) * math.ceil(width / 2**level)
+        for level in range(1, 1 + config.num_feature_levels - maps)
+    )
+    return finer + sum(coarser)
+
+
 def _of_attention(config: DETRConfig, height: int, width: int, recompute: bool = False) -> int:
     """Return how many weights the encoder's attention keeps for one image: of each token to each."""
+    if isinstance(config, DeformableDETRConfig):
+        return 0
     return (1 if recompute else config.encoder_layers) * config.encoder_attention_heads * (height * width) ** 2
 
 
