@@ -62,12 +62,12 @@ def write_theirs(model: Any, file: Path) -> None:
 
     from port_weights import to_torch
     from port_weights.architecture import hugging_face_config
+    from port_weights.families import family_of
     from port_weights.pytorch import TENSORS
     from port_weights.pytorch.process import run
-    from port_weights.reference import reference_scheme
 
     with tempfile.TemporaryDirectory() as temporary:
-        arrays = to_torch(model, reference_scheme(model.config))
+        arrays = to_torch(model, family_of(model.config).reference_scheme(model.config))
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, Path(temporary, TENSORS))
         run("serving:export_theirs", Path(temporary), config=hugging_face_config(model.config), file=str(file))
 

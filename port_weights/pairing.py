@@ -68,7 +68,7 @@ def pair(
 def _copies(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, str]:
     """Return the copies that a checkpoint holds, and what each is a copy of."""
     every = ((copy, name) for name, copies in scheme.copies.items() for copy in copies)
-    return {copy: name for copy, name in every if {copy, name} <= set(checkpoint.shapes)}
+    return {copy: name for copy, name in every if copy in checkpoint.shapes and name in checkpoint.shapes}
 
 
 def _is_of_masks(scheme: Scheme, name: str) -> bool:

@@ -358,7 +358,7 @@ class DeformableDETRFamily(DETRFamily):
 
 def _refuse_levels(config: Any, who: str, instead: str) -> None:
     """Raise a `ValueError` for levels that are not made of one or of three maps."""
-    if len(config.map_channels) not in (1, 3) or (config.num_feature_levels > 1 and len(config.map_channels) < 3):
+    if len(config.map_channels) != (1 if config.num_feature_levels == 1 else 3):
         raise ValueError(
             f"num_feature_levels={config.num_feature_levels} of {len(config.map_channels)} maps of the backbone, but "
             f"{who} makes levels of one map or of three: export {instead} instead"
