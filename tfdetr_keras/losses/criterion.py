@@ -17,6 +17,7 @@ from tfdetr_keras.losses.targets import PADDING_LABEL, dense_targets, validate_b
 from tfdetr_keras.matching.classification import SHORT, Classification, Weighting, classification_named
 from tfdetr_keras.matching.matcher import match
 
+NEVER = -1e4  # the logit of a class that is not there
 PUBLISHED: Any = None  # of a coefficient: as the classification's authors have it
 
 
@@ -115,7 +116,9 @@ class SetCriterion:
                 `(batch, layers, queries, logits)` and `pred_boxes` `(batch, layers, queries, 4)`. It may have `queries`
                 `(batch, layers, pairs)` int and `objects` `(batch, pairs)` int, pairs that are given in place of being
                 matched (−1 in `queries` = no pair), whose number then stands for N; `labels` `(batch, objects)` int,
-                where its classes are others than the targets'; and a `coefficient`, scalar, of its losses in the total.
+                where its classes are others than the targets'; `query_mask` `(queries,)` bool, True for queries that
+                count, of which others say nothing about any class (for sigmoids alone); and a `coefficient`, scalar, of
+                its losses in the total.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
                 [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. With `pred_masks` also `masks` `(batch,
                 objects, height, width)` of the padded images. Further keys are not looked at.
@@ -188,6 +191,8 @@ class SetCriterion:
 
     def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, num_boxes: Any) -> dict[str, Any]:
         logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
+        if "query_mask" in predictions:  # a probability of 0 is right, and no gradient
+            logits = ops.where(predictions["query_mask"][:, None], logits, NEVER)
         if "labels" in predictions:
             labels = ops.where(labels >= 0, ops.cast(predictions["labels"], "int32"), -1)
         if "queries" not in predictions:

@@ -459,7 +459,7 @@ class RTDETR(Detector):
                 noised = {"logits": decoded.logits[:, :, :slots], "pred_boxes": decoded.boxes[:, :, :slots]}
                 stages.update({"denoising.logits": noised["logits"], "denoising.boxes": noised["pred_boxes"]})
                 queries = ops.broadcast_to(denoising.queries[:, None], ops.shape(noised["logits"])[:3])
-                pairs = {"queries": queries, "objects": denoising.objects}
+                pairs = {"queries": queries, "objects": denoising.objects, "query_mask": denoising.groups >= 0}
                 outputs["prediction_sets"]["denoising"] = {**noised, **pairs}
         return outputs, stages
 
