@@ -284,10 +284,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 TINY = RTDETRConfig(
     # Small enough to train from scratch on a CPU, and to be part of the package.
     backbone=ResNetConfig("basic", (1, 1, 1, 1), (32, 64, 128, 192), 32, variant="vd", batch_norm="trainable"),
-    num_classes=3,
     num_queries=50,
-    d_model=96,
-    encoder_dim=96,
+    d_model=128,
+    encoder_dim=128,
     encoder_ffn_dim=256,
     encoder_attention_heads=4,
     expansion=0.5,
@@ -297,7 +296,14 @@ TINY = RTDETRConfig(
     decoder_ffn_dim=256,
     num_denoising=25,
     preprocessing=Preprocessing((64, 64), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=STRIDE),
-    recipe={"learning_rate": 4e-4, "backbone_multiplier": 1.0, "augmentation": "flip", "freeze": ""},
+    recipe={
+        "learning_rate": 4e-4,
+        "backbone_multiplier": 0.5,
+        "augmentation": "flip",
+        "ema_momentum": 0.999,
+        "ema_ramp_steps": 500,
+        "freeze": "",
+    },
 )
 
 
