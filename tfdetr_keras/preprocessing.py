@@ -135,6 +135,24 @@ class Preprocessing:
         """Return a copy with a canvas that all images are padded to: its own, or the largest."""
         return dataclasses.replace(self, pad_to=self.largest)
 
+    def check_without_padding(self, title: str) -> None:
+        """Raise a `ValueError` if images may be padded, for a model that knows no padding.
+
+        Args:
+            title: what people call the model.
+        """
+        if self.rule != "stretch":
+            raise ValueError(
+                f"{title} knows no padding, and the rule {self.rule!r} gives images of several sizes, to be padded: "
+                'use the rule "stretch", with size=(height, width)'
+            )
+        if any(side % self.multiple_of for side in self.size) or self.pad_to not in (None, self.size):
+            canvas = self.pad_to or (self.rounded_up(self.size[0]), self.rounded_up(self.size[1]))
+            raise ValueError(
+                f"{title} knows no padding, but images of {self.size[0]} x {self.size[1]} pixels (height x width) "
+                f"would be padded to {canvas[0]} x {canvas[1]}: use multiples of {self.multiple_of}, and no pad_to"
+            )
+
     def rounded_up(self, side: int) -> int:
         """Round a canvas's side, pixels, up to the next multiple of `multiple_of`."""
         return side + -side % self.multiple_of
@@ -178,10 +196,13 @@ def preprocessing_for(
         size_rule: instead of its rule.
 
     Raises:
-        ValueError: a value that cannot work.
+        ValueError: a value that cannot work; images that would be padded for a model that knows no padding.
     """
     own = getattr(model, "preprocessing", None) if preprocessing is None else preprocessing
-    return Preprocessing.of(own).changed(size, pad_to, size_rule)
+    chosen = Preprocessing.of(own).changed(size, pad_to, size_rule)
+    if not getattr(getattr(model, "config", None), "knows_padding", True):
+        chosen.check_without_padding(model.title)
+    return chosen
 
 
 def check_size(size: Any, rule: str) -> None:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import file_of
-from tfdetr_keras.losses.targets import dense_targets, validate_targets
+from tfdetr_keras.losses.targets import dense_targets, refuse_padding, validate_targets
 
 # What TensorFlow makes of a ValueError raised in a `numpy_function`, and of a failed `tf.debugging.Assert`.
 _MESSAGES = (
@@ -23,7 +23,7 @@ _MESSAGES = (
 )
 
 
-def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Dataset:
+def checked_dataset(dataset: tf.data.Dataset, num_classes: int, without_padding: str | None = None) -> tf.data.Dataset:
     """Wrap a dataset of batches so that a bad batch stops the iteration with an error that says what is wrong.
 
     The targets' `labels` and `boxes` are checked (see `tfdetr_keras.losses.targets`), and that `pixel_values` and
@@ -33,6 +33,7 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
     Args:
         dataset: of inputs, (inputs, targets) or (inputs, targets, sample_weight).
         num_classes: labels must lie in 0 .. num_classes - 1, or be -1 in padding rows.
+        without_padding: what people call the model, if it knows no padding, which is then refused.
 
     Returns:
         A dataset with the same elements.
@@ -46,6 +47,10 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
         validate_targets(labels, boxes, num_classes, ids, lambda image_id: file_of(dataset, image_id))
         return np.int32(0)
 
+    def check_padding(pixel_mask: np.ndarray) -> np.int32:
+        refuse_padding(pixel_mask, str(without_padding))
+        return np.int32(0)
+
     @tf.autograph.experimental.do_not_convert
     def check(*element: Any) -> Any:
         element = (element[0], *(dense_targets(part) for part in element[1:2]), *element[2:])
@@ -54,6 +59,8 @@ def checked_dataset(dataset: tf.data.Dataset, num_classes: int) -> tf.data.Datas
         if isinstance(inputs, dict) and {"pixel_values", "pixel_mask"} <= set(inputs):
             shapes = [tf.shape(inputs["pixel_values"]), tf.shape(inputs["pixel_mask"])]
             checks.append(numpy_call(_check_shapes, shapes, tf.int32))
+            if without_padding is not None:
+                checks.append(numpy_call(check_padding, [inputs["pixel_mask"]], tf.int32))
         if isinstance(targets, dict) and {"labels", "boxes"} <= set(targets):
             tensors = [targets["labels"], targets["boxes"]]
             tensors += [targets["image_id"]] if "image_id" in targets else []

@@ -118,6 +118,24 @@ def validate_batch(targets: Any, num_classes: int) -> None:
         validate_targets(labels, boxes, num_classes, None if image_ids is None else image_ids.tolist())
 
 
+def refuse_padding(pixel_mask: Any, title: str) -> None:
+    """Raise if a mask has padding in it, as far as its values are known.
+
+    Args:
+        pixel_mask: `(batch, height, width)`, 0 = padding.
+        title: of the model that knows none.
+
+    Raises:
+        ValueError: there is padding.
+    """
+    values = on_host(pixel_mask)
+    if values is not None and not values.all():
+        raise ValueError(
+            f"pixel_mask says that {int((values == 0).sum())} pixels are padding, but {title} knows no padding: resize "
+            "images to one size without keeping their ratio, as model.preprocessing does"
+        )
+
+
 def on_host(tensor: Any) -> np.ndarray | None:
     """Return the tensor's value, or None if it is a symbol of a graph being traced."""
     if isinstance(tensor, (np.ndarray, list, tuple)):

@@ -103,6 +103,11 @@ class DetectorConfig:
         return classification_named(self.classification).num_logits(self.num_classes)
 
     @property
+    def knows_padding(self) -> bool:
+        """Whether images may be padded, as a mask tells the model."""
+        return True
+
+    @property
     def num_predictions(self) -> int:
         """Rows of the outputs for each image: one for each query."""
         return self.num_queries

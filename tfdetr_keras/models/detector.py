@@ -20,7 +20,7 @@ from tfdetr_keras.backbones.folding import folded_values
 from tfdetr_keras.backend.replicas import number_of_replicas
 from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.losses.targets import on_host
+from tfdetr_keras.losses.targets import refuse_padding
 from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
@@ -420,7 +420,11 @@ class Detector(OwnLossModel):
         return super().make_train_function(force)
 
     def _checked(self, x: Any, y: Any = None, is_training: bool = False) -> contextlib.AbstractContextManager[Any]:
-        options = {"num_classes": self.config.num_classes, "hand_targets": is_training and self.wants_targets}
+        options = {
+            "num_classes": self.config.num_classes,
+            "hand_targets": is_training and self.wants_targets,
+            "without_padding": None if self.config.knows_padding else self.title,
+        }
         if is_tf_dataset(x):
             from tfdetr_keras.data import checks  # an upper floor; TensorFlow is there already
 
@@ -496,12 +500,7 @@ def pixels_without_padding(inputs: Any, stride: int, title: str) -> Any:
     """
     pixels, mask = pixels_and_mask(inputs)
     if isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None:
-        values = on_host(mask)
-        if values is not None and not values.all():
-            raise ValueError(
-                f"pixel_mask says that {int((values == 0).sum())} pixels are padding, but {title} knows no padding: "
-                "resize images to one size without keeping their ratio, as model.preprocessing does"
-            )
+        refuse_padding(mask, title)
     height, width = pixels.shape[1:3]
     if any(side is not None and side % stride for side in (height, width)):
         raise ValueError(

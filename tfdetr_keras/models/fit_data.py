@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 
-from tfdetr_keras.losses.targets import dense_targets, validate_batch
+from tfdetr_keras.losses.targets import dense_targets, refuse_padding, validate_batch
 
 
 @contextlib.contextmanager
 def checked(
-    x: Any, y: Any = None, *, num_classes: int, hand_targets: bool = False, of_datasets: Any = None
+    x: Any,
+    y: Any = None,
+    *,
+    num_classes: int,
+    hand_targets: bool = False,
+    without_padding: str | None = None,
+    of_datasets: Any = None,
 ) -> Iterator[Any]:
     """Check whatever Keras takes as training data: at once if it is there, else batch by batch.
 
@@ -24,6 +31,7 @@ def checked(
         num_classes: number of real classes.
         of_datasets: the module `tfdetr_keras.data.checks`, where `x` is a dataset; its own floor is above this one.
         hand_targets: whether the model is given the targets' labels and boxes among its inputs, too, as `"targets"`.
+        without_padding: what people call the model, if it knows no padding, which is then refused.
 
     Yields:
         What to hand to Keras in place of `x`.
@@ -35,19 +43,22 @@ def checked(
     """
     if is_tf_dataset(x):
         with of_datasets.readable_errors():
-            dataset = of_datasets.checked_dataset(x, num_classes)
+            dataset = of_datasets.checked_dataset(x, num_classes, without_padding)
             yield dataset.map(_with_targets) if hand_targets else dataset
         return
+    check = functools.partial(
+        _validated, num_classes=num_classes, hand_targets=hand_targets, without_padding=without_padding
+    )
     if isinstance(x, keras.utils.PyDataset):
-        checked_dataset = _CheckedPyDataset(x, num_classes, hand_targets)
+        checked_dataset = _CheckedPyDataset(x, check)
         with _raised_as_they_were(checked_dataset.errors):
             yield checked_dataset
     elif hasattr(x, "__next__"):
         errors: list[Exception] = []
         with _raised_as_they_were(errors):
-            yield _checked_batches(x, num_classes, errors, hand_targets)
+            yield _checked_batches(x, check, errors)
     else:
-        batch = _validated((x, y) if y is not None else x, num_classes, hand_targets)
+        batch = check((x, y) if y is not None else x)
         yield batch[0] if y is not None else batch
 
 
@@ -62,13 +73,11 @@ def _raised_as_they_were(errors: list[Exception]) -> Iterator[None]:
         raise errors[0] from None
 
 
-def _checked_batches(
-    batches: Iterator[Any], num_classes: int, errors: list[Exception], hand_targets: bool
-) -> Iterator[Any]:
+def _checked_batches(batches: Iterator[Any], check: Callable[[Any], Any], errors: list[Exception]) -> Iterator[Any]:
     """Give the batches of a generator, checked; an error is noted in `errors` and raised."""
     try:
         for batch in batches:
-            yield _validated(batch, num_classes, hand_targets)
+            yield check(batch)
     except Exception as error:
         errors.append(error)
         raise
@@ -79,7 +88,10 @@ def is_tf_dataset(x: Any) -> bool:
     return hasattr(x, "element_spec") and hasattr(x, "map")
 
 
-def _validated(batch: Any, num_classes: int, hand_targets: bool = False) -> Any:
+def _validated(batch: Any, num_classes: int, hand_targets: bool, without_padding: str | None) -> Any:
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if without_padding and isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None:
+        refuse_padding(inputs["pixel_mask"], without_padding)
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         validate_batch(batch[1], num_classes)
         if hand_targets:
@@ -95,9 +107,9 @@ def _with_targets(inputs: Any, targets: Any, *rest: Any) -> tuple[Any, ...]:
 
 
 class _CheckedPyDataset(keras.utils.PyDataset):
-    def __init__(self, dataset: keras.utils.PyDataset, num_classes: int, hand_targets: bool = False) -> None:
+    def __init__(self, dataset: keras.utils.PyDataset, check: Callable[[Any], Any]) -> None:
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
-        self.dataset, self.num_classes, self.hand_targets = dataset, num_classes, hand_targets
+        self.dataset, self.check = dataset, check
         self.errors: list[Exception] = []
 
     @property
@@ -106,7 +118,7 @@ class _CheckedPyDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return _validated(self.dataset[index], self.num_classes, self.hand_targets)
+            return self.check(self.dataset[index])
         except Exception as error:
             self.errors.append(error)  # where workers are processes, it is known in one of them only
             raise

@@ -137,6 +137,7 @@ class RTDETRConfig(DetectorConfig):
                 raise ValueError(f"{width}={getattr(self, width)} is not divisible by {heads}={getattr(self, heads)}")
         if self.encoder_dim % 4:  # sine and cosine, for x and for y
             raise ValueError(f"encoder_dim={self.encoder_dim} must be divisible by 4")
+        self.preprocessing.check_without_padding(type(self).__name__.removesuffix("Config"))
         maps = len(self.backbone.channels)
         if self.num_feature_levels > maps:
             raise ValueError(f"num_feature_levels={self.num_feature_levels}, but the backbone has {maps} maps")

@@ -259,6 +259,8 @@ class Settings:
 
     def preprocessing_of(self, model: Any) -> Preprocessing:
         """Return how images are prepared in a run that starts from a model; without the model's buckets."""
+        if self.pad_to == "buckets" and not getattr(getattr(model, "config", None), "knows_padding", True):
+            raise ValueError(f'pad_to="buckets" pads images, but {model.title} knows no padding: leave it out')
         canvas = None if self.pad_to == "buckets" else self.pad_to
         chosen = preprocessing_for(model, self.preprocessing, self.size, canvas, self.size_rule)
         return dataclasses.replace(chosen, pad_to=None) if self.pad_to == "buckets" else chosen
