@@ -54,8 +54,7 @@ def varifocal(config, labels, matched, paired=(), told=None):
     """
     criterion, found, total = RTDetrLoss(config), {}, 0.0
     objects = sum(len(image["class_labels"]) for image in labels)
-    nothing = [(torch.zeros(0, dtype=torch.int64),) * 2] * len(labels)  # which transformers' matcher does not give
-    sets = [(*one, criterion.matcher(one[1], labels) if objects else nothing, max(objects, 1)) for one in matched]
+    sets = [(*one, criterion.matcher(one[1], labels), max(objects, 1)) for one in matched]
     if paired:
         pairs = criterion.get_cdn_matched_indices(told, labels)
         sets += [(*one, pairs, max(objects, 1) * told["dn_num_group"]) for one in paired]

@@ -220,22 +220,29 @@ def gradients(description, batch, targets, draws=None, arrays=None, training=Tru
 
     Returns:
         A dict: "losses" by name, not weighted, with `loss`, the weighted total; "gradients" of that by parameter, with
-        heads under their names in the decoder; "statistics" as of `stages_in_training`; "of_transformers", the total
-        by its own loss, whose gradients are others.
+        heads under their names in the decoder; "statistics" as of `stages_in_training`; and "of_transformers",
+        the "loss" and the "gradients" that transformers itself gives, of which the first is the same.
     """
     model, pixels = prepared(description, batch, arrays, training)
+    same = copy.deepcopy(model)
     with default_dtype(pixels.dtype):
-        same = copy.deepcopy(model)
         told = loss(model, pixels, targets, draws)
         told["loss"].backward()
-        with denoising(same, draws), torch.no_grad():
-            theirs = same(pixels, labels=_labels(targets, pixels.dtype)).loss if draws is not None else None
+        with denoising(same, draws):
+            theirs = same(pixels, labels=_labels(targets, pixels.dtype)).loss
+        theirs.backward()
+    found, of_transformers = _gradients(model), _gradients(same)
     return {
         "losses": told,
-        "gradients": {
-            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            for name, parameter in named_parameters(model).items()
-        },
+        "gradients": found,
         "statistics": statistics(model),
-        "of_transformers": theirs,
+        "of_transformers": {"loss": theirs, "gradients": of_transformers},
+    }
+
+
+def _gradients(model):
+    """The gradient in each parameter by name, zero where none came."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in named_parameters(model).items()
     }
