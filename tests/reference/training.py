@@ -2,11 +2,12 @@
 
 import copy
 import math
+import re
 
 import torch
 from torch.optim import swa_utils
 
-from reference import losses, stages
+from reference import losses, rt_detr, stages
 from reference.models import build, configured
 from reference.models import inputs as model_inputs
 from reference.processors import DetrImageProcessorPil
@@ -39,6 +40,8 @@ def gradients(description, batch, targets, loss="softmax"):
 
 def _named(model):
     """The parameters with their names: of heads that the decoder holds, too, with the first that is not in it."""
+    if type(model).__name__.startswith("RTDetr"):
+        return list(rt_detr.named_parameters(model).items())
     names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -238,3 +241,87 @@ def with_trained_batch_norm(model):
                 trained.load_state_dict(child.state_dict(), strict=False)
                 setattr(parent, name, trained)
     return model
+
+
+def denoised_steps(
+    description,
+    batches,
+    draws,
+    rate,
+    backbone_factor,
+    max_norm=0.1,
+    arrays=None,
+    moments=None,
+    frozen="",
+    without_decay="",
+    decay=1e-4,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+):
+    """Steps of AdamW as the authors train RT-DETR: their loss with denoising, batch norm in training mode, clipping.
+
+    From weights and moments on that are given, so that one step from any state can be compared as well as a run. A
+    parameter that no gradient reaches stays as it is, without decay: where points lie, of the discrete method.
+
+    Args:
+        description: of the model.
+        batches: (inputs, targets) as for Keras, one pair a step; in float64 all is computed in that.
+        draws: of the denoising, one dict a step, as for `rt_detr.denoising`.
+        rate: learning rate.
+        backbone_factor: on it, in the backbone.
+        max_norm: to which the norm of all gradients together is clipped.
+        arrays: the weights at the start, by names of `state_dict()`; without them the description's.
+        moments: as returned; without them the optimizer is fresh.
+        frozen: what matches the beginning of names that are not trained.
+        without_decay: what is found in names that do not decay.
+        decay: weight decay of the others.
+        betas: of the optimizer.
+        eps: of the optimizer.
+
+    Returns:
+        A dict: "losses", all terms by name before each step; "norms" of the gradients before they are clipped;
+        "weights" by names of `state_dict()`, with what batch normalisation has seen; and "moments", "step" with
+        "exp_avg" and "exp_avg_sq" by parameter.
+    """
+    model, _ = rt_detr.prepared(description, batches[0][0], arrays)
+    trained = {
+        name: parameter
+        for name, parameter in rt_detr.named_parameters(model).items()
+        if not (frozen and re.match(frozen, name))
+    }
+    model.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    groups = [
+        {
+            "params": [parameter],
+            "lr": rate * (backbone_factor if "backbone" in name else 1.0),
+            "weight_decay": 0.0 if without_decay and re.search(without_decay, name) else decay,
+        }
+        for name, parameter in trained.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
+    step, kept = 0, ("exp_avg", "exp_avg_sq")
+    if moments is not None:
+        step = int(moments["step"])
+        for name, parameter in trained.items():
+            own = {key: torch.tensor(moments[key][name], dtype=parameter.dtype) for key in kept}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **own}
+    told, norms = [], []
+    for (inputs, targets), own_draws in zip(batches, draws, strict=True):
+        pixels, _ = model_inputs(inputs)
+        with rt_detr.default_dtype(pixels.dtype):
+            losses_by_name = rt_detr.loss(model, pixels, targets, own_draws)
+        optimizer.zero_grad()
+        losses_by_name["loss"].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(trained.values(), max_norm).item())
+        optimizer.step()
+        told.append({name: value.item() for name, value in losses_by_name.items()})
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
+    after = {key: {n: states[n].get(key, torch.zeros_like(x)) for n, x in trained.items()} for key in kept}
+    return {
+        "losses": told,
+        "norms": norms,
+        "weights": model.state_dict(),
+        "moments": {"step": step + len(batches), **after},
+    }
