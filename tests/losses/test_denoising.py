@@ -15,7 +15,7 @@ CLASSES, QUERIES, DENOISING = 5, 7, 10
 def batch_of(counts, rows=None, seed=0):
     """Targets of so many objects in each image."""
     rng = np.random.default_rng(seed)
-    shape = len(counts), rows or max(max(counts), 1)
+    shape = len(counts), rows or max(*counts, 1)
     labels = np.where(np.arange(shape[1]) < np.array(counts)[:, None], rng.integers(0, CLASSES, shape), -1)
     boxes = np.concatenate([rng.uniform(0.1, 0.9, (*shape, 2)), rng.uniform(0.01, 0.6, (*shape, 2))], -1)
     return {"labels": labels.astype("int32"), "boxes": boxes.astype("float32")}
@@ -47,8 +47,9 @@ def test_as_transformers_makes_them(most, noise, pytorch):
     assert (groups[used:] == -1).all()
     assert groups.max() + 1 == theirs["groups"]
     np.testing.assert_array_equal(ours.labels[:, :used], theirs["labels"])
-    # Measured: 1.5e-6.
-    np.testing.assert_allclose(inverse_sigmoid(ours.boxes)[:, :used], theirs["logits"], rtol=0, atol=1e-5)
+    # As boxes again, since logits of sides next to 0 tell rounding apart. Measured: 1.2e-7.
+    boxes = ops.sigmoid(inverse_sigmoid(ours.boxes))[:, :used]
+    np.testing.assert_allclose(boxes, ops.sigmoid(theirs["logits"]), rtol=0, atol=1e-6)
 
     queries, objects = ops.convert_to_numpy(ours.queries), ops.convert_to_numpy(ours.objects)
     for image, positive in enumerate(theirs["positive"]):
@@ -125,7 +126,9 @@ def test_noise_is_as_large_as_it_is_said():
     is_mended = np.asarray(found.queries) >= 0
     assert is_mended.mean() == 0.5
     assert moved[is_mended].max() < 1 + 1e-5
-    assert moved[~is_mended].min() > 1 - 1e-5
+    is_whole = (np.asarray(found.boxes)[..., 2:] > 0).all(-1)  # corners that cross leave no side
+    assert moved[~is_mended & is_whole].min() > 1 - 1e-5
+    assert (is_whole[~is_mended]).mean() > 0.5
     changed = (np.asarray(found.labels) != 0).mean()
     # A quarter is drawn anew, a fifth of these to the same class.
     assert changed == pytest.approx(0.25 * 0.8, abs=0.02)

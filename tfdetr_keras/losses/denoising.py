@@ -124,7 +124,8 @@ def denoising_queries(
     part = ops.cast(draws["part"], "float32") + ops.cast(is_negative, "float32")[None, :, None]
     half = ops.tile(box[..., 2:], (1, 1, 2)) / 2 * box_noise_scale
     corners = cxcywh_to_xyxy(box) + ops.cast(draws["sign"], "float32") * part * half
-    box = xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0))
+    # Where the corners of a box that is far off have crossed, a side is 0.
+    box = ops.maximum(xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0)), 0.0)
 
     is_mended = ops.logical_and(ops.logical_and(is_used, ops.logical_not(is_negative)), is_object)
     return DenoisingQueries(label, box, ops.where(is_used, group, -1), ops.where(is_mended, slot, -1), objects)
