@@ -27,8 +27,8 @@ class Family(abc.ABC):
     def detect(self, names: AbstractSet[str]) -> Scheme | None:
         """Return how a checkpoint of this member names its tensors; None if it is none."""
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
-        """Whether a checkpoint whose names `detect` knows is one of this member's, by its Keras paths."""
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
+        """Whether a checkpoint whose names `detect` knows is one of this member's, by its Keras paths and own names."""
         return model_type is None or model_type in self.model_types
 
     @abc.abstractmethod
