@@ -33,6 +33,10 @@ from .models.detr_segmentation import SegmentationConfig as SegmentationConfig
 from .models.presets import PRESETS as PRESETS
 from .models.pretrained import from_pretrained as from_pretrained
 from .models.registry import from_preset as from_preset
+from .models.rt_detr import RTDETR as RTDETR
+from .models.rt_detr import RTDETRConfig as RTDETRConfig
+from .models.rt_detr_v2 import RTDETRV2 as RTDETRV2
+from .models.rt_detr_v2 import RTDETRV2Config as RTDETRV2Config
 from .models.table_transformer import TableTransformer as TableTransformer
 from .models.table_transformer import TableTransformerConfig as TableTransformerConfig
 from .preprocessing import Preprocessing as Preprocessing

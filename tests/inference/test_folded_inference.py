@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfdetr_keras as td
-from tfdetr_keras.inference.forward_pass import FOLDED_BACKBONE, forward_function
+from tfdetr_keras.inference.forward_pass import FOLDED_PARTS, forward_function
 
 SIZE = (64, 64)
 
@@ -32,7 +32,7 @@ def assert_up_to_date(model, records):
 
 def test_equal_to_a_rounding_and_traced_once(model, records):
     assert_up_to_date(model, records)
-    assert model.__dict__[FOLDED_BACKBONE] is not None
+    assert model.__dict__[FOLDED_PARTS] is not None
     [graph] = model._inference_graphs.values()
     assert_up_to_date(model, records)
     assert graph.experimental_get_tracing_count() == 1
@@ -74,10 +74,10 @@ def test_nothing_of_it_belongs_to_the_model(model, records, tmp_path):
 def test_measuring_and_folded_models_have_no_second_backbone(model, records):
     names = list(model.id2label.values())
     td.evaluation.evaluate_detections(model, records, names)
-    assert FOLDED_BACKBONE not in model.__dict__
+    assert FOLDED_PARTS not in model.__dict__
     folded = model.fold()
     assert_up_to_date(folded, records)
-    assert FOLDED_BACKBONE not in folded.__dict__
+    assert FOLDED_PARTS not in folded.__dict__
 
 
 def test_models_of_another_kind_are_run_as_they_are(records):

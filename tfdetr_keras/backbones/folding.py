@@ -11,6 +11,7 @@ from keras import ops
 from tfdetr_keras.layers.batch_norm import EPSILON
 
 CONVOLUTION, NORMALIZATION = "/convolution", "/normalization"
+POINTWISE, DENSE = "/pointwise/convolution/", "/dense/convolution/"  # the branches of a RepVGG block
 
 
 def folded_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def folded_values(values: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         values: NumPy arrays by the path of their variable. A pair `…/convolution/kernel` and `…/normalization/gamma`,
-            `beta`, `moving_mean`, `moving_variance` becomes `…/convolution/kernel` and `bias`; all others stay.
+            `beta`, `moving_mean`, `moving_variance` becomes `…/convolution/kernel` and `bias`; of a RepVGG block's two
+            branches the folded ones are added up; all others stay.
     """
     folded = {path: value for path, value in values.items() if f"{NORMALIZATION}/" not in path}
     for path in [path for path in values if path.endswith(f"{NORMALIZATION}/gamma")]:
@@ -34,58 +36,74 @@ def folded_values(values: dict[str, Any]) -> dict[str, Any]:
         kernel = values[f"{place}{CONVOLUTION}/kernel"]  # (height, width, inputs, outputs)
         folded[f"{place}{CONVOLUTION}/kernel"] = (kernel * scale).astype(kernel.dtype)
         folded[f"{place}{CONVOLUTION}/bias"] = (beta - mean * scale).astype(kernel.dtype)
+    for path in [path for path in folded if path.endswith(f"{POINTWISE}kernel")]:
+        block = path.removesuffix(f"{POINTWISE}kernel")
+        if f"{block}{DENSE}bias" not in folded:
+            continue  # its name is all that it shares with one
+        # Of the 3×3 kernel, the one in the middle looks at the pixel itself.
+        kernel = folded[f"{block}{DENSE}kernel"].copy()
+        kernel[1, 1] += folded.pop(path)[0, 0]
+        folded[f"{block}{DENSE}kernel"] = kernel
+        folded[f"{block}{DENSE}bias"] = folded[f"{block}{DENSE}bias"] + folded.pop(f"{block}{POINTWISE}bias")
     return folded
 
 
-class FoldedBackbone:
-    """A model's backbone with batch normalisation folded, for inference with a model that is still being trained.
+class FoldedParts:
+    """A model's parts with batch normalisation folded, for inference with a model that is still being trained.
 
     Args:
-        model: a detector whose backbone is not folded.
+        model: a detector that is not folded.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._backbone = model.config.backbone.folded().make(name="backbone", dtype=model.dtype_policy)
-        self._backbone.build((None, None, None, 3))
+        self._parts: dict[str, Any] = model.normalized_parts(model.config.folded())
+        for part in self._parts.values():
+            part.build((None, None, None, 3))
         self._sums: list[Any] = []
 
     @property
     def variables(self) -> list[Any]:
-        """The folded kernels and biases."""
-        return self._backbone.variables
+        """The folded kernels and biases, and what else is in these parts."""
+        return [variable for part in self._parts.values() for variable in part.variables]
 
     def follow(self) -> None:
-        """Fold again if the model's own backbone has changed since the last time.
+        """Fold again if the model's own parts have changed since the last time.
 
-        The backbone is compared by the sums of its weights along their first and their last axes, which takes some
+        They are compared by the sums of their weights along their first and their last axes, which takes some
         hundredths of the time of a forward pass: weights change in many ways, and no backend tells of all.
         """
-        weights = self._model.backbone.weights
+        own = {
+            f"{name}/{_inside(variable, name)}": variable
+            for name in self._parts
+            for variable in getattr(self._model, name).weights
+        }
+        weights = list(own.values())
         sums = _sums([variable.value for variable in weights])
         if len(self._sums) != len(sums) or any(
             not ops.all(ops.equal(new, old)) for new, old in zip(sums, self._sums, strict=True)
         ):
-            values = folded_values({_inside(variable): ops.convert_to_numpy(variable) for variable in weights})
-            for variable in self._backbone.weights:
-                variable.assign(values[_inside(variable)])
+            values = folded_values({path: ops.convert_to_numpy(variable) for path, variable in own.items()})
+            for name, part in self._parts.items():
+                for variable in part.weights:
+                    variable.assign(values[f"{name}/{_inside(variable, name)}"])
             self._sums = sums
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute with this backbone: while a graph of it is traced, or eagerly."""
-        own = self._model.backbone
-        # Past Keras, which would take it for a new part of the model.
-        self._model.__dict__["backbone"] = self._backbone
+        """Let the model compute with these parts: while a graph of it is traced, or eagerly."""
+        own = {name: getattr(self._model, name) for name in self._parts}
+        # Past Keras, which would take them for new parts of the model.
+        self._model.__dict__.update(self._parts)
         try:
             yield
         finally:
-            self._model.__dict__["backbone"] = own
+            self._model.__dict__.update(own)
 
 
-def _inside(variable: Any) -> str:
-    """Return the path of a backbone's variable within it."""
-    return "/" + variable.path.split("backbone/", 1)[1]
+def _inside(variable: Any, part: str) -> str:
+    """Return the path of a variable within the part that it is in."""
+    return str(variable.path).split(f"{part}/", 1)[1]
 
 
 def _sums(values: list[Any]) -> list[Any]:

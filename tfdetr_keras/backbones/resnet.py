@@ -1,7 +1,8 @@
-"""ResNet v1.5 with frozen batch normalisation and optional dilation (DETR, section 3.2).
+"""ResNet v1.5 with frozen batch normalisation and optional dilation (DETR, section 3.2), and its variant "vd".
 
 Source:
-    He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
+    He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385; He et al. 2018, "Bag of Tricks for
+    Image Classification with Convolutional Neural Networks", arXiv:1812.01187, section 4, for what "vd" differs in.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class ResNetConfig(BackboneConfig):
         depths: residual blocks per stage.
         channels: output channels per stage.
         stem_channels: output channels of the stem.
+        variant: `"v1.5"`; or `"vd"`, RT-DETR's, whose stem is three 3×3 convolutions instead of one of 7×7, and whose
+            shortcuts halve the resolution by averaging instead of leaving three of four pixels out.
         dilation: DETR's DC5: the last stage keeps the resolution and dilates its 3×3 convolutions instead.
         batch_norm: `"frozen"` uses fixed statistics and affine parameters, as DETR does from pretrained weights;
             `"trainable"` is ordinary batch normalisation, for training from scratch; `"folded"` is none, with biases
@@ -40,6 +43,7 @@ class ResNetConfig(BackboneConfig):
     channels: tuple[int, ...] = (256, 512, 1024, 2048)
     stem_channels: int = 64
     dilation: bool = False
+    variant: Literal["v1.5", "vd"] = "v1.5"
     batch_norm: BatchNorm | Mapping[str, BatchNorm] = "frozen"
 
     def __post_init__(self) -> None:
@@ -51,6 +55,9 @@ class ResNetConfig(BackboneConfig):
                 whole_number(name, value)
         whole_number("stem_channels", self.stem_channels)
         one_of("block", self.block, ("basic", "bottleneck"))
+        one_of("variant", self.variant, ("v1.5", "vd"))
+        if self.variant == "vd" and self.dilation:
+            raise ValueError('variant="vd" has no dilated form: leave dilation out')
         if len(self.depths) != len(self.channels) or not self.depths:
             raise ValueError(f"depths {self.depths} and channels {self.channels} must name the same stages")
         object.__setattr__(self, "batch_norm", by_part(self.batch_norm, self.parts))
@@ -63,10 +70,11 @@ class ResNetConfig(BackboneConfig):
     @property
     def title(self) -> str:
         """What to call it in a sentence: by the name of the published network, if it is one."""
-        plain = dataclasses.replace(self, dilation=False, batch_norm="frozen")
+        plain = dataclasses.replace(self, dilation=False, batch_norm="frozen", variant="v1.5")
         known = next((name for name, config in RESNETS.items() if config == plain), None)
         name = "small ResNet" if known is None else known.replace("resnet", "ResNet")
-        return f"a {name}{' with a dilated last stage (DC5)' if self.dilation else ''}"
+        variant = "-vd" if self.variant == "vd" else ""
+        return f"a {name}{variant}{' with a dilated last stage (DC5)' if self.dilation else ''}"
 
     def make(self, **kwargs: Any) -> ResNet:
         """Make the network."""
@@ -122,27 +130,35 @@ class ResidualBlock(layers.Layer):
         if config.block == "basic":
             self.convolutions = [
                 ConvNorm(channels, 3, stride, first_dilation, name="conv1", **options),
-                ConvNorm(channels, 3, 1, dilation, relu=False, name="conv2", **options),
+                ConvNorm(channels, 3, 1, dilation, activation=None, name="conv2", **options),
             ]
         else:
             self.convolutions = [
                 ConvNorm(channels // 4, 1, name="conv1", **options),
                 ConvNorm(channels // 4, 3, stride, first_dilation, name="conv2", **options),
-                ConvNorm(channels, 1, relu=False, name="conv3", **options),
+                ConvNorm(channels, 1, activation=None, name="conv3", **options),
             ]
-        self.shortcut = ConvNorm(channels, 1, stride, relu=False, name="shortcut", **options) if project else None
+        # "vd" averages before the projection; where the size is odd, the last pixels are averaged with fewer others.
+        self.pool = None
+        if config.variant == "vd" and stride > 1:
+            self.pool = layers.AveragePooling2D(stride, stride, padding="same", name="pool", dtype=self.dtype_policy)
+            stride = 1
+        self.shortcut = ConvNorm(channels, 1, stride, activation=None, name="shortcut", **options) if project else None
 
     def build(self, input_shape: Any) -> None:
         """Build for `(batch, height, width, channels)`."""
         if self.shortcut is not None:
             self.shortcut.build(input_shape)
+        if self.pool is not None:
+            self.pool.build(input_shape)
         for convolution in self.convolutions:
             convolution.build(input_shape)
             input_shape = (None, None, None, convolution.convolution.filters)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Map `(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, channels)`."""
-        shortcut = inputs if self.shortcut is None else self.shortcut(inputs, training=training)
+        shortcut = inputs if self.pool is None else self.pool(inputs)
+        shortcut = shortcut if self.shortcut is None else self.shortcut(shortcut, training=training)
         x = inputs
         for convolution in self.convolutions:
             x = convolution(x, training=training)
@@ -164,7 +180,7 @@ class Stage(layers.Layer):
                 stride=stride if block == 0 else 1,
                 dilation=dilation,
                 first_dilation=1 if block == 0 else dilation,
-                project=block == 0 and (stride > 1 or in_channels != channels),
+                project=block == 0 and (stride > 1 or in_channels != channels or config.variant == "vd"),
                 batch_norm=of_part(config.batch_norm, f"stage{index + 1}"),
                 name=f"block{block}",
                 dtype=self.dtype_policy,
@@ -186,6 +202,31 @@ class Stage(layers.Layer):
         return x
 
 
+class DeepStem(layers.Layer):
+    """Three 3×3 convolutions, the first with a stride of 2, in place of one of 7×7."""
+
+    def __init__(self, channels: int, batch_norm: BatchNorm, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        widths = (channels // 2, channels // 2, channels)
+        self.convolutions = [
+            ConvNorm(width, 3, stride, batch_norm=batch_norm, name=f"conv{number}", dtype=self.dtype_policy)
+            for number, width, stride in zip((1, 2, 3), widths, (2, 1, 1), strict=True)
+        ]
+
+    def build(self, input_shape: Any) -> None:
+        """Build for `(batch, height, width, 3)`."""
+        for convolution in self.convolutions:
+            convolution.build(input_shape)
+            input_shape = (None, None, None, convolution.convolution.filters)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Map `(batch, height, width, 3)` → `(batch, ⌈height/2⌉, ⌈width/2⌉, channels)`."""
+        x = inputs
+        for convolution in self.convolutions:
+            x = convolution(x, training=training)
+        return x
+
+
 class ResNet(layers.Layer):
     """The backbone: stem and stages, giving every stage's feature map.
 
@@ -198,7 +239,10 @@ class ResNet(layers.Layer):
         options: dict[str, Any] = {"dtype": self.dtype_policy}
         self.config = config
         of_stem = of_part(config.batch_norm, "stem")
-        self.stem = ConvNorm(config.stem_channels, 7, stride=2, batch_norm=of_stem, name="stem", **options)
+        if config.variant == "vd":
+            self.stem: layers.Layer = DeepStem(config.stem_channels, of_stem, name="stem", **options)
+        else:
+            self.stem = ConvNorm(config.stem_channels, 7, stride=2, batch_norm=of_stem, name="stem", **options)
         self.pool = layers.MaxPooling2D(3, strides=2, padding="valid", name="pool", **options)
         self.stages = []
         in_channels, last = config.stem_channels, len(config.depths) - 1

@@ -18,12 +18,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.backbones.folding import FoldedBackbone
+from tfdetr_keras.backbones.folding import FoldedParts
 from tfdetr_keras.backend.processes import number_of_processes
 from tfdetr_keras.inference.postprocess import confident
 from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
 
-FOLDED_BACKBONE = "_folded_backbone"  # the attribute in which a model keeps it, out of Keras' sight
+FOLDED_PARTS = "_folded_parts"  # the attribute in which a model keeps it, out of Keras' sight
 GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes to compile for
 
 
@@ -41,33 +41,33 @@ def forward_function(
         model: a `DETRForSegmentation`, or any model with outputs of that kind, with masks or without.
         inputs_spec: of `prepare`'s inputs.
         masks_above: the score above which a query's mask is computed; None if no masks are needed.
-        folded: whether the backbone's batch normalisation is folded into its convolutions, with its current weights:
-            the same outputs up to rounding, in less time, but with the weights of a second backbone in memory.
+        folded: whether batch normalisation is folded into convolutions, with its current weights: the same outputs up
+            to rounding, in less time, but with the weights of these parts in memory twice.
 
     Returns:
         A function from `prepare`'s inputs to the model's outputs. Those of a `DETRForSegmentation` are of the queries
         with a score above `masks_above`, see `with_confident_masks`, or without masks.
     """
-    backbone = _folded_backbone(model) if folded else None
+    parts = _folded_parts(model) if folded else None
     if getattr(model, "has_masks", False):
-        return _with_masks_apart(model, inputs_spec, masks_above, backbone)
+        return _with_masks_apart(model, inputs_spec, masks_above, parts)
     backend, kept = keras.backend.backend(), _kept(model)
 
     def whole(inputs: Any) -> Any:
-        with contextlib.nullcontext() if backbone is None else backbone.in_place():
+        with contextlib.nullcontext() if parts is None else parts.in_place():
             return model(inputs, training=False)
 
     if backend == "tensorflow":
-        key = _key(inputs_spec, backbone)
+        key = _key(inputs_spec, parts)
         if key not in kept:
             kept[key] = tf.function(whole, input_signature=[inputs_spec], autograph=False)
         return kept[key]
-    if backend == "jax" and (backbone is not None or number_of_processes() > 1):
-        key = backbone is not None
+    if backend == "jax" and (parts is not None or number_of_processes() > 1):
+        key = parts is not None
         if key not in kept:
-            kept[key] = _jitted(model, whole, backbone)
+            kept[key] = _jitted(model, whole, parts)
         return lambda inputs: kept[key](_arrays(inputs))
-    runner = model if backbone is None else _Pass(whole)
+    runner = model if parts is None else _Pass(whole)
     return lambda inputs: runner.predict_on_batch(_arrays(inputs))
 
 
@@ -107,12 +107,12 @@ def _with_masks_apart(
     model: Any,
     inputs_spec: Mapping[str, tf.TensorSpec],
     masks_above: float | None,
-    backbone: FoldedBackbone | None,
+    parts: FoldedParts | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """Return the forward pass in two parts, with a check of the scores between them."""
 
     def before_masks(inputs: Any) -> dict[str, Any]:
-        with contextlib.nullcontext() if backbone is None else backbone.in_place():
+        with contextlib.nullcontext() if parts is None else parts.in_place():
             stages = model.stages(inputs, masks=False)
         return {name: stages[name] for name in ("logits", "pred_boxes", "mask_inputs")}
 
@@ -124,15 +124,15 @@ def _with_masks_apart(
 
     backend, kept = keras.backend.backend(), _kept(model)
     if backend == "tensorflow":
-        key = _key(inputs_spec, backbone)
+        key = _key(inputs_spec, parts)
         if key not in kept:
             kept[key] = _graphs(before_masks, model.masks_of, inputs_spec)
         detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, inputs)
     if backend == "jax":
-        key = backbone is not None
+        key = parts is not None
         if key not in kept:
-            kept[key] = _jitted(model, before_masks, backbone), _jitted(model, model.masks_of)
+            kept[key] = _jitted(model, before_masks, parts), _jitted(model, model.masks_of)
         detector, masks_of = kept[key]
         return lambda inputs: forward(detector, masks_of, _arrays(inputs))
     whole = _Pass(functools.partial(forward, before_masks, model.masks_of))
@@ -144,19 +144,19 @@ def _kept(model: keras.Model) -> dict[Any, Any]:
     return model.__dict__.setdefault(INFERENCE_GRAPHS, {})
 
 
-def _key(inputs_spec: Mapping[str, tf.TensorSpec], backbone: FoldedBackbone | None) -> Any:
-    return backbone is not None, *sorted((name, str(spec)) for name, spec in inputs_spec.items())
+def _key(inputs_spec: Mapping[str, tf.TensorSpec], parts: FoldedParts | None) -> Any:
+    return parts is not None, *sorted((name, str(spec)) for name, spec in inputs_spec.items())
 
 
-def _folded_backbone(model: keras.Model) -> FoldedBackbone | None:
-    """Return the model's backbone, folded with its current weights; None if it has none to fold."""
-    if not isinstance(model, Detector) or not model.config.backbone.is_foldable:
+def _folded_parts(model: keras.Model) -> FoldedParts | None:
+    """Return the parts of the model that can be folded, with its current weights; None if there are none."""
+    if not isinstance(model, Detector) or not model.config.is_foldable:
         return None
-    backbone = model.__dict__.setdefault(FOLDED_BACKBONE, None)
-    if backbone is None:
-        backbone = model.__dict__[FOLDED_BACKBONE] = FoldedBackbone(model)
-    backbone.follow()
-    return backbone
+    parts = model.__dict__.setdefault(FOLDED_PARTS, None)
+    if parts is None:
+        parts = model.__dict__[FOLDED_PARTS] = FoldedParts(model)
+    parts.follow()
+    return parts
 
 
 def _arrays(inputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
@@ -174,17 +174,15 @@ def _graphs(
     return detector, tf.function(masks_of, input_signature=[specs, queries], autograph=False)
 
 
-def _jitted(
-    model: keras.Model, function: Callable[..., Any], backbone: FoldedBackbone | None = None
-) -> Callable[..., Any]:
-    """Return a function of the model, with a folded backbone or its own, compiled by JAX.
+def _jitted(model: keras.Model, function: Callable[..., Any], parts: FoldedParts | None = None) -> Callable[..., Any]:
+    """Return a function of the model, with folded parts or its own, compiled by JAX.
 
     If there are several workers, it runs on this worker's first device: a batch belongs to one worker alone.
     """
     import jax
 
     variables = model.trainable_variables + model.non_trainable_variables
-    variables += [] if backbone is None else backbone.variables
+    variables += [] if parts is None else parts.variables
     here = number_of_processes() > 1
 
     @jax.jit

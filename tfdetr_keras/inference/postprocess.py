@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from tfdetr_keras.matching.classification import TOP_K, Classification, classification_named
+from tfdetr_keras.matching.classification import Classification, classification_named
 
 
 def post_process(
@@ -16,7 +16,7 @@ def post_process(
     target_sizes: Any,
     threshold: float = 0.5,
     classification: str | Classification = "softmax",
-    top_k: int = TOP_K,
+    top_k: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Turn logits and relative boxes into one detection list per image.
 
@@ -64,7 +64,7 @@ def post_process(
 
 
 def confident(
-    logits: Any, threshold: float, classification: str | Classification = "softmax", top_k: int = TOP_K
+    logits: Any, threshold: float, classification: str | Classification = "softmax", top_k: int | None = None
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Select the (query, class) pairs above the threshold.
 

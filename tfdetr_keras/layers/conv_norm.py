@@ -12,6 +12,7 @@ import keras
 from keras import layers, ops
 
 from tfdetr_keras.layers.batch_norm import BatchNorm, BatchNormalization, FrozenBatchNormalization
+from tfdetr_keras.layers.mlp import linear_initializers
 
 
 def _he_normal() -> keras.initializers.Initializer:
@@ -22,8 +23,24 @@ def _he_normal() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
 
+def pytorch_uniform(kernel_size: int, channels: int) -> keras.initializers.Initializer:
+    """Make PyTorch's initialiser of a convolution's kernel: U(±1/√n), n = the inputs of one output."""
+    initializer: keras.initializers.Initializer = linear_initializers(kernel_size**2 * channels)["kernel_initializer"]
+    return initializer
+
+
 class ConvNorm(layers.Layer):
-    """Convolution, batch normalisation (or, where that is folded, a bias), and ReLU where wanted."""
+    """Convolution, batch normalisation (or, where that is folded, a bias), and an activation where wanted.
+
+    Args:
+        channels: of the output.
+        kernel_size: odd.
+        stride: 1 keeps height and width.
+        dilation: of the kernel.
+        activation: by its Keras name, or None.
+        batch_norm: "frozen", "trainable" or "folded".
+        kernel_initializer: Kaiming's by default.
+    """
 
     def __init__(
         self,
@@ -31,12 +48,13 @@ class ConvNorm(layers.Layer):
         kernel_size: int,
         stride: int = 1,
         dilation: int = 1,
-        relu: bool = True,
+        activation: str | None = "relu",
         batch_norm: BatchNorm = "frozen",
+        kernel_initializer: keras.initializers.Initializer | str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.relu = relu
+        self.activation = None if activation is None else keras.activations.get(activation)
         # Symmetric padding: with stride 1 that is what "same" does, with a stride it is not.
         self.padding = kernel_size // 2 if stride > 1 else 0
         self.convolution = layers.Conv2D(
@@ -46,7 +64,7 @@ class ConvNorm(layers.Layer):
             padding="valid" if stride > 1 else "same",
             dilation_rate=dilation,
             use_bias=batch_norm == "folded",
-            kernel_initializer=_he_normal(),
+            kernel_initializer=kernel_initializer or _he_normal(),
             name="convolution",
             dtype=self.dtype_policy,
         )
@@ -74,7 +92,7 @@ class ConvNorm(layers.Layer):
             x = self.convolution(x)
             if self.normalization is not None:
                 x = self.normalization(x, training=training)
-        return ops.relu(x) if self.relu else x
+        return x if self.activation is None else self.activation(x)
 
 
 def pad_spatially(x: Any, padding: int) -> Any:

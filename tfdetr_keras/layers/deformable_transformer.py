@@ -6,6 +6,7 @@ a point or, once a box has been predicted, a box. With refinement each layer's b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import layers, ops
@@ -22,18 +23,35 @@ class DeformableLayer(TransformerLayer):
 
     Args:
         levels: number of feature maps.
-        points: points of each level that a head looks at.
+        points: points of each level that a head looks at, a number for all or one for each.
+        offset_scale: as for `DeformableAttention`.
+        sampling: likewise.
         **options: of `TransformerLayer`.
     """
 
-    def __init__(self, levels: int, points: int, **options: Any) -> None:
+    def __init__(
+        self,
+        levels: int,
+        points: int | Sequence[int],
+        offset_scale: float = 0.5,
+        sampling: str = "bilinear",
+        **options: Any,
+    ) -> None:
         self.levels, self.points = levels, points
+        self.offset_scale, self.sampling = offset_scale, sampling
         # References would be cast to half precision, in which the pixels of an image cannot be told apart.
         super().__init__(**options, autocast=False)
 
     def _deformable_attention(self, name: str) -> DeformableAttention:
         return DeformableAttention(
-            self.d_model, self.heads, self.levels, self.points, name=name, dtype=self.dtype_policy
+            self.d_model,
+            self.heads,
+            self.levels,
+            self.points,
+            offset_scale=self.offset_scale,
+            sampling=self.sampling,
+            name=name,
+            dtype=self.dtype_policy,
         )
 
 
@@ -183,13 +201,17 @@ class DeformableDecoder(layers.Layer):
         depth: layers.
         d_model: channels.
         refine: whether each layer's boxes are the next layer's references, without a gradient through them.
+        look_forward_twice: whether in training the gradient of a layer's boxes reaches the head of the layer before it,
+            too, and no further (Zhang et al. 2022, "DINO", arXiv:2203.03605, section 3.5).
         **kwargs: of `DeformableLayer`, and `name` and `dtype`.
     """
 
-    def __init__(self, depth: int, d_model: int, refine: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, depth: int, d_model: int, refine: bool = False, look_forward_twice: bool = False, **kwargs: Any
+    ) -> None:
         own = {name: kwargs.pop(name) for name in ("name", "dtype") if name in kwargs}
         super().__init__(**own, autocast=False)
-        self.d_model, self.refine = d_model, refine
+        self.d_model, self.refine, self.look_forward_twice = d_model, refine, look_forward_twice
         self.stack = [
             DeformableDecoderLayer(d_model=d_model, **kwargs, name=f"layer{index}", dtype=self.dtype_policy)
             for index in range(depth)
@@ -206,42 +228,50 @@ class DeformableDecoder(layers.Layer):
         query_position: Any,
         references: Any,
         memory: Any,
-        mask: Any,
-        valid_ratios: Any,
+        mask: Any = None,
+        valid_ratios: Any = None,
         query_mask: Any = None,
         *,
         spatial_shapes: Any,
         class_head: HeadOfEachLayer,
         box_head: HeadOfEachLayer,
         earlier_layers: bool = True,
+        depth: int | None = None,
         training: bool = False,
     ) -> DeformableDecoded:
         """Decode.
 
         Args:
             x: `(batch, queries, d_model)`, what the queries begin with.
-            query_position: `(batch, queries, d_model)`.
+            query_position: `(batch, queries, d_model)`; or a function that makes it of each layer's references.
             references: `(batch, queries, 2 or 4)` float32, points or boxes in [0, 1] of the unpadded image.
             memory: `(batch, tokens, d_model)`, the encoder's output.
-            mask: `(batch, tokens)` bool, True = image.
-            valid_ratios: `(batch, levels, 2)`, the shares of each level's width and height that are image.
+            mask: `(batch, tokens)` bool, True = image; all is image where left out.
+            valid_ratios: `(batch, levels, 2)`, the shares of each level's width and height that are image; all of them
+                where left out.
             query_mask: which query sees which, `(batch, queries, queries)` bool; all see all where left out.
             spatial_shapes: `(levels, 2)`, height and width of each level.
             class_head: embeddings → logits, of each layer.
             box_head: embeddings and an offset → boxes, of each layer.
             earlier_layers: whether predictions of all layers are wanted, or the last layer's alone.
+            depth: how many layers are computed, if not all.
             training: whether dropout is on.
         """
         embeddings, given, logits, boxes = [], [], [], []
-        for index, layer in enumerate(self.stack):
+        box: Any = None
+        stack = self.stack[:depth]
+        for index, layer in enumerate(stack):
             given.append(references)
             is_box = references.shape[-1] == 4
-            ratios = ops.concatenate([valid_ratios, valid_ratios], axis=-1) if is_box else valid_ratios
+            of_levels = references[:, :, None]
+            if valid_ratios is not None:
+                ratios = ops.concatenate([valid_ratios, valid_ratios], axis=-1) if is_box else valid_ratios
+                of_levels = of_levels * ratios[:, None]
             x = called(
                 layer,
                 x,
-                query_position,
-                references[:, :, None] * ratios[:, None],
+                query_position(references) if callable(query_position) else query_position,
+                of_levels,
                 memory,
                 mask,
                 query_mask,
@@ -249,14 +279,17 @@ class DeformableDecoder(layers.Layer):
                 training=training,
             )
             embeddings.append(x)
-            is_wanted = earlier_layers or index == len(self.stack) - 1
+            is_wanted = earlier_layers or index == len(stack) - 1
             if is_wanted:
                 logits.append(class_head.of(index)(x))
             if is_wanted or self.refine:
                 offset = inverse_sigmoid(references)
                 offset = offset if is_box else ops.concatenate([offset, ops.zeros_like(offset)], axis=-1)
-                box = box_head.of(index)(x, offset)
+                change = box_head.of(index).change(x)
+                before, box = box, ops.sigmoid(change + offset)
                 references = ops.stop_gradient(box) if self.refine else references
-            if is_wanted:
-                boxes.append(box)
+                if is_wanted and training and self.look_forward_twice and before is not None:
+                    boxes.append(ops.sigmoid(change + inverse_sigmoid(before)))  # its value is that of `box`
+                elif is_wanted:
+                    boxes.append(box)
         return DeformableDecoded(embeddings, given, ops.stack(logits, axis=1), ops.stack(boxes, axis=1))

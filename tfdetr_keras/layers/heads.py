@@ -49,8 +49,12 @@ class BoxHead(MLP):
 
     def call(self, inputs: Any, offset: Any = None) -> Any:
         """Map `(…, d_model)` → `(…, 4)` cxcywh in [0, 1]; `offset` `(…, 4)` is added before the sigmoid."""
-        boxes = super().call(inputs)
+        boxes = self.change(inputs)
         return ops.sigmoid(boxes if offset is None else boxes + offset)
+
+    def change(self, inputs: Any) -> Any:
+        """Map `(…, d_model)` → `(…, 4)`, what is added to the logits of a reference."""
+        return super().call(inputs)
 
 
 def inverse_sigmoid(x: Any) -> Any:

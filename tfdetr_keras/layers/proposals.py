@@ -81,19 +81,11 @@ class Proposals(layers.Layer):
             class_head: embeddings → logits.
             box_head: embeddings and an offset → boxes.
         """
-        tokens = memory.shape[1]
-        if tokens is not None and tokens < self.num_queries:
-            raise ValueError(
-                f"the images have {tokens} positions on all levels, of which {self.num_queries} queries cannot be "
-                "chosen: give larger images, or make the model with fewer queries (num_queries)"
-            )
-        is_inside = ops.all(ops.logical_and(anchors > MARGIN, anchors < 1 - MARGIN), axis=-1)
-        is_inside = ops.logical_and(is_inside, mask)[..., None]
+        _check_tokens(memory, self.num_queries)
+        is_inside = ops.logical_and(_is_inside(anchors), mask[..., None])
         embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
-        inner = ops.where(is_inside, anchors, 0.5)
-        offset = ops.where(is_inside, ops.log(inner / (1 - inner)), float("inf"))
-        boxes = box_head(embeddings, offset)
+        boxes = box_head(embeddings, _offsets(anchors, is_inside))
 
         _, chosen = ops.top_k(ops.stop_gradient(logits[..., 0]), self.num_queries)
         references = ops.stop_gradient(ops.take_along_axis(boxes, ops.cast(chosen, "int32")[..., None], axis=1))
@@ -102,3 +94,88 @@ class Proposals(layers.Layer):
         queries = self.position_norm(self.position(ops.cast(encoded, self.compute_dtype)))
         position, content = ops.split(queries, 2, axis=-1)
         return Proposed(logits, boxes, content, position, references)
+
+
+class Selected(NamedTuple):
+    """The tokens that look most like an object.
+
+    Attributes:
+        all_logits: `(batch, tokens, classes)`, of all tokens.
+        embeddings: `(batch, queries, d_model)`, of the chosen tokens, as the rest.
+        logits: `(batch, queries, classes)`.
+        boxes: `(batch, queries, 4)` cxcywh in [0, 1].
+    """
+
+    all_logits: Any
+    embeddings: Any
+    logits: Any
+    boxes: Any
+
+
+class TokenSelection(layers.Layer):
+    """The tokens whose likeliest class is likeliest of all, each with its embedding, classes and box.
+
+    Unlike those of `Proposals`, the tokens' logits are those of the classes, and the queries begin with the embeddings.
+
+    Args:
+        d_model: channels.
+        num_queries: how many are chosen.
+
+    Raises:
+        ValueError: in a call, fewer tokens than queries.
+
+    Source:
+        RT-DETR, section 4.3 ("Uncertainty-minimal Query Selection"), and the authors' code.
+    """
+
+    def __init__(self, d_model: int, num_queries: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs, autocast=False)  # or anchors would be cast to half precision
+        self.d_model, self.num_queries = d_model, num_queries
+        start = linear_initializers(d_model, kernel="glorot_uniform")
+        self.projection = layers.Dense(d_model, name="projection", dtype=self.dtype_policy, **start)
+        self.norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="norm", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Any) -> None:
+        """Build for `(batch, tokens, d_model)`."""
+        for layer in (self.projection, self.norm):
+            layer.build((None, None, self.d_model))
+
+    def call(self, memory: Any, anchors: Any, *, class_head: Any, box_head: Any) -> Selected:
+        """Select.
+
+        Args:
+            memory: `(batch, tokens, d_model)`, the encoder's output.
+            anchors: `(1, tokens, 4)` float32, cxcywh in parts of the image.
+            class_head: embeddings → logits.
+            box_head: embeddings and an offset → boxes.
+        """
+        _check_tokens(memory, self.num_queries)
+        is_inside = _is_inside(anchors)
+        embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
+        logits = class_head(embeddings)
+        _, chosen = ops.top_k(ops.max(ops.stop_gradient(logits), axis=-1), self.num_queries)
+        chosen = ops.cast(chosen, "int32")[..., None]
+        offsets = ops.broadcast_to(_offsets(anchors, is_inside), (*ops.shape(memory)[:2], 4))
+        own, own_logits, own_offsets = (ops.take_along_axis(x, chosen, axis=1) for x in (embeddings, logits, offsets))
+        return Selected(logits, own, own_logits, box_head(own, own_offsets))
+
+
+def _check_tokens(memory: Any, num_queries: int) -> None:
+    """Raise a `ValueError` for fewer tokens than queries, as far as the tokens are known."""
+    tokens = memory.shape[1]
+    if tokens is not None and tokens < num_queries:
+        raise ValueError(
+            f"the images have {tokens} positions on all levels, of which {num_queries} queries cannot be "
+            "chosen: give larger images, or make the model with fewer queries (num_queries)"
+        )
+
+
+def _is_inside(anchors: Any) -> Any:
+    """Return which anchors are well inside of the image, and not all of it: `(batch, tokens, 1)` bool."""
+    return ops.all(ops.logical_and(anchors > MARGIN, anchors < 1 - MARGIN), axis=-1, keepdims=True)
+
+
+def _offsets(anchors: Any, is_inside: Any) -> Any:
+    """Return the anchors' logits, and infinity for those that propose nothing."""
+    inner = ops.where(is_inside, anchors, 0.5)
+    return ops.where(is_inside, ops.log(inner / (1 - inner)), float("inf"))

@@ -1,4 +1,4 @@
-"""The losses of a detector: the set criterion, its mask losses, and the targets that it takes."""
+"""The losses of a detector: the set criterion, its mask losses, denoising, and the targets that it takes."""
 
 import lazy_loader
 

@@ -1,1 +1,3 @@
 from .criterion import SetCriterion as SetCriterion
+from .denoising import DenoisingQueries as DenoisingQueries
+from .denoising import denoising_queries as denoising_queries

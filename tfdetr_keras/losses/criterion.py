@@ -11,11 +11,13 @@ import keras
 from keras import ops
 
 from tfdetr_keras.backend.replicas import number_of_replicas, sum_over_replicas
-from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
+from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou, iou
 from tfdetr_keras.losses.masks import mask_losses
-from tfdetr_keras.losses.targets import dense_targets, validate_batch
+from tfdetr_keras.losses.targets import PADDING_LABEL, dense_targets, validate_batch
 from tfdetr_keras.matching.classification import SHORT, Classification, Weighting, classification_named
 from tfdetr_keras.matching.matcher import match
+
+PUBLISHED: Any = None  # of a coefficient: as the classification's authors have it
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -29,6 +31,8 @@ class SetCriterion:
       object") = `eos_coefficient`, other weights `class_weights`;
     * `loss_ce`, focal: Σ w(c)·αₜ (1 − pₜ)^γ (−log pₜ) / N over all queries and classes c, pₜ = the probability of
       the right answer and αₜ = α for the matched class, 1 − α for all others;
+    * `loss_ce`, varifocal: Σ w(c)·v·(cross-entropy of σ(x) and q) / N over all queries and classes: for the matched
+      class v = q = the IoU of the pair's boxes, for all others q = 0 and v = α pᵞ, p = σ(x); no gradient through v, q;
     * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs;
     * `loss_mask` and `loss_dice` of models that predict masks, of the last layer alone: see `mask_losses`.
 
@@ -51,17 +55,19 @@ class SetCriterion:
         label_smoothing: share ε of every class label that is spread over all classes, "no object" included; with
             `"focal"`, targets 1 and 0 become 1 − ε/2 and ε/2.
         classification: `"softmax"`, for outputs with a "no object" class, or `"focal"`, for outputs with an independent
-            sigmoid per class and no "no object" (Deformable and Conditional DETR); or a `Classification`.
-        focal_alpha: α of the focal loss.
-        focal_gamma: γ of the focal loss.
+            sigmoid per class and no "no object" (Deformable and Conditional DETR); `"varifocal"`, the same with the
+            quality of its box as a query's score (RT-DETR); or a `Classification`.
+        focal_alpha: α of the focal loss, 0.25 where left out; of the varifocal loss, 0.75 there.
+        focal_gamma: γ of both.
 
     Raises:
         ValueError: an unknown `classification`, a share or weight that is out of range.
 
     Source:
         DETR, section 3.1 equation 2, section 3.2 ("Auxiliary decoding losses"), appendix A.2 and A.4; focal loss: Lin
-        et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; label smoothing of weighted
-        classes as `torch.nn.CrossEntropyLoss`, of focal targets as `keras.losses.BinaryFocalCrossentropy`.
+        et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; varifocal loss: Zhang et al.
+        2021, "VarifocalNet", arXiv:2008.13367, equation 2; label smoothing of weighted classes as
+        `torch.nn.CrossEntropyLoss`, of focal targets as `keras.losses.BinaryFocalCrossentropy`.
     """
 
     cost_class: float = 1.0
@@ -76,13 +82,15 @@ class SetCriterion:
     class_weights: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
     classification: str | Classification = "softmax"
-    focal_alpha: float = 0.25
+    focal_alpha: float = PUBLISHED
     focal_gamma: float = 2.0
 
     def __post_init__(self) -> None:
         named = classification_named(self.classification)
         if SHORT.get(getattr(named, "name", "")) == named:  # files have the short name
             object.__setattr__(self, "classification", named.name)
+        if self.focal_alpha is None:
+            object.__setattr__(self, "focal_alpha", named.alpha)
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
         if self.class_weights is not None:
@@ -173,7 +181,9 @@ class SetCriterion:
         weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
         if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
             weighting = weighting._replace(class_weights=None)  # of a set with classes of its own
-        class_loss = classification_named(self.classification).loss(logits, classes, num_boxes, weighting)
+        classification = classification_named(self.classification)
+        quality = {"quality": _quality(pred_boxes, boxes, queries)} if classification.wants_quality else {}
+        class_loss = classification.loss(logits, classes, num_boxes, weighting, **quality)
         return {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
 
     def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, num_boxes: Any) -> dict[str, Any]:
@@ -184,6 +194,9 @@ class SetCriterion:
             return self._losses(
                 logits, pred_boxes, self._match(logits, pred_boxes, labels, boxes), labels, boxes, num_boxes
             )
+        # One row more, which is padding, for pairs of nothing; and there may be no row at all.
+        labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING_LABEL)
+        boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
         objects = ops.cast(predictions["objects"], "int32")
         of_pairs = ops.take_along_axis(labels, objects, axis=1)
         queries = ops.where(of_pairs[:, None] >= 0, ops.cast(predictions["queries"], "int32"), -1)
@@ -259,6 +272,24 @@ def _class_of_each_query(queries: Any, labels: Any, num_queries: int, no_object:
     # A query is matched at most once, so the sum over objects picks that one label; −1 is nobody's query.
     is_match = ops.one_hot(queries, num_queries, dtype="int32")
     return no_object + ops.sum(is_match * (labels - no_object)[:, None, :, None], axis=2)
+
+
+def _quality(pred_boxes: Any, boxes: Any, queries: Any) -> Any:
+    """Return the IoU of each query's box and its object's, without a gradient; 0 where it has none.
+
+    Args:
+        pred_boxes: `(batch, layers, queries, 4)` cxcywh.
+        boxes: `(batch, objects, 4)` cxcywh.
+        queries: of each object, `(batch, layers, objects)` int32, −1 = none.
+
+    Returns:
+        `(batch, layers, queries)` float32.
+    """
+    pred_boxes = ops.stop_gradient(pred_boxes)
+    paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
+    of_pairs = iou(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(boxes[:, None]))
+    is_match = ops.one_hot(queries, ops.shape(pred_boxes)[2], dtype="float32")
+    return ops.sum(is_match * of_pairs[..., None], axis=2)
 
 
 def _box_losses(pred_boxes: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:

@@ -112,13 +112,13 @@ def validate_batch(targets: Any, num_classes: int) -> None:
             f'targets must be {{"labels": (batch, boxes) int, "boxes": (batch, boxes, 4) cxcywh}}, not {got}'
         )
     targets = dense_targets(targets)
-    labels, boxes = _on_host(targets["labels"]), _on_host(targets["boxes"])
+    labels, boxes = on_host(targets["labels"]), on_host(targets["boxes"])
     if labels is not None and boxes is not None:
-        image_ids = _on_host(targets["image_id"]) if "image_id" in targets else None
+        image_ids = on_host(targets["image_id"]) if "image_id" in targets else None
         validate_targets(labels, boxes, num_classes, None if image_ids is None else image_ids.tolist())
 
 
-def _on_host(tensor: Any) -> np.ndarray | None:
+def on_host(tensor: Any) -> np.ndarray | None:
     """Return the tensor's value, or None if it is a symbol of a graph being traced."""
     if isinstance(tensor, (np.ndarray, list, tuple)):
         return np.asarray(tensor)

@@ -1,7 +1,7 @@
 """Classification of queries: the cost of a wrong class, the loss, and the answers that are kept in the end.
 
-One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"` and `"focal"`
-are short names of the two published ones; derive a class from `Classification` for another.
+One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"`, `"focal"` and
+`"varifocal"` are short names of the published ones; derive a class from `Classification` for another.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Classification(abc.ABC):
 
     name: str
     has_no_object: bool  # whether the last logit stands for "no object"
+    wants_quality: bool = False  # whether the loss is given `quality`, how well each query's box fits its object
+    alpha: float = 0.25  # of the loss, where `SetCriterion` is told none
 
     def num_logits(self, num_classes: int) -> int:
         """Return the number of logits of a query."""
@@ -68,24 +70,24 @@ class Classification(abc.ABC):
         """Return which queries find something rather than nothing, `(…, queries, logits)` → `(…, queries)` bool."""
 
     @abc.abstractmethod
-    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+    def ranked(self, logits: Any, top_k: int | None = None) -> tuple[Any, Any, Any]:
         """Return an image's answers ordered by their scores, the highest first, in the backend's own tensors.
 
         Args:
             logits: `(batch, queries, logits)` float, of known queries and logits.
-            top_k: how many answers at most, where a query may give several.
+            top_k: how many answers at most, where a query may give several; as many as published where left out.
 
         Returns:
             Scores float32, labels int32 and queries int32, `(batch, n)` each.
         """
 
     @abc.abstractmethod
-    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def confident(self, logits: np.ndarray, top_k: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return an image's answers for post-processing, before any threshold.
 
         Args:
             logits: `(batch, queries, logits)` float32.
-            top_k: how many answers at most, where a query may give several.
+            top_k: how many answers at most, where a query may give several; as many as published where left out.
 
         Returns:
             Scores float32, labels int64 and queries int64, `(batch, n)` each.
@@ -142,7 +144,7 @@ class Softmax(Classification):
         """Return which queries have a class as their likeliest answer."""
         return ops.argmax(logits, axis=-1) != logits.shape[-1] - 1
 
-    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+    def ranked(self, logits: Any, top_k: int | None = None) -> tuple[Any, Any, Any]:
         """Return all queries, each with its likeliest class."""
         # Not `argmax`, which Keras makes of an operation that ONNX does not have.
         best, labels = ops.top_k(ops.softmax(logits)[..., :-1], k=1)
@@ -150,7 +152,7 @@ class Softmax(Classification):
         labels = ops.take_along_axis(ops.cast(labels[..., 0], "int32"), queries, axis=1)
         return scores, labels, ops.cast(queries, "int32")
 
-    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def confident(self, logits: np.ndarray, top_k: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return all queries in their order, each with its likeliest class."""
         probabilities = softmax(logits)[..., :-1]
         scores, labels = probabilities.max(-1), probabilities.argmax(-1)
@@ -193,16 +195,22 @@ class Focal(Classification):
         """Return which queries give a class a probability above 1/2."""
         return ops.max(logits, axis=-1) > 0
 
-    def ranked(self, logits: Any, top_k: int = TOP_K) -> tuple[Any, Any, Any]:
+    def most(self, num_queries: int) -> int:
+        """Return how many answers of an image are kept."""
+        return TOP_K
+
+    def ranked(self, logits: Any, top_k: int | None = None) -> tuple[Any, Any, Any]:
         """Return the likeliest pairs of query and class."""
         queries, classes = logits.shape[1], logits.shape[2]
+        top_k = self.most(queries) if top_k is None else top_k
         probabilities = ops.reshape(ops.sigmoid(logits), (-1, queries * classes))
         scores, place = ops.top_k(probabilities, k=min(top_k, queries * classes))
         place = ops.cast(place, "int32")
         return scores, place % classes, place // classes
 
-    def confident(self, logits: np.ndarray, top_k: int = TOP_K) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def confident(self, logits: np.ndarray, top_k: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the likeliest pairs; among equal ones, the earlier query comes first, then the lower label."""
+        top_k = self.most(logits.shape[1]) if top_k is None else top_k
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         pairs = sigmoid(logits).reshape(len(logits), -1)
@@ -211,7 +219,44 @@ class Focal(Classification):
         return np.take_along_axis(pairs, order, axis=1), labels, queries
 
 
-SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal())}
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class Varifocal(Focal):
+    """A sigmoid per class that learns the IoU of the query's box with its object: scores say how well a box fits.
+
+    The cost of the matching is that of the focal loss; as many answers are kept as there are queries.
+
+    Source: Zhang et al. 2021, "VarifocalNet: An IoU-aware Dense Object Detector", arXiv:2008.13367, equation 2; Zhao et
+    al. 2023, "RT-DETR", arXiv:2304.08069, section 4.3.
+    """
+
+    name = "varifocal"
+    wants_quality = True
+    alpha = 0.75
+
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting, quality: Any = None) -> Any:
+        """Return the varifocal loss per object, summed over queries and classes.
+
+        Args:
+            logits: `(batch, layers, queries, classes)` float32.
+            classes: `(batch, layers, queries)` int32, the matched class, or the number of classes for none.
+            num_boxes: scalar, the objects of the batch, at least 1.
+            weighting: of the classes.
+            quality: `(batch, layers, queries)` float32, the IoU of the pair's boxes.
+        """
+        is_class = ops.one_hot(classes, logits.shape[-1] + 1)[..., :-1]
+        target = is_class * quality[..., None]
+        weight = weighting.focal_alpha * ops.sigmoid(logits) ** weighting.focal_gamma * (1 - is_class) + target
+        losses = ops.stop_gradient(weight) * (ops.softplus(logits) - target * logits)
+        if weighting.class_weights is not None:
+            losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
+        return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
+
+    def most(self, num_queries: int) -> int:
+        """Return how many answers of an image are kept: as many as there are queries."""
+        return num_queries
+
+
+SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal(), Varifocal())}
 
 
 def classification_named(classification: str | Classification) -> Classification:

@@ -14,5 +14,9 @@ from .registry import from_preset as from_preset
 from .registry import members as members
 from .registry import model_class as model_class
 from .registry import register as register
+from .rt_detr import RTDETR as RTDETR
+from .rt_detr import RTDETRConfig as RTDETRConfig
+from .rt_detr_v2 import RTDETRV2 as RTDETRV2
+from .rt_detr_v2 import RTDETRV2Config as RTDETRV2Config
 from .table_transformer import TableTransformer as TableTransformer
 from .table_transformer import TableTransformerConfig as TableTransformerConfig

@@ -288,14 +288,12 @@ class DeformableDETR(Detector):
         stages.update({f"decoder.layer{index}.references": x for index, x in enumerate(decoded.references)})
         return self._outputs(decoded, proposed if training else None), stages
 
-    def stages(
-        self, inputs: Any, attention: bool = False, training: bool = False, targets: Any = None
-    ) -> dict[str, Any]:
+    def stages(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run the model and hand out every intermediate result by name, see `Detector.stages`.
 
         Tokens of the padding, which nothing reads, are 0.
         """
-        found = super().stages(inputs, attention, training, targets)
+        found = super().stages(inputs, *args, **kwargs)
         for name, tokens in found.items():
             if name in ("position", "projection") or name.startswith("encoder."):
                 found[name] = ops.where(found["mask"][..., None], tokens, ops.zeros((), tokens.dtype))

@@ -20,6 +20,7 @@ from tfdetr_keras.backbones.folding import folded_values
 from tfdetr_keras.backend.replicas import number_of_replicas
 from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
+from tfdetr_keras.losses.targets import on_host
 from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
@@ -90,6 +91,14 @@ class Detector(OwnLossModel):
         """Return the loss that the paper trains with."""
         return SetCriterion()
 
+    def normalized_parts(self, config: Any) -> dict[str, Any]:
+        """Make the parts that have batch normalisation, by their names; they are yet to be built.
+
+        Args:
+            config: the model's own, or a folded one.
+        """
+        return {"backbone": config.backbone.make(name="backbone", dtype=self.dtype_policy)}
+
     @abc.abstractmethod
     def _make_parts(self) -> None:
         """Make the layers, as attributes of the names that `config.parts` has, of the model's dtype policy."""
@@ -106,7 +115,12 @@ class Detector(OwnLossModel):
         return self._forward(inputs, training)[0]
 
     def stages(
-        self, inputs: Any, attention: bool = False, training: bool = False, targets: Any = None
+        self,
+        inputs: Any,
+        attention: bool = False,
+        training: bool = False,
+        targets: Any = None,
+        denoising: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run the model and hand out every intermediate result by name, in the order of computation.
 
@@ -115,13 +129,14 @@ class Detector(OwnLossModel):
             attention: whether the decoder's attention to the image is wanted, too.
             training: whether the model runs as in training.
             targets: `labels` and `boxes`, for a model that trains with them.
+            denoising: the random numbers of its denoising queries, see `td.losses.denoising_queries`; drawn by default.
 
         Returns:
             The stages by the names that the class lists, and the model's outputs.
         """
         if targets is not None:
             given = inputs if isinstance(inputs, Mapping) else {"pixel_values": inputs}
-            inputs = {**given, "targets": targets}
+            inputs = {**given, "targets": targets if denoising is None else {**targets, "draws": denoising}}
         outputs, stages = self._forward(inputs, training=training, attention=attention)
         return {**stages, **outputs}
 
@@ -465,3 +480,32 @@ def pixels_and_mask(inputs: Any) -> tuple[Any, Any]:
             f"{tuple(pixels.shape)}"
         )
     return pixels, mask
+
+
+def pixels_without_padding(inputs: Any, stride: int, title: str) -> Any:
+    """Return the pixels of the inputs of a model that knows no padding.
+
+    Args:
+        inputs: as for `RTDETR`.
+        stride: of which height and width must be multiples.
+        title: what people call the model.
+
+    Raises:
+        ValueError: as `pixels_and_mask`; padding in a mask, as far as its values are known; another height or width, as
+            far as they are.
+    """
+    pixels, mask = pixels_and_mask(inputs)
+    if isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None:
+        values = on_host(mask)
+        if values is not None and not values.all():
+            raise ValueError(
+                f"pixel_mask says that {int((values == 0).sum())} pixels are padding, but {title} knows no padding: "
+                "resize images to one size without keeping their ratio, as model.preprocessing does"
+            )
+    height, width = pixels.shape[1:3]
+    if any(side is not None and side % stride for side in (height, width)):
+        raise ValueError(
+            f"images of {height} x {width} pixels (height x width), but {title} takes multiples of {stride}: resize "
+            "them, as model.preprocessing does"
+        )
+    return pixels

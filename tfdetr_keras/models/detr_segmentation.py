@@ -349,6 +349,7 @@ class DETRForSegmentation(DETR):
         attention: bool = False,
         training: bool = False,
         targets: Any = None,
+        denoising: Mapping[str, Any] | None = None,
         masks: bool = True,
     ) -> dict[str, Any]:
         """Run the model as `DETR.stages` does; there is also `mask_attention` (batch, queries, h, w, heads).
@@ -358,6 +359,7 @@ class DETRForSegmentation(DETR):
             attention: whether the decoder's attention to the image is wanted, too.
             training: whether the model runs as in training.
             targets: not looked at.
+            denoising: not looked at.
             masks: whether the masks of all queries are made. Without, there is `"mask_inputs"` in place of
                 `"pred_masks"`, of which `masks_of` makes those of some.
         """

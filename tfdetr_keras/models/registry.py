@@ -23,6 +23,8 @@ _MODULES = {
     "ConditionalDETR": "tfdetr_keras.models.conditional_detr",
     "DeformableDETR": "tfdetr_keras.models.deformable_detr",
     "DABDETR": "tfdetr_keras.models.dab_detr",
+    "RTDETR": "tfdetr_keras.models.rt_detr",
+    "RTDETRV2": "tfdetr_keras.models.rt_detr_v2",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 
