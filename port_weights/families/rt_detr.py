@@ -50,11 +50,10 @@ FIELDS = {  # of config.json, and of ours
     "encoder_ffn_dim": "encoder_ffn_dim",
     "encoder_layers": "encoder_layers",
     "encoder_attention_heads": "encoder_attention_heads",
-    "encode_proj_layers": "encoded_levels",
+    "encode_proj_layers": "attended_levels",
     "encoder_activation_function": "encoder_activation",
     "activation_function": "activation_function",
     "hidden_expansion": "expansion",
-    "positional_encoding_temperature": "temperature",
     "decoder_layers": "decoder_layers",
     "decoder_attention_heads": "decoder_attention_heads",
     "decoder_ffn_dim": "decoder_ffn_dim",
@@ -86,6 +85,7 @@ _ALWAYS = {
     "use_focal_loss": True,
     "layer_norm_eps": 1e-5,
     "batch_norm_eps": 1e-5,
+    "positional_encoding_temperature": 10000,
 }
 # Of the matching, which changes no output.
 _OF_MATCHING = {"matcher_alpha": 0.25, "matcher_gamma": 2.0}
@@ -96,7 +96,6 @@ _ARGUMENTS = {
     "HybridEncoder.act": "activation_function",
     "HybridEncoder.dropout": "dropout",
     "HybridEncoder.expansion": "expansion",
-    "HybridEncoder.pe_temperature": "temperature",
     "RTDETRTransformer.nhead": "decoder_attention_heads",
     "RTDETRTransformer.activation": "decoder_activation",
     "RTDETRTransformer.num_queries": "num_queries",
@@ -289,7 +288,7 @@ class RTDETRFamily(Family):
             "encoder_dim": encoder_dim,
             "encoder_layers": count(r"encoder/aifi0/layer(\d+)/"),
             "encoder_attention_heads": int(arguments.get("nheads", _HEADS_OF_ATTENTION)),
-            "encoded_levels": tuple(range(levels - max(1, attended), levels)),
+            "attended_levels": tuple(range(levels - max(1, attended), levels)),
             "fusion_blocks": count(r"encoder/top_down0/block(\d+)/"),
             "expansion": _share(needed("encoder/top_down0/conv1/convolution/kernel"), encoder_dim),
             "decoder_layers": count(r"decoder/layer(\d+)/"),
@@ -305,7 +304,7 @@ class RTDETRFamily(Family):
         if fields["learned_content"]:
             fields["num_queries"] = needed("content_embedding/embeddings")
         if _ENCODED in arguments:
-            fields["encoded_levels"] = tuple(int(level) for level in str(arguments[_ENCODED]).split(","))
+            fields["attended_levels"] = tuple(int(level) for level in str(arguments[_ENCODED]).split(","))
         if arguments.get(_EVALUATED, -1) >= 0:
             fields["inference_layers"] = int(arguments[_EVALUATED]) + 1
         return fields
@@ -339,8 +338,6 @@ class RTDETRFamily(Family):
                 f"inference_layers={config.inference_layers}, but transformers computes all {config.decoder_layers}: "
                 "export_pth, or a target ending in .pth, keeps it; or set it to None first"
             )
-        if not float(config.temperature).is_integer():
-            raise ValueError(f"temperature={config.temperature!r}, but transformers takes whole numbers alone")
         if config.learned_content:
             logger.warning("learned_content=True is written, but transformers 5.23 fails to compute with it")
 
@@ -380,7 +377,6 @@ class RTDETRFamily(Family):
             "model_type": self.model_types[0],
             "architectures": [self.transformers_class],
             **written,
-            "positional_encoding_temperature": int(config.temperature),
             "encoder_in_channels": list(config.backbone.channels[-levels:]),
             "decoder_in_channels": [config.encoder_dim] * levels,
             "feat_strides": list(STRIDES[-levels:]),
@@ -436,7 +432,7 @@ class RTDETRFamily(Family):
         evaluated = -1 if config.inference_layers is None else config.inference_layers - 1
         return {
             **{theirs: getattr(config, ours) for theirs, ours in _ARGUMENTS.items()},
-            _ENCODED: ",".join(map(str, config.encoded_levels)),
+            _ENCODED: ",".join(map(str, config.attended_levels)),
             _EVALUATED: evaluated,
             **{theirs: float(getattr(criterion, ours)) for theirs, ours in _ARGUMENTS_OF_LOSS.items()},
         }
