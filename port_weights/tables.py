@@ -54,8 +54,11 @@ class Scheme:
 
     def buffers_beside(self, path: str) -> Iterator[tuple[str, Callable[[Any], np.ndarray]]]:
         """Give the PyTorch names, and contents by configuration, of what is written beside a Keras variable."""
+        given = set()
         for torch_pattern, keras_pattern, content in self.buffers:
-            if match := _expression(keras_pattern).fullmatch(path):
+            match = _expression(keras_pattern).fullmatch(path)
+            if match and content not in given:  # of several rows for one thing the first, as of variables
+                given.add(content)
                 yield _fill(torch_pattern, {key: int(value) for key, value in match.groupdict().items()}), content
 
     def keras_paths(self, name: str) -> Iterator[tuple[str, Layout]]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from port_weights.checkpoints import Checkpoint
 from port_weights.families.resnet import Backbone
 from port_weights.families.rt_detr import FIELDS, SCALES, RTDETRFamily, is_second_version
+from port_weights.families.rt_detr_names import points_of
 
 _METHOD, _METHODS = "RTDETRTransformer.cross_attn_method", {"default": "bilinear", "discrete": "discrete"}
 _OFFSET_SCALE = 0.5  # which the authors' decoder cannot be told
@@ -43,6 +44,9 @@ class RTDETRV2Family(RTDETRFamily):
                 f"decoder_n_levels={config['decoder_n_levels']!r}, but here the decoder looks at all "
                 f"num_feature_levels={levels}"
             )
+        points = fields.get("decoder_points")
+        if isinstance(points, list | tuple) and len(set(points)) == 1:
+            fields["decoder_points"] = points[0]
         return fields | {"sampling": _METHODS[method]}
 
     def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -68,6 +72,15 @@ class RTDETRV2Family(RTDETRFamily):
             )
         return points[0] if len(set(points)) == 1 else tuple(points)
 
+    def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
+        """Raise a `ValueError` if transformers has no such model, or would compute another one."""
+        super().refuse_for_transformers(config, backbone)
+        if not isinstance(config.decoder_points, int) and len(set(config.decoder_points)) > 1:
+            raise ValueError(
+                f"decoder_points={config.decoder_points}, but transformers 5 takes one number for all levels: "
+                "export_pth, or a target ending in .pth, keeps them"
+            )
+
     def refuse_for_authors(self, config: Any) -> None:
         """Raise a `ValueError` if the authors' code has no such model, or would compute another one."""
         super().refuse_for_authors(config)
@@ -80,6 +93,7 @@ class RTDETRV2Family(RTDETRFamily):
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model."""
         return super().hugging_face_config(config, criterion, backbone) | {
+            "decoder_n_points": points_of(config)[0],
             "decoder_n_levels": config.num_feature_levels,
             "decoder_method": _method_of(config),
         }
