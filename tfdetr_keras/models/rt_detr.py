@@ -431,7 +431,8 @@ class RTDETR(Detector):
             query_mask, slots = denoising.attention_mask(config.num_queries), ops.shape(denoising.labels)[1]
             noised = self.denoising_embedding(denoising.labels)
             content = ops.concatenate([noised, ops.cast(content, noised.dtype)], axis=1)
-            references = ops.concatenate([ops.sigmoid(inverse_sigmoid(denoising.boxes)), references], axis=1)
+            claimed = ops.sigmoid(inverse_sigmoid(denoising.boxes))
+            references = ops.concatenate([ops.cast(claimed, references.dtype), references], axis=1)
         decoded = self.decoder(
             content,
             query_position=self.query_position,
