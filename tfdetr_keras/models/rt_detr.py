@@ -80,6 +80,9 @@ class RTDETRConfig(DetectorConfig):
     """
 
     sampling: ClassVar[str] = "bilinear"  # how the decoder reads the maps, see `td.deformable_attention`
+    is_xavier: ClassVar[bool] = (
+        False  # whether projections and feed-forward networks of the decoder start Xavier-uniform
+    )
     offset_scale: ClassVar[float] = 0.5  # how far an offset of the decoder leads, see `DeformableAttention`
 
     backbone: Any = dataclasses.field(default_factory=lambda: _vd("resnet-50", "frozen"))
@@ -223,6 +226,8 @@ class RTDETRConfig(DetectorConfig):
             "sampling": self.sampling,
             "refine": True,
             "look_forward_twice": True,
+            "xavier_output": False,
+            "xavier_feed_forward": self.is_xavier,
             **self._dropouts,
         }
 
@@ -360,6 +365,7 @@ class RTDETR(Detector):
     def normalized_parts(self, config: RTDETRConfig) -> dict[str, layers.Layer]:
         """Make the parts that have batch normalisation, as a configuration says."""
         how, policy = config.encoder_batch_norm, self.dtype_policy
+        start = "glorot_uniform" if config.is_xavier else None
         between = [config.encoder_dim] * config.num_feature_levels
         return {
             **super().normalized_parts(config),
@@ -368,7 +374,7 @@ class RTDETR(Detector):
             ),
             "encoder": HybridEncoder(**config.encoder_options, name="encoder", dtype=policy),
             "decoder_projection": ProjectedMaps(
-                between, config.d_model, how, "glorot_uniform", name="decoder_projection", dtype=policy
+                between, config.d_model, how, start, name="decoder_projection", dtype=policy
             ),
         }
 
