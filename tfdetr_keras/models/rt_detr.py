@@ -29,7 +29,7 @@ from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import BOX_NOISE_SCALE, LABEL_NOISE_RATIO, DenoisingQueries, denoising_queries
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.detector import Detector, pixels_without_padding
+from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector, pixels_without_padding
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -416,6 +416,18 @@ class RTDETR(Detector):
         self.backbone.build((None, None, None, 3))
         for part in self.config.own_parts:
             getattr(self, part).build((None, None, 4 if part == "query_position" else self.config.d_model))
+
+    @property
+    def inference_layers(self) -> int | None:
+        """How many layers of the decoder are computed in inference; None for all. It is saved with the model."""
+        return self.config.inference_layers
+
+    @inference_layers.setter
+    def inference_layers(self, value: int | None) -> None:
+        self.config = dataclasses.replace(self.config, inference_layers=value)
+        # What was compiled has the old number built in.
+        self.test_function = self.predict_function = None
+        self.__dict__.pop(INFERENCE_GRAPHS, None)
 
     def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         config = self.config
