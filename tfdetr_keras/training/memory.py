@@ -255,7 +255,7 @@ def _of_attention(config: DETRConfig, height: int, width: int, recompute: bool =
 
 
 def _of_maps(config: RTDETRConfig, height: int, width: int, recompute: bool = False) -> int:
-    """Return how many numbers the hybrid encoder keeps per image: what goes into and comes out of its normalisations."""
+    """Return how many numbers the hybrid encoder keeps per image: into and out of its normalisations."""
     channels, hidden = config.encoder_dim, int(config.encoder_dim * config.expansion)
     of_fusion = 2 * channels + 3 * 2 * hidden + config.fusion_blocks * 6 * hidden
     kept = largest = 0
