@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from keras import layers, ops
 
 from tfdetr_keras.backend.recompute import called
+from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.prelu import PReLU
@@ -46,7 +47,7 @@ class FeedForward(layers.Layer):
         self.d_model, self.width = d_model, hidden
         self.hidden = layers.Dense(
             hidden,
-            activation=None if activation == PRELU else activation,
+            activation=None if activation == PRELU else activation_named(activation),
             name="hidden",
             dtype=self.dtype_policy,
             **linear_initializers(d_model, kernel=kernel),
