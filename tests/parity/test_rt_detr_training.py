@@ -1,10 +1,10 @@
-"""RT-DETR and RT-DETRv2 in training beside PyTorch: each stage, loss, gradient and statistic, with the same denoising.
+"""RT-DETR and RT-DETRv2 in training beside PyTorch: stages, losses, gradients, statistics, with the same denoising.
 
-The reference is transformers' network with the authors' loss and gradients, which `test_rt_detr_reference` holds against
-their own code. Both sides run in float64, but for heads and losses of ours: with the statistics of a batch in batch
-normalisation PyTorch's own float32 is off by up to 6e-4. Measured on a CPU: stages differ by at most 2.4e-6 of their largest value,
-logits and boxes by 9.3e-6, losses by 3.3e-6, all gradients together by 1.1e-6 of their norm, each of them by 9e-7 of
-the largest one's.
+The reference is transformers' network with the authors' loss and gradients, which `test_rt_detr_reference` holds
+against their own code. Both sides run in float64, but for heads and losses of ours: with the statistics of a batch in
+batch normalisation PyTorch's own float32 is off by up to 6e-4. Measured on a CPU: stages differ by at most 2.4e-6 of
+their largest value, logits and boxes by 9.3e-6, losses by 3.3e-6, all gradients together by 1.1e-6 of their norm, each
+of them by 9e-7 of the largest one's.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ NOTHING = 1e-6  # of the largest gradient: what is less is rounding, of which Ad
 
 
 def batch_of(case, step=0):
-    """Three images and their targets: a few objects, none, and more than there are queries; and what denoising draws."""
+    """Three images, their targets and what denoising draws: a few objects, none, and more than there are queries."""
     rng = np.random.default_rng(step)
     fields = case.reference.fields
     side = (96, 96) if fields.get("decoder_method") == "discrete" else (96, 128)
