@@ -402,5 +402,8 @@ def test_transformers_prepares_images_alike(port, pytorch, tmp_path):
     [(inputs, _)] = td.data.prepare(records, 1, size=(96, 160), preprocessing=model.preprocessing)
     assert prepared.shape == (1, 3, 96, 160)
     np.testing.assert_allclose(
-        inputs["pixel_values"][0], prepared[0].transpose(1, 2, 0), rtol=0, atol=1.01 / 255
-    )  # one level
+        inputs["pixel_values"][0],
+        prepared[0].transpose(1, 2, 0),
+        rtol=0,
+        atol=1.01 / 255,  # one level
+    )
