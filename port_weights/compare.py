@@ -36,12 +36,20 @@ class Row:
         return self.difference <= self.tolerance
 
 
-def padded_batch(height: int = 224, width: int = 288, seed: int = 0) -> dict[str, np.ndarray]:
-    """Make a batch of two random images of different sizes, padded to the larger: the inputs of a model."""
+def padded_batch(height: int = 224, width: int = 288, seed: int = 0, is_padded: bool = True) -> dict[str, np.ndarray]:
+    """Make a batch of two random images: the inputs of a model.
+
+    Args:
+        height: of the batch.
+        width: of the batch.
+        seed: of the pixels.
+        is_padded: whether the second image is smaller, and padded to the size of the first.
+    """
     pixels = np.random.default_rng(seed).standard_normal((2, height, width, 3)).astype(np.float32)
     mask = np.ones((2, height, width), np.int64)
-    mask[1, height * 2 // 3 :] = 0
-    mask[1, :, width * 4 // 5 :] = 0
+    if is_padded:
+        mask[1, height * 2 // 3 :] = 0
+        mask[1, :, width * 4 // 5 :] = 0
     return {"pixel_values": pixels * mask[..., None].astype(np.float32), "pixel_mask": mask}
 
 
@@ -62,12 +70,13 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
             cannot be imported.
         ValueError: as `load_model`; or the process of the other side failed.
     """
-    source, batch = find_source(source), padded_batch(height, width)
+    source = find_source(source)
     try:
         require("torch", "transformers")
         if hub.is_hub_id(source):
             source = hub.fetch(str(source), options.pop("revision", None), known=PUBLISHED)
         model = load_model(source, **options)
+        batch = padded_batch(height, width, is_padded=model.config.knows_padding)
         expected, origin = reference_stages(source, model, batch)
     except PyTorchMissingError as error:
         raise PyTorchMissingError(

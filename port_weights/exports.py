@@ -53,8 +53,8 @@ def export(
 
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
     `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (as `DetrForObjectDetection`, as
-    `TableTransformerForObjectDetection`, `ConditionalDetrForObjectDetection`, `DabDetrForObjectDetection`), or by
-    `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the architecture, the names of the
+    `TableTransformerForObjectDetection`, `ConditionalDetrForObjectDetection`, `DabDetrForObjectDetection`,
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`), or by `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the architecture, the names of the
     classes and the loss; not which parts are frozen.
 
     Args:
@@ -114,9 +114,10 @@ def export(
 def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = False, **options: Any) -> Detector:
     """Write a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
 
-    Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it; of a DAB-DETR, as IDEA-Research/DAB-DETR.
+    Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it; of a DAB-DETR, as IDEA-Research/DAB-DETR; of an RT-DETR
+    or RT-DETRv2, as lyuwenyu/RT-DETR's first or second code.
 
-    `args` holds the architecture and the loss under the names of its training script, so that `load_model` needs to be
+    `args` holds the architecture and the loss under the names of its training script, or of its YAML files, so that `load_model` needs to be
     told nothing; the names of the classes have no place there.
 
     Args:
@@ -150,7 +151,11 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     arrays = _arrays(model, family.authors_scheme(model.config), name)
     arguments = family.authors_arguments(model.config, model.criterion)
     if family.is_unknown_to_torchvision(model.config):
-        logger.warning("%s: load_model reads this backbone from the .pth, but torchvision has none like it", name)
+        logger.warning(
+            "%s: load_model reads this backbone from the .pth, but %s has none like it",
+            name,
+            family.backbones_of_authors,
+        )
     from safetensors.numpy import save_file
 
     with tempfile.TemporaryDirectory() as temporary, whole_file(target) as written:

@@ -147,7 +147,7 @@ class RTDETRFamily(Family):
         ("rt-detr-hugging-face", OF_HUGGING_FACE),
     )
     fields: ClassVar[Mapping[str, str]] = FIELDS
-    authors = "lyuwenyu/RT-DETR, rtdetr_pytorch"
+    authors = backbones_of_authors = "lyuwenyu/RT-DETR, rtdetr_pytorch"
     # The names of convolution and normalisation of the encoder's projections, and of what proposes.
     projection, output = ("0", "1"), ("0", "1")
     has_both_heads, keeps_points = False, False  # of transformers in memory, and of all who write

@@ -23,7 +23,7 @@ class RTDETRV2Family(RTDETRFamily):
     model_types: ClassVar[tuple[str, ...]] = ("rt_detr_v2",)
     transformers_class = "RTDetrV2ForObjectDetection"
     fields: ClassVar[Mapping[str, str]] = {**FIELDS, "decoder_offset_scale": "offset_scale"}
-    authors = "lyuwenyu/RT-DETR, rtdetrv2_pytorch"
+    authors = backbones_of_authors = "lyuwenyu/RT-DETR, rtdetrv2_pytorch"
     projection, output = ("conv", "norm"), ("proj", "norm")
     has_both_heads, keeps_points = True, True
 

@@ -62,6 +62,8 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
         pixel_values: `(batch, height, width, 3)` float32.
         pixel_mask: `(batch, height, width)`, 1 = image.
     """
+    if hasattr(reference, "model") and hasattr(reference.model, "enc_score_head"):
+        return _stages_in_real_time(reference, pixel_values)
     features: list[torch.Tensor] = []
     backbone = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
     hooks = [backbone.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))]
@@ -97,6 +99,34 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
     stages.update(logits=outputs.logits, pred_boxes=outputs.pred_boxes)
     if "pred_masks" in outputs:
         stages.update(pred_masks=outputs.pred_masks)
+    return {name: tensor.detach().numpy() for name, tensor in stages.items()}
+
+
+def _stages_in_real_time(reference: Any, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
+    """Hand out the stages of an RT-DETR, which chooses its queries and knows no padding."""
+    maps: dict[str, torch.Tensor] = {}
+    base = reference.model
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: maps.update({name: output.permute(0, 2, 3, 1)})
+
+    backbone = base.backbone.model.encoder.stages
+    parts = [(f"backbone.stage{number}", stage) for number, stage in enumerate(backbone, start=1)]
+    parts += [(f"input_projection.level{level}", part) for level, part in enumerate(base.encoder_input_proj)]
+    hooks = [part.register_forward_hook(keep(name)) for name, part in parts]
+    try:
+        with torch.no_grad():
+            outputs = reference(torch.from_numpy(pixel_values).permute(0, 3, 1, 2))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    stages = {
+        **maps,
+        "proposals.logits": outputs.enc_outputs_class,
+        **{f"decoder.layer{index}": x for index, x in enumerate(outputs.intermediate_hidden_states.unbind(1))},
+        "logits": outputs.logits,
+        "pred_boxes": outputs.pred_boxes,
+    }
     return {name: tensor.detach().numpy() for name, tensor in stages.items()}
 
 

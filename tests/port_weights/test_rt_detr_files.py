@@ -13,6 +13,7 @@ from ports import weights_of
 from safetensors.numpy import load_file, save_file
 
 import tfdetr_keras as td
+from port_weights import compare as comparing
 from port_weights import export, export_pth, load_model, to_torch
 from port_weights.checkpoints import open_checkpoint
 from port_weights.families import family_of
@@ -143,6 +144,22 @@ def test_the_padding_of_denoising_stays_the_last_row(folder, state):
     embeddings, theirs = np.asarray(model.denoising_embedding.embeddings), state[DENOISING]
     assert theirs[-1].any()
     np.testing.assert_array_equal(embeddings[[0, 2]], theirs[[3, -1]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", [V1, V2], ids=lambda member: member.name)
+def test_compare_agrees_stage_by_stage(member, answers):
+    """By the folder, and through the tables by the authors' names."""
+    folder = answers(member.case).checkpoint
+    named = list(member.namings.values())[-1](load_file(folder / "model.safetensors"))
+    for source, options, told in (
+        (folder, {}, "read by transformers itself"),
+        (named, {"heads": 4}, "written from the ported model through the name tables"),
+    ):
+        rows, origin = comparing.compare(source, height=192, width=224, **options)
+        assert origin == told
+        assert [row.stage for row in rows][-4:] == ["decoder.layer1", "decoder.layer2", "logits", "pred_boxes"]
+        assert all(row.agrees for row in rows), comparing.table(rows)
 
 
 # ---- what the files say ----
