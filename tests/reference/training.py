@@ -325,3 +325,41 @@ def denoised_steps(
         "weights": model.state_dict(),
         "moments": {"step": step + len(batches), **after},
     }
+
+
+def denoised_run(config, arrays, images, targets, order, rates, seed, draws=None, max_norm=0.1, decay=1e-4):
+    """A whole training of RT-DETR by its authors' loss, as `denoised_steps` makes its steps, of all parameters.
+
+    Args:
+        config: content of `config.json`.
+        arrays: the weights at the start.
+        images: `(images, height, width, 3)` uint8; a pixel of 255 is 1.
+        targets: `labels` `(images, rows)` and `boxes` `(images, rows, 4)`, as for Keras.
+        order: `(steps, batch)` int, of which images each step's batch is made.
+        rates: learning rate of each step, in the backbone as elsewhere.
+        seed: of what denoising draws.
+        draws: instead of that, one dict a step, as for `rt_detr.denoising`.
+        max_norm: to which the norm of all gradients together is clipped.
+        decay: weight decay of all parameters.
+
+    Returns:
+        A dict: "trained", the names of all parameters; "losses", the total of each batch before its step; "weights" by
+        names of `state_dict()`, with what batch normalisation has seen.
+    """
+    model = configured(config, arrays).requires_grad_(True).train()
+    trained = rt_detr.named_parameters(model)
+    optimizer = torch.optim.AdamW(trained.values(), weight_decay=decay)
+    told = []
+    torch.manual_seed(seed)
+    for step, (places, rate) in enumerate(zip(order, rates, strict=True)):
+        pixels = torch.from_numpy(images[places]).permute(0, 3, 1, 2).float() / 255
+        own = {name: targets[name][places] for name in ("labels", "boxes")}
+        loss = rt_detr.loss(model, pixels, own, None if draws is None else draws[step])["loss"]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), max_norm)
+        optimizer.step()
+        told.append(loss.item())
+    return {"trained": list(trained), "losses": told, "weights": model.state_dict()}
