@@ -58,7 +58,7 @@ class Family(abc.ABC):
         raise ValueError(f"a {self.member} cannot be written as its authors' .pth")
 
     def is_unknown_to_torchvision(self, config: Any) -> bool:
-        """Whether the authors' code, which takes its backbone from torchvision, cannot make this one."""
+        """Whether the authors' code, which may take its backbone from torchvision, cannot make this one."""
         return False
 
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
