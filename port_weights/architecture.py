@@ -19,6 +19,7 @@ from tfdetr_keras.names.classes import names_by_id
 
 # A size is absurd that is so many times the largest side of a tensor, and beyond that of any published model.
 _ABSURD, _USUAL_SIZE = 64, 4096
+_BACKBONES = ("resnet", "rt_detr_resnet")  # what config.json calls those that are alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,10 @@ def architecture_of(
     config = checkpoint.config or {}
     model_type = config.get("model_type")
     is_told = "d_model" in config or model_type in model_types()
-    if model_type not in model_types() and (is_told or model_type not in (None, "resnet")):
+    if model_type not in model_types() and (is_told or model_type not in (None, *_BACKBONES)):
         raise ValueError(
             f"{checkpoint.name}: config.json says model_type={model_type!r}; expected one of "
-            f"{', '.join(map(repr, model_types()))}, or 'resnet' for a backbone alone"
+            f"{', '.join(map(repr, model_types()))}, or {' or '.join(map(repr, _BACKBONES))} for a backbone alone"
         )
     family = family_for(checkpoint, scheme)
     if heads is not None:  # as if a training script had said so; other numbers may depend on it
@@ -106,7 +107,7 @@ def family_for(checkpoint: Checkpoint, scheme: Scheme) -> Family:
     model_type = model_type if model_type in model_types() else None
     names = set(checkpoint.shapes)
     of_names = [family for family in FAMILIES if (found := family.detect(names)) and found.title == scheme.title]
-    return next((family for family in of_names if family.is_of(paths, model_type)), (of_names or FAMILIES)[-1])
+    return next((family for family in of_names if family.is_of(paths, names, model_type)), (of_names or FAMILIES)[-1])
 
 
 def doubt_of_names(checkpoint: Checkpoint, scheme: Scheme) -> str | None:
@@ -165,7 +166,10 @@ def _refuse_absurd(fields: Mapping[str, Any], checkpoint: Checkpoint, scheme: Sc
             f"{len(checkpoint.shapes)} tensors"
         )
     largest = max((side for shape in checkpoint.shapes.values() for side in shape), default=1)
-    sizes = {name: fields.get(name) for name in ("d_model", "encoder_ffn_dim", "decoder_ffn_dim", "num_queries")}
+    sizes = {
+        name: fields.get(name)
+        for name in ("d_model", "encoder_dim", "encoder_ffn_dim", "decoder_ffn_dim", "num_queries")
+    }
     sizes.update({f"channels of stage {index + 1}": width for index, width in enumerate(backbone.get("channels", ()))})
     sizes["channels of the stem"] = backbone.get("stem_channels")
     for name, size in sizes.items():

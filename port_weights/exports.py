@@ -23,7 +23,7 @@ from port_weights.families.resnet import Backbone
 from port_weights.processor import FILE, processor_of
 from port_weights.pytorch import TENSORS
 from port_weights.pytorch.process import PyTorchMissingError, require, run
-from port_weights.tables import Scheme
+from port_weights.tables import IGNORED, Scheme
 from tfdetr_keras.backend.atomic import check_new_file, check_new_folder, whole_file, whole_folder
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.detector import Detector
@@ -171,13 +171,14 @@ def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
         scheme: the naming scheme to write.
 
     Returns:
-        PyTorch name → array in PyTorch's layout.
+        PyTorch name → array in PyTorch's layout, and what PyTorch's code keeps beside the weights.
 
     Raises:
         ValueError: the model is quantised, or has a weight that the scheme has no name for.
     """
     refuse_quantized(model, "the model")
     parts: dict[str, list[np.ndarray]] = {}
+    buffers: dict[str, np.ndarray] = {}
     for path, variable in ((variable.path.split("/", 1)[1], variable) for variable in model.weights):
         named = scheme.torch_name(path)
         if named is None:
@@ -185,10 +186,11 @@ def to_torch(model: Detector, scheme: Scheme) -> dict[str, np.ndarray]:
         name, layout = named
         pieces = parts.setdefault(name, [np.empty(0)] * layout.parts)
         pieces[layout.part] = layout.to_torch(np.asarray(variable))
+        buffers |= {name: content(model.config) for name, content in scheme.buffers_beside(path)}
     arrays = {name: np.concatenate(pieces) if len(pieces) > 1 else pieces[0].copy() for name, pieces in parts.items()}
     for name, copies in scheme.copies.items():
         arrays |= {copy: arrays[name].copy() for copy in copies if copy not in arrays}
-    return arrays
+    return arrays | buffers
 
 
 def refuse_quantized(model: Detector, name: str) -> None:
@@ -221,15 +223,21 @@ def _refuse(name: str, refuse: Callable[..., None], *arguments: Any) -> None:
 
 
 def _arrays(model: Detector, names: Scheme, name: str) -> dict[str, np.ndarray]:
-    """Return the model's weights under their PyTorch names, float32."""
-    arrays = {key: np.ascontiguousarray(array, np.float32) for key, array in to_torch(model, names).items()}
-    broken = [key for key, array in arrays.items() if not np.isfinite(array).all()]
+    """Return the model's weights under their PyTorch names, float32, and the buffers beside them as they are."""
+    arrays = {key: _in_order(array) for key, array in to_torch(model, names).items()}
+    broken = [key for key, array in arrays.items() if not IGNORED.fullmatch(key) and not np.isfinite(array).all()]
     if broken:
         raise ValueError(
             f"{name}: {len(broken)} of its weights are not finite, as after a training that diverged: "
             + ", ".join(sorted(broken)[:5])
         )
     return arrays
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    """Return an array in C order, of as many axes; weights in float32."""
+    is_weight = array.dtype.kind not in "bi"
+    return np.asarray(array, np.float32 if is_weight else None, order="C")
 
 
 def _report_loss(ours: SetCriterion, theirs: SetCriterion, name: str) -> None:

@@ -10,12 +10,16 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.tables import IGNORED, Scheme
 
 CLASS_HEADS, QUERIES = ("class_head/", "encoder_class_head/"), "query_embedding/"
+# A row for each class, and one for padding, which noisy queries of training start from; files may come without.
+DENOISING = "denoising_embedding/"
 # The parts of a model that a checkpoint may hold or lack as a whole.
 _HEADS = (*CLASS_HEADS, "box_head/", "encoder_box_head/")
+# Transformers' base models hold those of the encoder, where there are any.
+_OF_LAYERS = ("class_head/", "box_head/")
 _MASKS = ("mask_attention/", "mask_head/")
 _BACKBONE = ("backbone/",)
 # Those that people delete from a checkpoint to fine-tune it are lacking alone, too.
-_PARTS = (_HEADS, _MASKS, CLASS_HEADS, (QUERIES,))
+_PARTS = (_HEADS, _MASKS, CLASS_HEADS, (QUERIES,), (DENOISING,))
 
 
 def pair(
@@ -81,7 +85,9 @@ def _lacking_parts(paths: set[str], held: set[str]) -> list[str]:
     if not held.intersection(transformer):
         return transformer
     parts = [[path for path in paths if path.startswith(prefixes)] for prefixes in _PARTS]
-    return sorted({path for part in parts if not held.intersection(part) for path in part})
+    lacking = {path for part in parts if not held.intersection(part) for path in part}
+    of_layers = {path for path in paths if path.startswith(_OF_LAYERS)}
+    return sorted(lacking if held.intersection(of_layers) else lacking | of_layers)
 
 
 def _refuse_unequal(checkpoint: Checkpoint, copies: Mapping[str, str]) -> None:

@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 
 FILE = "preprocessor_config.json"
 LONGEST = SIZE[1]  # of older files, which name a shortest edge alone
-_FAMILY = ("Detr", "ConditionalDetr", "DeformableDetr", "TableTransformer", "Yolos")
-_TYPES = {f"{name}{kind}" for name in _FAMILY for kind in ("ImageProcessor", "ImageProcessorFast", "FeatureExtractor")}
+_FAMILY = ("Detr", "ConditionalDetr", "DeformableDetr", "TableTransformer", "Yolos", "RTDetr")
+_KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+_TYPES = {f"{name}{kind}" for name in _FAMILY for kind in _KINDS}
+_PLAIN = {f"RTDetr{kind}" for kind in _KINDS}  # those that normalise only where they are told to
 _RESAMPLING: dict[Interpolation, int] = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 # Keys of `size`, in the order of `Preprocessing.size`, and the rule that they stand for.
 _SIZES: dict[tuple[str, str], SizeRule] = {
@@ -36,6 +38,7 @@ _SIZES: dict[tuple[str, str], SizeRule] = {
 # Of rules that transformers does not have, the one that comes nearest; `RULE` keeps the name for this package.
 _NEAREST: dict[SizeRule, SizeRule] = {"facebook": "huggingface", "table": "huggingface"}
 RULE = "size_rule"  # this package's own key
+_AS_THEY_ARE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation of levels that are not normalised
 _TOLERANCE = 1e-4  # of means, deviations and factors, which are written with three to six digits
 # What changes no pixel, or is done always: annotations, channels' order of what comes out, names, and sizes that `size`
 # or `do_center_crop` make use of.
@@ -101,7 +104,8 @@ def read_processor(folder: Path, default: Preprocessing | None = None, with_size
         named = ", ".join(f'"{key}": {json.dumps(told[key])}' for key in unknown)
         logger.warning("%s has settings that are not known here, and are not followed: %s", path, named)
     default = default or Preprocessing()
-    levels = _levels(told)
+    # What sizes a network takes, no file of transformers tells.
+    levels = {"multiple_of": default.multiple_of, **_levels(told)}
     if not with_size:
         return dataclasses.replace(default, **levels)
     size, rule = _size(path, told) or (default.size, default.rule)
@@ -154,8 +158,11 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
         config: the model's architecture.
 
     Raises:
-        ValueError: a canvas that is too small for images of that size.
+        ValueError: a canvas that is too small for images of that size, or where the model takes no padding.
     """
+    family = family_of(config)
+    if preprocessing.pad_to and not family.is_padded:
+        raise ValueError(f"pad_to={preprocessing.pad_to}, but a {family.member} takes no padding: leave pad_to out")
     has_edges = preprocessing.rule in ("huggingface", "facebook")
     if has_edges and preprocessing.pad_to and min(preprocessing.pad_to) < preprocessing.size[0]:
         raise ValueError(
@@ -170,24 +177,27 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
         for key in ("antialias", "multiple_of")
         if getattr(preprocessing, key) != getattr(plain, key)
     }
+    if rule == "stretch" and not any(side % preprocessing.multiple_of for side in preprocessing.size):
+        others.pop("multiple_of", None)  # there is nothing to round
     if others or preprocessing.rule == "facebook":
         named = [f"{key}={value}" for key, value in others.items()]
         named += [f"{RULE}={preprocessing.rule}"] if preprocessing.rule == "facebook" else []
         logger.warning("transformers does not know, and prepares images without, %s", ", ".join(named))
+    is_normalized = (preprocessing.mean, preprocessing.std) != _AS_THEY_ARE
     canvas = preprocessing.pad_to and dict(zip(("height", "width"), preprocessing.pad_to, strict=True))
     return {
-        "image_processor_type": family_of(config).image_processor,
+        "image_processor_type": family.image_processor,
         "format": "coco_detection",
         "do_resize": True,
         "size": {first: size[0], second: size[1]},
         "resample": _RESAMPLING[preprocessing.interpolation],
         "do_rescale": True,
         "rescale_factor": preprocessing.rescale,
-        "do_normalize": True,
+        "do_normalize": is_normalized,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
         "do_convert_annotations": True,
-        "do_pad": True,
+        "do_pad": family.is_padded,
         **({"pad_size": canvas} if canvas else {}),
         **({RULE: preprocessing.rule} if rule != preprocessing.rule else {}),
         **others,
@@ -217,8 +227,9 @@ def _levels(told: Mapping[str, Any]) -> dict[str, Any]:
     elif told.get("rescale_factor") is not None:
         factor = told["rescale_factor"]
         fields["rescale"] = 1 / 255 if math.isclose(factor, 1 / 255, rel_tol=_TOLERANCE) else factor
-    if told.get("do_normalize") is False:
-        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    is_plain = told.get("do_normalize") is None and told.get("image_processor_type") in _PLAIN
+    if told.get("do_normalize") is False or is_plain:
+        fields |= dict(zip(("mean", "std"), _AS_THEY_ARE, strict=True))
     else:
         for name in ("mean", "std"):
             if (values := told.get(f"image_{name}")) is not None:

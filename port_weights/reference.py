@@ -46,7 +46,7 @@ def reference_stages(
         save_file({name: np.ascontiguousarray(array) for name, array in batch.items()}, folder / BATCH)
         if checkpoint is None:
             arrays = to_torch(model, family_of(model.config).reference_scheme(model.config))
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / TENSORS)
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, folder / TENSORS)
         config = hugging_face_config(model.config)
         names = run("port_weights.pytorch.model:write_stages", folder, config=config, checkpoint=checkpoint)
         arrays = load_file(folder / STAGES)

@@ -151,3 +151,88 @@ def with_copies(state):
     prefix = "model.decoder."
     copies = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(f"{prefix}bbox_")}
     return {**state, **copies}
+
+
+def rt_detr(state):
+    """Return RT-DETR's state dict as the authors' first code has it, `rtdetr_pytorch` of lyuwenyu/RT-DETR.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    return _packed({_name_in_rt_detr(name): tensor for name, tensor in state.items()})
+
+
+def rt_detr_v2(state):
+    """Return RT-DETRv2's state dict as the authors' second code has it, `rtdetrv2_pytorch` of lyuwenyu/RT-DETR.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    rules = [
+        (r"^(encoder\.input_proj\.\d+\.)0\.", r"\1conv."),
+        (r"^(encoder\.input_proj\.\d+\.)1\.", r"\1norm."),
+        (r"^decoder\.enc_output\.0\.", "decoder.enc_output.proj."),
+        (r"^decoder\.enc_output\.1\.", "decoder.enc_output.norm."),
+    ]
+    return {_by_rules(rules, name): tensor for name, tensor in rt_detr(state).items()}
+
+
+def rt_detr_in_memory(state):
+    """Return `state_dict()` of transformers' RT-DETR or RT-DETRv2; the second holds its heads twice.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    rules = [
+        ("self_attn.out_proj", "self_attn.o_proj"),
+        (r"\.fc([12])\.", r".mlp.fc\1."),
+        (r"^model\.encoder\.encoder\.", "model.encoder.aifi."),
+    ]
+    renamed = {_by_rules(rules, name): tensor for name, tensor in state.items()}
+    copies = {}
+    if any(name.endswith("n_points_scale") for name in state):
+        heads = re.compile(r"model\.decoder\.((class|bbox)_embed\..*)")
+        copies = {match[1]: tensor for name, tensor in state.items() if (match := heads.fullmatch(name))}
+    return renamed | copies
+
+
+def _name_in_rt_detr(name):
+    """The first code's name of a tensor; of query, key and value apart."""
+    trunk = "model.backbone.model."
+    if name.startswith(trunk):
+        rules = [
+            (r"embedder\.embedder\.(\d)", lambda match: f"conv1.conv1_{int(match[1]) + 1}"),
+            (r"encoder\.stages\.(\d)\.layers\.(\d+)", r"res_layers.\1.blocks.\2"),
+            (r"layer\.(\d)", lambda match: f"branch2{'abc'[int(match[1])]}"),
+            (r"shortcut\.1", "short.conv"),
+            ("shortcut", "short"),
+            ("convolution", "conv"),
+            ("normalization", "norm"),
+        ]
+        return f"backbone.{_by_rules(rules, name.removeprefix(trunk))}"
+    in_decoder = name.startswith("model.decoder.layers")
+    norms = ("norm1", "norm2", "norm3") if in_decoder else ("norm1", "", "norm2")
+    rules = [
+        (r"^model\.", ""),
+        (r"^encoder_input_proj", "encoder.input_proj"),
+        (r"^decoder_input_proj\.(\d)\.0", r"decoder.input_proj.\1.conv"),
+        (r"^decoder_input_proj\.(\d)\.1", r"decoder.input_proj.\1.norm"),
+        (r"^decoder\.layers", "decoder.decoder.layers"),
+        (r"^decoder\.class_embed", "decoder.dec_score_head"),
+        (r"^decoder\.bbox_embed", "decoder.dec_bbox_head"),
+        (r"^(enc_|denoising_class_embed|weight_embedding)", r"decoder.\1"),
+        ("weight_embedding", "tgt_embed"),
+        (r"encoder_attn\.", "cross_attn."),
+        ("self_attn_layer_norm", norms[0]),
+        ("encoder_attn_layer_norm", norms[1]),
+        ("final_layer_norm", norms[2]),
+        (r"\.fc([12])\.", r".linear\1."),
+        ("n_points_scale", "num_points_scale"),
+    ]
+    return _by_rules(rules, name)
+
+
+def _by_rules(rules, name):
+    for old, new in rules:
+        name = re.sub(old, new, name)
+    return name

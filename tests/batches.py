@@ -32,3 +32,20 @@ def random_targets(counts, num_labels, rows, seed=0, canvas=None):
     if canvas is not None:
         targets["masks"] = (generator.random((*labels.shape, *canvas)) < 0.3) & (labels >= 0)[..., None, None]
     return targets
+
+
+def random_draws(images, slots, num_labels, seed=0):
+    """What denoising queries are made of, slot by slot, the same for Keras and for PyTorch.
+
+    Returns:
+        Arrays by name: `flip` `(images, slots)` uniform in [0, 1), which decides whether a label is replaced; `label`,
+        by which class; `sign` `(images, slots, 4)`, -1 or 1; and `part`, uniform in [0, 1): by how much of half the
+        box's sides its corners move, 1 more in negative slots.
+    """
+    generator = np.random.default_rng(seed)
+    return {
+        "flip": generator.random((images, slots), np.float32),
+        "label": generator.integers(0, num_labels, (images, slots)).astype(np.int32),
+        "sign": generator.integers(0, 2, (images, slots, 4)).astype(np.float32) * 2 - 1,
+        "part": generator.random((images, slots, 4), np.float32),
+    }

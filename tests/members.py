@@ -73,6 +73,8 @@ class Size:
 
 
 PADDED, ODD = Size(((128, 160), (97, 110))), Size(((33, 65),), has_mask=False)
+# For members that take no padding, and sides of whole tokens alone; not square, they tell height from width.
+WHOLE, WIDE = Size(((96, 96), (96, 96)), has_mask=False), Size(((64, 128),), has_mask=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +110,18 @@ class Case:
         """Whether a weight can change the outputs at all."""
         return not re.fullmatch(self.without_effect, path)
 
+    @property
+    def knows_padding(self):
+        """Whether images of several sizes may be in one batch."""
+        return any(size.has_mask for size in self.sizes)
+
     def training_batch(self):
         """Return three images and targets: a few objects, none, and more than there are queries."""
         fields = self.reference.fields
-        batch = padded_batch((128, 160), (97, 110), (64, 64))
+        if self.knows_padding:
+            batch = padded_batch((128, 160), (97, 110), (64, 64))
+        else:
+            batch = Size(((96, 128),) * 3, has_mask=False).batch()
         canvas = batch["pixel_mask"].shape[1:] if self.has_masks else None
         queries, classes = fields.get("num_queries", 100), fields.get("num_labels") or len(fields["id2label"])
         targets = random_targets((5, 0, queries + 3), classes, rows=max(25, queries + 3), canvas=canvas)
@@ -176,6 +186,12 @@ RESNETS = {
         "embedding_size": 64,
     },
     "thin": {"layer_type": "basic", "depths": (1, 2, 1, 1), "hidden_sizes": (16, 24, 32, 48), "embedding_size": 16},
+    "thin-bottleneck": {
+        "layer_type": "bottleneck",
+        "depths": (1, 1, 2, 1),
+        "hidden_sizes": (32, 48, 64, 96),
+        "embedding_size": 16,
+    },
 }
 NAMES = {0: "cat", 1: "dog", 2: "N/A", 3: "sky", 4: "tree", 5: "road"}
 # Halves unlike, so that the two cannot be mixed up unnoticed.
@@ -225,6 +241,18 @@ FACEBOOK = {
 FACEBOOK_BASIC = {"depths": (2, 2, 2, 2), "widths": (16, 24, 32, 48), "stem_width": 16, "layer_type": "basic"}
 FACEBOOK_BOTTLENECK = {"depths": (1, 2, 1, 3), "widths": (32, 48, 64, 96), "stem_width": 16, "layer_type": "bottleneck"}
 
+# RT-DETR calls some of these otherwise, and knows of more; the encoder is not as wide as the decoder.
+RT_FIELDS = {
+    **{name: value for name, value in SMALL.items() if name not in ("encoder_layers",)},
+    "encoder_hidden_dim": 48,
+    "hidden_expansion": 0.5,
+    "num_denoising": 10,
+    "matcher_class_cost": 3.0,
+    "weight_loss_vfl": 2.0,
+    "focal_loss_alpha": 0.6,
+    "freeze_backbone_batch_norms": False,
+}
+
 # A key's bias adds the same to all scores of a query; the first decoder layer's queries are all alike, so that it
 # attends among equals. Those are zeros, or what a normalisation makes of zeros, its offset.
 EQUALS = r"(en|de)coder/.*/key(_position)?/bias|decoder/layer0/self_attention/(query|key)(_position)?/(kernel|bias)"
@@ -245,6 +273,13 @@ IN_KERAS = {
     "activation_dropout": 0.0,
 }
 
+RT_IN_KERAS = {
+    **{name: value for name, value in IN_KERAS.items() if name not in ("encoder_layers", "frozen")},
+    "backbone": td.ResNetConfig("basic", (1, 2, 1, 1), (16, 24, 32, 48), 16, variant="vd", batch_norm="trainable"),
+    "encoder_dim": 48,
+    "expansion": 0.5,
+    "num_denoising": 10,
+}
 DEFORMABLE_FIELDS = {**SMALL, "d_model": 64, "encoder_n_points": 3, "decoder_n_points": 2}
 
 
@@ -348,6 +383,25 @@ TWO_STAGE = DEFORMABLE.another(
     two_stage=True,
     two_stage_num_proposals=15,
 )
+
+RT_DETR = Case(
+    "RTDETR",
+    hugging_face("RTDetr", **RT_FIELDS),
+    sizes=(WHOLE, WIDE),
+    loss="varifocal",
+    # In evaluation nothing trains what proposes, nor what denoising starts from.
+    without_effect=r"(en|de)coder/.*/key/bias|proposals/.*|encoder_(class|box)_head/.*|denoising_embedding/.*",
+    # transformers has other gradients than the authors: they are compared in test_rt_detr_reference.
+    has_gradients=False,
+)
+RT_DETR_V2 = dataclasses.replace(
+    RT_DETR,
+    name="RTDETRV2",
+    reference=hugging_face("RTDetrV2", **RT_FIELDS, decoder_n_points=3, decoder_offset_scale=0.4),
+)
+# The larger ones' blocks, as wide an encoder as the decoder, and fusion blocks that need no last convolution.
+RT_LARGE = {"encoder_hidden_dim": 32, "hidden_expansion": 1.0, "encode_proj_layers": [1, 2], "num_queries": 30}
+RT_LARGE |= {"freeze_backbone_batch_norms": True}
 
 MEMBERS = {
     member.name: member
@@ -479,6 +533,41 @@ MEMBERS = {
                 ),
                 DAB.another("relu", activation_function="relu", random_refpoints_xy=True, has_gradients=False),
                 over(DAB, "resnet-50"),
+            ),
+        ),
+        Member(
+            RT_DETR,
+            td.RTDETRConfig(**RT_IN_KERAS),
+            td.SetCriterion(classification="varifocal", cost_class=3, class_loss_coefficient=2, focal_alpha=0.6),
+            {"in memory": authors_names.rt_detr_in_memory, "the first code's": authors_names.rt_detr},
+            {"heads": 4},
+            variants=(
+                RT_DETR.another(
+                    "bottleneck",
+                    reference=dataclasses.replace(RT_DETR.reference, backbone=RESNETS["thin-bottleneck"]),
+                    **RT_LARGE,
+                    encoder_layers=2,
+                    decoder_n_points=2,
+                    decoder_activation_function="silu",
+                ),
+                over(RT_DETR, "resnet-18", num_labels=80, num_queries=100, decoder_layers=3, hidden_expansion=0.5),
+            ),
+        ),
+        Member(
+            RT_DETR_V2,
+            td.RTDETRV2Config(**RT_IN_KERAS, decoder_points=3, offset_scale=0.4),
+            td.SetCriterion(classification="varifocal", cost_class=3, class_loss_coefficient=2, focal_alpha=0.6),
+            {"in memory": authors_names.rt_detr_in_memory, "the second code's": authors_names.rt_detr_v2},
+            {"heads": 4},
+            {"offset_scale": 0.5, "decoder_points": (3, 1, 2), "sampling": "discrete"},
+            variants=(
+                RT_DETR_V2.another(
+                    "bottleneck",
+                    reference=dataclasses.replace(RT_DETR_V2.reference, backbone=RESNETS["thin-bottleneck"]),
+                    **RT_LARGE,
+                ),
+                # transformers clamps columns by the rows' number, as the authors do, so that squares are compared.
+                RT_DETR_V2.another("discrete", decoder_method="discrete", sizes=(WHOLE,)),
             ),
         ),
     )

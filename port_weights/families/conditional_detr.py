@@ -77,7 +77,7 @@ class ConditionalDETRFamily(DETRFamily):
         ("conditional-hugging-face-in-memory", "decoder.layers.0.self_attn.q_content_proj.weight"),
     )
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether the decoder has reference points."""
         return any(path.startswith("decoder/reference_point_head/") for path in paths)
 

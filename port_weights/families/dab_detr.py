@@ -130,7 +130,7 @@ class DABDETRFamily(DETRFamily):
         ("dab-hugging-face", "encoder.query_scale.layers.0.weight"),
     )
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether the decoder modulates its attention by the anchors' sizes."""
         return any(path.startswith("decoder/reference_anchor_head/") for path in paths)
 

@@ -16,7 +16,14 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.families.detr import HUGGING_FACE_MODEL, PREFIXES, DETRFamily
 from port_weights.families.family import told
 from port_weights.families.resnet import BACKBONES, Backbone, find_backbone
-from port_weights.families.rows import affine, group_norm_conv, linear, packed_attention, split_attention
+from port_weights.families.rows import (
+    affine,
+    deformable_attention,
+    group_norm_conv,
+    linear,
+    packed_attention,
+    split_attention,
+)
 from port_weights.layouts import VECTOR
 from port_weights.tables import Row, Scheme, prefixed
 
@@ -46,17 +53,6 @@ _CLASS_COST_OF_TRANSFORMERS = 1  # its default; the paper's, and ours, is 2
 _AUTHORS_WIDTH = 256  # which their proposals take for granted
 
 
-def _deformable_attention(torch_name: str, keras_path: str) -> list[Row]:
-    """Return rows of deformable attention, which all name alike."""
-    names = {
-        "sampling_offsets": "sampling_offsets",
-        "attention_weights": "attention_weights",
-        "value_proj": "value_projection",
-        "output_proj": "output_projection",
-    }
-    return [row for theirs, ours in names.items() for row in linear(f"{torch_name}.{theirs}", f"{keras_path}/{ours}")]
-
-
 def _levels_and_queries(transformer: str) -> list[Row]:
     """Return rows of what lies around encoder and decoder; `transformer` stands before what is the authors' module."""
     return [
@@ -77,7 +73,7 @@ def _of_authors() -> list[Row]:
         ("query_embed.weight", "query_embedding/embeddings", VECTOR),
         ("backbone.1.row_embed.weight", "position_embedding/row", VECTOR),
         ("backbone.1.col_embed.weight", "position_embedding/column", VECTOR),
-        *_deformable_attention(f"{encoder}.self_attn", "encoder/layer{i}/self_attention"),
+        *deformable_attention(f"{encoder}.self_attn", "encoder/layer{i}/self_attention"),
         *affine(f"{encoder}.norm1", "encoder/layer{i}/self_attention_norm"),
         *linear(f"{encoder}.linear1", "encoder/layer{i}/feed_forward/hidden"),
         *linear(f"{encoder}.linear2", "encoder/layer{i}/feed_forward/output"),
@@ -85,7 +81,7 @@ def _of_authors() -> list[Row]:
         *packed_attention(f"{decoder}.self_attn", "decoder/layer{i}/self_attention"),
         # Their first normalisation is the second in the order of computation.
         *affine(f"{decoder}.norm2", "decoder/layer{i}/self_attention_norm"),
-        *_deformable_attention(f"{decoder}.cross_attn", "decoder/layer{i}/cross_attention"),
+        *deformable_attention(f"{decoder}.cross_attn", "decoder/layer{i}/cross_attention"),
         *affine(f"{decoder}.norm1", "decoder/layer{i}/cross_attention_norm"),
         *linear(f"{decoder}.linear1", "decoder/layer{i}/feed_forward/hidden"),
         *linear(f"{decoder}.linear2", "decoder/layer{i}/feed_forward/output"),
@@ -100,14 +96,14 @@ def _of_hugging_face(output: str, feed_forward: str, position: str = "position_e
         ("query_position_embeddings.weight", "query_embedding/embeddings", VECTOR),
         (f"{position}.row_embeddings.weight", "position_embedding/row", VECTOR),
         (f"{position}.column_embeddings.weight", "position_embedding/column", VECTOR),
-        *_deformable_attention(f"{encoder}.self_attn", "encoder/layer{i}/self_attention"),
+        *deformable_attention(f"{encoder}.self_attn", "encoder/layer{i}/self_attention"),
         *affine(f"{encoder}.self_attn_layer_norm", "encoder/layer{i}/self_attention_norm"),
         *linear(f"{encoder}.{feed_forward}fc1", "encoder/layer{i}/feed_forward/hidden"),
         *linear(f"{encoder}.{feed_forward}fc2", "encoder/layer{i}/feed_forward/output"),
         *affine(f"{encoder}.final_layer_norm", "encoder/layer{i}/feed_forward_norm"),
         *split_attention(f"{decoder}.self_attn", "decoder/layer{i}/self_attention", output),
         *affine(f"{decoder}.self_attn_layer_norm", "decoder/layer{i}/self_attention_norm"),
-        *_deformable_attention(f"{decoder}.encoder_attn", "decoder/layer{i}/cross_attention"),
+        *deformable_attention(f"{decoder}.encoder_attn", "decoder/layer{i}/cross_attention"),
         *affine(f"{decoder}.encoder_attn_layer_norm", "decoder/layer{i}/cross_attention_norm"),
         *linear(f"{decoder}.{feed_forward}fc1", "decoder/layer{i}/feed_forward/hidden"),
         *linear(f"{decoder}.{feed_forward}fc2", "decoder/layer{i}/feed_forward/output"),
@@ -156,7 +152,7 @@ class DeformableDETRFamily(DETRFamily):
         ("deformable-hugging-face", "encoder.layers.0.self_attn.sampling_offsets.weight"),
     )
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether there are levels."""
         return any(path.startswith("level_embedding/") for path in paths)
 

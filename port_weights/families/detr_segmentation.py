@@ -16,6 +16,6 @@ class DETRSegmentationFamily(DETRFamily):
     prefix = DETECTOR_OF_SEGMENTATION
     has_masks = True
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether there is a mask head."""
         return any(path.startswith("mask_head/") for path in paths)

@@ -20,6 +20,7 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]]  # in config.json; the first is written
     transformers_class: ClassVar[str]
     image_processor: ClassVar[str] = "DetrImageProcessor"
+    is_padded: ClassVar[bool] = True  # whether images of several sizes may lie on one canvas
     has_no_object: ClassVar[bool] = True  # whether the class head has an output for "no object"
     landmarks: ClassVar[tuple[tuple[str, str], ...]] = ()  # naming, and a tensor that it is known by
 
@@ -27,8 +28,8 @@ class Family(abc.ABC):
     def detect(self, names: AbstractSet[str]) -> Scheme | None:
         """Return how a checkpoint of this member names its tensors; None if it is none."""
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
-        """Whether a checkpoint whose names `detect` knows is one of this member's, by its Keras paths."""
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
+        """Whether a checkpoint whose names `detect` knows is one of this member's, by its Keras paths and own names."""
         return model_type is None or model_type in self.model_types
 
     @abc.abstractmethod

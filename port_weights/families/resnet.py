@@ -104,13 +104,15 @@ def backbone_from_tensors(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig
     }
     stages = sorted({stage for stage, _ in blocks})
     bottleneck = "backbone/stage1/block0/conv3/convolution/kernel" in shapes
-    last = "conv3" if bottleneck else "conv2"
+    is_vd = "backbone/stem/conv1/convolution/kernel" in shapes
+    last, stem = "conv3" if bottleneck else "conv2", "stem/conv3" if is_vd else "stem"
     try:
         return ResNetConfig(
+            variant="vd" if is_vd else "v1.5",
             block="bottleneck" if bottleneck else "basic",
             depths=tuple(_count_of_blocks(stage, {block for of, block in blocks if of == stage}) for stage in stages),
             channels=tuple(shapes[f"backbone/stage{stage}/block0/{last}/convolution/kernel"][0] for stage in stages),
-            stem_channels=shapes["backbone/stem/convolution/kernel"][0],
+            stem_channels=shapes[f"backbone/{stem}/convolution/kernel"][0],
         )
     except KeyError as error:
         raise ValueError(f"the tensor for {error} is missing: the backbone's architecture cannot be told") from error

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
 from port_weights.layouts import CONV, DENSE, HEADS_BIAS, HEADS_IN, HEADS_OUT, VECTOR, packed
-from port_weights.tables import Row
+from port_weights.tables import Buffer, Row
 
 
 def affine(torch_name: str, keras_path: str) -> list[Row]:
@@ -70,6 +75,17 @@ def split_projections(names: dict[str, str], keras_path: str) -> list[Row]:
     return rows
 
 
+def deformable_attention(torch_name: str, keras_path: str) -> list[Row]:
+    """Return rows of deformable attention, which all name alike."""
+    names = {
+        "sampling_offsets": "sampling_offsets",
+        "attention_weights": "attention_weights",
+        "value_proj": "value_projection",
+        "output_proj": "output_projection",
+    }
+    return [row for theirs, ours in names.items() for row in linear(f"{torch_name}.{theirs}", f"{keras_path}/{ours}")]
+
+
 def packed_attention(torch_name: str, keras_path: str) -> list[Row]:
     """Return rows of attention as `torch.nn.MultiheadAttention` keeps it (facebookresearch)."""
     rows = output_projection(f"{torch_name}.out_proj", keras_path)
@@ -85,3 +101,17 @@ def group_norm_conv(convolution: str, normalization: str, keras_path: str) -> li
         *conv(convolution, f"{keras_path}/convolution"),
         *affine(normalization, f"{keras_path}/group_norm"),
     ]
+
+
+def batch_counters(rows: Iterable[Row]) -> list[Buffer]:
+    """Return what PyTorch's batch normalisation counts, beside the means of these rows: no batches in a new file."""
+    mean = ".running_mean"
+    return [
+        (f"{name.removesuffix(mean)}.num_batches_tracked", path, _no_batches)
+        for name, path, _ in rows
+        if name.endswith(mean)
+    ]
+
+
+def _no_batches(config: Any) -> np.ndarray:
+    return np.zeros((), np.int64)

@@ -17,7 +17,7 @@ class TableTransformerFamily(DETRFamily):
     model_types: ClassVar[tuple[str, ...]] = ("table-transformer",)
     transformers_class = "TableTransformerForObjectDetection"
 
-    def is_of(self, paths: AbstractSet[str], model_type: str | None) -> bool:
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether it is called so, or nothing is said and the encoder ends with a normalisation."""
         return model_type in self.model_types or (model_type is None and "encoder/norm/gamma" in paths)
 

@@ -25,7 +25,7 @@ def reference_model(config: Mapping[str, Any]) -> torch.nn.Module:
             ResNet cannot be.
     """
     model = _detector(config)(transformers.AutoConfig.for_model(**config))
-    if config["dilation"]:
+    if config.get("dilation"):
         _dilate_last_stage(model)
     return model.eval()
 

@@ -22,6 +22,8 @@ from port_weights.pytorch import TENSORS
 # Under which names programs keep a model's state dict, that which counts first.
 _USUAL = ("model", "state_dict", "model_state_dict", "model_state")
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
+# A tensor of networks whose authors evaluate and publish the average of their weights: RT-DETR, D-FINE.
+_OF_AVERAGES = "decoder.dec_score_head.0.weight"
 _NO_MODEL = re.compile(r"optim|sched|scaler|criterion|callback|loop|hyper_parameters|metric|^args$", re.IGNORECASE)
 
 
@@ -59,6 +61,8 @@ def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torc
     averaged = [name for name in states if _AVERAGED.search(name)]
     plain = [name for name in states if name not in averaged]
     chosen = [name for name in _USUAL if name in plain][:1] or plain or averaged
+    if best := [name for name in averaged if any(tensor.endswith(_OF_AVERAGES) for tensor in states[name])]:
+        chosen = best
     if len(chosen) > 1:
         raise ValueError(f"{title} holds several state dicts ({', '.join(chosen)}): save that of the model alone")
     if not chosen:
@@ -69,7 +73,9 @@ def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torc
         )
     left = [name for name in states if name not in chosen]
     what = "an average of the weights" if set(left) <= set(averaged) else "other weights"
-    notes = [f"it also holds {what} ({', '.join(left)}), left out: save them alone to port them"] if left else []
+    is_average = chosen[0] in averaged
+    taken = f"the average of the weights is taken ({chosen[0]}), as its authors do; " if is_average and left else ""
+    notes = [f"{taken}it also holds {what} ({', '.join(left)}), left out: save them alone to port them"] if left else []
     return states[chosen[0]], notes
 
 

@@ -22,6 +22,7 @@ def weight(name, shape):
         return rng.normal(0, 1, shape).astype(np.float32)
     if len(shape) == 1:
         is_scale = "norm" in name or "bn" in name or ".downsample.1." in name or name.startswith("input_proj")
+        is_scale |= ".input_proj." in name or name.startswith("decoder.enc_output.1.")  # RT-DETR's, of batch and layer
         noise = rng.normal(0, 0.1, shape)
         return (noise + (is_scale and name.endswith("weight"))).astype(np.float32)
     fans = np.prod(shape[1:]) + shape[0] * np.prod(shape[2:])
@@ -50,6 +51,20 @@ def targets(classes, *counts):
         boxes = np.concatenate([low + size / 2, size], axis=1).astype(np.float32)
         found.append((rng.integers(0, classes, count), boxes))
     return found
+
+
+def denoising(classes, images, slots):
+    """Return by name what denoising queries are made of, slot by slot.
+
+    `flip` `(images, slots)` in [0, 1), `label`, `sign` `(images, slots, 4)`, −1 or 1, and `part`, in [0, 1).
+    """
+    rng = generator("denoising")
+    return {
+        "flip": rng.random((images, slots), np.float32),
+        "label": rng.integers(0, classes, (images, slots)).astype(np.int32),
+        "sign": (rng.integers(0, 2, (images, slots, 4)) * 2 - 1).astype(np.float32),
+        "part": rng.random((images, slots, 4), np.float32),
+    }
 
 
 def direction(name, shape):

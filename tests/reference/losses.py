@@ -18,6 +18,7 @@ from transformers.loss.loss_for_object_detection import (
     dice_loss,
     sigmoid_focal_loss,
 )
+from transformers.loss.loss_rt_detr import RTDetrLoss
 
 
 def targets_of_images(targets, names=("boxes",)):
@@ -41,12 +42,51 @@ def _of_boxes(loss):
     )
 
 
+def varifocal(config, labels, matched, paired=(), told=None):
+    """RT-DETR's losses of sets of predictions by name, not weighted, and `loss`, their weighted sum.
+
+    Args:
+        config: of the model.
+        labels: as transformers takes them.
+        matched: pairs of a suffix and a set, `logits` and `pred_boxes` by name, that is matched to the objects.
+        paired: likewise, whose slots belong to objects from the start.
+        told: what transformers knows of these.
+    """
+    criterion, found, total = RTDetrLoss(config), {}, 0.0
+    objects = sum(len(image["class_labels"]) for image in labels)
+    sets = [(*one, criterion.matcher(one[1], labels), max(objects, 1)) for one in matched]
+    if paired:
+        pairs = criterion.get_cdn_matched_indices(told, labels)
+        sets += [(*one, pairs, max(objects, 1) * told["dn_num_group"]) for one in paired]
+    names = {"loss_vfl": "loss_ce"}
+    for suffix, predictions, pairs, count in sets:
+        for kind in criterion.losses:
+            for name, value in criterion.get_loss(kind, predictions, labels, pairs, count).items():
+                found[names.get(name, name) + suffix] = value
+                total = total + criterion.weight_dict[name] * value
+    return {"loss": total, **found, **criterion.loss_cardinality(matched[0][1], labels, None, None)}
+
+
+def sets_of_layers(name, logits, boxes):
+    """Each layer's suffix, and its predictions by name, of tensors `(batch, layers, …)`."""
+    layers = zip(logits.unbind(1), boxes.unbind(1), strict=True)
+    return [(f"{name}_{i}", dict(zip(("logits", "pred_boxes"), layer, strict=True))) for i, layer in enumerate(layers)]
+
+
+def _of_varifocal(logits, labels, outputs, config, layers):
+    """Of all decoder layers, without proposals and denoising."""
+    *earlier, (_, last) = sets_of_layers("", *(layer.transpose(0, 1) for layer in layers))
+    found = varifocal(config, labels, [("", last), *earlier])
+    return found.pop("loss"), found, None
+
+
 # For each way of a detector to be trained its loss in transformers, and the configuration whose coefficients that has.
 LOSSES = {
     "softmax": (_of_boxes(ForObjectDetectionLoss), transformers.DetrConfig),
     # transformers then weighs the class loss by 1, whatever its configuration says.
     "focal": (_of_boxes(DeformableDetrForObjectDetectionLoss), transformers.ConditionalDetrConfig),
     "masks": (_of_masks, transformers.DetrConfig),
+    "varifocal": (_of_varifocal, transformers.RTDetrConfig),
 }
 
 
@@ -67,7 +107,7 @@ def of_layers(outputs, targets, loss="softmax", config=None):
     function, kind = LOSSES[loss]
     if config is None:
         config = kind(use_timm_backbone=False, backbone_config=transformers.ResNetConfig())
-        config.num_labels = outputs["logits"].shape[-1] - (loss != "focal")
+        config.num_labels = outputs["logits"].shape[-1] - (loss not in ("focal", "varifocal"))
     config = copy.deepcopy(config)
     config.auxiliary_loss, config.decoder_layers = True, len(stacked[0])
     labels = targets_of_images(targets, ("boxes", "masks"))

@@ -32,6 +32,8 @@ def _facebook(description):
 
 
 def _hugging_face(description):
+    if description.architecture.startswith("RTDetr"):
+        return _rt_detr(description)
     stages = [f"stage{number}" for number, _ in enumerate(description.backbone["depths"], start=1)]
     kind = getattr(transformers, description.architecture)
     if (levels := getattr(kind.config_class, "num_feature_levels", None)) is not None:
@@ -45,6 +47,19 @@ def _hugging_face(description):
         if description.fields.get("two_stage"):
             model.model.decoder.class_embed = model.class_embed
     return model
+
+
+def _rt_detr(description):
+    """RT-DETR or RT-DETRv2 over its own ResNet; widths that follow from others need not be told."""
+    kind, fields = getattr(transformers, description.architecture), dict(description.fields)
+    levels = fields.get("num_feature_levels", 3)
+    depths, sizes = description.backbone["depths"], description.backbone["hidden_sizes"]
+    backbone = transformers.RTDetrResNetConfig(
+        **description.backbone, out_indices=list(range(len(depths) + 1 - levels, len(depths) + 1))
+    )
+    fields.setdefault("encoder_in_channels", list(sizes[-levels:]))
+    fields.setdefault("decoder_in_channels", [fields.get("encoder_hidden_dim", 256)] * levels)
+    return kind(kind.config_class(backbone_config=backbone, **fields))
 
 
 def configured(config, arrays):

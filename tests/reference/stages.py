@@ -6,6 +6,7 @@ forward pass and keep their gradients.
 
 import torch
 
+from reference import rt_detr
 from reference.facebook import FacebookDetr
 from reference.models import build, inputs
 
@@ -183,5 +184,15 @@ def _deformable(model, pixels, mask):
     }
 
 
+def _rt_detr(model, pixels, mask):
+    """The stages of an RT-DETR or RT-DETRv2 without denoising; it knows no mask."""
+    return rt_detr.stages(model, pixels)
+
+
 # Functions for models whose stages are others than DETR's, by the class.
-_OWN = {"DeformableDetrForObjectDetection": _deformable, "DabDetrForObjectDetection": _dab}
+_OWN = {
+    "DeformableDetrForObjectDetection": _deformable,
+    "DabDetrForObjectDetection": _dab,
+    "RTDetrForObjectDetection": _rt_detr,
+    "RTDetrV2ForObjectDetection": _rt_detr,
+}

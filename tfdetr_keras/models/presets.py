@@ -17,6 +17,7 @@ PUBLISHED: dict[str, str] = {hub_id: name for kind in members().values() for hub
 _OF_A_TASK = {
     *("num_classes", "num_queries", "id2label", "frozen", "preprocessing", "recipe", "auxiliary_outputs"),
     *("dropout", "attention_dropout", "activation_dropout", "activation_function", "position_embedding"),
+    *("num_denoising", "label_noise_ratio", "box_noise_scale", "inference_layers"),
 }
 
 

@@ -18,7 +18,7 @@ from port_weights import conversions, hub
 from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names, told_wrongly
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
-from port_weights.pairing import CLASS_HEADS, QUERIES, pair
+from port_weights.pairing import CLASS_HEADS, DENOISING, QUERIES, pair
 from port_weights.processor import preprocessing_of
 from port_weights.schemes import Scheme, detect_scheme
 from port_weights.wrappers import unwrapped
@@ -351,6 +351,8 @@ def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...
             shapes[path] = (*shape[:-1], config.num_logits)
         elif path.startswith(QUERIES):
             shapes[path] = (config.num_queries, *shape[1:])
+        elif path.startswith(DENOISING):
+            shapes[path] = (config.num_classes + 1, *shape[1:])
     return shapes
 
 
@@ -373,13 +375,25 @@ def _first(
             kept = min(len(array), shape[0])
             return np.concatenate([array[:kept], fresh()[kept:]])
         if path.startswith(CLASS_HEADS) and not (rows.are_all and array.shape == shape):
-            return _kept_rows(fresh(), array, rows)
+            return _kept_columns(fresh(), array, rows)
+        if path.startswith(DENOISING) and not (rows.are_all and array.shape == shape):
+            return _kept_embeddings(fresh(), array, rows)
         return array
 
     return first
 
 
-def _kept_rows(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
+def _kept_embeddings(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
+    """Return the classes' embeddings `(num_classes + 1, d_model)` with a checkpoint's kept rows, and its padding."""
+    array = fresh.copy()
+    for new, old in enumerate(rows.sources):
+        if old is not None:
+            array[new] = trained[old]
+    array[-1] = trained[-1]
+    return array
+
+
+def _kept_columns(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
     """Return the class head's kernel `(d_model, logits)` or bias `(logits,)` with a checkpoint's kept columns."""
     columns = [(label, source) for label, source in enumerate(rows.sources) if source is not None]
     if rows.no_object and fresh.shape[-1] > len(rows.wanted):

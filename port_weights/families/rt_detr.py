@@ -1,0 +1,462 @@
+"""RT-DETR, as its authors' two codes and Hugging Face have it: settings, `config.json`, training arguments.
+
+Hugging Face's heads may lie inside of the decoder, where version 5 writes them, beside it, or in both places. What the
+second version differs in is in `rt_detr_v2`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, ClassVar
+
+from port_weights.checkpoints import Checkpoint
+from port_weights.families.family import Family, shapes_by_path, told
+from port_weights.families.resnet import Backbone, backbone_from_tensors
+from port_weights.families.resnet_vd import (
+    BACKBONES,
+    as_authors_train,
+    backbone_vd_from_config,
+    backbone_vd_json,
+    find_backbone_vd,
+    refuse_other_shortcuts,
+)
+from port_weights.families.rows import batch_counters
+from port_weights.families.rt_detr_names import (
+    HEADS,
+    OF_AUTHORS,
+    OF_HUGGING_FACE,
+    STRIDES,
+    buffers_of_authors,
+    copies_of,
+    heads,
+    points_in_transformers,
+    rows_of_authors,
+    rows_of_hugging_face,
+)
+from port_weights.tables import Scheme, held, prefixed
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model."  # before all tensors of transformers' detector, but for heads beside the decoder
+
+FIELDS = {  # of config.json, and of ours
+    "d_model": "d_model",
+    "num_queries": "num_queries",
+    "encoder_hidden_dim": "encoder_dim",
+    "encoder_ffn_dim": "encoder_ffn_dim",
+    "encoder_layers": "encoder_layers",
+    "encoder_attention_heads": "encoder_attention_heads",
+    "encode_proj_layers": "attended_levels",
+    "encoder_activation_function": "encoder_activation",
+    "activation_function": "activation_function",
+    "hidden_expansion": "expansion",
+    "decoder_layers": "decoder_layers",
+    "decoder_attention_heads": "decoder_attention_heads",
+    "decoder_ffn_dim": "decoder_ffn_dim",
+    "decoder_activation_function": "decoder_activation",
+    "decoder_n_points": "decoder_points",
+    "num_feature_levels": "num_feature_levels",
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "num_denoising": "num_denoising",
+    "label_noise_ratio": "label_noise_ratio",
+    "box_noise_scale": "box_noise_scale",
+    "learn_initial_query": "learned_content",
+}
+_CRITERION = {
+    "matcher_class_cost": "cost_class",
+    "matcher_bbox_cost": "cost_bbox",
+    "matcher_giou_cost": "cost_giou",
+    "weight_loss_vfl": "class_loss_coefficient",
+    "weight_loss_bbox": "bbox_loss_coefficient",
+    "weight_loss_giou": "giou_loss_coefficient",
+    "focal_loss_alpha": "focal_alpha",
+    "focal_loss_gamma": "focal_gamma",
+}
+# What is one thing here, and may be another in a config.json.
+_ALWAYS = {
+    "normalize_before": False,
+    "with_box_refine": True,
+    "use_focal_loss": True,
+    "layer_norm_eps": 1e-5,
+    "batch_norm_eps": 1e-5,
+    "positional_encoding_temperature": 10000,
+}
+# Of the matching, which changes no output.
+_OF_MATCHING = {"matcher_alpha": 0.25, "matcher_gamma": 2.0}
+# The same in the authors' YAML files, by their parts.
+_ARGUMENTS = {
+    "HybridEncoder.nhead": "encoder_attention_heads",
+    "HybridEncoder.enc_act": "encoder_activation",
+    "HybridEncoder.act": "activation_function",
+    "HybridEncoder.dropout": "dropout",
+    "HybridEncoder.expansion": "expansion",
+    "RTDETRTransformer.nhead": "decoder_attention_heads",
+    "RTDETRTransformer.activation": "decoder_activation",
+    "RTDETRTransformer.num_queries": "num_queries",
+    "RTDETRTransformer.num_denoising": "num_denoising",
+    "RTDETRTransformer.label_noise_ratio": "label_noise_ratio",
+    "RTDETRTransformer.box_noise_scale": "box_noise_scale",
+}
+_ENCODED, _EVALUATED = "HybridEncoder.use_encoder_idx", "RTDETRTransformer.eval_idx"
+_ARGUMENTS_OF_LOSS = {
+    "SetCriterion.weight_dict.loss_vfl": "class_loss_coefficient",
+    "SetCriterion.weight_dict.loss_bbox": "bbox_loss_coefficient",
+    "SetCriterion.weight_dict.loss_giou": "giou_loss_coefficient",
+    "SetCriterion.alpha": "focal_alpha",
+    "SetCriterion.gamma": "focal_gamma",
+    "SetCriterion.matcher.weight_dict.cost_class": "cost_class",
+    "SetCriterion.matcher.weight_dict.cost_bbox": "cost_bbox",
+    "SetCriterion.matcher.weight_dict.cost_giou": "cost_giou",
+}
+_ACTIVATIONS = ("gelu", "relu", "silu")  # that all sides compute alike under one name
+_BLOCKS = 3  # RepVGG's of each fusion block in transformers
+_HEADS_OF_ATTENTION, _QUERIES, _CLASSES = 8, 300, 80
+# What is published around a backbone that is alone in its file.
+_AROUND: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {
+    ("basic", (2, 2, 2, 2)): {"expansion": 0.5, "decoder_layers": 3},
+    ("basic", (3, 4, 6, 3)): {"expansion": 0.5, "decoder_layers": 4},
+    ("bottleneck", (3, 4, 23, 3)): {"encoder_dim": 384, "encoder_ffn_dim": 2048},
+}
+_DEPTHS_OF_AUTHORS = {
+    ("basic", (2, 2, 2, 2)): 18,
+    ("basic", (3, 4, 6, 3)): 34,
+    ("bottleneck", (3, 4, 6, 3)): 50,
+    ("bottleneck", (3, 4, 23, 3)): 101,
+}
+
+
+class RTDETRFamily(Family):
+    """RT-DETR."""
+
+    member = "RTDETR"
+    config = "RTDETRConfig"
+    model_types: ClassVar[tuple[str, ...]] = ("rt_detr",)
+    transformers_class = "RTDetrForObjectDetection"
+    image_processor = "RTDetrImageProcessor"
+    has_no_object = False
+    is_padded = False
+    landmarks: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("rt-detr", OF_AUTHORS),  # lyuwenyu/RT-DETR
+        ("rt-detr-hugging-face", OF_HUGGING_FACE),
+    )
+    fields: ClassVar[Mapping[str, str]] = FIELDS
+    authors = "lyuwenyu/RT-DETR, rtdetr_pytorch"
+    # The names of convolution and normalisation of the encoder's projections, and of what proposes.
+    projection, output = ("0", "1"), ("0", "1")
+    has_both_heads, keeps_points = False, False  # of transformers in memory, and of all who write
+
+    def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
+        """Whether it is called so, or nothing is said and nothing is of the second version."""
+        return model_type in self.model_types or (model_type is None and not is_second_version(names))
+
+    def detect(self, names: AbstractSet[str]) -> Scheme | None:
+        """Return how a checkpoint names its tensors: by a few that only this naming has."""
+        whose, before = find_backbone_vd(names)
+        if OF_AUTHORS in names and whose in ("", "authors"):
+            return self._detected_of_authors(names, before or "backbone.")
+        for prefix in (MODEL, ""):
+            if prefix + OF_HUGGING_FACE in names and f"{prefix}enc_output.0.weight" in names:
+                return self._detected_of_hugging_face(names, prefix, before)
+        # Nothing but a backbone, and perhaps its classifier.
+        if whose and not any(
+            name.startswith(("encoder.encoder.", "decoder.")) or ".decoder." in name for name in names
+        ):
+            rows = prefixed(BACKBONES[whose], before)
+            return Scheme(f"rt-detr, {whose} backbone alone", tuple(rows), buffers=held(batch_counters(rows), names))
+        return None
+
+    def _detected_of_authors(self, names: AbstractSet[str], before: str) -> Scheme:
+        """Return the naming of either of the authors' codes, or of a file between the two."""
+        projection = ("conv", "norm") if "encoder.input_proj.0.conv.weight" in names else ("0", "1")
+        output = ("proj", "norm") if "decoder.enc_output.proj.weight" in names else ("0", "1")
+        rows = prefixed(BACKBONES["authors"], before) + rows_of_authors(projection, output)
+        buffers = held([*batch_counters(rows), *buffers_of_authors(with_anchors=True)], names)
+        title = f"rt-detr, projections {'.'.join(projection)}, proposals {'.'.join(output)}"
+        return Scheme(title, tuple(rows), buffers=buffers)
+
+    def _detected_of_hugging_face(self, names: AbstractSet[str], prefix: str, before: str) -> Scheme:
+        is_in_memory = f"{prefix}decoder.layers.0.mlp.fc1.weight" in names
+        places, copies = {}, {}
+        for kind in HEADS:
+            inside, beside = f"{prefix}decoder.{kind}", kind
+            there = [place for place in (inside, beside) if any(name.startswith(f"{place}.") for name in names)]
+            places[kind] = (there or [inside])[0]
+            if len(there) > 1:
+                copies |= copies_of(kind, inside, beside, range(_depth(names, inside)))
+        rows = [
+            *prefixed(BACKBONES["hugging-face"], before or f"{prefix}backbone.model."),
+            *prefixed(rows_of_hugging_face(is_in_memory), prefix),
+            *heads(*places.values()),
+        ]
+        buffers = held([*batch_counters(rows), points_in_transformers(prefix)], names)
+        title = f"rt-detr-hugging-face{'-in-memory' if is_in_memory else ''}, {', '.join(places.values())}"
+        return Scheme(title, tuple(rows), copies, buffers)
+
+    def architecture(self, checkpoint: Checkpoint, scheme: Scheme) -> dict[str, Any]:
+        """Return the fields of the configuration, from `config.json` or else from the tensors' shapes."""
+        shapes, config = shapes_by_path(checkpoint, scheme), checkpoint.config or {}
+        if "d_model" in config or config.get("model_type") in self.model_types:
+            return self._from_config(checkpoint.name, config, shapes)
+        backbone, frozen = as_authors_train(backbone_from_tensors(shapes))
+        fields: dict[str, Any] = {"backbone": dataclasses.asdict(backbone), "frozen": frozen, "num_classes": _CLASSES}
+        if "proposals/projection/kernel" not in shapes:
+            return fields | _AROUND.get((backbone.block, backbone.depths), {})
+        return fields | self._from_tensors(checkpoint, shapes)
+
+    def coefficients(self, checkpoint: Checkpoint) -> dict[str, float]:
+        """Return the loss that `config.json` describes, or else the training arguments do."""
+        config = checkpoint.config or {}
+        if "d_model" in config or config.get("model_type") in self.model_types:
+            for name, usual in _OF_MATCHING.items():
+                if config.get(name, usual) != usual:
+                    logger.warning(
+                        "%s: config.json says %s=%r of the matching, which has %r here",
+                        *(checkpoint.name, name, config[name], usual),
+                    )
+            return self.coefficients_of(config)
+        return {ours: float(value) for ours, value in told(_ARGUMENTS_OF_LOSS, checkpoint.arguments)}
+
+    def coefficients_of(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Return what a `config.json` tells of the loss."""
+        return {ours: float(value) for ours, value in told(_CRITERION, config)}
+
+    def _from_config(
+        self, title: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Any]:
+        self._refuse_described(config)
+        if config.get("eval_size") is not None:
+            logger.warning(
+                "%s: config.json says eval_size=%r, with which transformers leaves positions out when it evaluates; "
+                "they are added here as in training, which is what its authors do",
+                *(title, config["eval_size"]),
+            )
+        is_trainable = config.get("freeze_backbone_batch_norms", True) is False
+        backbone, frozen = as_authors_train(backbone_vd_from_config(config, shapes), is_trainable)
+        names = config.get("id2label")
+        classes = len(names) if names and isinstance(names, Mapping | list) else int(config.get("num_labels", 2))
+        return {
+            "backbone": dataclasses.asdict(backbone),
+            "num_classes": classes,
+            "id2label": names or None,
+            "frozen": frozen,
+            **dict(told(self.fields, config)),
+        }
+
+    def _refuse_described(self, config: Mapping[str, Any]) -> None:
+        """Raise a `ValueError` if a `config.json` describes what is not made here."""
+        for name, only in _ALWAYS.items():
+            if config.get(name, only) != only:
+                raise ValueError(f"{name}={config[name]!r}, but here it is {only!r} alone")
+        levels = int(config.get("num_feature_levels", 3))
+        strides = tuple(config.get("feat_strides", STRIDES[-levels:]))
+        if strides != STRIDES[-levels:]:
+            raise ValueError(
+                f"feat_strides={list(strides)} with num_feature_levels={levels}, but here levels are the backbone's "
+                f"last maps, of strides {list(STRIDES[-levels:])}"
+            )
+        for name in ("encoder_activation_function", "activation_function", "decoder_activation_function"):
+            if (activation := config.get(name, "relu")) not in _ACTIVATIONS:
+                raise ValueError(f"{name}={activation!r}, but here it is one of {', '.join(_ACTIVATIONS)}")
+
+    def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        def needed(path: str) -> int:
+            if not shapes.get(path):
+                raise ValueError(
+                    f"{checkpoint.name}: the tensor for {path} is missing: the architecture cannot be told"
+                )
+            return shapes[path][0]
+
+        def count(pattern: str) -> int:
+            found = {int(match[1]) for path in shapes if (match := re.match(pattern, path))}
+            if found != set(range(len(found))):
+                raise ValueError(f"{checkpoint.name}: of {pattern} only {sorted(found)[:8]} are there")
+            return len(found)
+
+        arguments = checkpoint.arguments
+        attention_heads = int(arguments.get("nheads", arguments.get("RTDETRTransformer.nhead", _HEADS_OF_ATTENTION)))
+        levels, attended = count(r"decoder_projection/level(\d+)/"), count(r"encoder/aifi(\d+)/")
+        encoder_dim = needed("input_projection/level0/convolution/kernel")
+        fields: dict[str, Any] = {
+            "num_queries": _QUERIES,
+            "d_model": needed("proposals/projection/kernel"),
+            "encoder_dim": encoder_dim,
+            "encoder_layers": count(r"encoder/aifi0/layer(\d+)/"),
+            "encoder_attention_heads": int(arguments.get("nheads", _HEADS_OF_ATTENTION)),
+            "attended_levels": tuple(range(levels - max(1, attended), levels)),
+            "fusion_blocks": count(r"encoder/top_down0/block(\d+)/"),
+            "expansion": _share(needed("encoder/top_down0/conv1/convolution/kernel"), encoder_dim),
+            "decoder_layers": count(r"decoder/layer(\d+)/"),
+            "decoder_attention_heads": attention_heads,
+            "decoder_ffn_dim": needed("decoder/layer0/feed_forward/hidden/kernel"),
+            "decoder_points": self._points(checkpoint, shapes, attention_heads, levels),
+            "num_feature_levels": levels,
+            "learned_content": "content_embedding/embeddings" in shapes,
+            **dict(told(_ARGUMENTS, arguments)),
+        }
+        if attended:
+            fields["encoder_ffn_dim"] = needed("encoder/aifi0/layer0/feed_forward/hidden/kernel")
+        if fields["learned_content"]:
+            fields["num_queries"] = needed("content_embedding/embeddings")
+        if _ENCODED in arguments:
+            fields["attended_levels"] = tuple(int(level) for level in str(arguments[_ENCODED]).split(","))
+        if arguments.get(_EVALUATED, -1) >= 0:
+            fields["inference_layers"] = int(arguments[_EVALUATED]) + 1
+        return fields
+
+    def _points(
+        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], heads: int, levels: int
+    ) -> int | tuple[int, ...]:
+        """Return the points of each level, from how many there are."""
+        weights = shapes["decoder/layer0/cross_attention/attention_weights/kernel"][0]
+        if weights % (heads * levels):
+            raise ValueError(
+                f"{checkpoint.name}: {heads} heads cannot share the {weights} attention weights of the decoder on "
+                f"{levels} levels: say how many heads there are (heads)"
+            )
+        return weights // (heads * levels)
+
+    def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
+        """Raise a `ValueError` if transformers has no such model, or would compute another one."""
+        if backbone == "timm":
+            raise ValueError(f"a {self.member} is not written with a backbone of timm: leave backbone out")
+        self._refuse_backbone(config)
+        refuse_other_shortcuts(config.backbone)
+        self._refuse_activations(config, "transformers")
+        if config.fusion_blocks != _BLOCKS:
+            raise ValueError(
+                f"fusion_blocks={config.fusion_blocks}, but transformers has {_BLOCKS} alone: export_pth, or a target "
+                "ending in .pth, keeps them"
+            )
+        if config.inference_layers not in (None, config.decoder_layers):
+            raise ValueError(
+                f"inference_layers={config.inference_layers}, but transformers computes all {config.decoder_layers}: "
+                "export_pth, or a target ending in .pth, keeps it; or set it to None first"
+            )
+        if config.learned_content:
+            logger.warning("learned_content=True is written, but transformers 5.23 fails to compute with it")
+
+    def refuse_for_authors(self, config: Any) -> None:
+        """Raise a `ValueError` if the authors' code has no such model, or would compute another one."""
+        self._refuse_backbone(config)
+        self._refuse_activations(config, self.authors)
+
+    def _refuse_backbone(self, config: Any) -> None:
+        if config.backbone.variant != "vd":
+            raise ValueError(
+                f'a backbone of variant={config.backbone.variant!r}, but a {self.member} is written with variant="vd" '
+                "alone"
+            )
+
+    def _refuse_activations(self, config: Any, who: str) -> None:
+        for name in ("encoder_activation", "activation_function", "decoder_activation"):
+            if getattr(config, name) not in _ACTIVATIONS:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} is not known to be the same in {who}: only "
+                    f"{', '.join(_ACTIVATIONS)} can be exported there"
+                )
+
+    def is_unknown_to_torchvision(self, config: Any) -> bool:
+        """Whether the authors' code has no such backbone."""
+        backbone = config.backbone
+        widths = (64, 128, 256, 512) if backbone.block == "basic" else (256, 512, 1024, 2048)
+        is_known = (backbone.block, backbone.depths) in _DEPTHS_OF_AUTHORS
+        return not is_known or (backbone.stem_channels, *backbone.channels) != (64, *widths)
+
+    def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
+        """Return what `config.json` says of a model, for versions 4 and 5 of transformers."""
+        names, levels = config.names, config.num_feature_levels
+        written = {theirs: _plain(getattr(config, ours)) for theirs, ours in self.fields.items()}
+        of_loss = {} if criterion is None else _CRITERION
+        return {
+            "model_type": self.model_types[0],
+            "architectures": [self.transformers_class],
+            **written,
+            "encoder_in_channels": list(config.backbone.channels[-levels:]),
+            "decoder_in_channels": [config.encoder_dim] * levels,
+            "feat_strides": list(STRIDES[-levels:]),
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+            **{theirs: float(getattr(criterion, ours)) for theirs, ours in of_loss.items()},
+            **_ALWAYS,
+            "auxiliary_loss": config.auxiliary_outputs,
+            "freeze_backbone_batch_norms": config.backbone.batch_norm == "frozen",
+            "backbone_config": backbone_vd_json(config.backbone, levels),
+        }
+
+    def hugging_face_scheme(self, config: Any, backbone: Backbone = "hugging-face") -> Scheme:
+        """Return how transformers names the tensors on disk."""
+        return self._in_transformers(config, is_in_memory=False)
+
+    def reference_scheme(self, config: Any) -> Scheme:
+        """Return the names of the `state_dict()` of version 5's model."""
+        return self._in_transformers(config, is_in_memory=True)
+
+    def _in_transformers(self, config: Any, is_in_memory: bool) -> Scheme:
+        inside = {kind: f"{MODEL}decoder.{kind}" for kind in HEADS}
+        copies: dict[str, tuple[str, ...]] = {}
+        if is_in_memory and self.has_both_heads:
+            for kind, place in inside.items():
+                copies |= copies_of(kind, place, kind, range(config.decoder_layers))
+        backbone = prefixed(BACKBONES["hugging-face"], f"{MODEL}backbone.model.")
+        rest = prefixed(rows_of_hugging_face(is_in_memory), MODEL) + heads(*inside.values())
+        counted = rest if config.backbone.batch_norm == "frozen" else [*backbone, *rest]
+        buffers = batch_counters(counted) + ([points_in_transformers(MODEL)] if self.keeps_points else [])
+        title = f"{self.member} {'in memory' if is_in_memory else 'on disk'}"
+        return Scheme(title, (*backbone, *rest), copies, tuple(buffers))
+
+    def authors_scheme(self, config: Any) -> Scheme:
+        """Return how the authors' code names the tensors."""
+        backbone = prefixed(BACKBONES["authors"], "backbone.")
+        rest = rows_of_authors(self.projection, self.output)
+        counted = rest if config.backbone.batch_norm == "frozen" else [*backbone, *rest]
+        buffers = batch_counters(counted)
+        if self.keeps_points:
+            buffers += buffers_of_authors(with_anchors=config.preprocessing.rule == "stretch")
+        return Scheme(f"{self.member} of its authors", (*backbone, *rest), buffers=tuple(buffers))
+
+    def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
+        """Return the settings of the authors' YAML files that say what the model and its loss are."""
+        dropped = [
+            name for name in ("attention_dropout", "activation_dropout") if getattr(config, name) != config.dropout
+        ]
+        if dropped:
+            logger.warning(
+                "%s is written as dropout=%s, the one of %s", ", ".join(dropped), config.dropout, self.authors
+            )
+        evaluated = -1 if config.inference_layers is None else config.inference_layers - 1
+        return {
+            **{theirs: getattr(config, ours) for theirs, ours in _ARGUMENTS.items()},
+            _ENCODED: ",".join(map(str, config.attended_levels)),
+            _EVALUATED: evaluated,
+            **{theirs: float(getattr(criterion, ours)) for theirs, ours in _ARGUMENTS_OF_LOSS.items()},
+        }
+
+
+SCALES = re.compile(r"(.*\.)?(n|num)_points_scale")
+
+
+def is_second_version(names: Iterable[str]) -> bool:
+    """Whether a file is of the second version: of its authors' second code, or with the numbers of its points."""
+    return any(name.endswith("decoder.enc_output.proj.weight") or SCALES.fullmatch(name) for name in names)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _share(hidden: int, channels: int) -> float:
+    """Return the share of the channels of which as many are left, however it is rounded down."""
+    share = hidden / channels
+    return share if int(channels * share) == hidden else (hidden + 0.5) / channels
+
+
+def _depth(names: Iterable[str], place: str) -> int:
+    """Return how many layers have a head in a place."""
+    found = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(place)}\.(\d+)\.", name))}
+    return max(found, default=-1) + 1
