@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from harness.agreement import PARTS, apart
 from harness.memory import peak_mib
 from harness.multiplications import multiplications
 from harness.peers import not_installed, peer_folder
@@ -44,7 +45,6 @@ ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
 CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, EAGER, COMPILED, ZERO, ZERO_XLA)
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
 ZEROMODELS = ("zeromodels==1.3.6", "sentencepiece==0.2.1")  # which it imports
-PARTS = ("logits", "pred_boxes")
 AGREEMENT = 1e-3  # of logits and boxes, absolute
 
 Run = Callable[[], dict[str, np.ndarray]]
@@ -196,42 +196,23 @@ def work(contender: str) -> None:
     serve(first=first, once=once, peak=peak_mib)
 
 
-def _apart(found: dict[str, list[Any]], wanted: dict[str, list[Any]], is_ordered: bool) -> tuple[float, float]:
-    """The largest difference of logits and of boxes, `(batch, queries, …)`.
-
-    Where queries have no order, that of each with the nearest of the other side, and the other way round.
-    """
-    pairs = [(np.array(found[part], np.float32), np.array(wanted[part], np.float32)) for part in PARTS]
-    if is_ordered:
-        return tuple(float(np.abs(a - b).max()) for a, b in pairs)
-    largest = np.zeros(2)
-    for image in zip(*(zip(a, b, strict=True) for a, b in pairs), strict=True):
-        [of_logits, of_boxes] = (np.abs(a[:, None] - b[None]).max(-1) for a, b in image)
-        both = of_logits + of_boxes
-        for axis in (0, 1):
-            nearest = np.expand_dims(both.argmin(axis), axis)
-            here = [np.take_along_axis(one, nearest, axis).max() for one in (of_logits, of_boxes)]
-            largest = np.maximum(largest, here)
-    return float(largest[0]), float(largest[1])
-
-
 def measure(model: str, folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float, str]]:
     """Median seconds and peak MiB of each contender, and how far its outputs are from Hugging Face's."""
     names = [name for name in CONTENDERS if name not in (ZERO, ZERO_XLA) or not not_installed(ZEROMODELS)]
     workers = {name: Worker(name) for name in (*names, MATMUL_TENSORFLOW, MATMUL_TORCH)}
     outputs = {name: worker.ask("first", model, folder, size) for name, worker in workers.items()}
-    apart = dict.fromkeys(workers, "")
+    differences = dict.fromkeys(workers, "")
     for name in (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, COMPILED):
-        logits, boxes = _apart(outputs[name], outputs[EAGER], _is_detr(model))
-        apart[name] = f"{logits:.1e}, {boxes:.1e}"
+        logits, boxes = apart(outputs[name], outputs[EAGER], _is_detr(model))
+        differences[name] = f"{logits:.1e}, {boxes:.1e}"
         if name != HALF and not max(logits, boxes) <= AGREEMENT:
-            raise SystemExit(f"{name}: logits and boxes differ by {apart[name]}, so the times mean nothing")
+            raise SystemExit(f"{name}: logits and boxes differ by {differences[name]}, so the times mean nothing")
     once = {name: partial(worker.ask, "once") for name, worker in workers.items()}
     seconds = take_turns(once, repetitions, seconds_per_figure=1e6)
     peaks = {name: worker.ask("peak") for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
-    return {name: (statistics.median(values), peaks[name], apart[name]) for name, values in seconds.items()}
+    return {name: (statistics.median(values), peaks[name], differences[name]) for name, values in seconds.items()}
 
 
 def main() -> None:
@@ -286,10 +267,10 @@ def report(model: str, folder: str, size: Sequence[int], repetitions: int) -> No
         if name not in measured:
             rows.append((name, *["not installed"] * (len(columns) - 1)))
             continue
-        seconds, peak, apart = measured[name]
+        seconds, peak, difference = measured[name]
         to_zero = "" if zero is None else rounded(seconds / zero)
         share = rounded(100 * count / seconds / machine)
-        rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak), apart))
+        rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak), difference))
     print_table(columns, rows)
     print("\nBars:\n")
     fastest = min((FOLDED, FOLDED_XLA, OURS, OURS_XLA), key=lambda name: measured[name][0])
