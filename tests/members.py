@@ -115,6 +115,10 @@ class Case:
         """Whether images of several sizes may be in one batch."""
         return any(size.has_mask for size in self.sizes)
 
+    def two_images(self):
+        """Return inputs of two images, the second of which is padded where there may be padding."""
+        return PADDED.batch() if self.knows_padding else Size(((128, 160),) * 2, has_mask=False).batch()
+
     def training_batch(self):
         """Return three images and targets: a few objects, none, and more than there are queries."""
         fields = self.reference.fields

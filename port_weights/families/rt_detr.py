@@ -94,7 +94,6 @@ _ARGUMENTS = {
     "HybridEncoder.nhead": "encoder_attention_heads",
     "HybridEncoder.enc_act": "encoder_activation",
     "HybridEncoder.act": "activation_function",
-    "HybridEncoder.dropout": "dropout",
     "HybridEncoder.expansion": "expansion",
     "RTDETRTransformer.nhead": "decoder_attention_heads",
     "RTDETRTransformer.activation": "decoder_activation",
@@ -103,6 +102,8 @@ _ARGUMENTS = {
     "RTDETRTransformer.label_noise_ratio": "label_noise_ratio",
     "RTDETRTransformer.box_noise_scale": "box_noise_scale",
 }
+# The authors' one, and those of ours that it is.
+_DROPOUT, _DROPOUTS = "RTDETRTransformer.dropout", ("dropout", "attention_dropout", "activation_dropout")
 _ENCODED, _EVALUATED = "HybridEncoder.use_encoder_idx", "RTDETRTransformer.eval_idx"
 _ARGUMENTS_OF_LOSS = {
     "SetCriterion.weight_dict.loss_vfl": "class_loss_coefficient",
@@ -182,7 +183,8 @@ class RTDETRFamily(Family):
 
     def _detected_of_hugging_face(self, names: AbstractSet[str], prefix: str, before: str) -> Scheme:
         is_in_memory = f"{prefix}decoder.layers.0.mlp.fc1.weight" in names
-        places, copies = {}, {}
+        places: dict[str, str] = {}
+        copies: dict[str, tuple[str, ...]] = {}
         for kind in HEADS:
             inside, beside = f"{prefix}decoder.{kind}", kind
             there = [place for place in (inside, beside) if any(name.startswith(f"{place}.") for name in names)]
@@ -298,6 +300,7 @@ class RTDETRFamily(Family):
             "num_feature_levels": levels,
             "learned_content": "content_embedding/embeddings" in shapes,
             **dict(told(_ARGUMENTS, arguments)),
+            **{name: arguments[_DROPOUT] for name in _DROPOUTS if _DROPOUT in arguments},
         }
         if attended:
             fields["encoder_ffn_dim"] = needed("encoder/aifi0/layer0/feed_forward/hidden/kernel")
@@ -422,16 +425,12 @@ class RTDETRFamily(Family):
 
     def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
         """Return the settings of the authors' YAML files that say what the model and its loss are."""
-        dropped = [
-            name for name in ("attention_dropout", "activation_dropout") if getattr(config, name) != config.dropout
-        ]
-        if dropped:
-            logger.warning(
-                "%s is written as dropout=%s, the one of %s", ", ".join(dropped), config.dropout, self.authors
-            )
+        if lost := [name for name in _DROPOUTS if getattr(config, name) != config.dropout]:
+            logger.warning("%s: %s has one dropout, and is told of %s", ", ".join(lost), self.authors, config.dropout)
         evaluated = -1 if config.inference_layers is None else config.inference_layers - 1
         return {
             **{theirs: getattr(config, ours) for theirs, ours in _ARGUMENTS.items()},
+            **{f"{part}.dropout": config.dropout for part in ("HybridEncoder", "RTDETRTransformer")},
             _ENCODED: ",".join(map(str, config.attended_levels)),
             _EVALUATED: evaluated,
             **{theirs: float(getattr(criterion, ours)) for theirs, ours in _ARGUMENTS_OF_LOSS.items()},

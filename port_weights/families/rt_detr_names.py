@@ -173,5 +173,5 @@ def _anchors(config: Any) -> tuple[np.ndarray, np.ndarray]:
         side = np.full(x.size, _ANCHOR_SIZE * 2**level)
         boxes.append(np.stack([(x.ravel() + 0.5) / x.shape[1], (y.ravel() + 0.5) / x.shape[0], side, side], axis=-1))
     box = np.concatenate(boxes)[None].astype(np.float32)
-    is_used = ((box > _MARGIN) & (box < 1 - _MARGIN)).all(axis=-1, keepdims=True)
+    is_used = np.all((box > _MARGIN) & (box < 1 - _MARGIN), axis=-1, keepdims=True)
     return np.where(is_used, np.log(box / (1 - box)), np.float32(np.inf)), is_used

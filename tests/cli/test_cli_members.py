@@ -15,7 +15,7 @@ from tfdetr_keras.evaluation.coco import evaluate_detections
 
 pytestmark = pytest.mark.slow
 
-SIZE, NAMES = (32, 48), ("circle", "square", "triangle")
+SIZE, NAMES = (32, 64), ("circle", "square", "triangle")
 SHAPES = ["--data", "shapes", "--count", "4", "--drawn-size", "24", "32", "--drawn-seed", "5"]
 
 

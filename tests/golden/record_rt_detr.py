@@ -13,7 +13,9 @@ Written beside this file, `rt_detr.json`:
     sizes, counts, slots: of the images, the objects in each, and for how many slots denoising is drawn.
     trained: of each kind `losses` by our names and without weights, `loss` being the weighted total; of each trained
         parameter's gradient by name its norm and its product with `drawn.direction`; and `statistics`, the same of the
-        moving means and variances after the step. Computed in float64, but for what the code makes float32.
+        moving means and variances after the step; `outputs`, the same of `logits` and `boxes` in evaluation before it;
+        and `names`, how many tensors the state has, and a sum over their names. Computed in float64, but for what the
+        code makes float32.
     initial: for a fresh model of each kind, of each parameter by name its mean, standard deviation and largest
         absolute value.
 """
@@ -24,6 +26,7 @@ import platform
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -160,7 +163,7 @@ def measured(name, array):
 
 
 def trained(kind):
-    """Losses, gradients and statistics of one batch."""
+    """Outputs in evaluation, then losses, gradients and statistics of one batch."""
     model = build(kind)
     state = model.state_dict()
     kept = ("num_batches_tracked", "num_points_scale")
@@ -168,15 +171,18 @@ def trained(kind):
         if not name.endswith(kept):
             state[name] = torch.from_numpy(drawn.weight(name, tuple(tensor.shape)))
     model.load_state_dict(state, strict=True)
-    model = model.double().train()
+    model = model.double()
     pixels, _ = drawn.images(*SIZES)
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
     targets = [
         {"labels": torch.from_numpy(labels), "boxes": torch.from_numpy(boxes).double()}
         for labels, boxes in drawn.targets(CLASSES, *COUNTS)
     ]
     torch.set_default_dtype(torch.float64)
+    with torch.no_grad():
+        evaluated = model.eval()(pixels)
     with drawing():
-        outputs = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).double(), targets)
+        outputs = model.train()(pixels, targets)
     losses = criterion(kind)(outputs, targets)
     torch.set_default_dtype(torch.float32)
     total = sum(losses.values())
@@ -190,6 +196,8 @@ def trained(kind):
         "losses": {"loss": total.item(), **{our_name(n): value.item() / weights[n] for n, value in losses.items()}},
         "gradients": {name: measured(name, gradient) for name, gradient in gradients.items()},
         "statistics": {name: measured(name, after[name].numpy()) for name in statistics},
+        "outputs": {name: measured(name, evaluated[f"pred_{name}"].numpy()) for name in ("logits", "boxes")},
+        "names": [len(state), zlib.crc32("\n".join(sorted(state)).encode())],
     }
 
 

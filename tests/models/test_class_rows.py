@@ -28,6 +28,10 @@ def rows(known, wanted, are_named=True, keep_head=None):
         # As people write one name.
         (["traffic light", "TV", "dining table"], ["Traffic_Light", "diningtable", "tv"], (0, 2, 1)),
         (["traffic-light"], [" traffic  light "], (0,)),
+        # As COCO and Pascal VOC call one class; a name that is there as it is written comes first.
+        (["motorbike", "aeroplane", "sofa", "tvmonitor"], ["airplane", "motorcycle", "tv", "Couch"], (1, 0, 3, 2)),
+        (["sofa", "couch"], ["couch", "sofa"], (1, 0)),
+        (["sofa", "cat"], ["sofa bed", "couch"], (None, 0)),
         # As written comes before as meant, and a minus is no hyphen.
         (["ram", "Ram"], ["Ram", "ram"], (1, 0)),
         (["shift -1", "shift 1"], ["shift 1", "shift -1"], (1, 0)),

@@ -2,13 +2,14 @@
 
 What transformers computes, its denoising with given draws, and the loss that `reference.rt_detr` makes of it stand for
 the authors' in every comparison with Keras; so they must give what the authors' code gives, of the same weights.
-Measured on a CPU in float64: losses differ by at most 3e-8 of their value, a parameter's gradient by 8e-8 of its norm,
+Measured on a CPU in float64: outputs differ by at most 6e-9, losses by 3e-8, a gradient by 8e-8 of its norm,
 moving means and variances by 5e-10: the authors' anchors and positions are made in float32. In float32 the reference's
 own losses are up to 2.5e-5 off, its gradients up to 7e-3, where batch normalisation takes the statistics of a batch.
 """
 
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import authors_names
@@ -24,7 +25,7 @@ import drawn  # noqa: E402
 RECORDED = json.loads((GOLDEN / "rt_detr.json").read_text())
 KINDS = tuple(RECORDED["trained"])
 NAMINGS = {"v1": authors_names.rt_detr, "v2": authors_names.rt_detr_v2, "v2_discrete": authors_names.rt_detr_v2}
-LOSS, GRADIENT, STATISTICS = 3e-7, 1e-6, 5e-9
+OUTPUT, LOSS, GRADIENT, STATISTICS = 6e-8, 3e-7, 1e-6, 5e-9
 # A gradient that is zero but for rounding: no query is told from another by what is added to all keys alike, and batch
 # normalisation takes away what is added to all positions.
 ZERO = 1e-7
@@ -98,11 +99,26 @@ def both(request, pytorch, tmp_path_factory):
     batch, targets, draws = recorded_batch()
     arrays = authors_names.rt_detr_in_memory(state)
     found = pytorch.call("rt_detr:gradients", reference, batch, targets, draws, arrays)
+    found["outputs"] = pytorch.call("rt_detr:stages_in_evaluation", reference, batch, arrays)
+    found["names"] = sorted(naming(state))
     found["by_name"] = found["gradients"]
     on_disk = authors_names.rt_detr_in_memory({name: name for name in state})
     for part in ("gradients", "statistics"):
         found[part] = naming({on_disk[name]: array for name, array in found[part].items()})
     return RECORDED["trained"][kind], found
+
+
+def test_names_are_the_authors(both):
+    recorded, found = both
+    assert [len(found["names"]), zlib.crc32("\n".join(found["names"]).encode())] == recorded["names"]
+
+
+def test_outputs_in_evaluation_are_the_authors(both):
+    recorded, found = both
+    for name, (norm, along) in recorded["outputs"].items():
+        output = found["outputs"][{"boxes": "pred_boxes"}.get(name, name)]
+        assert np.linalg.norm(output) == pytest.approx(norm, rel=OUTPUT), name
+        assert (output * drawn.direction(name, output.shape)).sum() == pytest.approx(along, abs=OUTPUT * norm), name
 
 
 def test_losses_are_the_authors(both):
@@ -147,3 +163,18 @@ def test_transformers_own_loss_has_the_same_value_and_other_gradients(both):
         for gradients in (theirs["gradients"], found["by_name"])
     )
     assert 0.5 < one @ other / np.linalg.norm(one) / np.linalg.norm(other) < 0.99
+
+
+def test_a_run_is_its_single_steps(pytorch):
+    """One step from given weights and moments is what the same step is within a run, to the last bit."""
+    reference, (batch, targets, draws) = description("v1"), recorded_batch()
+    steps, rates = [(batch, targets)] * 3, {"rate": 1e-4, "backbone_factor": 0.1}
+    run = pytorch.call("training:denoised_steps", reference, steps, [draws] * 3, **rates)
+    state = {}
+    for step in range(3):
+        one = pytorch.call("training:denoised_steps", reference, steps[:1], [draws], **rates, **state)
+        assert one["losses"][0] == run["losses"][step]
+        state = {"arrays": one["weights"], "moments": one["moments"]}
+    assert run["losses"][0]["loss"] > run["losses"][2]["loss"]
+    for name, array in run["weights"].items():
+        np.testing.assert_array_equal(one["weights"][name], array, err_msg=name)

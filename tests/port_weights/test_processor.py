@@ -146,7 +146,7 @@ REFUSED = {
     "antialias": ["no", 0],
     "multiple_of": [0, 1.5],
     "size_rule": ["tables", 3],
-    "image_processor_type": ["ViTImageProcessor", "RTDetrImageProcessor", ["DetrImageProcessor"]],
+    "image_processor_type": ["ViTImageProcessor", "DFineImageProcessor", ["DetrImageProcessor"]],
     "feature_extractor_type": ["ViTFeatureExtractor"],
     "auto_map": [{"AutoImageProcessor": "own.Processor"}],
 }

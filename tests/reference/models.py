@@ -52,11 +52,13 @@ def _hugging_face(description):
 def _rt_detr(description):
     """RT-DETR or RT-DETRv2 over its own ResNet; widths that follow from others need not be told."""
     kind, fields = getattr(transformers, description.architecture), dict(description.fields)
-    levels = fields.get("num_feature_levels", 3)
     depths, sizes = description.backbone["depths"], description.backbone["hidden_sizes"]
+    levels = min(fields.get("num_feature_levels", 3), 3)  # of the trunk; further ones are made of its last
     backbone = transformers.RTDetrResNetConfig(
         **description.backbone, out_indices=list(range(len(depths) + 1 - levels, len(depths) + 1))
     )
+    if "num_feature_levels" in fields and hasattr(kind.config_class, "decoder_n_levels"):
+        fields.setdefault("decoder_n_levels", fields["num_feature_levels"])
     fields.setdefault("encoder_in_channels", list(sizes[-levels:]))
     fields.setdefault("decoder_in_channels", [fields.get("encoder_hidden_dim", 256)] * levels)
     return kind(kind.config_class(backbone_config=backbone, **fields))

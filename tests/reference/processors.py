@@ -14,11 +14,17 @@ from transformers.models.detr.image_processing_pil_detr import (
     DetrImageProcessorPil,  # by its own name; as DetrImageProcessor it asks for torchvision
     prepare_coco_panoptic_annotation,
 )
+from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
 
 def prepare(images, settings=None, **options):
     """What `DetrImageProcessor` of the given settings makes of an image or of several, as arrays."""
     return DetrImageProcessorPil(**settings or {})(images, return_tensors="np", **options)
+
+
+def prepare_by_rt_detr(folder, image):
+    """What RT-DETR's image processor, as the file of a folder has it, makes of an image, as arrays."""
+    return RTDetrImageProcessorPil.from_pretrained(folder)(image, return_tensors="np")
 
 
 def side_of_square(side, settings):

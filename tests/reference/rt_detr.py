@@ -189,10 +189,10 @@ def prepared(description, batch, arrays=None, training=True):
         training: whether it is in training mode.
     """
     pixels, _ = inputs(batch)
-    model = copy.deepcopy(build(description))
+    model = copy.deepcopy(build(description)).to(pixels.dtype)
     if arrays is not None:
         model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=True)
-    return model.to(pixels.dtype).requires_grad_(True).train(training), pixels
+    return model.requires_grad_(True).train(training), pixels
 
 
 def stages_in_training(description, batch, targets, draws=None, arrays=None):
@@ -200,6 +200,13 @@ def stages_in_training(description, batch, targets, draws=None, arrays=None):
     model, pixels = prepared(description, batch, arrays)
     with default_dtype(pixels.dtype), torch.no_grad():
         return {"stages": stages(model, pixels, targets, draws), "statistics": statistics(model)}
+
+
+def stages_in_evaluation(description, batch, arrays=None):
+    """The stages of a batch in evaluation mode; in float64 of a batch in that."""
+    model, pixels = prepared(description, batch, arrays, training=False)
+    with default_dtype(pixels.dtype), torch.no_grad():
+        return stages(model, pixels)
 
 
 def statistics(model):

@@ -2,11 +2,12 @@
 
 import copy
 import math
+import re
 
 import torch
 from torch.optim import swa_utils
 
-from reference import losses, stages
+from reference import losses, rt_detr, stages
 from reference.models import build, configured
 from reference.models import inputs as model_inputs
 from reference.processors import DetrImageProcessorPil
@@ -39,6 +40,8 @@ def gradients(description, batch, targets, loss="softmax"):
 
 def _named(model):
     """The parameters with their names: of heads that the decoder holds, too, with the first that is not in it."""
+    if type(model).__name__.startswith("RTDetr"):
+        return list(rt_detr.named_parameters(model).items())
     names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -238,3 +241,125 @@ def with_trained_batch_norm(model):
                 trained.load_state_dict(child.state_dict(), strict=False)
                 setattr(parent, name, trained)
     return model
+
+
+def denoised_steps(
+    description,
+    batches,
+    draws,
+    rate,
+    backbone_factor,
+    max_norm=0.1,
+    arrays=None,
+    moments=None,
+    frozen="",
+    without_decay="",
+    decay=1e-4,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+):
+    """Steps of AdamW as the authors train RT-DETR: their loss with denoising, batch norm in training mode, clipping.
+
+    From weights and moments on that are given, so that one step from any state can be compared as well as a run. A
+    parameter that no gradient reaches stays as it is, without decay: where points lie, of the discrete method.
+
+    Args:
+        description: of the model.
+        batches: (inputs, targets) as for Keras, one pair a step; in float64 all is computed in that.
+        draws: of the denoising, one dict a step, as for `rt_detr.denoising`.
+        rate: learning rate.
+        backbone_factor: on it, in the backbone.
+        max_norm: to which the norm of all gradients together is clipped.
+        arrays: the weights at the start, by names of `state_dict()`; without them the description's.
+        moments: as returned; without them the optimizer is fresh.
+        frozen: what matches the beginning of names that are not trained.
+        without_decay: what is found in names that do not decay.
+        decay: weight decay of the others.
+        betas: of the optimizer.
+        eps: of the optimizer.
+
+    Returns:
+        A dict: "losses", all terms by name before each step; "norms" of the gradients before they are clipped;
+        "weights" by names of `state_dict()`, with what batch normalisation has seen; and "moments", "step" with
+        "exp_avg" and "exp_avg_sq" by parameter.
+    """
+    model, _ = rt_detr.prepared(description, batches[0][0], arrays)
+    trained = {
+        name: parameter
+        for name, parameter in rt_detr.named_parameters(model).items()
+        if not (frozen and re.match(frozen, name))
+    }
+    model.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    groups = [
+        {
+            "params": [parameter],
+            "lr": rate * (backbone_factor if "backbone" in name else 1.0),
+            "weight_decay": 0.0 if without_decay and re.search(without_decay, name) else decay,
+        }
+        for name, parameter in trained.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=betas, eps=eps)
+    step, kept = 0, ("exp_avg", "exp_avg_sq")
+    if moments is not None:
+        step = int(moments["step"])
+        for name, parameter in trained.items():
+            own = {key: torch.tensor(moments[key][name], dtype=parameter.dtype) for key in kept}
+            optimizer.state[parameter] = {"step": torch.tensor(float(step)), **own}
+    told, norms = [], []
+    for (inputs, targets), own_draws in zip(batches, draws, strict=True):
+        pixels, _ = model_inputs(inputs)
+        with rt_detr.default_dtype(pixels.dtype):
+            losses_by_name = rt_detr.loss(model, pixels, targets, own_draws)
+        optimizer.zero_grad()
+        losses_by_name["loss"].backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(trained.values(), max_norm).item())
+        optimizer.step()
+        told.append({name: value.item() for name, value in losses_by_name.items()})
+    states = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
+    after = {key: {n: states[n].get(key, torch.zeros_like(x)) for n, x in trained.items()} for key in kept}
+    return {
+        "losses": told,
+        "norms": norms,
+        "weights": model.state_dict(),
+        "moments": {"step": step + len(batches), **after},
+    }
+
+
+def denoised_run(config, arrays, images, targets, order, rates, seed, draws=None, max_norm=0.1, decay=1e-4):
+    """A whole training of RT-DETR by its authors' loss, as `denoised_steps` makes its steps, of all parameters.
+
+    Args:
+        config: content of `config.json`.
+        arrays: the weights at the start.
+        images: `(images, height, width, 3)` uint8; a pixel of 255 is 1.
+        targets: `labels` `(images, rows)` and `boxes` `(images, rows, 4)`, as for Keras.
+        order: `(steps, batch)` int, of which images each step's batch is made.
+        rates: learning rate of each step, in the backbone as elsewhere.
+        seed: of what denoising draws.
+        draws: instead of that, one dict a step, as for `rt_detr.denoising`.
+        max_norm: to which the norm of all gradients together is clipped.
+        decay: weight decay of all parameters.
+
+    Returns:
+        A dict: "trained", the names of all parameters; "losses", the total of each batch before its step; "weights" by
+        names of `state_dict()`, with what batch normalisation has seen.
+    """
+    model = configured(config, arrays).requires_grad_(True).train()
+    trained = rt_detr.named_parameters(model)
+    optimizer = torch.optim.AdamW(trained.values(), weight_decay=decay)
+    told = []
+    torch.manual_seed(seed)
+    for step, (places, rate) in enumerate(zip(order, rates, strict=True)):
+        pixels = torch.from_numpy(images[places]).permute(0, 3, 1, 2).float() / 255
+        own = {name: targets[name][places] for name in ("labels", "boxes")}
+        loss = rt_detr.loss(model, pixels, own, None if draws is None else draws[step])["loss"]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), max_norm)
+        optimizer.step()
+        told.append(loss.item())
+    return {"trained": list(trained), "losses": told, "weights": model.state_dict()}

@@ -47,14 +47,33 @@ SMALLEST = td.DETRConfig(
 )
 
 
+# One that draws denoising queries in every step.
+RT_DETR = td.RTDETRConfig(
+    backbone=td.ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), 8, variant="vd", batch_norm="trainable"),
+    num_queries=6,
+    d_model=8,
+    encoder_dim=8,
+    encoder_ffn_dim=8,
+    encoder_attention_heads=1,
+    fusion_blocks=1,
+    decoder_layers=2,
+    decoder_attention_heads=1,
+    decoder_ffn_dim=8,
+    num_denoising=6,
+    preprocessing=td.Preprocessing((SIDE, SIDE), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=32),
+)
+
+
 @contextlib.contextmanager
 def smallest_preset():
-    """While it is open, the smallest architecture has a name that runs can start from."""
-    PRESETS["detr-smallest"] = SMALLEST
+    """While it is open, the smallest architectures have names that runs can start from."""
+    own = {"detr-smallest": SMALLEST, "rt-detr-smallest": RT_DETR}
+    PRESETS.update(own)
     try:
         yield
     finally:
-        del PRESETS["detr-smallest"]
+        for name in own:
+            del PRESETS[name]
 
 
 def sets():

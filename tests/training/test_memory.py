@@ -20,7 +20,8 @@ import json, os, sys
 import numpy as np, tensorflow as tf, tfdetr_keras as td
 from tfdetr_keras.training.memory import step_memory
 name, batch, height, width = sys.argv[1], *map(int, sys.argv[2:5])
-model = td.from_preset(name, num_classes=20, frozen="" if name == "detr-tiny" else "stem+stage1")
+own = {} if name.startswith("rt-detr") else {"frozen": "" if name == "detr-tiny" else "stem+stage1"}
+model = td.from_preset(name, num_classes=20, **own)
 model.recompute = sys.argv[5:] == ["recompute"]
 model.compile(optimizer=td.AdamW(), jit_compile=False)
 rng = np.random.default_rng(0)
@@ -53,6 +54,11 @@ print(json.dumps([status("VmHWM") - before, step_memory(model, batch, height, wi
         "deformable-detr 2 480 640",
         "deformable-detr-with-box-refine-two-stage 1 480 640",
         "deformable-detr-single-scale 2 480 640",
+        "rt-detr-tiny 8 64 64",
+        "rt-detr-r18 2 320 320",
+        "rt-detr-r18 2 640 640",
+        "rt-detr-r50 1 640 640",
+        "rt-detr-r18 2 640 640 recompute",
         "detr-tiny 1 512 512 recompute",
         "detr-resnet-50 2 480 640 recompute",
         "detr-resnet-18 4 320 480 recompute",

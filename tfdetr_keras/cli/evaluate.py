@@ -193,7 +193,7 @@ def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple
 
 
 def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[str]:
-    """Return the set's class names, one for each of the model's classes.
+    """Return the set's class names, one for each of the model's classes; these may be spelled otherwise.
 
     Args:
         model: to measure.
@@ -204,18 +204,21 @@ def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[
         ValueError: the model has other class names.
     """
     from tfdetr_keras.data.class_names import UNUSED_NAME
+    from tfdetr_keras.names.classes import meaning_of
 
     known, names = list(model.id2label.values()), list(names)
     if original:
         names += [UNUSED_NAME] * (len(known) - len(names))
         fits = len(names) == len(known) and all(
-            name in (UNUSED_NAME, other) or _NAMELESS.fullmatch(other) for name, other in zip(names, known, strict=True)
+            name == UNUSED_NAME or meaning_of(name) == meaning_of(other) or _NAMELESS.fullmatch(other)
+            for name, other in zip(names, known, strict=True)
         )
     else:
-        fits = names == known
+        fits = [meaning_of(name) for name in names] == [meaning_of(name) for name in known]
     if not fits:
+        counts = f" ({len(names)} and {len(known)})" if len(names) != len(known) else ""
         raise ValueError(
-            f"the set has other classes than the model: {', '.join(names)} and {', '.join(known)}; "
+            f"the set has other classes than the model: {', '.join(names)} and {', '.join(known)}{counts}; "
             "use --category-ids or --class-names to bring them together"
         )
     return names

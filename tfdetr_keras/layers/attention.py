@@ -27,20 +27,23 @@ class AttentionInitializer(initializers.Initializer):
     Args:
         d_model: d.
         packed: whether query, key and value are one matrix there; otherwise each is `(d, d)`.
+        xavier_output: whether the output is drawn so, too; otherwise as PyTorch leaves it, U(±1/√d).
     """
 
-    def __init__(self, d_model: int, packed: bool = True) -> None:
-        self.d_model, self.packed = d_model, packed
+    def __init__(self, d_model: int, packed: bool = True, xavier_output: bool = True) -> None:
+        self.d_model, self.packed, self.xavier_output = d_model, packed, xavier_output
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         """Draw a kernel: the output projection's is the one whose last axis is d_model."""
         is_output = len(shape) == 3 and shape[-1] == self.d_model and shape[0] != self.d_model
         limit = math.sqrt(6.0 / ((4 if self.packed and not is_output else 2) * self.d_model))
+        if is_output and not self.xavier_output:
+            limit = 1 / math.sqrt(self.d_model)
         return keras.random.uniform(shape, -limit, limit, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {"d_model": self.d_model, "packed": self.packed}
+        return {"d_model": self.d_model, "packed": self.packed, "xavier_output": self.xavier_output}
 
 
 class ProjectedAttention(layers.Layer):

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import layers, ops
 
+from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.batch_norm import BatchNorm, BatchNormalization, FrozenBatchNormalization
 from tfdetr_keras.layers.mlp import linear_initializers
 
@@ -54,7 +55,7 @@ class ConvNorm(layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.activation = None if activation is None else keras.activations.get(activation)
+        self.activation = None if activation is None else activation_named(activation)
         # Symmetric padding: with stride 1 that is what "same" does, with a stride it is not.
         self.padding = kernel_size // 2 if stride > 1 else 0
         self.convolution = layers.Conv2D(

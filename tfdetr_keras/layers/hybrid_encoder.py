@@ -184,6 +184,8 @@ class HybridEncoder(layers.Layer):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 activation_dropout=activation_dropout,
+                xavier_output=False,
+                xavier_feed_forward=False,
                 name=f"aifi{index}",
                 dtype=policy,
             )

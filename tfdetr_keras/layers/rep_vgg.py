@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import layers
 
+from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.batch_norm import BatchNorm
 from tfdetr_keras.layers.conv_norm import ConvNorm, pytorch_uniform
 
@@ -31,7 +31,7 @@ class RepVGGBlock(layers.Layer):
         self, channels: int, activation: str = "silu", batch_norm: BatchNorm = "trainable", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.channels, self.activation = channels, keras.activations.get(activation)
+        self.channels, self.activation = channels, activation_named(activation)
 
         def branch(kernel_size: int, name: str) -> ConvNorm:
             start = pytorch_uniform(kernel_size, channels)

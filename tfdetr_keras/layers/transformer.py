@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from keras import layers, ops
 
 from tfdetr_keras.backend.recompute import called
+from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.attention import AttentionInitializer, MultiHeadAttention
 from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.prelu import PReLU
@@ -29,19 +30,27 @@ class FeedForward(layers.Layer):
         hidden: channels between them.
         activation: by its Keras name; or `"prelu"`, whose slope is learned, one for all channels.
         dropout: after the activation.
+        xavier: whether kernels start Xavier-uniform, as DETR's; otherwise as PyTorch's.
     """
 
     def __init__(
-        self, d_model: int, hidden: int, activation: str = "relu", dropout: float = 0.0, **kwargs: Any
+        self,
+        d_model: int,
+        hidden: int,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        xavier: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        kernel = "glorot_uniform" if xavier else None
         self.d_model, self.width = d_model, hidden
         self.hidden = layers.Dense(
             hidden,
-            activation=None if activation == PRELU else activation,
+            activation=None if activation == PRELU else activation_named(activation),
             name="hidden",
             dtype=self.dtype_policy,
-            **linear_initializers(d_model, kernel="glorot_uniform"),
+            **linear_initializers(d_model, kernel=kernel),
         )
         self.activation = PReLU(name="activation", dtype=self.dtype_policy) if activation == PRELU else None
         self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -49,7 +58,7 @@ class FeedForward(layers.Layer):
             d_model,
             name="output",
             dtype=self.dtype_policy,
-            **linear_initializers(hidden, kernel="glorot_uniform"),
+            **linear_initializers(hidden, kernel=kernel),
         )
 
     def build(self, input_shape: Any) -> None:
@@ -80,6 +89,8 @@ class TransformerLayer(layers.Layer):
         attention_dropout: of the attention weights.
         activation_dropout: inside the feed-forward network.
         pre_norm: whether a branch is normalised before it rather than after.
+        xavier_output: whether the outputs of attention start Xavier-uniform, as DETR's; otherwise as PyTorch's.
+        xavier_feed_forward: likewise of the feed-forward network.
     """
 
     recompute = False  # see `Detector.recompute`
@@ -94,15 +105,23 @@ class TransformerLayer(layers.Layer):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         pre_norm: bool = False,
+        xavier_output: bool = True,
+        xavier_feed_forward: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.d_model, self.heads, self.attention_dropout = d_model, heads, attention_dropout
-        self.pre_norm = pre_norm
+        self.pre_norm, self.xavier_output = pre_norm, xavier_output
         self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
         self._make_attention()
         self.feed_forward = FeedForward(
-            d_model, hidden, activation, activation_dropout, name="feed_forward", dtype=self.dtype_policy
+            d_model,
+            hidden,
+            activation,
+            activation_dropout,
+            xavier_feed_forward,
+            name="feed_forward",
+            dtype=self.dtype_policy,
         )
         self.feed_forward_norm = self._norm("feed_forward_norm")
 
@@ -115,7 +134,7 @@ class TransformerLayer(layers.Layer):
             "num_heads": self.heads,
             "key_dim": self.d_model // self.heads,
             "dropout": self.attention_dropout,
-            "kernel_initializer": AttentionInitializer(self.d_model, packed),
+            "kernel_initializer": AttentionInitializer(self.d_model, packed, self.xavier_output),
             "name": name,
             "dtype": self.dtype_policy,
         }

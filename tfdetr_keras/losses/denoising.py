@@ -29,7 +29,7 @@ class DenoisingQueries(NamedTuple):
 
     Attributes:
         labels: `(batch, slots)` int32, the classes that are claimed; `num_classes` where an image has no such object.
-        boxes: `(batch, slots, 4)` float32, cxcywh in [0, 1]; the boxes that are claimed.
+        boxes: `(batch, slots, 4)` float32 at least, cxcywh in [0, 1]; the boxes that are claimed.
         groups: `(slots,)` int32, the group of each slot; −1 for slots that are not used.
         queries: `(batch, slots)` int32, the slots that are to be mended, −1 = none.
         objects: `(batch, slots)` int32, the row of the targets that each of them is to become; the number of rows for
@@ -95,7 +95,9 @@ def denoising_queries(
     """
     dense = dense_targets(targets)
     labels = ops.cast(ops.convert_to_tensor(dense["labels"]), "int32")
-    boxes = ops.cast(ops.convert_to_tensor(dense["boxes"]), "float32")
+    boxes = ops.convert_to_tensor(dense["boxes"])
+    dtype = keras.backend.result_type(boxes.dtype, "float32")
+    boxes = ops.cast(boxes, dtype)
     batch, rows = ops.shape(labels)
     slots = 2 * (max(num_denoising, rows) if isinstance(rows, int) else ops.maximum(num_denoising, rows))
     # One row more, which is padding, so that there is a row at all; then the objects come first.
@@ -121,10 +123,11 @@ def denoising_queries(
     is_drawn = ops.logical_and(is_object, ops.cast(draws["flip"], "float32") < label_noise_ratio / 2)
     label = ops.where(is_drawn, ops.cast(draws["label"], "int32"), label)
 
-    part = ops.cast(draws["part"], "float32") + ops.cast(is_negative, "float32")[None, :, None]
+    part = ops.cast(draws["part"], dtype) + ops.cast(is_negative, dtype)[None, :, None]
     half = ops.tile(box[..., 2:], (1, 1, 2)) / 2 * box_noise_scale
-    corners = cxcywh_to_xyxy(box) + ops.cast(draws["sign"], "float32") * part * half
-    box = xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0))
+    corners = cxcywh_to_xyxy(box) + ops.cast(draws["sign"], dtype) * part * half
+    # Where the corners of a box that is far off have crossed, a side is 0.
+    box = ops.maximum(xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0)), 0.0)
 
     is_mended = ops.logical_and(ops.logical_and(is_used, ops.logical_not(is_negative)), is_object)
     return DenoisingQueries(label, box, ops.where(is_used, group, -1), ops.where(is_mended, slot, -1), objects)

@@ -1,4 +1,4 @@
-"""Rows of a class head that a model of other classes takes over: those of the classes that it knows by name."""
+"""Rows of class heads, and of the embeddings of denoising, that a model of other classes takes over: by their names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tfdetr_keras.names.classes import is_generic, spelling_of
+from tfdetr_keras.names.classes import is_generic, meaning_of, spelling_of
 
 SHOWN = 12  # names in one list of a log line; beyond, a count stands for the rest
 
@@ -84,7 +84,8 @@ def match_rows(
 ) -> ClassRows:
     """Choose the rows that a new class head keeps.
 
-    A name is looked for as it is written, then without regard to case and to what stands between its words. Where the
+    A name is looked for as it is written, then without regard to case and to what stands between its words, then under
+    the other name that COCO or Pascal VOC has for the class. Where the
     checkpoint's classes have no names of their own (`class_0`, `LABEL_0`, `N/A`) and are as many, the caller is taken
     to name them, and all rows stay.
 
@@ -127,7 +128,7 @@ def match_rows(
 def _by_name(old: Sequence[str], new: Sequence[str]) -> tuple[int | None, ...]:
     """Pair each new class with an old one of its name; of several of one name with that of its own id, or the next."""
     sources: list[int | None] = [None] * len(new)
-    written: tuple[Callable[[str], Any], ...] = (str, spelling_of)
+    written: tuple[Callable[[str], Any], ...] = (str, spelling_of, meaning_of)
     for key in written:
         free = defaultdict(list)
         for index, name in enumerate(old):

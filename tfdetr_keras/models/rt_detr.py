@@ -29,7 +29,7 @@ from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import BOX_NOISE_SCALE, LABEL_NOISE_RATIO, DenoisingQueries, denoising_queries
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.detector import Detector, pixels_without_padding
+from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector, pixels_without_padding
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -80,6 +80,9 @@ class RTDETRConfig(DetectorConfig):
     """
 
     sampling: ClassVar[str] = "bilinear"  # how the decoder reads the maps, see `td.deformable_attention`
+    is_xavier: ClassVar[bool] = (
+        False  # whether projections and feed-forward networks of the decoder start Xavier-uniform
+    )
     offset_scale: ClassVar[float] = 0.5  # how far an offset of the decoder leads, see `DeformableAttention`
 
     backbone: Any = dataclasses.field(default_factory=lambda: _vd("resnet-50", "frozen"))
@@ -223,6 +226,8 @@ class RTDETRConfig(DetectorConfig):
             "sampling": self.sampling,
             "refine": True,
             "look_forward_twice": True,
+            "xavier_output": False,
+            "xavier_feed_forward": self.is_xavier,
             **self._dropouts,
         }
 
@@ -360,6 +365,7 @@ class RTDETR(Detector):
     def normalized_parts(self, config: RTDETRConfig) -> dict[str, layers.Layer]:
         """Make the parts that have batch normalisation, as a configuration says."""
         how, policy = config.encoder_batch_norm, self.dtype_policy
+        start = "glorot_uniform" if config.is_xavier else None
         between = [config.encoder_dim] * config.num_feature_levels
         return {
             **super().normalized_parts(config),
@@ -368,7 +374,7 @@ class RTDETR(Detector):
             ),
             "encoder": HybridEncoder(**config.encoder_options, name="encoder", dtype=policy),
             "decoder_projection": ProjectedMaps(
-                between, config.d_model, how, "glorot_uniform", name="decoder_projection", dtype=policy
+                between, config.d_model, how, start, name="decoder_projection", dtype=policy
             ),
         }
 
@@ -411,6 +417,18 @@ class RTDETR(Detector):
         for part in self.config.own_parts:
             getattr(self, part).build((None, None, 4 if part == "query_position" else self.config.d_model))
 
+    @property
+    def inference_layers(self) -> int | None:
+        """How many layers of the decoder are computed in inference; None for all. It is saved with the model."""
+        return self.config.inference_layers
+
+    @inference_layers.setter
+    def inference_layers(self, value: int | None) -> None:
+        self.config = dataclasses.replace(self.config, inference_layers=value)
+        # What was compiled has the old number built in.
+        self.test_function = self.predict_function = None
+        self.__dict__.pop(INFERENCE_GRAPHS, None)
+
     def _forward(self, inputs: Any, training: bool, attention: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         config = self.config
         pixels = pixels_without_padding(inputs, config.stride, self.title)
@@ -431,7 +449,8 @@ class RTDETR(Detector):
             query_mask, slots = denoising.attention_mask(config.num_queries), ops.shape(denoising.labels)[1]
             noised = self.denoising_embedding(denoising.labels)
             content = ops.concatenate([noised, ops.cast(content, noised.dtype)], axis=1)
-            references = ops.concatenate([ops.sigmoid(inverse_sigmoid(denoising.boxes)), references], axis=1)
+            claimed = ops.sigmoid(inverse_sigmoid(denoising.boxes))
+            references = ops.concatenate([ops.cast(claimed, references.dtype), references], axis=1)
         decoded = self.decoder(
             content,
             query_position=self.query_position,

@@ -32,6 +32,8 @@ class RTDETRV2Config(RTDETRConfig):
         RT-DETRv2, section 2.
     """
 
+    is_xavier: ClassVar[bool] = True
+
     decoder_points: int | Sequence[int] = 4  # type: ignore[assignment]
     offset_scale: float = 0.5  # type: ignore[misc]
     sampling: str = "bilinear"  # type: ignore[misc]

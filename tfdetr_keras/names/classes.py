@@ -15,6 +15,8 @@ _NUMBERED = re.compile(r"(?:label|class|category|cls)[ _-]?(\d+)", re.IGNORECASE
 _PLACEHOLDERS = ("", "n/a", "na", "none", "null", "unknown")
 # Between letters a space, an underscore and a hyphen are ways of writing one name; beside a digit one may be a minus.
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])")
+# Classes that COCO and Pascal VOC call otherwise: published weights of COCO have names of either.
+_OF_COCO = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 _SPACES = re.compile(r"[\s_]+")
 
 
@@ -53,6 +55,12 @@ def spelling_of(name: str) -> str:
     """Return a name without what people write in several ways: case, and what stands between words."""
     name = unicodedata.normalize("NFKC", name).strip().casefold()
     return _SPACES.sub(" ", _BETWEEN_LETTERS.sub("", name))
+
+
+def meaning_of(name: str) -> str:
+    """Return the spelling of a name, and COCO's of what Pascal VOC calls otherwise: a sofa is a couch."""
+    spelling = spelling_of(name)
+    return _OF_COCO.get(spelling, spelling)
 
 
 def _whole_number(key: Any) -> int:

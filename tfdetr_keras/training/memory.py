@@ -22,6 +22,7 @@ from tfdetr_keras.models.deformable_detr import DeformableDETRConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETRConfig
 from tfdetr_keras.models.detr_segmentation import SegmentationConfig
+from tfdetr_keras.models.rt_detr import RTDETRConfig
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.settings import Settings
 
@@ -32,8 +33,9 @@ NUMBER = 4  # bytes
 OBJECTS = 10  # of an image, where nobody says how many there are
 # Measured: bytes of the traced graph and its runtime; bytes of each trained weight; and how often each counted number
 # is held at the highest point.
-RUNTIME, STATE = 400 * 2**20, 22
-OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS = 0.7, 1.5, 2.0, 4.3
+RUNTIME, LARGER_RUNTIME, STATE = 400 * 2**20, 650 * 2**20, 22
+TRAINED_NORM = 1.5  # what trained batch normalisation keeps, too
+OF_BACKBONE, OF_TOKENS, OF_ATTENTION, OF_MASKS, OF_MAPS = 0.7, 1.5, 2.0, 4.3, 1.0
 # Numbers kept of a token in a layer, in widths of the transformer; and of one that looks at points of levels, whose
 # attention keeps no weights of each token to each.
 TOKEN_WIDTHS, LEVEL_WIDTHS = 14, 4
@@ -61,16 +63,21 @@ def step_memory(
         The bytes; None for a network whose steps were not measured.
     """
     config = model.config
-    if not isinstance(config, DETRConfig) or not isinstance(config.backbone, ResNetConfig):
+    if not isinstance(config, DETRConfig | RTDETRConfig) or not isinstance(config.backbone, ResNetConfig):
         return None
     cells = _cells(config.backbone, height, width)
     again = model.recompute if recompute is None else recompute
-    kept = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width, again)
-    kept += OF_TOKENS * _of_tokens(config, *cells, again) + OF_ATTENTION * _of_attention(config, *cells, again)
+    kept, runtime = OF_BACKBONE * _of_backbone(config.backbone, config.frozen, height, width, again), RUNTIME
+    if isinstance(config, RTDETRConfig):
+        runtime = LARGER_RUNTIME
+        kept *= TRAINED_NORM if config.backbone.batch_norm == "trainable" else 1.0
+        kept += OF_MAPS * _of_maps(config, *cells, again) + OF_TOKENS * _of_queries(config, *cells, again)
+    else:
+        kept += OF_TOKENS * _of_tokens(config, *cells, again) + OF_ATTENTION * _of_attention(config, *cells, again)
     if isinstance(config, SegmentationConfig):
         kept += OF_MASKS * _of_masks(config, *cells, min(objects or OBJECTS, config.num_queries))
     trained = sum(math.prod(variable.shape) for variable in model.trainable_variables)
-    return int(RUNTIME + NUMBER * batch_size * kept + STATE * trained)
+    return int(runtime + NUMBER * batch_size * kept + STATE * trained)
 
 
 class Advice(NamedTuple):
@@ -190,7 +197,7 @@ def _of_backbone(
     """
     parts, largest = {"stem": 0}, 0
     height, width = -(-height // 2), -(-width // 2)
-    parts["stem"] = 2 * height * width * backbone.stem_channels
+    parts["stem"] = (4 if backbone.variant == "vd" else 2) * height * width * backbone.stem_channels
     height, width = -(-height // 2), -(-width // 2)
     last = len(backbone.depths) - 1
     for stage, (depth, channels) in enumerate(zip(backbone.depths, backbone.channels, strict=True)):
@@ -245,6 +252,36 @@ def _of_attention(config: DETRConfig, height: int, width: int, recompute: bool =
     if isinstance(config, DeformableDETRConfig):
         return 0
     return (1 if recompute else config.encoder_layers) * config.encoder_attention_heads * (height * width) ** 2
+
+
+def _of_maps(config: RTDETRConfig, height: int, width: int, recompute: bool = False) -> int:
+    """Return how many numbers the hybrid encoder keeps per image: into and out of its normalisations."""
+    channels, hidden = config.encoder_dim, int(config.encoder_dim * config.expansion)
+    of_fusion = 2 * channels + 3 * 2 * hidden + config.fusion_blocks * 6 * hidden
+    kept = largest = 0
+    for level in range(config.num_feature_levels):
+        cells = height * width * 4**level  # the coarsest first
+        kept += cells * (2 * channels + 2 * config.d_model)  # the projections before and behind
+        fusions = (level > 0) + (level < config.num_feature_levels - 1)
+        kept += cells * fusions * ((2 + 2) * channels if recompute else 2 * channels + of_fusion)
+        largest = max(largest, cells * of_fusion if fusions else 0)
+    attended = sum(4 ** (config.num_feature_levels - 1 - level) for level in config.attended_levels)
+    tokens = height * width * attended
+    of_layer = tokens * (TOKEN_WIDTHS * channels + 2 * config.encoder_ffn_dim)
+    of_layer += config.encoder_attention_heads * tokens * tokens
+    return kept + config.encoder_layers * of_layer + (largest if recompute else 0)
+
+
+def _of_queries(config: RTDETRConfig, height: int, width: int, recompute: bool = False) -> int:
+    """Return how many numbers the decoder keeps per image, its denoising queries included."""
+    queries = config.num_queries + 2 * config.num_denoising
+    tokens = sum(height * width * 4**level for level in range(config.num_feature_levels))
+    of_layer = queries * (2 * TOKEN_WIDTHS * config.d_model + 2 * config.decoder_ffn_dim)
+    of_layer += 2 * tokens * config.d_model + 3 * config.decoder_attention_heads * queries * queries
+    proposals = tokens * (3 * config.d_model + 2 * config.num_classes)
+    if recompute:
+        return proposals + config.decoder_layers * queries * config.d_model + of_layer
+    return proposals + config.decoder_layers * of_layer
 
 
 def _of_masks(config: SegmentationConfig, height: int, width: int, objects: int) -> int:
