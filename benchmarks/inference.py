@@ -1,17 +1,20 @@
-"""How fast does DETR with ResNet-50 detect? Ours against Hugging Face's and ZeroModels', and against the machine.
+"""How fast do DETR and RT-DETR detect? Ours against Hugging Face's and ZeroModels', and against the machine.
 
-    python benchmarks/inference.py [--repetitions 7] [--size 800x1066x1 512x512x4]
+    python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rt-detr-r18] [--size 800x1066x1 512x512x4]
 
-All compute logits and boxes from pixels in memory; ours and Hugging Face's have the same weights and a mask without
-padding, and their outputs are compared first. ZeroModels has random weights of the same shapes, takes no mask, and is
-built for each size. Ours runs as the graph that `predict` builds, compiled by XLA, both again with batch normalisation
-folded into the convolutions (`model.fold()`), and the folded graph in `mixed_bfloat16`; ZeroModels as a graph and
-compiled by XLA; Hugging Face eagerly under `torch.inference_mode`, and by `torch.compile`. Each contender has a process
-of its own, which is also where its peak memory is read, from the process's start. All run in turn, once a round;
-figures are medians; compilation is not timed.
+All compute logits and boxes from pixels in memory; ours and Hugging Face's have the same weights (DETR also a mask
+without padding), and their outputs are compared first. ZeroModels has random weights of the same shapes, takes no mask,
+and is built for each size. Ours runs as the graph that `predict` builds, compiled by XLA, both again with batch
+normalisation folded into the convolutions (`model.fold()`), and the folded graph in `mixed_bfloat16`; ZeroModels as a
+graph and compiled by XLA; Hugging Face eagerly under `torch.inference_mode`, and by `torch.compile`. Each contender has
+a process of its own, which is also where its peak memory is read, from the process's start. All run in turn, once a
+round; figures are medians; compilation is not timed.
 
 The machine's own rate is that of the faster of TensorFlow's and PyTorch's product of two float32 matrices, timed in the
 same rounds. Multiplications of an image are counted by PyTorch's `FlopCounterMode` in Hugging Face's model.
+
+RT-DETR's queries are its best tokens, best first. Random weights score them nearly alike, so that a rounding swaps
+some: each query is compared with the one that is nearest to it.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from harness.agreement import PARTS, apart
 from harness.memory import peak_mib
 from harness.multiplications import multiplications
 from harness.peers import not_installed, peer_folder
@@ -39,12 +44,27 @@ EAGER, COMPILED = "transformers, eager", "transformers, torch.compile"
 ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
 CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, EAGER, COMPILED, ZERO, ZERO_XLA)
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
-ZEROMODELS = ("zeromodels==1.3.0", "sentencepiece==0.2.1")  # which it imports
-SIZES = ("800x1066x1", "512x512x4")  # height, width, batch
-PARTS = ("logits", "pred_boxes")
+ZEROMODELS = ("zeromodels==1.3.6", "sentencepiece==0.2.1")  # which it imports
 AGREEMENT = 1e-3  # of logits and boxes, absolute
 
 Run = Callable[[], dict[str, np.ndarray]]
+
+
+class Load(NamedTuple):
+    """Sizes, and bars: times of our fastest by another's, and the least share of the machine's rate in per cent."""
+
+    sizes: tuple[str, ...]  # height, width, batch
+    eager: float
+    compiled: float | None
+    zero: float
+    rate: float
+
+
+LOADS = {
+    "detr-resnet-50": Load(("800x1066x1", "512x512x4"), 0.45, None, 0.8, 85),
+    "rt-detr-r18": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
+    "rt-detr-r50": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
+}
 
 
 def _pixels(size: Sequence[int]) -> np.ndarray:
@@ -52,27 +72,37 @@ def _pixels(size: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(batch, height, width, 3)).astype(np.float32)
 
 
-def write_weights(folder: Path) -> None:
-    """A random detector as transformers saves it, with batch statistics that are not those of a fresh one.
+def write_weights(folder: Path, config: dict[str, Any]) -> None:
+    """A random detector as transformers saves it, with batch normalisation that is not that of a fresh one.
 
     Called in PyTorch's process.
+
+    Args:
+        folder: to write to.
+        config: what `config.json` says of it.
     """
     import torch
-    import transformers
+
+    from port_weights.pytorch.model import reference_model
 
     torch.manual_seed(0)
-    backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    config = transformers.DetrConfig(backbone_config=backbone, num_labels=91)
-    model = transformers.DetrForObjectDetection(config)
-    for name, buffer in model.named_buffers():
+    model: Any = reference_model(config)
+    for name, array in (*model.named_buffers(), *model.named_parameters()):
         if name.endswith("running_var"):
-            buffer.uniform_(0.5, 1.5)
+            array.data.uniform_(0.5, 1.5)
         elif name.endswith("running_mean"):
-            buffer.uniform_(-0.1, 0.1)
+            array.data.uniform_(-0.1, 0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # whose scales transformers' RT-DETR begins near 0
+            module.weight.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
 
 
-def _ours(contender: str, folder: str, size: Sequence[int]) -> Run:
+def _is_detr(name: str) -> bool:
+    return name.startswith("detr")
+
+
+def _ours(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
     import keras
     import tensorflow as tf
 
@@ -80,39 +110,60 @@ def _ours(contender: str, folder: str, size: Sequence[int]) -> Run:
 
     if contender == HALF:
         keras.config.set_dtype_policy("mixed_bfloat16")
-    model = td.DETR.from_pretrained(folder)
+    model = td.from_pretrained(folder)
     model.auxiliary_outputs = False
     if contender in (FOLDED, FOLDED_XLA, HALF):
         model = model.fold()
     forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender in (OURS_XLA, FOLDED_XLA))
     pixels = _pixels(size)
-    inputs = {"pixel_values": tf.constant(pixels), "pixel_mask": tf.ones(pixels.shape[:3], tf.int32)}
-    return lambda: {name: value.numpy() for name, value in forward(inputs).items()}
+    inputs = {"pixel_values": tf.constant(pixels)}
+    if _is_detr(name):
+        inputs["pixel_mask"] = tf.ones(pixels.shape[:3], tf.int32)
+    return lambda: {part: value.numpy() for part, value in forward(inputs).items()}
 
 
-def _zeromodels(contender: str, folder: str, size: Sequence[int]) -> Run:
+def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
     sys.path.append(str(peer_folder(ZEROMODELS)))
     import tensorflow as tf
-    from zeromodels.models.detr import DETRDetect
 
-    model = DETRDetect(image_size=(*size[:2], 3))
+    if _is_detr(name):
+        from zeromodels.models.detr import DETRDetect
+
+        model = DETRDetect(image_size=(*size[:2], 3))
+    else:
+        from zeromodels.models.rt_detr import RTDETRDetect
+
+        from tfdetr_keras.models import PRESETS
+
+        config = PRESETS[name]
+        model = RTDETRDetect(
+            backbone_hidden_sizes=tuple(config.backbone.channels),
+            backbone_block_repeats=tuple(config.backbone.depths),
+            backbone_layer_type=config.backbone.block,
+            encoder_in_channels=config.map_channels,
+            hidden_expansion=config.expansion,
+            decoder_num_layers=config.decoder_layers,
+            image_size=(*size[:2], 3),
+        )
     forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender == ZERO_XLA)
     inputs = tf.constant(_pixels(size))
-    return lambda: {name: value.numpy() for name, value in forward(inputs).items()}
+    return lambda: {part: value.numpy() for part, value in forward(inputs).items()}
 
 
-def _transformers(contender: str, folder: str, size: Sequence[int]) -> Run:
+def _transformers(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
     import torch
     import transformers
 
-    model = transformers.DetrForObjectDetection.from_pretrained(folder).eval()
+    model = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
     pixels = torch.from_numpy(np.ascontiguousarray(_pixels(size).transpose(0, 3, 1, 2)))
-    mask = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.int64)
+    inputs = {"pixel_values": pixels}
+    if _is_detr(name):
+        inputs["pixel_mask"] = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.int64)
     forward = torch.compile(model) if contender == COMPILED else model
 
     @torch.inference_mode()
     def run() -> dict[str, np.ndarray]:
-        outputs = forward(pixel_values=pixels, pixel_mask=mask)
+        outputs = forward(**inputs)
         return {"logits": outputs.logits.numpy(), "pred_boxes": outputs.pred_boxes.numpy()}
 
     return run
@@ -122,20 +173,20 @@ def work(contender: str) -> None:
     """What a worker process does."""
     runs: list[Run] = []
 
-    def first(folder: str, size: Sequence[int]) -> dict[str, list[float]]:
+    def first(name: str, folder: str, size: Sequence[int]) -> dict[str, list[Any]]:
         if contender in (MATMUL_TENSORFLOW, MATMUL_TORCH):
             multiply = product("torch" if contender == MATMUL_TORCH else "tensorflow")
             runs.append(lambda: {"product": multiply()})
         elif contender in (EAGER, COMPILED):
-            runs.append(_transformers(contender, folder, size))
+            runs.append(_transformers(contender, name, folder, size))
         elif contender in (ZERO, ZERO_XLA):
-            runs.append(_zeromodels(contender, folder, size))
+            runs.append(_zeromodels(contender, name, folder, size))
         else:
-            runs.append(_ours(contender, folder, size))
+            runs.append(_ours(contender, name, folder, size))
         outputs = runs[0]()
         if "product" in outputs:
             return {}
-        return {name: outputs[name].ravel().tolist() for name in PARTS}
+        return {part: outputs[part].tolist() for part in PARTS}
 
     def once() -> float:
         start = time.perf_counter()
@@ -145,57 +196,60 @@ def work(contender: str) -> None:
     serve(first=first, once=once, peak=peak_mib)
 
 
-def measure(folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float, str]]:
+def measure(model: str, folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float, str]]:
     """Median seconds and peak MiB of each contender, and how far its outputs are from Hugging Face's."""
     names = [name for name in CONTENDERS if name not in (ZERO, ZERO_XLA) or not not_installed(ZEROMODELS)]
     workers = {name: Worker(name) for name in (*names, MATMUL_TENSORFLOW, MATMUL_TORCH)}
-    outputs = {name: worker.ask("first", folder, size) for name, worker in workers.items()}
-    apart = dict.fromkeys(workers, "")
+    outputs = {name: worker.ask("first", model, folder, size) for name, worker in workers.items()}
+    differences = dict.fromkeys(workers, "")
     for name in (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, COMPILED):
-        logits, boxes = (np.abs(np.subtract(outputs[name][p], outputs[EAGER][p])).max() for p in PARTS)
-        apart[name] = f"{logits:.1e}, {boxes:.1e}"
+        logits, boxes = apart(outputs[name], outputs[EAGER], _is_detr(model))
+        differences[name] = f"{logits:.1e}, {boxes:.1e}"
         if name != HALF and not max(logits, boxes) <= AGREEMENT:
-            raise SystemExit(f"{name}: logits and boxes differ by {apart[name]}, so the times mean nothing")
+            raise SystemExit(f"{name}: logits and boxes differ by {differences[name]}, so the times mean nothing")
     once = {name: partial(worker.ask, "once") for name, worker in workers.items()}
     seconds = take_turns(once, repetitions, seconds_per_figure=1e6)
     peaks = {name: worker.ask("peak") for name, worker in workers.items()}
     for worker in workers.values():
         worker.close()
-    return {name: (statistics.median(values), peaks[name], apart[name]) for name, values in seconds.items()}
+    return {name: (statistics.median(values), peaks[name], differences[name]) for name, values in seconds.items()}
 
 
 def main() -> None:
     """Measures and prints the tables and the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--size", nargs="+", default=SIZES, metavar="HEIGHTxWIDTHxBATCH")
+    parser.add_argument("--model", nargs="+", default=list(LOADS), choices=list(LOADS))
+    parser.add_argument("--size", nargs="+", metavar="HEIGHTxWIDTHxBATCH", help="each model's own by default")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker)
         return
 
+    from port_weights.architecture import hugging_face_config
     from port_weights.pytorch.process import run
+    from tfdetr_keras.models import PRESETS
 
     print_header("Inference", ("tfdetr-keras", "tensorflow", "keras", "torch", "transformers"))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "detr-resnet-50"
-        folder.mkdir()
-        run("inference:write_weights", folder)
-        for text in arguments.size:
-            size = [int(side) for side in text.split("x")]
-            report(str(folder), size, arguments.repetitions)
+    for name in arguments.model:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / name
+            folder.mkdir()
+            run("inference:write_weights", folder, config=hugging_face_config(PRESETS[name]))
+            for text in arguments.size or LOADS[name].sizes:
+                report(name, str(folder), [int(side) for side in text.split("x")], arguments.repetitions)
 
 
-def report(folder: str, size: Sequence[int], repetitions: int) -> None:
-    """Measures one size and prints its table and its bars."""
+def report(model: str, folder: str, size: Sequence[int], repetitions: int) -> None:
+    """Measures one model at one size and prints its table and its bars."""
     from tfdetr_keras.models import PRESETS
 
     height, width, batch = size
-    count = multiplications(PRESETS["detr-resnet-50"], height, width) * batch
-    measured = measure(folder, size, repetitions)
+    count = multiplications(PRESETS[model], height, width) * batch
+    load, measured = LOADS[model], measure(model, folder, size, repetitions)
     machine = MATRIX**3 / min(measured[name][0] for name in (MATMUL_TENSORFLOW, MATMUL_TORCH))
-    print(f"#### {height}×{width}, batch {batch}\n")
+    print(f"#### {model}, {height}×{width}, batch {batch}\n")
     print(f"n={repetitions}; {count / batch / 1e9:.1f} G multiplications an image; the machine's own ", end="")
     print(f"{machine / 1e9:.0f} G a second. Logits and boxes are at most so far from those of {EAGER}:\n")
     eager, zero = measured[EAGER][0], measured.get(ZERO, (None,))[0]
@@ -213,18 +267,22 @@ def report(folder: str, size: Sequence[int], repetitions: int) -> None:
         if name not in measured:
             rows.append((name, *["not installed"] * (len(columns) - 1)))
             continue
-        seconds, peak, apart = measured[name]
+        seconds, peak, difference = measured[name]
         to_zero = "" if zero is None else rounded(seconds / zero)
         share = rounded(100 * count / seconds / machine)
-        rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak), apart))
+        rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak), difference))
     print_table(columns, rows)
     print("\nBars:\n")
     fastest = min((FOLDED, FOLDED_XLA, OURS, OURS_XLA), key=lambda name: measured[name][0])
     seconds = measured[fastest][0]
-    print_bar(f"time of {fastest} / {EAGER}", seconds / eager, at_most=0.45)
+    print_bar(f"time of {fastest} / {EAGER}", seconds / eager, at_most=load.eager)
+    if load.compiled is not None:
+        print_bar(f"time of {fastest} / {COMPILED}", seconds / measured[COMPILED][0], at_most=load.compiled)
     zeros = [measured[name][0] for name in (ZERO, ZERO_XLA) if name in measured]
-    print_bar(f"time of {fastest} / the faster ZeroModels", seconds / min(zeros) if zeros else None, at_most=0.8)
-    print_bar(f"multiplications of {fastest}, % of the machine's rate", 100 * count / seconds / machine, at_least=85)
+    print_bar(f"time of {fastest} / the faster ZeroModels", seconds / min(zeros) if zeros else None, at_most=load.zero)
+    print_bar(
+        f"multiplications of {fastest}, % of the machine's rate", 100 * count / seconds / machine, at_least=load.rate
+    )
     print()
 
 

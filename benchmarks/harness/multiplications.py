@@ -30,7 +30,7 @@ def multiplications(config: Any, height: int, width: int) -> int:
 
 
 def work(config: Any, height: int, width: int) -> Work:
-    """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen."""
+    """Counts what PyTorch's own model does; stem, first stage and batch normalisation are frozen, RT-DETR's are not."""
     return Work(*_in_pytorch("count_work", config, height, width))
 
 
@@ -58,7 +58,7 @@ def count_work(folder: Path, config: Mapping[str, Any], height: int, width: int)
     import torch
 
     model = _model(config)
-    for path, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters() if config["model_type"] != "rt_detr" else ():
         frozen = "backbone" in path and ("embedder" in path or "stages.0." in path or "normalization" in path)
         parameter.requires_grad_(not frozen)
     weights = {id(parameter) for parameter in model.parameters()}

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import keras
 from keras import layers, ops
 
+from tfdetr_keras.backend.fused_norm import fused_norm, is_fused
 from tfdetr_keras.backend.replicas import add_over_replicas, number_of_replicas
 
 EPSILON = 1e-5
@@ -74,15 +75,19 @@ class BatchNormalization(layers.BatchNormalization):
         dtype = keras.backend.result_type(inputs.dtype, "float32")
         x = ops.cast(inputs, dtype)
         moving_mean, moving_variance = (ops.cast(one, dtype) for one in (self.moving_mean, self.moving_variance))
-        if training and self.trainable:
-            mean, variance, count = _moments_of_batch(x)
-            unbiased = variance * (count / ops.maximum(count - 1, 1))
-            self.moving_mean.assign(moving_mean + (mean - moving_mean) * (1 - self.momentum))
-            self.moving_variance.assign(moving_variance + (unbiased - moving_variance) * (1 - self.momentum))
+        gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
+        by_batch = training and self.trainable
+        if by_batch and number_of_replicas() == 1 and is_fused(x):
+            outputs, mean, unbiased = fused_norm(x, gamma, beta, self.epsilon)
         else:
             mean, variance = moving_mean, moving_variance
-        gamma, beta = ops.cast(self.gamma, dtype), ops.cast(self.beta, dtype)
-        outputs = ops.batch_normalization(x, mean, variance, -1, offset=beta, scale=gamma, epsilon=self.epsilon)
+            if by_batch:
+                mean, variance, count = _moments_of_batch(x)
+                unbiased = variance * (count / ops.maximum(count - 1, 1))
+            outputs = ops.batch_normalization(x, mean, variance, -1, offset=beta, scale=gamma, epsilon=self.epsilon)
+        if by_batch:
+            self.moving_mean.assign(moving_mean + (mean - moving_mean) * (1 - self.momentum))
+            self.moving_variance.assign(moving_variance + (unbiased - moving_variance) * (1 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
 
 

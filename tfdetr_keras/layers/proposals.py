@@ -154,10 +154,19 @@ class TokenSelection(layers.Layer):
         embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
         _, chosen = ops.top_k(ops.max(ops.stop_gradient(logits), axis=-1), self.num_queries)
-        chosen = ops.cast(chosen, "int32")[..., None]
-        offsets = ops.broadcast_to(_offsets(anchors, is_inside), (*ops.shape(memory)[:2], 4))
-        own, own_logits, own_offsets = (ops.take_along_axis(x, chosen, axis=1) for x in (embeddings, logits, offsets))
-        return Selected(logits, own, own_logits, box_head(own, own_offsets))
+        own, own_logits = (_rows(x, chosen) for x in (embeddings, logits))
+        offsets = ops.take(_offsets(anchors, is_inside)[0], chosen, axis=0)
+        return Selected(logits, own, own_logits, box_head(own, offsets))
+
+
+def _rows(x: Any, chosen: Any) -> Any:
+    """Return the chosen rows `(batch, queries, channels)` of `(batch, tokens, channels)`.
+
+    Of one long table: `ops.take_along_axis` would look up number by number.
+    """
+    (batch, tokens), channels = ops.shape(x)[:2], x.shape[2]
+    first = ops.arange(batch, dtype="int32")[:, None] * tokens
+    return ops.take(ops.reshape(x, (-1, channels)), ops.cast(chosen, "int32") + first, axis=0)
 
 
 def _check_tokens(memory: Any, num_queries: int) -> None:
