@@ -296,7 +296,6 @@ TINY = RTDETRConfig(
     encoder_ffn_dim=256,
     encoder_attention_heads=4,
     expansion=0.5,
-    fusion_blocks=1,
     decoder_layers=3,
     decoder_attention_heads=4,
     decoder_ffn_dim=256,
