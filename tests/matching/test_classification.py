@@ -27,7 +27,9 @@ def test_names_are_short_for_objects():
     assert Softmax().num_logits(4) == 5
     assert Focal().num_logits(4) == 4
     for wrong in ("sigmoid", None, 3, ["focal"]):
-        with pytest.raises(ValueError, match=r"classification must be one of \('softmax', 'focal'\), not "):
+        with pytest.raises(
+            ValueError, match=r"classification must be one of \('softmax', 'focal', 'varifocal'\), not "
+        ):
             td.SetCriterion(classification=wrong)
 
 
