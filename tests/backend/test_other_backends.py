@@ -64,8 +64,8 @@ for name in json.load(open(folder + "/members.json")):
 
 
 def example_of(member):
-    """A padded batch of two images and their objects."""
-    inputs = padded_batch((64, 96), (40, 70))
+    """A batch of two images, padded where the member knows padding, and their objects."""
+    inputs = padded_batch((64, 96), (64, 96) if member.name.startswith("RTDETR") else (40, 70))
     canvas = inputs["pixel_mask"].shape[1:] if member.case.has_masks else None
     return inputs, random_targets((3, 1), member.config.num_classes, rows=3, canvas=canvas)
 
