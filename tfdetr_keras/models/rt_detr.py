@@ -277,7 +277,7 @@ RECIPE: Mapping[str, Any] = {
     "learning_rate": 1e-4,
     "backbone_multiplier": 0.1,
     "schedule": "constant",
-    "weight_decay_exclude": ("norms", "biases"),
+    "weight_decay_exclude": ["norms", "biases"],
     "ema_momentum": 0.9999,
     "ema_ramp_steps": 2000,
     "augmentation": "strong",

@@ -55,7 +55,7 @@ class RTDETRV2Config(RTDETRConfig):
             raise ValueError(f"offset_scale must be a finite number above 0, not {self.offset_scale!r}")
 
 
-_WARM: Mapping[str, Any] = {**RECIPE, "weight_decay_exclude": ("norms",), "warmup_steps": 2000}
+_WARM: Mapping[str, Any] = {**RECIPE, "weight_decay_exclude": ["norms"], "warmup_steps": 2000}
 # The last epochs of 120, or of 72, are without strong augmentation and several sizes.
 _SMALL = {**_WARM, "backbone_multiplier": 0.5, "plain_epochs": 3}
 _LARGE = {**_WARM, "plain_epochs": 1}
