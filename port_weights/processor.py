@@ -161,7 +161,7 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
         ValueError: a canvas that is too small for images of that size, or where the model takes no padding.
     """
     family = family_of(config)
-    if preprocessing.pad_to and not family.is_padded:
+    if preprocessing.pad_to and not config.knows_padding:
         raise ValueError(f"pad_to={preprocessing.pad_to}, but a {family.member} takes no padding: leave pad_to out")
     has_edges = preprocessing.rule in ("huggingface", "facebook")
     if has_edges and preprocessing.pad_to and min(preprocessing.pad_to) < preprocessing.size[0]:
@@ -197,7 +197,7 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
         "do_convert_annotations": True,
-        "do_pad": family.is_padded,
+        "do_pad": config.knows_padding,
         **({"pad_size": canvas} if canvas else {}),
         **({RULE: preprocessing.rule} if rule != preprocessing.rule else {}),
         **others,

@@ -200,9 +200,14 @@ def preprocessing_for(
     """
     own = getattr(model, "preprocessing", None) if preprocessing is None else preprocessing
     chosen = Preprocessing.of(own).changed(size, pad_to, size_rule)
-    if not getattr(getattr(model, "config", None), "knows_padding", True):
+    if not knows_padding(model):
         chosen.check_without_padding(model.title)
     return chosen
+
+
+def knows_padding(model: Any) -> bool:
+    """Return whether images may be padded for a model; they may for one that does not say, and for none."""
+    return bool(getattr(getattr(model, "config", None), "knows_padding", True))
 
 
 def check_size(size: Any, rule: str) -> None:

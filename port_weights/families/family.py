@@ -20,7 +20,6 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]]  # in config.json; the first is written
     transformers_class: ClassVar[str]
     image_processor: ClassVar[str] = "DetrImageProcessor"
-    is_padded: ClassVar[bool] = True  # whether images of several sizes may lie on one canvas
     has_no_object: ClassVar[bool] = True  # whether the class head has an output for "no object"
     backbones_of_authors: ClassVar[str] = "torchvision"  # where the authors' code takes them from
     landmarks: ClassVar[tuple[tuple[str, str], ...]] = ()  # naming, and a tensor that it is known by

@@ -141,7 +141,6 @@ class RTDETRFamily(Family):
     transformers_class = "RTDetrForObjectDetection"
     image_processor = "RTDetrImageProcessor"
     has_no_object = False
-    is_padded = False
     landmarks: ClassVar[tuple[tuple[str, str], ...]] = (
         ("rt-detr", OF_AUTHORS),  # lyuwenyu/RT-DETR
         ("rt-detr-hugging-face", OF_HUGGING_FACE),

@@ -65,7 +65,7 @@ for name in json.load(open(folder + "/members.json")):
 
 def example_of(member):
     """A batch of two images, padded where the member knows padding, and their objects."""
-    inputs = padded_batch((64, 96), (64, 96) if member.name.startswith("RTDETR") else (40, 70))
+    inputs = padded_batch((64, 96), (40, 70) if member.case.knows_padding else (64, 96))
     canvas = inputs["pixel_mask"].shape[1:] if member.case.has_masks else None
     return inputs, random_targets((3, 1), member.config.num_classes, rows=3, canvas=canvas)
 

@@ -12,9 +12,7 @@ from tfdetr_keras import export
 
 pytestmark = pytest.mark.slow
 
-# Of the discrete form a point next to the border of two pixels is read from either. Measured: scores 1.3e-6,
-# boxes in pixels 4.3e-4.
-LIMITS = {"bilinear": (9e-7, 2.5e-4), "discrete": (1e-5, 2.5e-3)}
+SCORE = 5e-6  # of scores up to 0.6. Measured: 9.6e-7.
 SIZES = ((64, 96), (50, 41), (64, 64))
 
 
@@ -31,7 +29,9 @@ def model(request):
         fields |= {"sampling": "discrete", "decoder_points": (3, 2, 1)}
         model = td.RTDETRV2(td.RTDETRV2Config(**fields))
     for weight in model.weights:
-        noise = keras.random.normal(weight.shape, stddev=0.05)
+        # The scores are to be far enough apart for their order to be compared.
+        is_of_classes = "class_head" in weight.path and weight.path.endswith("kernel")
+        noise = keras.random.normal(weight.shape, stddev=0.2 if is_of_classes else 0.05)
         weight.assign(weight + (abs(noise) if "variance" in weight.path else noise))
     return model
 
@@ -40,7 +40,7 @@ def test_a_saved_model_finds_what_keras_finds(model, tmp_path):
     served = tf.saved_model.load(str(export.saved_model(model, tmp_path / "served"))).signatures["serving_default"]
     for image in images_of(*SIZES):
         found = {name: value[0].numpy() for name, value in served(images=tf.constant(image)[None]).items()}
-        assert_same(found, wanted_of(model, image, model.preprocessing), *LIMITS[model.config.sampling])
+        assert_same(found, wanted_of(model, image, model.preprocessing, portable=False), SCORE)
 
 
 def test_onnx_runtime_finds_what_keras_finds(model, tmp_path):
@@ -48,11 +48,11 @@ def test_onnx_runtime_finds_what_keras_finds(model, tmp_path):
     names = [output.name for output in session.get_outputs()]
     for image in images_of(*SIZES):
         found = dict(zip(names, (x[0] for x in session.run(names, {"images": image[None]})), strict=True))
-        assert_same(found, wanted_of(model, image, model.preprocessing), *LIMITS[model.config.sampling])
+        assert_same(found, wanted_of(model, image, model.preprocessing), SCORE)
 
 
 def test_litert_finds_what_keras_finds(model, tmp_path):
     path = export.litert(model, tmp_path / "model.tflite")
     for image in images_of((64, 96)):
         found = {name: value[0] for name, value in run(path, image[None]).items()}
-        assert_same(found, wanted_of(model, image, model.preprocessing), *LIMITS[model.config.sampling])
+        assert_same(found, wanted_of(model, image, model.preprocessing), SCORE)

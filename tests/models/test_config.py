@@ -61,7 +61,8 @@ def test_presets_are_the_papers_four_backbones_with_and_without_dilation_a_tiny_
     names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
     assert set(PRESETS) - {*names, "detr-tiny", "deformable-detr-tiny"} == {
         *RELATIVES,
-        *(name for name in PRESETS if name.startswith("rt-detr")),
+        *(f"rt-detr-{version}{size}" for version in ("", "v2-") for size in ("r18", "r34", "r50-m", "r50", "r101")),
+        "rt-detr-tiny",
     }
     for name in names:
         assert PRESETS[name].backbone.dilation == name.endswith("-dc5")

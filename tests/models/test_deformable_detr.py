@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fresh_weights import assert_starts_alike
 
 import tfdetr_keras as td
 from port_weights import export, export_pth, load_model, to_torch
@@ -126,20 +127,7 @@ def test_a_fresh_model_starts_as_the_authors_(kind):
     ours = to_torch(model, names_of(model))
     theirs = RECORDED["initial"][kind]
     assert set(theirs) <= set(ours)
-    for name, (mean, deviation, largest) in theirs.items():
-        if name.startswith("backbone"):
-            continue  # from ImageNet, in their runs
-        values = ours[name].astype(np.float64)
-        if deviation < 1e-9 or "sampling_offsets.bias" in name:
-            assert (values.mean(), values.std()) == pytest.approx((mean, deviation), abs=1e-6), name
-            assert np.abs(values).max() == pytest.approx(largest, abs=1e-6), name
-        elif values.size >= 256:
-            error = 5 * deviation / np.sqrt(values.size)
-            assert values.mean() == pytest.approx(mean, abs=2 * error), name
-            assert values.std() == pytest.approx(deviation, abs=error), name
-            assert np.abs(values).max() == pytest.approx(largest, rel=0.3 if "embed" in name else 0.05), name
-        else:
-            assert np.abs(values).max() <= 1.5 * largest, name
+    assert_starts_alike(ours, theirs, least=256)
 
 
 def test_every_box_starts_at_its_reference():

@@ -138,6 +138,7 @@ def test_transformers_own_gradients_are_others(both):
     mine, others = theirs["gradients"], theirs["of_transformers"]["gradients"]
     together = sum(float((mine[name] * others[name]).sum()) for name in mine)
     lengths = [np.linalg.norm([np.linalg.norm(x) for x in one.values()]) for one in (mine, others)]
+    print("cosine of transformers' gradients and the authors'", together / np.prod(lengths))
     assert together / np.prod(lengths) < 0.995
     assert theirs["of_transformers"]["loss"] == pytest.approx(theirs["losses"]["loss"], rel=1e-5)
 

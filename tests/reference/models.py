@@ -20,6 +20,7 @@ def build(description):
     if key not in _built:
         while len(_built) >= KEPT:
             _built.popitem(last=False)
+        torch.manual_seed(description.seed)  # for what the values leave as it was made
         model = _facebook(description) if isinstance(description, Facebook) else _hugging_face(description)
         getattr(weights, description.values)(model, description.seed)
         _built[key] = model.eval()

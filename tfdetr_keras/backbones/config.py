@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Self
 
 from keras import layers
@@ -64,6 +64,12 @@ def whole_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a whole number, not {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def share(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless a field is a number from 0 to 1."""
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -60,6 +60,11 @@ class FoldedParts:
         self._parts: dict[str, Any] = model.normalized_parts(model.config.folded())
         for part in self._parts.values():
             part.build((None, None, None, 3))
+        self._own = {
+            f"{name}/{_inside(variable, name)}": variable
+            for name in self._parts
+            for variable in getattr(model, name).weights
+        }
         self._sums: list[Any] = []
 
     @property
@@ -73,17 +78,11 @@ class FoldedParts:
         They are compared by the sums of their weights along their first and their last axes, which takes some
         hundredths of the time of a forward pass: weights change in many ways, and no backend tells of all.
         """
-        own = {
-            f"{name}/{_inside(variable, name)}": variable
-            for name in self._parts
-            for variable in getattr(self._model, name).weights
-        }
-        weights = list(own.values())
-        sums = _sums([variable.value for variable in weights])
+        sums = _sums([variable.value for variable in self._own.values()])
         if len(self._sums) != len(sums) or any(
             not ops.all(ops.equal(new, old)) for new, old in zip(sums, self._sums, strict=True)
         ):
-            values = folded_values({path: ops.convert_to_numpy(variable) for path, variable in own.items()})
+            values = folded_values({path: ops.convert_to_numpy(variable) for path, variable in self._own.items()})
             for name, part in self._parts.items():
                 for variable in part.weights:
                     variable.assign(values[f"{name}/{_inside(variable, name)}"])

@@ -14,7 +14,7 @@ from keras import layers, ops
 from tfdetr_keras.backend.recompute import called
 from tfdetr_keras.layers.batch_norm import BatchNorm
 from tfdetr_keras.layers.conv_norm import ConvNorm, pytorch_uniform
-from tfdetr_keras.layers.position import TEMPERATURE, grid_encoding
+from tfdetr_keras.layers.position import grid_encoding
 from tfdetr_keras.layers.rep_vgg import RepVGGBlock
 from tfdetr_keras.layers.transformer import Encoder
 
@@ -145,7 +145,6 @@ class HybridEncoder(layers.Layer):
         dropout: of the residual branches of the attention.
         attention_dropout: of its weights.
         activation_dropout: inside its feed-forward networks.
-        temperature: of its position encoding.
         batch_norm: "frozen", "trainable" or "folded".
 
     Source:
@@ -167,12 +166,11 @@ class HybridEncoder(layers.Layer):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
-        temperature: float = TEMPERATURE,
         batch_norm: BatchNorm = "trainable",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.channels, self.attended, self.temperature = channels, list(attended), temperature
+        self.channels, self.attended = channels, list(attended)
         policy = self.dtype_policy
         self.aifi = [
             Encoder(
@@ -243,7 +241,7 @@ class HybridEncoder(layers.Layer):
 
     def _attend(self, encoder: Encoder, x: Any, training: bool) -> Any:
         batch, height, width = ops.shape(x)[:3]
-        position = ops.cast(grid_encoding(height, width, self.channels, self.temperature), self.compute_dtype)
+        position = ops.cast(grid_encoding(height, width, self.channels), self.compute_dtype)
         position = ops.reshape(position, (1, height * width, self.channels))
         tokens = ops.reshape(x, (batch, height * width, self.channels))
         encoded = encoder(tokens, position, None, training=training)[-1]

@@ -123,8 +123,13 @@ def extents_of(masks: Sequence[Any]) -> Any:
 
 def valid_ratios(maps: Sequence[Any], extents: Any) -> Any:
     """Return the shares of each level's width and height that are image, `(batch, levels, 2)` float32."""
+    return extents / whole_extents(maps)
+
+
+def whole_extents(maps: Sequence[Any]) -> Any:
+    """Return width and height of each level, `(1, levels, 2)` float32: the extents where all is image."""
     sizes = [[ops.cast(side, "float32") for side in reversed(ops.shape(x)[1:3])] for x in maps]
-    return extents / ops.stack([ops.stack(size) for size in sizes])
+    return ops.stack([ops.stack(size) for size in sizes])[None]
 
 
 def pixel_centres(maps: Sequence[Any], extents: Any) -> Any:

@@ -42,14 +42,13 @@ def encode_coordinates(coordinates: Any, features: int) -> Any:
     return ops.concatenate([sine_encoding(coordinates[..., place] * SCALE, features) for place in order], axis=-1)
 
 
-def grid_encoding(height: Any, width: Any, features: int, temperature: float = TEMPERATURE) -> Any:
+def grid_encoding(height: Any, width: Any, features: int) -> Any:
     """Encode each position of a map by its row and its column, counted from 0 and not scaled.
 
     Args:
         height: rows.
         width: columns.
         features: channels of the encoding, divisible by 4: sines and cosines of the row, then those of the column.
-        temperature: of the frequencies.
 
     Returns:
         `(height, width, features)` float32.
@@ -58,7 +57,7 @@ def grid_encoding(height: Any, width: Any, features: int, temperature: float = T
         RT-DETR's code ("build_2d_sincos_position_embedding"), whose rows come first, as transformers has them for
         images of any shape.
     """
-    frequency = ops.power(temperature, -ops.arange(features // 4, dtype="float32") / (features // 4))
+    frequency = ops.power(TEMPERATURE, -ops.arange(features // 4, dtype="float32") / (features // 4))
     rows, columns = (ops.arange(side, dtype="float32")[:, None] * frequency for side in (height, width))
     rows, columns = (ops.concatenate([ops.sin(x), ops.cos(x)], axis=-1) for x in (rows, columns))
     shape = (height, width, features // 2)

@@ -88,7 +88,7 @@ class Proposals(layers.Layer):
         boxes = box_head(embeddings, _offsets(anchors, is_inside))
 
         _, chosen = ops.top_k(ops.stop_gradient(logits[..., 0]), self.num_queries)
-        references = ops.stop_gradient(ops.take_along_axis(boxes, ops.cast(chosen, "int32")[..., None], axis=1))
+        references = ops.stop_gradient(_rows(boxes, chosen))
         encoded = sine_encoding(references * SCALE, self.d_model // 2)  # x, y, width, height
         encoded = ops.reshape(encoded, (*ops.shape(encoded)[:2], 2 * self.d_model))
         queries = self.position_norm(self.position(ops.cast(encoded, self.compute_dtype)))

@@ -180,14 +180,17 @@ class SetCriterion:
     ) -> dict[str, Any]:
         """Return the losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
         num_classes = logits.shape[-1] - self.has_no_object_class
-        classes = _class_of_each_query(queries, labels, ops.shape(logits)[2], no_object=num_classes)
+        # A query is matched at most once, so that a sum over objects picks one; −1 is nobody's query.
+        is_match = ops.one_hot(queries, ops.shape(logits)[2], dtype="int32")
+        classes = num_classes + ops.sum(is_match * (labels - num_classes)[:, None, :, None], axis=2)
+        paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
         weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
         if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
             weighting = weighting._replace(class_weights=None)  # of a set with classes of its own
         classification = classification_named(self.classification)
-        quality = {"quality": _quality(pred_boxes, boxes, queries)} if classification.wants_quality else {}
+        quality = {"quality": _quality(paired, boxes, is_match)} if classification.wants_quality else {}
         class_loss = classification.loss(logits, classes, num_boxes, weighting, **quality)
-        return {"loss_ce": class_loss, **_box_losses(pred_boxes, boxes, queries, num_boxes)}
+        return {"loss_ce": class_loss, **_box_losses(paired, boxes, queries, num_boxes)}
 
     def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, num_boxes: Any) -> dict[str, Any]:
         logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
@@ -272,35 +275,24 @@ def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
     return masks
 
 
-def _class_of_each_query(queries: Any, labels: Any, num_queries: int, no_object: int) -> Any:
-    """Return the matched class, `no_object` for queries without one: `(batch, layers, queries)` int32."""
-    # A query is matched at most once, so the sum over objects picks that one label; −1 is nobody's query.
-    is_match = ops.one_hot(queries, num_queries, dtype="int32")
-    return no_object + ops.sum(is_match * (labels - no_object)[:, None, :, None], axis=2)
-
-
-def _quality(pred_boxes: Any, boxes: Any, queries: Any) -> Any:
+def _quality(paired: Any, boxes: Any, is_match: Any) -> Any:
     """Return the IoU of each query's box and its object's, without a gradient; 0 where it has none.
 
     Args:
-        pred_boxes: `(batch, layers, queries, 4)` cxcywh.
+        paired: of each object's query, `(batch, layers, objects, 4)` cxcywh.
         boxes: `(batch, objects, 4)` cxcywh.
-        queries: of each object, `(batch, layers, objects)` int32, −1 = none.
+        is_match: `(batch, layers, objects, queries)`, 1 where the query is the object's.
 
     Returns:
         `(batch, layers, queries)` float32.
     """
-    pred_boxes = ops.stop_gradient(pred_boxes)
-    paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
-    of_pairs = iou(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(boxes[:, None]))
-    is_match = ops.one_hot(queries, ops.shape(pred_boxes)[2], dtype="float32")
-    return ops.sum(is_match * of_pairs[..., None], axis=2)
+    of_pairs = iou(cxcywh_to_xyxy(ops.stop_gradient(paired)), cxcywh_to_xyxy(boxes[:, None]))
+    return ops.sum(ops.cast(is_match, of_pairs.dtype) * of_pairs[..., None], axis=2)
 
 
-def _box_losses(pred_boxes: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
+def _box_losses(paired: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
     """Return the L1 and GIoU losses of the matched pairs per decoder layer, `(layers,)` each."""
     is_pair = ops.cast(queries >= 0, "float32")
-    paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
     true = boxes[:, None]
     l1 = ops.sum(ops.abs(paired - true), axis=-1)
     giou = generalized_iou(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(true))

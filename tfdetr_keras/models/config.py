@@ -57,6 +57,8 @@ class DetectorConfig:
         if not isinstance(self.recipe, Mapping) or not all(isinstance(name, str) for name in self.recipe):
             raise ValueError(f"recipe must be settings of a training run by their names, not {self.recipe!r}")
         object.__setattr__(self, "recipe", dict(self.recipe))
+        if not self.knows_padding:
+            self.preprocessing.check_without_padding(type(self).__name__.removesuffix("Config"))
         for name in ("num_classes", "num_queries"):
             whole_number(name, getattr(self, name))
         self._check()

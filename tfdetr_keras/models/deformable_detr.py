@@ -36,9 +36,10 @@ from tfdetr_keras.layers.proposals import Proposals, Proposed
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import Classification
-from tfdetr_keras.models.detector import Detector, pixels_and_mask
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import TINY as DETR_TINY
 from tfdetr_keras.models.detr import DETRConfig
+from tfdetr_keras.models.inputs import pixels_and_mask
 
 MOST_MAPS = 3  # of the backbone, the coarsest ones; further levels are made of the last
 SIZE_LOGIT = -2.0  # of the boxes that queries without proposals start with: 12 % of the image

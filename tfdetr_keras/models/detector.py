@@ -20,7 +20,6 @@ from tfdetr_keras.backbones.folding import folded_values
 from tfdetr_keras.backend.replicas import number_of_replicas
 from tfdetr_keras.backend.serialized import criterion_of
 from tfdetr_keras.losses.criterion import SetCriterion
-from tfdetr_keras.losses.targets import refuse_padding
 from tfdetr_keras.matching.classification import classification_named
 from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.fit_data import checked, is_tf_dataset
@@ -457,54 +456,3 @@ class Detector(OwnLossModel):
         )
         quantize_as(model, config.get("quantization", ()))
         return model
-
-
-def pixels_and_mask(inputs: Any) -> tuple[Any, Any]:
-    """Return the pixels and the mask of a model's inputs; without a mask, one of ones.
-
-    Args:
-        inputs: as for `DETR`.
-
-    Raises:
-        ValueError: shapes that are not those of images, or do not fit each other, as far as they are known.
-    """
-    if not isinstance(inputs, Mapping):
-        inputs = {"pixel_values": inputs}
-    pixels = ops.convert_to_tensor(inputs["pixel_values"])
-    if len(pixels.shape) != 4 or pixels.shape[-1] != 3:
-        raise ValueError(f"pixel_values must be (batch, height, width, 3), not {tuple(pixels.shape)}")
-    mask = inputs.get("pixel_mask")
-    if mask is None:
-        return pixels, ops.ones(ops.shape(pixels)[:3], dtype="int32")
-    mask = ops.convert_to_tensor(mask)
-    sides = zip(pixels.shape[:3], mask.shape, strict=False)
-    if len(mask.shape) != 3 or any(a is not None and b is not None and a != b for a, b in sides):
-        raise ValueError(
-            f"pixel_mask {tuple(mask.shape)} must have the batch, height and width of pixel_values "
-            f"{tuple(pixels.shape)}"
-        )
-    return pixels, mask
-
-
-def pixels_without_padding(inputs: Any, stride: int, title: str) -> Any:
-    """Return the pixels of the inputs of a model that knows no padding.
-
-    Args:
-        inputs: as for `RTDETR`.
-        stride: of which height and width must be multiples.
-        title: what people call the model.
-
-    Raises:
-        ValueError: as `pixels_and_mask`; padding in a mask, as far as its values are known; another height or width, as
-            far as they are.
-    """
-    pixels, mask = pixels_and_mask(inputs)
-    if isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None:
-        refuse_padding(mask, title)
-    height, width = pixels.shape[1:3]
-    if any(side is not None and side % stride for side in (height, width)):
-        raise ValueError(
-            f"images of {height} x {width} pixels (height x width), but {title} takes multiples of {stride}: resize "
-            "them, as model.preprocessing does"
-        )
-    return pixels

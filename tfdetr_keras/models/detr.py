@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.backbones.config import one_of, whole_number
+from tfdetr_keras.backbones.config import one_of, share, whole_number
 from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
 from tfdetr_keras.layers.heads import BoxHead, class_head
 from tfdetr_keras.layers.mlp import linear_initializers
@@ -22,7 +21,8 @@ from tfdetr_keras.layers.position import TEMPERATURE, LearnedPositionEmbedding, 
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.layers.transformer import Decoded, Decoder, Encoder
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.detector import Detector, pixels_and_mask
+from tfdetr_keras.models.detector import Detector
+from tfdetr_keras.models.inputs import pixels_and_mask
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -77,9 +77,7 @@ class DETRConfig(DetectorConfig):
         for name in _WHOLE_NUMBERS:
             whole_number(name, getattr(self, name))
         for name in ("dropout", "attention_dropout", "activation_dropout"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+            share(name, getattr(self, name))
         if not isinstance(self.activation_function, str):
             raise ValueError(f"activation_function must be the name of one, not {self.activation_function!r}")
         if self.d_model % 4:  # sine and cosine, for x and for y

@@ -14,22 +14,22 @@ from typing import Any, ClassVar, Self
 import keras
 from keras import initializers, layers, ops
 
-from tfdetr_keras.backbones.config import whole_number
+from tfdetr_keras.backbones.config import share, whole_number
 from tfdetr_keras.backbones.resnet import RESNETS, ResNetConfig
 from tfdetr_keras.layers.batch_norm import BatchNorm
 from tfdetr_keras.layers.class_embedding import ClassEmbedding
 from tfdetr_keras.layers.deformable_transformer import DeformableDecoder
 from tfdetr_keras.layers.heads import PRIOR_PROBABILITY, BoxHead, HeadOfEachLayer, class_head, inverse_sigmoid
 from tfdetr_keras.layers.hybrid_encoder import HybridEncoder, ProjectedMaps
-from tfdetr_keras.layers.levels import anchors, flattened, sizes_of
+from tfdetr_keras.layers.levels import anchors, flattened, sizes_of, whole_extents
 from tfdetr_keras.layers.mlp import MLP
-from tfdetr_keras.layers.position import TEMPERATURE
 from tfdetr_keras.layers.proposals import TokenSelection
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import BOX_NOISE_SCALE, LABEL_NOISE_RATIO, DenoisingQueries, denoising_queries
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.config import DetectorConfig
-from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector, pixels_without_padding
+from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
+from tfdetr_keras.models.inputs import pixels_without_padding
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -120,9 +120,7 @@ class RTDETRConfig(DetectorConfig):
             whole_number(name, getattr(self, name))
         self._check_points()
         for name in _SHARES:
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, not {value!r}")
+            share(name, getattr(self, name))
         for name in ("box_noise_scale", "expansion"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
@@ -140,7 +138,6 @@ class RTDETRConfig(DetectorConfig):
                 raise ValueError(f"{width}={getattr(self, width)} is not divisible by {heads}={getattr(self, heads)}")
         if self.encoder_dim % 4:  # sine and cosine, for x and for y
             raise ValueError(f"encoder_dim={self.encoder_dim} must be divisible by 4")
-        self.preprocessing.check_without_padding(type(self).__name__.removesuffix("Config"))
         maps = len(self.backbone.channels)
         if self.num_feature_levels > maps:
             raise ValueError(f"num_feature_levels={self.num_feature_levels}, but the backbone has {maps} maps")
@@ -206,7 +203,6 @@ class RTDETRConfig(DetectorConfig):
             "blocks": self.fusion_blocks,
             "activation": self.activation_function,
             "encoder_activation": self.encoder_activation,
-            "temperature": TEMPERATURE,
             "batch_norm": self.encoder_batch_norm,
             **self._dropouts,
         }
@@ -437,7 +433,7 @@ class RTDETR(Detector):
         maps = self.decoder_projection(encoded.maps, training=training)
         memory = flattened(maps)
         heads = {"class_head": self.encoder_class_head, "box_head": self.encoder_box_head}
-        selected = self.proposals(memory, anchors(maps, _extents(maps)), **heads)
+        selected = self.proposals(memory, anchors(maps, whole_extents(maps)), **heads)
 
         content, references = ops.stop_gradient(selected.embeddings), ops.stop_gradient(selected.boxes)
         if config.learned_content:
@@ -503,9 +499,3 @@ class RTDETR(Detector):
             label_noise_ratio=config.label_noise_ratio,
             box_noise_scale=config.box_noise_scale,
         )
-
-
-def _extents(maps: Sequence[Any]) -> Any:
-    """Return width and height of each map, `(1, levels, 2)` float32: all of it is image."""
-    sizes = [[ops.cast(side, "float32") for side in reversed(ops.shape(x)[1:3])] for x in maps]
-    return ops.stack([ops.stack(size) for size in sizes])[None]

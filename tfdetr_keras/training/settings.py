@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from tfdetr_keras.models.recipe import RECIPE
-from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, preprocessing_for
+from tfdetr_keras.preprocessing import Preprocessing, SizeRule, is_pair, knows_padding, preprocessing_for
 from tfdetr_keras.training.durations import UNITS, check_duration
 
 Schedule = Literal["cosine", "step", "constant"]
@@ -259,7 +259,7 @@ class Settings:
 
     def preprocessing_of(self, model: Any) -> Preprocessing:
         """Return how images are prepared in a run that starts from a model; without the model's buckets."""
-        if self.pad_to == "buckets" and not getattr(getattr(model, "config", None), "knows_padding", True):
+        if self.pad_to == "buckets" and not knows_padding(model):
             raise ValueError(f'pad_to="buckets" pads images, but {model.title} knows no padding: leave it out')
         canvas = None if self.pad_to == "buckets" else self.pad_to
         chosen = preprocessing_for(model, self.preprocessing, self.size, canvas, self.size_rule)
