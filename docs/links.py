@@ -23,11 +23,16 @@ OUTSIDE = {
     "README.md": "index.md",
     "benchmarks/RESULTS.md": "results.md",
     "tfdetr_keras/checkpoints/detr-tiny/README.md": "detr-tiny.md",
+    "tfdetr_keras/checkpoints/rt-detr-tiny/README.md": "rt-detr-tiny.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
 # What pages link to that is no page.
-ASSETS = ("LICENSE", "tfdetr_keras/checkpoints/detr-tiny/metrics.csv")
+ASSETS = (
+    "LICENSE",
+    "tfdetr_keras/checkpoints/detr-tiny/metrics.csv",
+    "tfdetr_keras/checkpoints/rt-detr-tiny/metrics.csv",
+)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 
 

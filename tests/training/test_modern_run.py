@@ -61,13 +61,14 @@ def test_a_recipe_for_long_runs_is_scaled_and_told(without_tracing, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_three_hundred_steps_in_bfloat16_are_finite_and_as_good(tmp_path):
+@pytest.mark.parametrize("source", ["detr-tiny", "rt-detr-tiny"])
+def test_three_hundred_steps_in_bfloat16_are_finite_and_as_good(tmp_path, source):
     records, names = td.data.load_shapes(800, seed=11)
     validation, _ = td.data.load_shapes(400, seed=2)
     found = {}
     for precision in ("float32", "mixed_bfloat16"):
         run = td.fit_detector(
-            records.cache(), names, tmp_path / precision, validation.cache(), "detr-tiny", epochs=6, batch_size=8,
+            records.cache(), names, tmp_path / precision, validation.cache(), source, epochs=6, batch_size=8,
             steps_per_epoch=50, learning_rate=5e-5, evaluate_every=6, precision=precision,
             **MODERN | {"plain_epochs": 2, "ema_restart_after": 4},
         )  # fmt: skip
