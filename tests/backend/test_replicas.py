@@ -36,17 +36,28 @@ SCRIPT = """
     records, _ = td.data.load_shapes(steps * batch, seed=3, size=(48, 64))
     batches = td.data.prepare(
         records, batch // workers, training=True, size=size, pad_to=size, max_boxes=8, augmentation="flip",
-        shard=(workers, index),
+        shard=(workers, index), size_rule="stretch" if sys.argv[10] == "denoising" else None,
     ).cache()  # or each pass would be another epoch, of which Keras makes one more under a strategy
     counts = [int((targets["labels"].numpy() >= 0).sum()) for _, targets in batches]
     keras.utils.set_random_seed(0)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]) if replicas > 1 else tf.distribute.get_strategy()
+    if sys.argv[10] == "denoising":
+        # The same noise for every object, in however many slots and wherever in a batch it is; one group of queries.
+        def drawn(shape, num_classes, seed):
+            every = {"flip": (*shape,), "label": (*shape,), "sign": (*shape, 4), "part": (*shape, 4)}
+            value = {"flip": 1.0, "label": 0, "sign": 1.0, "part": 0.3}
+            return {name: keras.ops.full(shape, value[name]) for name, shape in every.items()}
+
+        sys.modules["tfdetr_keras.losses.denoising"]._drawn = drawn
     with strategy.scope():
-        trained = td.DETR.from_pretrained("detr-tiny")
+        trained = td.from_pretrained({"denoising": "rt-detr-tiny"}.get(sys.argv[10], "detr-tiny"))
         config = trained.config
         if sys.argv[10] == "modern":
             config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, batch_norm="trainable"))
-        model = td.DETR(config, td.SetCriterion(class_weights=(2.0, 1.0, 0.5)), dtype=precision)
+        if sys.argv[10] == "denoising":
+            model = td.RTDETR(dataclasses.replace(config, num_denoising=1), dtype=precision)
+        else:
+            model = td.DETR(config, td.SetCriterion(class_weights=(2.0, 1.0, 0.5)), dtype=precision)
         values = {variable.path: variable for variable in trained.weights}
         for variable in model.weights:
             variable.assign(values[variable.path])
@@ -54,7 +65,7 @@ SCRIPT = """
         if sys.argv[10] == "modern":
             options = {"use_ema": True, "ema_momentum": 0.9, "ema_ramp_steps": 3, "gradient_accumulation_steps": 2}
             options |= {"weight_decay_exclude": ["norms", "biases"]}
-        else:
+        elif sys.argv[10] == "plain":
             model.backbone.trainable = False
         model.compile(optimizer=td.AdamW(**options))
 
@@ -70,6 +81,8 @@ SCRIPT = """
     of_optimizer = model.optimizer.averages() if options else []
     averages = {f"average of {variable.path}": np.asarray(average.numpy()) for variable, average in of_optimizer}
     moved = max(np.abs(old - new).max() for old, new in zip(before, weights.values()))
+    learnt = [name for old, (name, new) in zip(before, weights.items()) if "denoising" in name and (old != new).any()]
+    assert bool(learnt) == (sys.argv[10] == "denoising")
     logs = {f"log {name}": value[0] for name, value in logs.items()}
     np.savez(sys.argv[7], counts=counts, moved=moved, **weights, **averages, **logs)
 """
@@ -152,6 +165,14 @@ def test_the_modern_recipe_over_two_processes(tmp_path):
     assert sum(name.startswith("average of ") and "moving_" in name for name in one) > 10
     for index, process in enumerate(processes):
         assert_same_training(result(process, tmp_path, f"of two {index}"), one)
+
+
+@pytest.mark.slow
+def test_denoising_over_two_replicas(tmp_path):
+    """Its queries are made of each part's own objects, and their losses divided by the objects of all."""
+    one = result(start(tmp_path, "tensorflow", "one", recipe="denoising"), tmp_path, "one")
+    two = result(start(tmp_path, "tensorflow", "two", replicas=2, recipe="denoising"), tmp_path, "two")
+    assert_same_training(two, one)
 
 
 @pytest.mark.slow
