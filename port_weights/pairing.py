@@ -9,7 +9,7 @@ import numpy as np
 from port_weights.checkpoints import Checkpoint
 from port_weights.tables import IGNORED, Scheme
 
-CLASS_HEADS, QUERIES = ("class_head/", "encoder_class_head/"), "query_embedding/"
+CLASS_HEADS, QUERIES = ("class_head/", "encoder_class_head/"), ("query_embedding/", "content_embedding/")
 # A row for each class, and one for padding, which noisy queries of training start from; files may come without.
 DENOISING = "denoising_embedding/"
 # The parts of a model that a checkpoint may hold or lack as a whole.
@@ -19,7 +19,7 @@ _OF_LAYERS = ("class_head/", "box_head/")
 _MASKS = ("mask_attention/", "mask_head/")
 _BACKBONE = ("backbone/",)
 # Those that people delete from a checkpoint to fine-tune it are lacking alone, too.
-_PARTS = (_HEADS, _MASKS, CLASS_HEADS, (QUERIES,), (DENOISING,))
+_PARTS = (_HEADS, _MASKS, CLASS_HEADS, QUERIES, (DENOISING,))
 
 
 def pair(

@@ -153,9 +153,9 @@ class Preprocessing:
                 f"would be padded to {canvas[0]} x {canvas[1]}: use multiples of {self.multiple_of}, and no pad_to"
             )
 
-    def rounded_up(self, side: int) -> int:
-        """Round a canvas's side, pixels, up to the next multiple of `multiple_of`."""
-        return side + -side % self.multiple_of
+    def rounded_up(self, side: int, multiple: int | None = None) -> int:
+        """Round a canvas's side, pixels, up to the next multiple: of `multiple_of`, where left out."""
+        return side + -side % (multiple or self.multiple_of)
 
     def __str__(self) -> str:
         """Return the preparation in words."""

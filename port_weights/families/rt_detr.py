@@ -67,6 +67,7 @@ FIELDS = {  # of config.json, and of ours
     "label_noise_ratio": "label_noise_ratio",
     "box_noise_scale": "box_noise_scale",
     "learn_initial_query": "learned_content",
+    "auxiliary_loss": "auxiliary_outputs",
 }
 _CRITERION = {
     "matcher_class_cost": "cost_class",
@@ -124,6 +125,9 @@ _AROUND: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {
     ("basic", (3, 4, 6, 3)): {"expansion": 0.5, "decoder_layers": 4},
     ("bottleneck", (3, 4, 23, 3)): {"encoder_dim": 384, "encoder_ffn_dim": 2048},
 }
+# Block, depths, expansion and decoder layers of the one whose authors leave the last layers out.
+_EVALUATED_EARLY = ("bottleneck", (3, 4, 6, 3), 0.5, 6)
+_SCHEME_OF_AUTHORS = "rt-detr, projections"
 _DEPTHS_OF_AUTHORS = {
     ("basic", (2, 2, 2, 2)): 18,
     ("basic", (3, 4, 6, 3)): 34,
@@ -158,6 +162,9 @@ class RTDETRFamily(Family):
     def detect(self, names: AbstractSet[str]) -> Scheme | None:
         """Return how a checkpoint names its tensors: by a few that only this naming has."""
         whose, before = find_backbone_vd(names)
+        if OF_AUTHORS in names and not whose and any(name.startswith("backbone.") for name in names):
+            kind = "HGNetV2" if any(name.startswith("backbone.stem.stem1.") for name in names) else "network"
+            raise ValueError(f"a {self.member} over a {kind} that is no ResNet-vd, the only backbone it has here")
         if OF_AUTHORS in names and whose in ("", "authors"):
             return self._detected_of_authors(names, before or "backbone.")
         for prefix in (MODEL, ""):
@@ -177,7 +184,7 @@ class RTDETRFamily(Family):
         output = ("proj", "norm") if "decoder.enc_output.proj.weight" in names else ("0", "1")
         rows = prefixed(BACKBONES["authors"], before) + rows_of_authors(projection, output)
         buffers = held([*batch_counters(rows), *buffers_of_authors(with_anchors=True)], names)
-        title = f"rt-detr, projections {'.'.join(projection)}, proposals {'.'.join(output)}"
+        title = f"{_SCHEME_OF_AUTHORS} {'.'.join(projection)}, proposals {'.'.join(output)}"
         return Scheme(title, tuple(rows), buffers=buffers)
 
     def _detected_of_hugging_face(self, names: AbstractSet[str], prefix: str, before: str) -> Scheme:
@@ -208,7 +215,16 @@ class RTDETRFamily(Family):
         fields: dict[str, Any] = {"backbone": dataclasses.asdict(backbone), "frozen": frozen, "num_classes": _CLASSES}
         if "proposals/projection/kernel" not in shapes:
             return fields | _AROUND.get((backbone.block, backbone.depths), {})
-        return fields | self._from_tensors(checkpoint, shapes)
+        fields |= self._from_tensors(checkpoint, shapes)
+        is_early = (backbone.block, backbone.depths, fields["expansion"], fields["decoder_layers"]) == _EVALUATED_EARLY
+        if is_early and not checkpoint.arguments and scheme.title.startswith(_SCHEME_OF_AUTHORS):
+            logger.warning(
+                "%s: an R50-m, of which its authors compute 3 of 6 decoder layers in inference, as is done here; to "
+                "compute all: model.inference_layers = None",
+                checkpoint.name,
+            )
+            fields["inference_layers"] = 3
+        return fields
 
     def coefficients(self, checkpoint: Checkpoint) -> dict[str, float]:
         """Return the loss that `config.json` describes, or else the training arguments do."""
@@ -386,7 +402,6 @@ class RTDETRFamily(Family):
             "label2id": {name: index for index, name in names.items()},
             **{theirs: float(getattr(criterion, ours)) for theirs, ours in of_loss.items()},
             **_ALWAYS,
-            "auxiliary_loss": config.auxiliary_outputs,
             "freeze_backbone_batch_norms": config.backbone.batch_norm == "frozen",
             "backbone_config": backbone_vd_json(config.backbone, levels),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
@@ -10,6 +11,8 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.families.resnet import Backbone
 from port_weights.families.rt_detr import FIELDS, SCALES, RTDETRFamily, is_second_version
 from port_weights.families.rt_detr_names import points_of
+
+logger = logging.getLogger(__name__)
 
 _METHOD, _METHODS = "RTDETRTransformer.cross_attn_method", {"default": "bilinear", "discrete": "discrete"}
 _OFFSET_SCALE = 0.5  # which the authors' decoder cannot be told
@@ -50,8 +53,11 @@ class RTDETRV2Family(RTDETRFamily):
         return fields | {"sampling": _METHODS[method]}
 
     def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        method = checkpoint.arguments.get(_METHOD, "default")
-        return super()._from_tensors(checkpoint, shapes) | {"sampling": _METHODS[method]}
+        method = checkpoint.arguments.get(_METHOD)
+        if method is None and "dsp" in checkpoint.name.lower().rsplit("/", 1)[-1]:
+            logger.warning("%s: discrete sampling, as its name says (dsp); no tensor tells", checkpoint.name)
+            method = "discrete"
+        return super()._from_tensors(checkpoint, shapes) | {"sampling": _METHODS[method or "default"]}
 
     def _points(
         self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], heads: int, levels: int

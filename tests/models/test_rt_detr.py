@@ -146,6 +146,11 @@ def test_padding_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=complaint):
             model.fit(**data, verbose=0)
+    for inputs in (batch, tf.data.Dataset.from_tensors((batch, targets)), tf.data.Dataset.from_tensors(batch)):
+        with pytest.raises(ValueError, match=complaint):
+            model.predict(inputs, verbose=0)
+    with pytest.raises(ValueError, match=complaint):
+        model.predict_on_batch(batch)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +177,39 @@ def test_sizes_that_do_not_fit():
     model = small()
     with pytest.raises(ValueError, match=r"images of 100 x 96 pixels .* RT-DETR takes multiples of 32"):
         model(pixels_of(sides=(100, 96)))
-    with pytest.raises(ValueError, match="21 positions on all levels, of which 40 queries cannot be chosen"):
-        small(num_queries=40)(pixels_of(sides=(32, 32)))
+    with pytest.raises(ValueError, match=r"preprocessing.size must be in multiples of 32 pixels, not \(100, 96\)"):
+        model.preprocessing = td.Preprocessing((100, 96), "stretch")
+    with pytest.raises(ValueError, match=r"images of 100 x 96 pixels .* RT-DETR takes multiples of 32"):
+        model.detect(np.zeros((50, 70, 3), "uint8"), preprocessing=td.Preprocessing((100, 96), "stretch"))
+
+
+FEW = "21 positions on all levels, of which 40 queries cannot be chosen"
+
+
+def test_images_with_fewer_positions_than_queries(tmp_path):
+    """Eagerly, and where shapes are known while graphs are made: `prepare` gives images of one size."""
+    model = small(num_queries=40, num_classes=3)
+    with pytest.raises(ValueError, match=FEW):
+        model(pixels_of(sides=(32, 32)))
+    records, names = td.data.load_shapes(4, seed=0, size=(48, 64))
+    batches = td.data.prepare(records, 2, training=True, preprocessing=model.preprocessing.changed(size=(32, 32)))
+    assert tuple(batches.element_spec[0]["pixel_values"].shape) == (None, 32, 32, 3)
+    model.compile(optimizer=td.AdamW())
+    with pytest.raises(ValueError, match=FEW):
+        model.fit(batches, verbose=0)
+    with pytest.raises(ValueError, match=FEW):
+        model.predict(batches, verbose=0)
+    with pytest.raises(ValueError, match=FEW):
+        td.evaluation.evaluate_detections(model, records, names, size=(32, 32))
+    with pytest.raises(ValueError, match=FEW):
+        model.detect(np.zeros((50, 70, 3), "uint8"), preprocessing=model.preprocessing.changed(size=(32, 32)))
+    model.save(tmp_path / "model.keras")
+    # 64 pixels are enough, but not for the smallest of several sizes.
+    settings = {"epochs": 1, "batch_size": 2, "size": (64, 64), "augmentation": "flip"}
+    with pytest.raises(ValueError, match=FEW):
+        td.fit_detector(
+            records, names, tmp_path / "run", None, tmp_path / "model.keras", multiscale=(0.5, 1.0), **settings
+        )
 
 
 @pytest.mark.parametrize(
@@ -309,6 +345,16 @@ def test_evaluation_at_another_size_than_training():
     assert len(model.detect(next(iter(records))["image"].numpy(), threshold=0.0)) == model.config.num_queries
 
 
+def test_ap_counts_as_many_answers_as_queries():
+    """As its authors measure, and as `detect` answers; of a focal loss 100 count."""
+    records, names = td.data.load_shapes(2, seed=0, size=(48, 64))
+    evaluator = td.evaluation.Evaluator(records, names, max_detections=200)
+    evaluator(small(num_classes=len(names), id2label=names))
+    assert [len(found["scores"]) for found in evaluator.detections] == [12, 12]
+    evaluator(td.from_preset("deformable-detr-tiny", id2label=names))
+    assert [len(found["scores"]) for found in evaluator.detections] == [75, 75]  # of 25 queries, all pairs
+
+
 def test_as_many_answers_as_queries():
     model = small(num_queries=21)
     outputs = model(pixels_of(sides=(32, 32)))
@@ -316,3 +362,87 @@ def test_as_many_answers_as_queries():
     assert len(found["scores"]) == 21
     # A query may speak for several classes.
     assert (np.diff(found["scores"]) <= 0).all()
+
+
+# ---- how it is trained where nothing is said ----
+
+TABLE = {
+    "rt-detr-r18": (0.1, ["norms", "biases"], True, 0),
+    "rt-detr-r34": (0.1, ["norms", "biases"], True, 0),
+    "rt-detr-r50-m": (0.1, ["norms", "biases"], True, 0),
+    "rt-detr-r50": (0.1, ["norms", "biases"], True, 0),
+    "rt-detr-r101": (0.01, ["norms", "biases"], True, 0),
+    "rt-detr-v2-r18": (1.0, ["norms"], False, 3),
+    "rt-detr-v2-r34": (0.5, ["norms", "biases"], True, 3),
+    "rt-detr-v2-r50-m": (0.1, ["norms"], True, 3),
+    "rt-detr-v2-r50": (0.1, ["norms"], True, 1),
+    "rt-detr-v2-r101": (0.01, ["norms"], True, 1),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_recipes_are_those_of_the_authors_configurations(name):
+    """Of lyuwenyu/RT-DETR, rtdetr_pytorch and rtdetrv2_pytorch."""
+    preset = td.PRESETS[name]
+    recipe = preset.recipe
+    names = ("backbone_multiplier", "weight_decay_exclude", "multiscale")
+    assert (*(recipe[name] for name in names), recipe.get("plain_epochs", 0)) == TABLE[name]
+    assert recipe.get("warmup_steps", 0) == (2000 if "v2" in name else 0)
+    assert (recipe["learning_rate"], recipe["schedule"], recipe["ema_momentum"]) == (1e-4, "constant", 0.9999)
+    is_small = name.endswith(("r18", "r34"))
+    assert (preset.backbone.batch_norm, preset.frozen) == (("trainable", ()) if is_small else ("frozen", ("stem",)))
+
+
+def test_an_architecture_beside_the_presets_has_their_recipe():
+    for kind in (RTDETRConfig, RTDETRV2Config):
+        recipe = kind(**SMALL).recipe
+        assert (recipe["augmentation"], recipe["schedule"], recipe["ema_momentum"]) == ("strong", "constant", 0.9999)
+
+
+def test_offsets_to_whole_pixels_are_not_trained():
+    """They have no gradient, and would only decay."""
+    model = td.RTDETRV2(RTDETRV2Config(**SMALL, sampling="discrete"))
+    model.trainable = True
+    model.freeze(())
+    assert not any("sampling_offsets" in variable.path for variable in model.trainable_variables)
+    before = {variable.path: variable.numpy() for variable in model.variables if "sampling_offsets" in variable.path}
+    assert len(before) == 6
+    model.compile(optimizer=td.AdamW(1e-2, weight_decay=0.1))
+    model.train_on_batch(pixels_of(), targets_of(2, 1))
+    for variable in model.variables:
+        if variable.path in before:
+            np.testing.assert_array_equal(variable.numpy(), before[variable.path])
+    assert any("sampling_offsets" in variable.path for variable in small().trainable_variables)
+
+
+def test_without_further_prediction_sets_nothing_is_denoised():
+    model = small(auxiliary_outputs=False)
+    inputs = {"pixel_values": pixels_of(), "targets": targets_of(2, 1)}
+    assert not any("denoising" in name for name in model.stages(inputs, training=True))
+    model.auxiliary_outputs = True
+    assert any("denoising" in name for name in model.stages(inputs, training=True))
+
+
+def test_labels_are_not_smoothed_where_scores_are_qualities():
+    with pytest.raises(ValueError, match=r"label_smoothing=0.1: a query's score is the quality of its box here"):
+        td.SetCriterion(classification="varifocal", label_smoothing=0.1)
+
+
+def test_denoising_and_batch_normalization_are_settings(tmp_path):
+    small(num_classes=3, id2label=["circle", "square", "triangle"]).save(tmp_path / "model.keras")
+    records, names = td.data.load_shapes(4, seed=0, size=(48, 64))
+    options = {"epochs": 1, "batch_size": 2, "augmentation": "flip", "multiscale": False, "num_denoising": 0}
+    run = td.fit_detector(
+        records, names, tmp_path / "run", None, tmp_path / "model.keras", batch_norm="frozen", **options
+    )
+    model = run.load_model("last")
+    assert model.config.num_denoising == 0
+    assert model.config.encoder_batch_norm == model.config.backbone.batch_norm == "frozen"
+    before = td.load_model(tmp_path / "model.keras")
+    kept = {variable.path: variable.numpy() for variable in before.variables if "moving_" in variable.path}
+    for variable in model.variables:
+        if "moving_" in variable.path:
+            np.testing.assert_array_equal(variable.numpy(), kept.pop(variable.path))
+    assert not kept
+    with pytest.raises(ValueError, match=r"num_denoising=5: a DETR has no denoising queries"):
+        td.fit_detector(records, names, tmp_path / "other", None, "detr-tiny", epochs=1, num_denoising=5)

@@ -383,6 +383,7 @@ PROCESSOR = {  # of published checkpoints
     "rescale_factor": 0.00392156862745098,
     "size": {"height": 640, "width": 640},
 }
+PADDED = {"size": {"max_height": 96, "max_width": 150}, "do_pad": True, "pad_size": {"height": 96, "width": 150}}
 
 
 @pytest.mark.parametrize("left_out", [(), ("do_normalize",), ("size",), ("do_normalize", "do_pad", "size", "resample")])
@@ -411,6 +412,67 @@ def test_padding_is_refused_by_name():
     padded = td.Preprocessing((480, 640), "fit", (480, 640), multiple_of=32)
     with pytest.raises(ValueError, match=r"pad_to=\(480, 640\), but a RTDETRV2 takes no padding"):
         processor_of(padded, V2.config)
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [
+        (PADDED, (96, 160)),
+        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, (640, 640)),
+        ({"size": {"height": 500, "width": 64}}, (512, 64)),
+    ],
+    ids=["padded", "shortest edge", "no multiple"],
+)  # fmt: skip
+def test_a_processor_that_pads_is_told_and_images_are_stretched(told, size, folder, caplog):
+    """As transformers' own script for fine-tuning writes it."""
+    copy = folder()
+    (copy / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **told}))
+    model = load_model(copy)
+    assert model.preprocessing == dataclasses.replace(PUBLISHED_IMAGES, size=size)
+    [warning] = [text for text in warnings_in(caplog) if "preprocessor_config.json" in text]
+    assert f"so images are stretched to {size[0]} x {size[1]} pixels (height x width)" in warning
+
+
+def test_other_queries_are_other_tokens(folder, caplog):
+    model = load_model(folder(), num_queries=5)
+    assert model.config.num_queries == 5
+    assert f"the best 5 tokens are the queries, not {V1.config.num_queries}" in caplog.text
+    assert "query embeddings" not in caplog.text
+
+
+def test_learned_content_has_as_many_rows_as_queries(tmp_path):
+    model = td.RTDETR(dataclasses.replace(V1.config, learned_content=True))
+    export_pth(model, tmp_path / "learned.pth")
+    assert load_model(tmp_path / "learned.pth", num_queries=5).config.num_queries == 5
+
+
+def test_names_of_files_tell_of_discrete_sampling(pytorch, tmp_path, caplog, port):
+    state = to_torch(port(V2.case), family_of(V2.config).authors_scheme(V2.config))
+    for name, sampling in (("rtdetrv2_r18vd_dsp_3x_coco.pth", "discrete"), ("rtdetrv2_r18vd.pth", "bilinear")):
+        pytorch.call("pickles:write", tmp_path / name, {"model": state})
+        assert load_model(tmp_path / name, heads=4).config.sampling == sampling
+    assert "rtdetrv2_r18vd_dsp_3x_coco.pth: discrete sampling, as its name says (dsp)" in caplog.text
+
+
+def test_a_backbone_that_is_no_resnet_is_refused_by_name(state):
+    authors = authors_names.rt_detr_v2(state)
+    rest = {name: tensor for name, tensor in authors.items() if not name.startswith("backbone.")}
+    hgnet = {"backbone.stem.stem1.conv.weight": np.zeros((16, 3, 3, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"over a HGNetV2 that is no ResNet-vd, the only backbone it has here"):
+        load_model({**rest, **hgnet}, heads=4)
+    with pytest.raises(ValueError, match=r"over a network that is no ResNet-vd"):
+        load_model({**rest, "backbone.conv_bn.weight": np.zeros(3, np.float32)}, heads=4)
+
+
+@pytest.mark.slow
+def test_the_authors_compute_half_of_the_decoder_of_r50_m(tmp_path, caplog, pytorch):
+    for name, layers in (("rt-detr-r50-m", 3), ("rt-detr-v2-r50-m", 3), ("rt-detr-r50", None)):
+        original = td.from_preset(name)
+        state = to_torch(original, family_of(original.config).authors_scheme(original.config))
+        pytorch.call("pickles:write", tmp_path / "released.pth", {"ema": {"module": state}})
+        caplog.clear()
+        assert load_model(tmp_path / "released.pth").inference_layers == layers
+        assert ("its authors compute 3 of 6 decoder layers" in caplog.text) == (layers is not None)
 
 
 @pytest.mark.slow

@@ -103,6 +103,12 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--num-queries", type=int, metavar="N", help="object queries: most objects that an image can yield, with slack"
     )
     model.add_argument(
+        "--num-denoising",
+        type=int,
+        metavar="N",
+        help="objects that all groups of denoising queries together hold; 0 trains without (default: as in SOURCE)",
+    )
+    model.add_argument(
         "--keep-head",
         action=argparse.BooleanOptionalAction,
         help="keep the class head of SOURCE by position, whatever its classes are called, or make all of it random "
@@ -125,7 +131,7 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_word_or_pair,
         metavar="WORD",
-        help="frozen or trainable: the statistics of the backbone, or of some of its parts, as in stem=frozen "
+        help="frozen or trainable: all batch normalisation; or that of some parts of the backbone, as in stem=frozen "
         "stage1=frozen (default: as in SOURCE; trainable for random weights)",
     )
     model.add_argument("--dropout", type=float, metavar="RATE", help="(default: as in SOURCE)")

@@ -136,6 +136,8 @@ def _without_autotuning() -> tf.data.Options:
 
 def _canvases(pad_to: Canvas | Sequence[Canvas] | None, preprocessing: Preprocessing) -> list[Canvas]:
     """Return the canvases as a list: empty for None, else of one or several."""
+    if pad_to is None and preprocessing.rule == "stretch":
+        pad_to = preprocessing.size  # that of every image, so that shapes are known
     sides = [] if pad_to is None else np.reshape(pad_to, (-1, 2)).tolist()
     return [(preprocessing.rounded_up(height), preprocessing.rounded_up(width)) for height, width in sides]
 

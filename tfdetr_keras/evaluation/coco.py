@@ -235,9 +235,9 @@ class Evaluator:
     records, and all get the metrics of the whole.
 
     There is no threshold. Every query is a detection, with its best class other than "no object"; with a classification
-    by sigmoids, the 100 most likely pairs of query and class are, or `max_detections` if that is more. Images stream:
-    only boxes are kept, 2.8 kB an image with 100 queries. Masks are made one after the other, in the size of the
-    original image, and kept as run lengths.
+    by sigmoids, the most likely pairs of query and class are: 100, or `max_detections` if that is more; of an RT-DETR
+    as many as it has queries, as its authors measure. Images stream: only boxes are kept, 2.8 kB an image with 100
+    queries. Masks are made one after the other, in the size of the original image, and kept as run lengths.
 
     A model returns `{"logits": (batch, queries, num_classes + 1), last = no object, "pred_boxes": (batch, queries, 4)
     cxcywh relative to the image without padding}` for `prepare`'s inputs; where its `config.classification` is "focal",
@@ -350,7 +350,9 @@ class Evaluator:
             objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
             results = [_with_run_lengths(found, mask_of, self.max_detections) for found, mask_of in objects]
         else:
-            results = post_process(outputs, sizes, 0.0, classification, top_k=self.max_detections)
+            # A fixed number of answers is raised with that of the detections which count.
+            top_k = None if classification.limit is None else max(classification.limit, self.max_detections)
+            results = post_process(outputs, sizes, 0.0, classification, top_k=top_k)
         for row, (image_id, result) in enumerate(zip(targets["image_id"], results, strict=True)):
             real = targets["true_labels"][row] >= 0
             truth = {key: targets[f"true_{key}"][row][real] for key in TRUTH_KEYS}

@@ -14,6 +14,7 @@ import keras
 from keras import initializers, layers, ops
 
 from tfdetr_keras.layers.deformable_attention import deformable_attention
+from tfdetr_keras.layers.untrained import UntrainedDense
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -62,7 +63,8 @@ class DeformableAttention(layers.Layer):
         project_output: whether outputs are projected; D-FINE does not.
         offset_scale: how far an offset of 1 leads, for references that are boxes: times width or height, divided by
             the level's number of points.
-        sampling: `"bilinear"` or `"discrete"`, as for `td.deformable_attention`.
+        sampling: `"bilinear"` or `"discrete"`, as for `td.deformable_attention`; with the latter offsets are not
+            trained.
         recompute: whether what is read is read again on the way back, as for `td.deformable_attention`.
 
     Raises:
@@ -102,7 +104,9 @@ class DeformableAttention(layers.Layer):
         total = heads * sum(self.points_per_level)
         exact = keras.backend.result_type(self.compute_dtype, "float32")
         directions = HeadDirections(heads, self.points_per_level)
-        self.sampling_offsets = layers.Dense(
+        # Whole pixels give no gradient to what leads there.
+        dense = UntrainedDense if sampling == "discrete" else layers.Dense
+        self.sampling_offsets = dense(
             2 * total,
             kernel_initializer="zeros",
             bias_initializer=directions,

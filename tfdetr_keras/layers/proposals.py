@@ -81,7 +81,7 @@ class Proposals(layers.Layer):
             class_head: embeddings → logits.
             box_head: embeddings and an offset → boxes.
         """
-        _check_tokens(memory, self.num_queries)
+        check_positions(memory.shape[1], self.num_queries)
         is_inside = ops.logical_and(_is_inside(anchors), mask[..., None])
         embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
@@ -149,7 +149,7 @@ class TokenSelection(layers.Layer):
             class_head: embeddings → logits.
             box_head: embeddings and an offset → boxes.
         """
-        _check_tokens(memory, self.num_queries)
+        check_positions(memory.shape[1], self.num_queries)
         is_inside = _is_inside(anchors)
         embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
@@ -169,12 +169,11 @@ def _rows(x: Any, chosen: Any) -> Any:
     return ops.take(ops.reshape(x, (-1, channels)), ops.cast(chosen, "int32") + first, axis=0)
 
 
-def _check_tokens(memory: Any, num_queries: int) -> None:
-    """Raise a `ValueError` for fewer tokens than queries, as far as the tokens are known."""
-    tokens = memory.shape[1]
-    if tokens is not None and tokens < num_queries:
+def check_positions(positions: int | None, num_queries: int) -> None:
+    """Raise a `ValueError` for fewer positions than queries; None stands for a number that is not known."""
+    if positions is not None and positions < num_queries:
         raise ValueError(
-            f"the images have {tokens} positions on all levels, of which {num_queries} queries cannot be "
+            f"the images have {positions} positions on all levels, of which {num_queries} queries cannot be "
             "chosen: give larger images, or make the model with fewer queries (num_queries)"
         )
 

@@ -94,6 +94,11 @@ class SetCriterion:
             object.__setattr__(self, "focal_alpha", named.alpha)
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
+        if self.label_smoothing and named.wants_quality:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing}: a query's score is the quality of its box here "
+                f"(classification={named.name!r}), which is not smoothed; leave it out"
+            )
         if self.class_weights is not None:
             object.__setattr__(self, "class_weights", tuple(float(weight) for weight in self.class_weights))
             if not all(0.0 <= weight < math.inf for weight in self.class_weights):

@@ -37,6 +37,11 @@ class Classification(abc.ABC):
     has_no_object: bool  # whether the last logit stands for "no object"
     wants_quality: bool = False  # whether the loss is given `quality`, how well each query's box fits its object
     alpha: float = 0.25  # of the loss, where `SetCriterion` is told none
+    limit: int | None = None  # answers of an image that are kept; as many as queries for None
+
+    def most(self, num_queries: int) -> int:
+        """Return how many answers of an image are kept."""
+        return num_queries if self.limit is None else self.limit
 
     def num_logits(self, num_classes: int) -> int:
         """Return the number of logits of a query."""
@@ -169,6 +174,7 @@ class Focal(Classification):
 
     name = "focal"
     has_no_object = False
+    limit: int | None = TOP_K
 
     def cost(self, logits: Any, wanted: Any) -> Any:
         """Return the focal loss for the class being there, less that for its absence."""
@@ -194,10 +200,6 @@ class Focal(Classification):
     def is_object(self, logits: Any) -> Any:
         """Return which queries give a class a probability above 1/2."""
         return ops.max(logits, axis=-1) > 0
-
-    def most(self, num_queries: int) -> int:
-        """Return how many answers of an image are kept."""
-        return TOP_K
 
     def ranked(self, logits: Any, top_k: int | None = None) -> tuple[Any, Any, Any]:
         """Return the likeliest pairs of query and class."""
@@ -232,6 +234,7 @@ class Varifocal(Focal):
     name = "varifocal"
     wants_quality = True
     alpha = 0.75
+    limit = None
 
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting, quality: Any = None) -> Any:
         """Return the varifocal loss per object, summed over queries and classes.
@@ -250,10 +253,6 @@ class Varifocal(Focal):
         if weighting.class_weights is not None:
             losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
         return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
-
-    def most(self, num_queries: int) -> int:
-        """Return how many answers of an image are kept: as many as there are queries."""
-        return num_queries
 
 
 SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal(), Varifocal())}

@@ -89,6 +89,9 @@ class DetectorConfig:
     def _check(self) -> None:
         """Raise a `ValueError` where the fields that a member adds do not fit."""
 
+    def check_canvas(self, height: int, width: int) -> None:
+        """Raise a `ValueError` for images of a size, pixels, that the network cannot look at."""
+
     @property
     def classification(self) -> str | Classification:
         """How a query is classified: by a softmax over the classes and "no object", or a sigmoid for each class."""

@@ -395,6 +395,20 @@ class Detector(OwnLossModel):
         with self._checked(x, y) as x:
             return super().evaluate(x, y, *args, **kwargs)
 
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keras' `predict`; padding ends it with a `ValueError` where the model knows none."""
+        if self.config.knows_padding:
+            return super().predict(x, *args, **kwargs)
+        with self._checked(x) as x:
+            return super().predict(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """Keras' `predict_on_batch`, with the check of `predict`."""
+        if self.config.knows_padding:
+            return super().predict_on_batch(x)
+        with self._checked(x) as x:
+            return super().predict_on_batch(x)
+
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras' `train_on_batch`, with the checks of `fit`."""
         with self._checked(x, y, True) as x:

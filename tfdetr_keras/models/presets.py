@@ -18,6 +18,7 @@ _OF_A_TASK = {
     *("num_classes", "num_queries", "id2label", "frozen", "preprocessing", "recipe", "auxiliary_outputs"),
     *("dropout", "attention_dropout", "activation_dropout", "activation_function", "position_embedding"),
     *("num_denoising", "label_noise_ratio", "box_noise_scale", "inference_layers"),
+    *("decoder_points", "offset_scale", "sampling"),
 }
 
 

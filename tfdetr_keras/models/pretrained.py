@@ -36,6 +36,7 @@ from tfdetr_keras.models.quantization import mode_of
 from tfdetr_keras.models.registry import config_of, describe, recast
 from tfdetr_keras.models.registry import model_class as class_of
 from tfdetr_keras.names.classes import ClassNames
+from tfdetr_keras.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +341,26 @@ def _as_its_authors(config: DetectorConfig, source: Any) -> DetectorConfig:
     if preset is not None:
         config = dataclasses.replace(config, recipe=preset.recipe)
     published = config.preprocessing if preset is None else preset.preprocessing
-    return dataclasses.replace(config, preprocessing=preprocessing_of(source, published))
+    found = preprocessing_of(source, published)
+    return dataclasses.replace(config, preprocessing=found if config.knows_padding else _stretched(found, published))
+
+
+def _stretched(found: Preprocessing, published: Preprocessing) -> Preprocessing:
+    """Return how images are prepared for a model that knows no padding, where a file says that they are padded.
+
+    Scripts that fine-tune with transformers write so; the network was then trained on images with padding in them.
+    """
+    multiple = published.multiple_of
+    size = found.size if found.rule in ("fit", "stretch") else published.size
+    size = (found.rounded_up(size[0], multiple), found.rounded_up(size[1], multiple))
+    stretched = dataclasses.replace(found, rule="stretch", size=size, pad_to=None, multiple_of=multiple)
+    if (found.rule, found.size) != ("stretch", size) or found.pad_to not in (None, size):
+        logger.warning(
+            "preprocessor_config.json says: %s; the network knows no padding, so images are %s instead",
+            found,
+            stretched,
+        )
+    return stretched
 
 
 def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...]]:
@@ -416,7 +436,10 @@ def _report(config: DetectorConfig, conversion: Conversion, model: Detector, row
         logger.warning("%s", story)
     if any(path.startswith(QUERIES) for path in lacking):
         return
-    if wanted.num_queries < config.num_queries:
+    if not any(path.startswith(QUERIES) for path in variables):
+        if wanted.num_queries != config.num_queries:
+            logger.warning("the best %d tokens are the queries, not %d", wanted.num_queries, config.num_queries)
+    elif wanted.num_queries < config.num_queries:
         logger.warning("kept the first %d of %d query embeddings", wanted.num_queries, config.num_queries)
     elif wanted.num_queries > config.num_queries:
         logger.warning(

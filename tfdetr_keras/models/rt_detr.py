@@ -23,7 +23,7 @@ from tfdetr_keras.layers.heads import PRIOR_PROBABILITY, BoxHead, HeadOfEachLaye
 from tfdetr_keras.layers.hybrid_encoder import HybridEncoder, ProjectedMaps
 from tfdetr_keras.layers.levels import anchors, flattened, sizes_of, whole_extents
 from tfdetr_keras.layers.mlp import MLP
-from tfdetr_keras.layers.proposals import TokenSelection
+from tfdetr_keras.layers.proposals import TokenSelection, check_positions
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import BOX_NOISE_SCALE, LABEL_NOISE_RATIO, DenoisingQueries, denoising_queries
 from tfdetr_keras.matching.classification import Classification
@@ -89,6 +89,7 @@ class RTDETRConfig(DetectorConfig):
     num_classes: int = 80
     num_queries: int = 300
     preprocessing: Preprocessing = PUBLISHED_IMAGES
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(RECIPE))
     d_model: int = 256
     encoder_dim: int = 256
     encoder_ffn_dim: int = 1024
@@ -121,6 +122,10 @@ class RTDETRConfig(DetectorConfig):
         self._check_points()
         for name in _SHARES:
             share(name, getattr(self, name))
+        if any(side % self.stride for side in self.preprocessing.size):
+            raise ValueError(
+                f"preprocessing.size must be in multiples of {self.stride} pixels, not {self.preprocessing.size}"
+            )
         for name in ("box_noise_scale", "expansion"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
@@ -158,6 +163,11 @@ class RTDETRConfig(DetectorConfig):
 
     def _check_points(self) -> None:
         whole_number("decoder_points", self.decoder_points)
+
+    def check_canvas(self, height: int, width: int) -> None:
+        """Raise a `ValueError` for images that have fewer positions than there are queries."""
+        strides = [self.stride // 2**level for level in range(self.num_feature_levels)]
+        check_positions(sum((height // stride) * (width // stride) for stride in strides), self.num_queries)
 
     @property
     def classification(self) -> str | Classification:
@@ -488,7 +498,8 @@ class RTDETR(Detector):
         """Return the denoising queries of training; None in inference, and where there are no targets."""
         config = self.config
         targets = inputs.get("targets") if isinstance(inputs, Mapping) else None
-        if not training or targets is None or not config.num_denoising:
+        is_learnt = training and self.auxiliary_outputs  # which hands further prediction sets to the loss
+        if not is_learnt or targets is None or not config.num_denoising:
             return None
         return denoising_queries(
             targets,

@@ -34,6 +34,7 @@ class RTDETRV2Config(RTDETRConfig):
 
     is_xavier: ClassVar[bool] = True
 
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(_WARM))
     decoder_points: int | Sequence[int] = 4  # type: ignore[assignment]
     offset_scale: float = 0.5  # type: ignore[misc]
     sampling: str = "bilinear"  # type: ignore[misc]
@@ -56,15 +57,13 @@ class RTDETRV2Config(RTDETRConfig):
 
 
 _WARM: Mapping[str, Any] = {**RECIPE, "weight_decay_exclude": ["norms"], "warmup_steps": 2000}
-# The last epochs of 120, or of 72, are without strong augmentation and several sizes.
-_SMALL = {**_WARM, "backbone_multiplier": 0.5, "plain_epochs": 3}
-_LARGE = {**_WARM, "plain_epochs": 1}
+# The last epochs of 120, 84 or 72 are without strong augmentation and several sizes.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "r18": {**_SMALL, "multiscale": False},
-    "r34": _SMALL,
-    "r50-m": _LARGE,
-    "r50": _LARGE,
-    "r101": {**_LARGE, "backbone_multiplier": 0.01},
+    "r18": {**_WARM, "backbone_multiplier": 1.0, "plain_epochs": 3, "multiscale": False},
+    "r34": {**_WARM, "backbone_multiplier": 0.5, "plain_epochs": 3, "weight_decay_exclude": ["norms", "biases"]},
+    "r50-m": {**_WARM, "plain_epochs": 3},
+    "r50": {**_WARM, "plain_epochs": 1},
+    "r101": {**_WARM, "backbone_multiplier": 0.01, "plain_epochs": 1},
 }
 
 

@@ -19,10 +19,11 @@ from tfdetr_keras.backend.full_disk import told_if_full
 from tfdetr_keras.backend.processes import gather, number_of_processes, process_index
 from tfdetr_keras.data.checks import readable_errors
 from tfdetr_keras.data.class_names import tidy_names
-from tfdetr_keras.data.multiscale import MULTISCALE
+from tfdetr_keras.data.multiscale import MULTIPLE, MULTISCALE, scaled_side
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.quantization import check_trainable
+from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.checkpoint import Checkpoint
 from tfdetr_keras.training.crowding import tell_crowded_images, watch_crowding
 from tfdetr_keras.training.durations import scaled
@@ -166,6 +167,7 @@ def _train(
         chosen = as_begun(run, chosen, given)
         refuse_other_settings(run, class_names, chosen)
     check_against_steps(chosen, steps)
+    model.config.check_canvas(*_smallest_canvas(model.preprocessing, chosen))
     model.recompute = chosen.recompute
     model.compile(optimizer=_optimizer(model, chosen, steps), jit_compile=chosen.compilation(model.preprocessing))
     masks = model.has_masks
@@ -237,6 +239,14 @@ class _Begin(keras.callbacks.Callback):
         if self._is_due:
             self._write()
         self._is_due = False
+
+
+def _smallest_canvas(preprocessing: Preprocessing, settings: Settings) -> tuple[int, int]:
+    """Return height and width of the smallest images that a step is given, where all have one size, pixels."""
+    sizes = MULTISCALE if settings.multiscale is True else settings.multiscale or (1.0,)
+    multiple = preprocessing.multiple_of if preprocessing.multiple_of > 1 else MULTIPLE
+    height, width = (scaled_side(side, min(sizes), multiple) for side in preprocessing.largest)
+    return height, width
 
 
 def _announce(model: Detector, settings: Settings, steps: int, images: int, validation_images: int) -> None:

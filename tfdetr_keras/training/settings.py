@@ -26,7 +26,7 @@ _COUNTS = (
     *("epochs", "batch_size", "gradient_accumulation_steps", "evaluate_every"),
     *("max_boxes", "num_queries", "steps_per_epoch"),
 )
-_NUMBERS_FROM_0 = ("pretraining_epochs", "seed")
+_NUMBERS_FROM_0 = ("pretraining_epochs", "seed", "num_denoising")
 _REALS = {
     "learning_rate": (0, math.inf, "a finite number above 0"),
     "weight_decay": (0, math.inf, "a finite number of at least 0"),
@@ -47,7 +47,7 @@ OF_RECIPE = (
 OF_SOURCE = ("freeze", "batch_norm", "dropout")
 _OPTIONAL = (
     *OF_RECIPE,
-    *("max_boxes", "num_queries", "steps_per_epoch", "dropout", "batch_norm"),
+    *("max_boxes", "num_queries", "num_denoising", "steps_per_epoch", "dropout", "batch_norm"),
     *("jit_compile", "keep_head"),
 )
 
@@ -77,15 +77,17 @@ class Settings:
         steps_per_epoch: batches an epoch, if it is not one pass over the records, e.g. many passes over few.
         random_weights: whether to start from the architecture of the source alone.
         num_queries: object queries, if other than the source's.
+        num_denoising: objects that all groups of denoising queries together hold, if other than the source's; 0 trains
+            without. Of members that have them, as RT-DETR.
         keep_head: True keeps the class head of the source by position, whatever its classes are called, and False
             replaces all of it by random weights; by default the rows of classes of the same name are kept.
         masks: whether a detector gets a mask head, which alone is trained unless `freeze` says otherwise: the
             paper's second stage. It has no effect on a source that has a mask head.
         freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default the source's,
             which for published weights are stem and first stage, and with `masks` the whole detector.
-        batch_norm: "frozen" or "trainable", or a mapping of the backbone's parts to one of these, in which the others
-            stay as they are; by default the source's, and trainable from random weights. Trainable batch
-            normalisation in a part that `freeze` names is frozen with it.
+        batch_norm: "frozen" or "trainable", of all batch normalisation; or a mapping of the backbone's parts to one of
+            these, in which all else stays as it is; by default the source's, and trainable from random weights.
+            Trainable batch normalisation in a part that `freeze` names is frozen with it.
         dropout: of every residual branch; by default the source's.
         pretraining_epochs: epochs in which the backbone alone learns first (`BackbonePretraining`), for random weights.
         learning_rate: the highest, of everything but the backbone (DETR: 1e-4).
@@ -135,6 +137,7 @@ class Settings:
     steps_per_epoch: int | None = None
     random_weights: bool = False
     num_queries: int | None = None
+    num_denoising: int | None = None
     keep_head: bool | None = None
     masks: bool = False
     freeze: str | Sequence[str] | None = None

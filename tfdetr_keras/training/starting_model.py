@@ -53,6 +53,15 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
             batch_norm = settings.batch_norm
         if backbone.batch_norm is not None:
             changes["backbone"] = dataclasses.replace(backbone, batch_norm=batch_norm)
+        if hasattr(model.config, "encoder_batch_norm"):
+            if is_random:
+                changes["encoder_batch_norm"] = "trainable"
+            if isinstance(settings.batch_norm, str):
+                changes["encoder_batch_norm"] = settings.batch_norm
+        if settings.num_denoising is not None:
+            if not hasattr(model.config, "num_denoising"):
+                raise ValueError(f"num_denoising={settings.num_denoising}: a {model.title} has no denoising queries")
+            changes["num_denoising"] = settings.num_denoising
         if settings.dropout is not None:
             if not hasattr(model.config, "dropout"):
                 raise ValueError(f"dropout={settings.dropout}: a {model.title} has no dropout")
@@ -100,11 +109,15 @@ def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_rand
 
 
 def _rebuilt(model: Detector, config: Any) -> Detector:
-    """Return a model of another configuration with the same weights; the same model if the configuration is equal."""
+    """Return a model of another configuration with the same weights; the same model if the configuration is equal.
+
+    What the model has no weights for, as denoising queries that are new, keeps its random ones.
+    """
     if config == model.config:
         return model
     rebuilt = type(model)(config, model.criterion)
     values = {variable.path: variable for variable in model.weights}
     for variable in rebuilt.weights:
-        variable.assign(values[variable.path])
+        if variable.path in values:
+            variable.assign(values[variable.path])
     return rebuilt
