@@ -54,6 +54,7 @@ class ProjectedAttention(layers.Layer):
         key_dim: channels of a head.
         dropout: share of the weights that are dropped in training.
         use_bias: whether the projections have biases.
+        key_bias: whether that of the keys has one, too; it changes no result.
         kernel_initializer: of all projections.
     """
 
@@ -63,26 +64,29 @@ class ProjectedAttention(layers.Layer):
         key_dim: int,
         dropout: float = 0.0,
         use_bias: bool = True,
+        key_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads, self.key_dim, self.dropout, self.use_bias = num_heads, key_dim, dropout, use_bias
+        self.key_bias = key_bias
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.scale = 1 / math.sqrt(key_dim)
 
-    def projection(self, name: str, units: int | None = None) -> layers.EinsumDense:
+    def projection(self, name: str, units: int | None = None, bias: bool = True) -> layers.EinsumDense:
         """Make a projection: `(batch, positions, d)` → `(batch, positions, heads, key_dim)`, or back to `units`.
 
         Args:
             name: of the layer.
             units: channels that the heads are brought back to; None for a projection into heads.
+            bias: whether it has a bias, if any has.
         """
         into_heads = units is None
         return layers.EinsumDense(
             "abc,cde->abde" if into_heads else "abcd,cde->abe",
             (None, self.num_heads, self.key_dim) if into_heads else (None, units),
-            bias_axes=("de" if into_heads else "e") if self.use_bias else None,
+            bias_axes=("de" if into_heads else "e") if self.use_bias and bias else None,
             kernel_initializer=self.kernel_initializer.clone(),
             name=name,
             dtype=self.dtype_policy,
@@ -93,7 +97,7 @@ class ProjectedAttention(layers.Layer):
         value_shape = value_shape or query_shape
         # Named as in Keras' layer, whose files are read.
         self.query_dense = self.projection("query")
-        self.key_dense = self.projection("key")
+        self.key_dense = self.projection("key", bias=self.key_bias)
         self.value_dense = self.projection("value")
         if self.dropout:
             self._dropout_layer = layers.Dropout(self.dropout, dtype=self.dtype_policy)

@@ -31,6 +31,7 @@ class FeedForward(layers.Layer):
         activation: by its Keras name; or `"prelu"`, whose slope is learned, one for all channels.
         dropout: after the activation.
         xavier: whether kernels start Xavier-uniform, as DETR's; otherwise as PyTorch's.
+        kernel_initializer: makes the kernels' initialisers instead, and biases then start as 0.
     """
 
     def __init__(
@@ -40,17 +41,24 @@ class FeedForward(layers.Layer):
         activation: str = "relu",
         dropout: float = 0.0,
         xavier: bool = True,
+        kernel_initializer: Callable[[], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         kernel = "glorot_uniform" if xavier else None
+
+        def start(inputs: int) -> dict[str, Any]:
+            if kernel_initializer is not None:
+                return {"kernel_initializer": kernel_initializer()}
+            return linear_initializers(inputs, kernel=kernel)
+
         self.d_model, self.width = d_model, hidden
         self.hidden = layers.Dense(
             hidden,
             activation=None if activation == PRELU else activation_named(activation),
             name="hidden",
             dtype=self.dtype_policy,
-            **linear_initializers(d_model, kernel=kernel),
+            **start(d_model),
         )
         self.activation = PReLU(name="activation", dtype=self.dtype_policy) if activation == PRELU else None
         self.dropout = layers.Dropout(dropout, dtype=self.dtype_policy)
@@ -58,7 +66,7 @@ class FeedForward(layers.Layer):
             d_model,
             name="output",
             dtype=self.dtype_policy,
-            **linear_initializers(hidden, kernel=kernel),
+            **start(hidden),
         )
 
     def build(self, input_shape: Any) -> None:
