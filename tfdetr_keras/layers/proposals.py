@@ -82,13 +82,13 @@ class Proposals(layers.Layer):
             box_head: embeddings and an offset → boxes.
         """
         check_positions(memory.shape[1], self.num_queries)
-        is_inside = ops.logical_and(_is_inside(anchors), mask[..., None])
-        embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
+        is_valid = ops.logical_and(is_inside(anchors), mask[..., None])
+        embeddings = self.norm(self.projection(ops.where(is_valid, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
-        boxes = box_head(embeddings, _offsets(anchors, is_inside))
+        boxes = box_head(embeddings, _offsets(anchors, is_valid))
 
         _, chosen = ops.top_k(ops.stop_gradient(logits[..., 0]), self.num_queries)
-        references = ops.stop_gradient(_rows(boxes, chosen))
+        references = ops.stop_gradient(rows_of(boxes, chosen))
         encoded = sine_encoding(references * SCALE, self.d_model // 2)  # x, y, width, height
         encoded = ops.reshape(encoded, (*ops.shape(encoded)[:2], 2 * self.d_model))
         queries = self.position_norm(self.position(ops.cast(encoded, self.compute_dtype)))
@@ -150,16 +150,16 @@ class TokenSelection(layers.Layer):
             box_head: embeddings and an offset → boxes.
         """
         check_positions(memory.shape[1], self.num_queries)
-        is_inside = _is_inside(anchors)
-        embeddings = self.norm(self.projection(ops.where(is_inside, memory, ops.zeros((), memory.dtype))))
+        is_valid = is_inside(anchors)
+        embeddings = self.norm(self.projection(ops.where(is_valid, memory, ops.zeros((), memory.dtype))))
         logits = class_head(embeddings)
         _, chosen = ops.top_k(ops.max(ops.stop_gradient(logits), axis=-1), self.num_queries)
-        own, own_logits = (_rows(x, chosen) for x in (embeddings, logits))
-        offsets = ops.take(_offsets(anchors, is_inside)[0], chosen, axis=0)
+        own, own_logits = (rows_of(x, chosen) for x in (embeddings, logits))
+        offsets = ops.take(_offsets(anchors, is_valid)[0], chosen, axis=0)
         return Selected(logits, own, own_logits, box_head(own, offsets))
 
 
-def _rows(x: Any, chosen: Any) -> Any:
+def rows_of(x: Any, chosen: Any) -> Any:
     """Return the chosen rows `(batch, queries, channels)` of `(batch, tokens, channels)`.
 
     Of one long table: `ops.take_along_axis` would look up number by number.
@@ -178,7 +178,7 @@ def check_positions(positions: int | None, num_queries: int) -> None:
         )
 
 
-def _is_inside(anchors: Any) -> Any:
+def is_inside(anchors: Any) -> Any:
     """Return which anchors are well inside of the image, and not all of it: `(batch, tokens, 1)` bool."""
     return ops.all(ops.logical_and(anchors > MARGIN, anchors < 1 - MARGIN), axis=-1, keepdims=True)
 

@@ -34,6 +34,8 @@ class SetCriterion:
       the right answer and αₜ = α for the matched class, 1 − α for all others;
     * `loss_ce`, varifocal: Σ w(c)·v·(cross-entropy of σ(x) and q) / N over all queries and classes: for the matched
       class v = q = the IoU of the pair's boxes, for all others q = 0 and v = α pᵞ, p = σ(x); no gradient through v, q;
+    * `loss_ce`, IoU-aware: Σ w(c)·(−t log p − v log(1 − p)) / N; for the matched class t = max(pᵅ IoU^(1 − α), 0.01),
+      without a gradient, and v = 1 − t, for all others t = 0 and v = pᵞ;
     * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs;
     * `loss_mask` and `loss_dice` of models that predict masks, of the last layer alone: see `mask_losses`.
 
@@ -57,9 +59,10 @@ class SetCriterion:
             `"focal"`, targets 1 and 0 become 1 − ε/2 and ε/2.
         classification: `"softmax"`, for outputs with a "no object" class, or `"focal"`, for outputs with an independent
             sigmoid per class and no "no object" (Deformable and Conditional DETR); `"varifocal"`, the same with the
-            quality of its box as a query's score (RT-DETR); or a `Classification`.
-        focal_alpha: α of the focal loss, 0.25 where left out; of the varifocal loss, 0.75 there.
-        focal_gamma: γ of both.
+            quality of its box as a query's score (RT-DETR); `"iou_aware"`, with a mean of both (LW-DETR, RF-DETR); or a
+            `Classification`.
+        focal_alpha: α of the focal and the IoU-aware loss, 0.25 where left out; of the varifocal loss, 0.75 there.
+        focal_gamma: γ of all.
 
     Raises:
         ValueError: an unknown `classification`, a share or weight that is out of range.
@@ -123,7 +126,8 @@ class SetCriterion:
                 matched (−1 in `queries` = no pair), whose number then stands for N; `labels` `(batch, objects)` int,
                 where its classes are others than the targets'; `query_mask` `(queries,)` bool, True for queries that
                 count, of which others say nothing about any class (for sigmoids alone); and a `coefficient`, scalar, of
-                its losses in the total.
+                its losses in the total. `groups` int, of the outputs or of a set, says that its queries are so many
+                groups, one after the other: each is matched on its own, and losses are means over the groups.
             targets: `labels` `(batch, objects)` int, −1 = padding row, `boxes` `(batch, objects, 4)` float, cxcywh in
                 [0, 1] of the unpadded image; dense, or both `tf.RaggedTensor`. With `pred_masks` also `masks` `(batch,
                 objects, height, width)` of the padded images. Further keys are not looked at.
@@ -151,20 +155,22 @@ class SetCriterion:
         boxes = ops.where(labels[..., None] >= 0, boxes, 0.0)  # padding may hold anything, NaN too
 
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)
-        num_boxes = ops.maximum(sum_over_replicas(ops.sum(num_objects)), 1.0)
+        of_batch = sum_over_replicas(ops.sum(num_objects))
+        groups, depth = int(outputs.get("groups", 1)), logits.shape[1]
+        cardinality_error = self._cardinality_error(_of_groups(logits, groups)[:, -groups], num_objects)
+        logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
         queries = self._match(logits, pred_boxes, labels, boxes)
-        layers = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
+        num_boxes = _at_least_one(of_batch, groups)
+        layers = _means(self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes), groups)
         total = self._weighted(layers)
         last = {name: values[-1] for name, values in layers.items()}
         if "pred_masks" in outputs:
             paired = _paired_masks(outputs["pred_masks"], queries[:, -1])
             last |= mask_losses(paired, _masks(targets, labels), queries[:, -1] >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
-        others = {
-            f"{name}_{layer}": values[layer] for layer in range(logits.shape[1] - 1) for name, values in layers.items()
-        }
+        others = {f"{name}_{layer}": values[layer] for layer in range(depth - 1) for name, values in layers.items()}
         for of_set, predictions in outputs.get("prediction_sets", {}).items():
-            of_layers = self._losses_of_set(predictions, labels, boxes, num_boxes)
+            of_layers = self._losses_of_set(predictions, labels, boxes, of_batch)
             total += predictions.get("coefficient", 1.0) * self._weighted(of_layers)
             depth = predictions["logits"].shape[1]
             others |= {
@@ -172,7 +178,6 @@ class SetCriterion:
                 for layer in range(depth)
                 for name, values in of_layers.items()
             }
-        cardinality_error = self._cardinality_error(logits[:, -1], num_objects)
         return {"loss": total, **last, "cardinality_error": cardinality_error, **others}
 
     def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
@@ -197,16 +202,17 @@ class SetCriterion:
         class_loss = classification.loss(logits, classes, num_boxes, weighting, **quality)
         return {"loss_ce": class_loss, **_box_losses(paired, boxes, queries, num_boxes)}
 
-    def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, num_boxes: Any) -> dict[str, Any]:
+    def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, of_batch: Any) -> dict[str, Any]:
         logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
         if "query_mask" in predictions:  # a probability of 0 is right, and no gradient
             logits = ops.where(predictions["query_mask"][:, None], logits, NEVER)
         if "labels" in predictions:
             labels = ops.where(labels >= 0, ops.cast(predictions["labels"], "int32"), -1)
         if "queries" not in predictions:
-            return self._losses(
-                logits, pred_boxes, self._match(logits, pred_boxes, labels, boxes), labels, boxes, num_boxes
-            )
+            groups = int(predictions.get("groups", 1))
+            logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
+            queries, num_boxes = self._match(logits, pred_boxes, labels, boxes), _at_least_one(of_batch, groups)
+            return _means(self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes), groups)
         # One row more, which is padding, for pairs of nothing; and there may be no row at all.
         labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING_LABEL)
         boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
@@ -278,6 +284,24 @@ def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
             f"{tuple(labels.shape)}"
         )
     return masks
+
+
+def _of_groups(x: Any, groups: int) -> Any:
+    """Return predictions `(batch, layers, groups · queries, …)` as `(batch, layers · groups, queries, …)`."""
+    if groups == 1:
+        return x
+    batch, depth, queries, channels = ops.shape(x)
+    return ops.reshape(x, (batch, depth * groups, queries // groups, channels))
+
+
+def _at_least_one(objects: Any, groups: int) -> Any:
+    """Return the objects of a batch as each group is told: together the groups have at least one."""
+    return ops.maximum(objects * groups, 1.0) / groups
+
+
+def _means(losses: Mapping[str, Any], groups: int) -> dict[str, Any]:
+    """Return losses `(layers · groups,)` as means over the groups, `(layers,)`."""
+    return {name: ops.mean(ops.reshape(values, (-1, groups)), axis=1) for name, values in losses.items()}
 
 
 def _quality(paired: Any, boxes: Any, is_match: Any) -> Any:

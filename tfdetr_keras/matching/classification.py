@@ -1,7 +1,7 @@
 """Classification of queries: the cost of a wrong class, the loss, and the answers that are kept in the end.
 
-One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"`, `"focal"` and
-`"varifocal"` are short names of the published ones; derive a class from `Classification` for another.
+One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"`, `"focal"`,
+`"varifocal"` and `"iou_aware"` are short names of the published ones; derive a class from `Classification` for another.
 """
 
 from __future__ import annotations
@@ -255,7 +255,51 @@ class Varifocal(Focal):
         return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
 
 
-SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal(), Varifocal())}
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class IoUAware(Focal):
+    """A sigmoid per class that learns a mean of its own probability and the IoU of the query's box with its object.
+
+    Everything is computed from logarithms of sigmoids, which stay finite for logits of any size. The cost of the
+    matching is that of the focal loss; as many answers are kept as there are queries.
+
+    Source: Chen et al. 2024, "LW-DETR", arXiv:2406.03459, section 3.1 ("IoU-aware classification loss"), after Cai et
+    al. 2023, "Align-DETR", arXiv:2304.07527.
+    """
+
+    name = "iou_aware"
+    wants_quality = True
+    limit = None
+    least = 0.01  # of the target of a matched class
+
+    def cost(self, logits: Any, wanted: Any) -> Any:
+        """Return the focal loss for the class being there, less that for its absence."""
+        probability = ops.sigmoid(wanted)
+        there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * ops.softplus(-wanted)
+        absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * ops.softplus(wanted)
+        return there - absent
+
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting, quality: Any = None) -> Any:
+        """Return the IoU-aware loss per object, summed over queries and classes.
+
+        Args:
+            logits: `(batch, layers, queries, classes)` float32.
+            classes: `(batch, layers, queries)` int32, the matched class, or the number of classes for none.
+            num_boxes: scalar, the objects of the batch, at least 1.
+            weighting: of the classes; its α is the share of the probability in the target.
+            quality: `(batch, layers, queries)` float32, the IoU of the pair's boxes.
+        """
+        is_class = ops.one_hot(classes, logits.shape[-1] + 1)[..., :-1]
+        probability, alpha = ops.sigmoid(logits), weighting.focal_alpha
+        target = probability**alpha * ops.maximum(quality, 0.0)[..., None] ** (1 - alpha)
+        target = ops.stop_gradient(ops.maximum(target, self.least))
+        absent = ops.where(is_class > 0, 1 - target, probability**weighting.focal_gamma)
+        losses = is_class * target * ops.softplus(-logits) + absent * ops.softplus(logits)
+        if weighting.class_weights is not None:
+            losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
+        return ops.sum(losses, axis=(0, 2, 3)) / num_boxes
+
+
+SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal(), Varifocal(), IoUAware())}
 
 
 def classification_named(classification: str | Classification) -> Classification:
