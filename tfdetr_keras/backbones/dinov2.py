@@ -127,7 +127,7 @@ class Embeddings(layers.Layer):
         config = self.config
         patches = self.projection(pixels)
         height, width = ops.shape(patches)[1:3]
-        grid, of_image = self.positions(height, width)
+        grid, of_image = self.positions(size=(height, width))
         tokens = in_windows(patches + grid, config.windows)
         image = ops.broadcast_to(self.class_token + of_image, (ops.shape(tokens)[0], 1, config.width))
         return ops.concatenate([image, tokens], axis=1), height, width

@@ -113,7 +113,7 @@ class Patches(layers.Layer):
     def call(self, pixels: Any) -> Any:
         """Map `(batch, height, width, 3)` → `(batch, h, w, width)`."""
         patches = self.projection(pixels)
-        grid, _ = self.positions(*ops.shape(patches)[1:3])
+        grid, _ = self.positions(size=ops.shape(patches)[1:3])
         return patches + grid
 
 

@@ -45,8 +45,13 @@ class PositionTable(layers.Layer):
         shape = (self.side * self.side + 1, self.width)
         self.table = self.add_weight(shape=shape, initializer=truncated_normal(), name="table")
 
-    def call(self, height: Any, width: Any) -> tuple[Any, Any]:
-        """Return the vectors of a grid, `(height, width, channels)`, and that of the image, `(channels,)`."""
+    def call(self, *, size: Any) -> tuple[Any, Any]:
+        """Return the vectors of a grid, `(height, width, channels)`, and that of the image, `(channels,)`.
+
+        Args:
+            size: height and width of the grid, numbers or tensors.
+        """
+        height, width = size
         table = ops.cast(self.table, "float32")
         grid = ops.reshape(table[1:], (self.side, self.side, self.width))
         is_known = isinstance(height, int) and isinstance(width, int)

@@ -15,7 +15,6 @@ from keras import initializers, layers, ops
 
 from tfdetr_keras.backbones.config import BackboneConfig, one_of, share, whole_number
 from tfdetr_keras.backbones.lw_vit import LWViTConfig
-from tfdetr_keras.layers.batch_norm import BatchNorm
 from tfdetr_keras.layers.c2f import Norm, Projector
 from tfdetr_keras.layers.group_decoder import GroupDecoder, GroupSelection, refined
 from tfdetr_keras.layers.heads import PRIOR_PROBABILITY, BoxHead, HeadOfEachLayer, class_head
@@ -136,12 +135,8 @@ class LWDETRConfig(DetectorConfig):
 
     def check_canvas(self, height: int, width: int) -> None:
         """Raise a `ValueError` for images that have fewer positions than there are queries."""
-        sides = [
-            (int(side // self.backbone.patch_size * scale))
-            for scale in self.projector_scales
-            for side in (height, width)
-        ]
-        check_positions(sum(h * w for h, w in zip(sides[::2], sides[1::2], strict=True)), self.num_queries)
+        positions = (height // self.backbone.patch_size) * (width // self.backbone.patch_size)
+        check_positions(int(sum(positions * scale**2 for scale in self.projector_scales)), self.num_queries)
 
     @property
     def is_foldable(self) -> bool:
@@ -153,32 +148,62 @@ class LWDETRConfig(DetectorConfig):
         return dataclasses.replace(self, projector_norm="folded") if self.is_foldable else self
 
 
+IMAGES = Preprocessing((640, 640), "stretch", multiple_of=64)
+# Width, depth, blocks in windows and taps of the published backbones.
+_WINDOWED, _TAPS = (0, 1, 3, 6, 7, 9), (3, 5, 6, 10)
+BACKBONES = {
+    "tiny": LWViTConfig(width=192, depth=6, windowed=(0, 2, 4), taps=(2, 4, 6)),
+    "small": LWViTConfig(width=192, windowed=_WINDOWED, taps=_TAPS),
+    "medium": LWViTConfig(width=384, windowed=_WINDOWED, taps=_TAPS),
+    "large": LWViTConfig(width=384, windowed=_WINDOWED, taps=_TAPS, drop_path=0.1),
+    "xlarge": LWViTConfig(width=768, windowed=_WINDOWED, taps=_TAPS, drop_path=0.1),
+}
+_WIDE = {
+    "d_model": 384,
+    "projector_scales": (2.0, 0.5),
+    "self_attention_heads": 12,
+    "cross_attention_heads": 24,
+    "decoder_points": 4,
+}
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"num_queries": 100},
+    "small": {},
+    "medium": {},
+    "large": _WIDE,
+    "xlarge": _WIDE,
+}
+
+
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
 class LWDETR(Detector):
     """A light DETR: a vision transformer in windows is the encoder, and groups of queries learn side by side.
 
     Inputs, targets and methods are those of `DETR`; height and width are multiples of 64, and images are best stretched
     to one square. Outputs: `{"logits": (batch, queries, num_classes), each class an independent sigmoid, "pred_boxes":
-    (batch, queries, 4) cxcywh relative to the unpadded image, which a box may reach beyond}`, float32, and `"aux_logits"`
-    and `"aux_boxes"` as there. One query may so speak for several classes.
+    (batch, queries, 4) cxcywh relative to the unpadded image, which a box may reach beyond}`, float32, and
+    `"aux_logits"` and `"aux_boxes"` as there. One query may so speak for several classes.
 
-    In training there are 13 groups of queries, one after the other, which `"groups"` among the outputs says, each matched
-    to the objects on its own; and the prediction set `encoder`, the tokens that each group has chosen.
+    In training there are 13 groups of queries, one after the other, which `"groups"` among the outputs says, each
+    matched to the objects on its own; and the prediction set `encoder`, the tokens that each group has chosen.
 
     Stages: `backbone.tap1` … and `projector.level0` … (batch, h, w, channels); `proposals.logits` and `proposals.boxes`
-    (batch, queries, …) of the chosen tokens, and `references`; `decoder.layer0` … (batch, queries, d_model), normalised.
+    (batch, queries, …) of the chosen tokens, and `references`; `decoder.layer0` … (batch, queries, d_model).
 
     Args:
         config: the architecture.
-        criterion: the training loss; the authors' by default: IoU-aware, and a matching with the focal loss as its cost.
+        criterion: the training loss; the authors' by default: IoU-aware, and a matching with the focal loss as its
+            cost.
 
     Source:
         Chen et al. 2024, "LW-DETR: A Transformer Replacement to YOLO for Real-Time Detection", arXiv:2406.03459.
     """
 
     config_class: ClassVar[type[LWDETRConfig]] = LWDETRConfig
-    presets: ClassVar[Mapping[str, LWDETRConfig]] = {}
-    published: ClassVar[Mapping[str, str]] = {}
+    presets: ClassVar[Mapping[str, LWDETRConfig]] = {
+        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], preprocessing=IMAGES, **fields)
+        for size, fields in SIZES.items()
+    }
+    published: ClassVar[Mapping[str, str]] = {f"AnnaZhang/lwdetr_{size}_60e_coco": f"lw-detr-{size}" for size in SIZES}
     title = "LW-DETR"
     config: LWDETRConfig
 
@@ -223,11 +248,11 @@ class LWDETR(Detector):
         self.encoder_box_head = HeadOfEachLayer(
             [self._box_head(name) for name in groups], width, name="encoder_box_head"
         )
-        rows = config.groups * config.num_queries
+        rows, start = config.groups * config.num_queries, initializers.RandomNormal(stddev=1.0)
         self.query_embedding = layers.Embedding(
             rows,
             width,
-            embeddings_initializer=initializers.RandomNormal(stddev=1.0),
+            embeddings_initializer=start,
             name="query_embedding",
             dtype=policy,
         )

@@ -1,0 +1,83 @@
+"""RF-DETR: LW-DETR's decoder over a windowed DINOv2, found by a search over sizes.
+
+Source:
+    Robinson et al. 2025, "RF-DETR: Neural Architecture Search for Real-Time Detection Transformers", arXiv:2511.09554.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import keras
+
+from tfdetr_keras.backbones.config import BackboneConfig
+from tfdetr_keras.backbones.dinov2 import DINOv2Config
+from tfdetr_keras.layers.c2f import Norm
+from tfdetr_keras.models.lw_detr import LWDETR, LWDETRConfig
+from tfdetr_keras.preprocessing import Preprocessing
+
+
+def images_of(side: int, backbone: DINOv2Config) -> Preprocessing:
+    """Return how images are prepared: stretched to a square, and not smoothed where they become smaller."""
+    return Preprocessing((side, side), "stretch", antialias=False, multiple_of=backbone.multiple_of)
+
+
+@dataclasses.dataclass(frozen=True)
+class RFDETRConfig(LWDETRConfig):
+    """The architecture of an `RFDETR`: the fields of an LW-DETR's, over a DINOv2.
+
+    Source:
+        RF-DETR's code (`rfdetr`), config.py.
+    """
+
+    backbone_class: ClassVar[type[BackboneConfig]] = DINOv2Config
+
+    backbone: Any = dataclasses.field(default_factory=DINOv2Config)
+    preprocessing: Preprocessing = dataclasses.field(default_factory=lambda: images_of(384, DINOv2Config()))
+    projector_norm: Norm = "layer"
+    decoder_layers: int = 2
+
+    @property
+    def knows_padding(self) -> bool:
+        """Whether images may be padded."""
+        return False
+
+
+def _size(side: int, decoder_layers: int, **fields: Any) -> RFDETRConfig:
+    backbone = DINOv2Config(table_side=side // 16)
+    return RFDETRConfig(backbone, preprocessing=images_of(side, backbone), decoder_layers=decoder_layers, **fields)
+
+
+_BASE = DINOv2Config(patch_size=14, windows=4, taps=(2, 5, 8, 11), table_side=37)
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class RFDETR(LWDETR):
+    """A DETR over DINOv2 that newcomers compare everything with: queries, training and stages are those of `LWDETR`.
+
+    Images are stretched to a square whose side is a multiple of the patches times the windows (32; 56 of the older
+    base), other rectangles are possible, padding is not: a `pixel_mask` with padding in it is refused.
+
+    Args:
+        config: the architecture.
+        criterion: the training loss; the authors' by default.
+
+    Source:
+        Robinson et al. 2025, "RF-DETR", arXiv:2511.09554.
+    """
+
+    config_class: ClassVar[type[RFDETRConfig]] = RFDETRConfig
+    presets: ClassVar[Mapping[str, RFDETRConfig]] = {
+        "rf-detr-nano": _size(384, 2),
+        "rf-detr-small": _size(512, 3),
+        "rf-detr-medium": _size(576, 4),
+        "rf-detr-large": _size(704, 4),
+        "rf-detr-base": RFDETRConfig(_BASE, preprocessing=images_of(560, _BASE), decoder_layers=3),
+    }
+    published: ClassVar[Mapping[str, str]] = {
+        f"Roboflow/rf-detr-{size}": f"rf-detr-{size}" for size in ("nano", "small", "medium", "large", "base")
+    }
+    title = "RF-DETR"
+    config: RFDETRConfig
