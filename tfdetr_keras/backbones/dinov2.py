@@ -56,8 +56,8 @@ class DINOv2Config(BackboneConfig):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the backbone's parts, in the order of computation: `"embeddings"`, `"block1"`, …, `"norm"`."""
-        return ("embeddings", *(f"block{index + 1}" for index in range(self.depth)), "norm")
+        """Names of the backbone's parts, in the order of computation: `"embeddings"`, `"block0"`, …, `"norm"`."""
+        return ("embeddings", *(f"block{index}" for index in range(self.depth)), "norm")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class DINOv2(layers.Layer):
                 scale=config.layer_scale,
                 drop_path=config.drop_path * index / most,
                 is_used=index < config.taps[-1],
-                name=f"block{index + 1}",
+                name=f"block{index}",
                 dtype=self.dtype_policy,
             )
             for index in range(config.depth)

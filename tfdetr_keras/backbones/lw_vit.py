@@ -65,8 +65,8 @@ class LWViTConfig(BackboneConfig):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the backbone's parts, in the order of computation: `"embeddings"`, `"block1"`, …"""
-        return ("embeddings", *(f"block{index + 1}" for index in range(self.depth)))
+        """Names of the backbone's parts, in the order of computation: `"embeddings"`, `"block0"`, …"""
+        return ("embeddings", *(f"block{index}" for index in range(self.depth)))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ class LWViT(layers.Layer):
                 drop_path=config.drop_path * index / most,
                 key_bias=False,
                 is_used=index < config.taps[-1],
-                name=f"block{index + 1}",
+                name=f"block{index}",
                 dtype=self.dtype_policy,
             )
             for index in range(config.depth)
