@@ -33,6 +33,10 @@ from .models.detr_segmentation import SegmentationConfig as SegmentationConfig
 from .models.presets import PRESETS as PRESETS
 from .models.pretrained import from_pretrained as from_pretrained
 from .models.registry import from_preset as from_preset
+from .models.lw_detr import LWDETR as LWDETR
+from .models.lw_detr import LWDETRConfig as LWDETRConfig
+from .models.rf_detr import RFDETR as RFDETR
+from .models.rf_detr import RFDETRConfig as RFDETRConfig
 from .models.rt_detr import RTDETR as RTDETR
 from .models.rt_detr import RTDETRConfig as RTDETRConfig
 from .models.rt_detr_v2 import RTDETRV2 as RTDETRV2

@@ -14,6 +14,10 @@ from .registry import from_preset as from_preset
 from .registry import members as members
 from .registry import model_class as model_class
 from .registry import register as register
+from .lw_detr import LWDETR as LWDETR
+from .lw_detr import LWDETRConfig as LWDETRConfig
+from .rf_detr import RFDETR as RFDETR
+from .rf_detr import RFDETRConfig as RFDETRConfig
 from .rt_detr import RTDETR as RTDETR
 from .rt_detr import RTDETRConfig as RTDETRConfig
 from .rt_detr_v2 import RTDETRV2 as RTDETRV2

@@ -25,6 +25,8 @@ _MODULES = {
     "DABDETR": "tfdetr_keras.models.dab_detr",
     "RTDETR": "tfdetr_keras.models.rt_detr",
     "RTDETRV2": "tfdetr_keras.models.rt_detr_v2",
+    "LWDETR": "tfdetr_keras.models.lw_detr",
+    "RFDETR": "tfdetr_keras.models.rf_detr",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 
