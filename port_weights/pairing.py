@@ -9,7 +9,14 @@ import numpy as np
 from port_weights.checkpoints import Checkpoint
 from port_weights.tables import IGNORED, Scheme
 
-CLASS_HEADS, QUERIES = ("class_head/", "encoder_class_head/"), ("query_embedding/", "content_embedding/")
+CLASS_HEADS, QUERIES = (
+    ("class_head/", "encoder_class_head/"),
+    (
+        "query_embedding/",
+        "content_embedding/",
+        "reference_embedding/",
+    ),
+)
 # A row for each class, and one for padding, which noisy queries of training start from; files may come without.
 DENOISING = "denoising_embedding/"
 # The parts of a model that a checkpoint may hold or lack as a whole.

@@ -30,11 +30,11 @@ from .models.detr import DETR as DETR
 from .models.detr import DETRConfig as DETRConfig
 from .models.detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .models.detr_segmentation import SegmentationConfig as SegmentationConfig
+from .models.lw_detr import LWDETR as LWDETR
+from .models.lw_detr import LWDETRConfig as LWDETRConfig
 from .models.presets import PRESETS as PRESETS
 from .models.pretrained import from_pretrained as from_pretrained
 from .models.registry import from_preset as from_preset
-from .models.lw_detr import LWDETR as LWDETR
-from .models.lw_detr import LWDETRConfig as LWDETRConfig
 from .models.rf_detr import RFDETR as RFDETR
 from .models.rf_detr import RFDETRConfig as RFDETRConfig
 from .models.rt_detr import RTDETR as RTDETR

@@ -1,7 +1,7 @@
 """Pickles, which only torch reads and writes: `.pth`, `.pt` and `.bin` files. Runs in PyTorch's process.
 
-A pickle is opened with nothing allowed but tensors, plain containers and the argparse Namespace that training scripts
-leave beside the weights.
+A pickle is opened with nothing allowed but tensors, plain containers and the two kinds of namespaces in which training
+scripts leave their arguments beside the weights.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from port_weights.pytorch import TENSORS
 
+_NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
 # Under which names programs keep a model's state dict, that which counts first.
 _USUAL = ("model", "state_dict", "model_state_dict", "model_state")
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
@@ -36,7 +38,8 @@ def read(folder: Path, path: str, name: str) -> dict[str, Any]:
         name: what to call it in messages.
 
     Returns:
-        `"arguments"`: those of the training script, or Lightning's hyperparameters, that are numbers and texts; and
+        `"arguments"`: those of the training script, or Lightning's hyperparameters, that are numbers, texts and lists
+        of these; and
         `"notes"`: sentences on what was left out.
 
     Raises:
@@ -48,7 +51,7 @@ def read(folder: Path, path: str, name: str) -> dict[str, Any]:
     state, notes = _state_of(name, content)
     save_file({key: _array(f"{name}: {key}", tensor) for key, tensor in state.items()}, folder / TENSORS)
     arguments = content.get("args", content.get("hyper_parameters"))
-    if isinstance(arguments, argparse.Namespace):
+    if isinstance(arguments, _NAMESPACES):
         arguments = vars(arguments)
     return {"arguments": _plain(arguments) if isinstance(arguments, Mapping) else {}, "notes": notes}
 
@@ -119,7 +122,7 @@ def write(folder: Path, path: str, arguments: Mapping[str, Any]) -> None:
 def _opened(path: str, name: str) -> Any:
     try:
         # From an open file: by its name torch would take some for safetensors.
-        with torch.serialization.safe_globals([argparse.Namespace]), Path(path).open("rb") as file:
+        with torch.serialization.safe_globals([*_NAMESPACES]), Path(path).open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # Without torch's advice on how to let it run all the same.
@@ -145,5 +148,14 @@ def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
 
 
 def _plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers and texts among the arguments; the others say nothing of the architecture."""
-    return {str(name): value for name, value in arguments.items() if isinstance(value, str | int | float)}
+    """Return the numbers, texts and lists of these among the arguments; the others say nothing of the architecture."""
+    plain = str | int | float
+
+    def is_list(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(isinstance(part, plain) for part in value)
+
+    return {
+        str(name): list(value) if is_list(value) else value
+        for name, value in arguments.items()
+        if isinstance(value, plain) or is_list(value)
+    }

@@ -8,14 +8,14 @@ from .detr import DETR as DETR
 from .detr import DETRConfig as DETRConfig
 from .detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .detr_segmentation import SegmentationConfig as SegmentationConfig
+from .lw_detr import LWDETR as LWDETR
+from .lw_detr import LWDETRConfig as LWDETRConfig
 from .presets import PRESETS as PRESETS
 from .pretrained import from_pretrained as from_pretrained
 from .registry import from_preset as from_preset
 from .registry import members as members
 from .registry import model_class as model_class
 from .registry import register as register
-from .lw_detr import LWDETR as LWDETR
-from .lw_detr import LWDETRConfig as LWDETRConfig
 from .rf_detr import RFDETR as RFDETR
 from .rf_detr import RFDETRConfig as RFDETRConfig
 from .rt_detr import RTDETR as RTDETR

@@ -113,6 +113,11 @@ class DetectorConfig:
         return True
 
     @property
+    def query_groups(self) -> int:
+        """How many groups of as many queries there are embeddings for."""
+        return 1
+
+    @property
     def num_predictions(self) -> int:
         """Rows of the outputs for each image: one for each query."""
         return self.num_queries

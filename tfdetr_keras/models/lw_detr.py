@@ -34,6 +34,7 @@ _WHOLE_NUMBERS = (
 )
 _SHARES = ("dropout", "attention_dropout", "activation_dropout")
 SCALES = (2.0, 1.0, 0.5)
+IMAGES = Preprocessing((640, 640), "stretch", multiple_of=64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class LWDETRConfig(DetectorConfig):
     backbone: Any = dataclasses.field(default_factory=LWViTConfig)
     num_classes: int = 91
     num_queries: int = 300
+    preprocessing: Preprocessing = IMAGES
     d_model: int = 256
     projector_scales: Sequence[float] = (1.0,)
     projector_blocks: int = 3
@@ -103,6 +105,11 @@ class LWDETRConfig(DetectorConfig):
     def classification(self) -> str | Classification:
         """How a query is classified."""
         return "iou_aware"
+
+    @property
+    def query_groups(self) -> int:
+        """How many groups of as many queries there are embeddings for."""
+        return self.groups
 
     @property
     def own_parts(self) -> tuple[str, ...]:
@@ -148,7 +155,6 @@ class LWDETRConfig(DetectorConfig):
         return dataclasses.replace(self, projector_norm="folded") if self.is_foldable else self
 
 
-IMAGES = Preprocessing((640, 640), "stretch", multiple_of=64)
 # Width, depth, blocks in windows and taps of the published backbones.
 _WINDOWED, _TAPS = (0, 1, 3, 6, 7, 9), (3, 5, 6, 10)
 BACKBONES = {
@@ -200,7 +206,7 @@ class LWDETR(Detector):
 
     config_class: ClassVar[type[LWDETRConfig]] = LWDETRConfig
     presets: ClassVar[Mapping[str, LWDETRConfig]] = {
-        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], preprocessing=IMAGES, **fields)
+        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], **fields)
         for size, fields in SIZES.items()
     }
     published: ClassVar[Mapping[str, str]] = {f"AnnaZhang/lwdetr_{size}_60e_coco": f"lw-detr-{size}" for size in SIZES}

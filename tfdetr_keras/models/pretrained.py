@@ -370,7 +370,7 @@ def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...
         if path.startswith(CLASS_HEADS):
             shapes[path] = (*shape[:-1], config.num_logits)
         elif path.startswith(QUERIES):
-            shapes[path] = (config.num_queries, *shape[1:])
+            shapes[path] = (config.num_queries * config.query_groups, *shape[1:])
         elif path.startswith(DENOISING):
             shapes[path] = (config.num_classes + 1, *shape[1:])
     return shapes
@@ -381,19 +381,19 @@ def _give(values: FirstValues, model: Detector, conversion: Conversion, rows: Cl
     variables = _variables(model)
     for path, read in conversion.readers.items():
         if path in variables:  # a detector has no mask head
-            values.give(variables[path], _first(path, tuple(variables[path].shape), read, rows))
+            groups = model.config.query_groups
+            values.give(variables[path], _first(path, tuple(variables[path].shape), read, rows, groups))
 
 
 def _first(
-    path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray], rows: ClassRows
+    path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray], rows: ClassRows, groups: int
 ) -> Callable[[Fresh], np.ndarray]:
     """Return what a variable starts with: what is read, with what is new in it drawn."""
 
     def first(fresh: Fresh) -> np.ndarray:
         array = read()
         if path.startswith(QUERIES) and array.shape != shape:
-            kept = min(len(array), shape[0])
-            return np.concatenate([array[:kept], fresh()[kept:]])
+            return _kept_queries(fresh(), array, groups)
         if path.startswith(CLASS_HEADS) and not (rows.are_all and array.shape == shape):
             return _kept_columns(fresh(), array, rows)
         if path.startswith(DENOISING) and not (rows.are_all and array.shape == shape):
@@ -401,6 +401,14 @@ def _first(
         return array
 
     return first
+
+
+def _kept_queries(fresh: np.ndarray, trained: np.ndarray, groups: int) -> np.ndarray:
+    """Return embeddings `(groups · queries, channels)` of which each group's first are a checkpoint's."""
+    of_groups = [np.split(array, groups) for array in (trained, fresh)]
+    kept = min(len(part) for parts in of_groups for part in parts)
+    parts = [part for old, new in zip(*of_groups, strict=True) for part in (old[:kept], new[kept:])]
+    return np.concatenate(parts)
 
 
 def _kept_embeddings(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np.ndarray:
