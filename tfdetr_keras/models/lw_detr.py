@@ -206,8 +206,7 @@ class LWDETR(Detector):
 
     config_class: ClassVar[type[LWDETRConfig]] = LWDETRConfig
     presets: ClassVar[Mapping[str, LWDETRConfig]] = {
-        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], **fields)
-        for size, fields in SIZES.items()
+        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], **fields) for size, fields in SIZES.items()
     }
     published: ClassVar[Mapping[str, str]] = {f"AnnaZhang/lwdetr_{size}_60e_coco": f"lw-detr-{size}" for size in SIZES}
     title = "LW-DETR"
