@@ -89,8 +89,8 @@ class SegmentationHead(layers.Layer):
 
         Args:
             features: `(batch, h, w, channels)`, the finest map that the decoder looks at.
-            embeddings: of the decoder's layers, `(batch, queries, channels)` each; fewer than there are blocks stand for
-                the last layers.
+            embeddings: of the decoder's layers, `(batch, queries, channels)` each; where they are fewer than the
+                blocks, they are those of the last layers.
             size: height and width of the images, pixels.
             proposals: embeddings of the encoder's proposals, if their masks are wanted, too.
             training: not looked at.

@@ -159,18 +159,19 @@ class SetCriterion:
         groups, depth = int(outputs.get("groups", 1)), logits.shape[1]
         cardinality_error = self._cardinality_error(_of_groups(logits, groups)[:, -groups], num_objects)
         logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
-        queries = self._match(logits, pred_boxes, labels, boxes)
         num_boxes = _at_least_one(of_batch, groups)
-        layers = _means(self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes), groups)
+        queries = self._match(logits, pred_boxes, labels, boxes, self._further_cost(outputs, targets, groups))
+        layers = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
+        layers = _means(layers | self._further_losses(outputs, queries, targets, num_boxes, groups), groups)
         total = self._weighted(layers)
         last = {name: values[-1] for name, values in layers.items()}
         if "pred_masks" in outputs:
             paired = _paired_masks(outputs["pred_masks"], queries[:, -1])
-            last |= mask_losses(paired, _masks(targets, labels), queries[:, -1] >= 0, num_boxes)
+            last |= self._losses_of_masks(paired, true_masks(targets), queries[:, -1] >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
         others = {f"{name}_{layer}": values[layer] for layer in range(depth - 1) for name, values in layers.items()}
         for of_set, predictions in outputs.get("prediction_sets", {}).items():
-            of_layers = self._losses_of_set(predictions, labels, boxes, of_batch)
+            of_layers = self._losses_of_set(predictions, labels, boxes, of_batch, targets)
             total += predictions.get("coefficient", 1.0) * self._weighted(of_layers)
             depth = predictions["logits"].shape[1]
             others |= {
@@ -180,10 +181,20 @@ class SetCriterion:
             }
         return {"loss": total, **last, "cardinality_error": cardinality_error, **others}
 
-    def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any) -> Any:
+    def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any, further_cost: Any = None) -> Any:
         """Return the query of each object, `(batch, layers, objects)` int32; −1 for padding."""
         weights = (self.cost_class, self.cost_bbox, self.cost_giou)
-        return match(logits, pred_boxes, labels, boxes, *weights, self.classification)
+        return match(logits, pred_boxes, labels, boxes, *weights, self.classification, further_cost)
+
+    def _further_cost(self, predictions: Mapping[str, Any], targets: Mapping[str, Any], groups: int) -> Any:
+        """Return what else speaks against a pair, `(batch, layers · groups, objects, queries)`; None for nothing."""
+        return None
+
+    def _further_losses(
+        self, predictions: Mapping[str, Any], queries: Any, targets: Mapping[str, Any], num_boxes: Any, groups: int
+    ) -> dict[str, Any]:
+        """Return further losses of the pairs by name, `(layers · groups,)` each."""
+        return {}
 
     def _losses(
         self, logits: Any, pred_boxes: Any, queries: Any, labels: Any, boxes: Any, num_boxes: Any
@@ -202,7 +213,13 @@ class SetCriterion:
         class_loss = classification.loss(logits, classes, num_boxes, weighting, **quality)
         return {"loss_ce": class_loss, **_box_losses(paired, boxes, queries, num_boxes)}
 
-    def _losses_of_set(self, predictions: Mapping[str, Any], labels: Any, boxes: Any, of_batch: Any) -> dict[str, Any]:
+    def _losses_of_masks(self, pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:
+        """Return `loss_mask` and `loss_dice` of the objects' masks, of the last layer."""
+        return mask_losses(pred_masks, masks, is_pair, num_boxes)
+
+    def _losses_of_set(
+        self, predictions: Mapping[str, Any], labels: Any, boxes: Any, of_batch: Any, targets: Mapping[str, Any]
+    ) -> dict[str, Any]:
         logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
         if "query_mask" in predictions:  # a probability of 0 is right, and no gradient
             logits = ops.where(predictions["query_mask"][:, None], logits, NEVER)
@@ -211,8 +228,10 @@ class SetCriterion:
         if "queries" not in predictions:
             groups = int(predictions.get("groups", 1))
             logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
-            queries, num_boxes = self._match(logits, pred_boxes, labels, boxes), _at_least_one(of_batch, groups)
-            return _means(self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes), groups)
+            num_boxes = _at_least_one(of_batch, groups)
+            queries = self._match(logits, pred_boxes, labels, boxes, self._further_cost(predictions, targets, groups))
+            losses = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
+            return _means(losses | self._further_losses(predictions, queries, targets, num_boxes, groups), groups)
         # One row more, which is padding, for pairs of nothing; and there may be no row at all.
         labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING_LABEL)
         boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
@@ -226,11 +245,14 @@ class SetCriterion:
 
     def _weighted(self, losses: Mapping[str, Any]) -> Any:
         """Return the sum of losses of all layers, each with its coefficient."""
-        return ops.sum(
-            self.class_loss_coefficient * losses["loss_ce"]
-            + self.bbox_loss_coefficient * losses["loss_bbox"]
-            + self.giou_loss_coefficient * losses["loss_giou"]
-        )
+        coefficients = {
+            "loss_ce": self.class_loss_coefficient,
+            "loss_bbox": self.bbox_loss_coefficient,
+            "loss_giou": self.giou_loss_coefficient,
+            "loss_mask": self.mask_loss_coefficient,
+            "loss_dice": self.dice_loss_coefficient,
+        }
+        return ops.sum(sum(coefficients[name] * of_layers for name, of_layers in losses.items()))
 
     def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
         """Return the mean difference between the numbers of predicted and true objects: a figure, not a loss."""
@@ -270,8 +292,13 @@ def _paired_masks(pred_masks: Any, queries: Any) -> Any:
     return pred_masks(queries) if callable(pred_masks) else ops.take_along_axis(pred_masks, queries[..., None, None], 1)
 
 
-def _masks(targets: Mapping[str, Any], labels: Any) -> Any:
-    """Return the targets' masks, if they are masks of the targets' objects."""
+def true_masks(targets: Mapping[str, Any]) -> Any:
+    """Return the targets' masks.
+
+    Raises:
+        ValueError: there are none, or they are not masks of the targets' objects.
+    """
+    labels = targets["labels"]
     if "masks" not in targets:
         raise ValueError(
             "the model predicts masks, and the targets have none: read the data with masks=True, or train a detector"

@@ -37,15 +37,9 @@ def sample_bilinear(maps: Any, points: Any) -> Any:
     """
     height, width = ops.shape(maps)[-2:]
     flat = ops.reshape(maps, (*ops.shape(maps)[:-2], height * width))
-    places, shares = [], []
-    for axis, side in ((0, width), (1, height)):
-        last = ops.cast(side - 1, "float32")
-        place = ops.clip(points[..., axis] * ops.cast(side, "float32") - 0.5, 0.0, last)
-        first = ops.floor(place)
-        places.append((ops.cast(first, "int32"), ops.cast(ops.minimum(first + 1, last), "int32")))
-        shares.append(ops.cast(place - first, flat.dtype))
-    (left, right), (top, bottom) = places
-    x, y = shares
+    ((left, right), x), ((top, bottom), y) = (
+        _neighbours(points[..., axis], side) for axis, side in ((0, width), (1, height))
+    )
 
     def read(row: Any, column: Any) -> Any:
         return ops.take_along_axis(flat, row * width + column, axis=-1)
@@ -53,6 +47,35 @@ def sample_bilinear(maps: Any, points: Any) -> Any:
     upper = read(top, left) * (1 - x) + read(top, right) * x
     lower = read(bottom, left) * (1 - x) + read(bottom, right) * x
     return upper * (1 - y) + lower * y
+
+
+def shared_points(maps: Any, points: Any) -> Any:
+    """Read channels of maps at points that all images share.
+
+    Args:
+        maps: `(batch, h, w, channels)` float.
+        points: `(n, 2)` float32, as for `sample_bilinear`.
+
+    Returns:
+        `(batch, n, channels)` float.
+    """
+    height, width = ops.shape(maps)[1:3]
+    flat = ops.reshape(maps, (ops.shape(maps)[0], height * width, maps.shape[-1]))
+    ((left, right), x), ((top, bottom), y) = (
+        _neighbours(points[..., axis], side) for axis, side in ((0, width), (1, height))
+    )
+    x, y = x[:, None], y[:, None]
+    upper = ops.take(flat, top * width + left, axis=1) * (1 - x) + ops.take(flat, top * width + right, axis=1) * x
+    lower = ops.take(flat, bottom * width + left, axis=1) * (1 - x) + ops.take(flat, bottom * width + right, axis=1) * x
+    return upper * (1 - y) + lower * y
+
+
+def _neighbours(places: Any, side: Any) -> tuple[tuple[Any, Any], Any]:
+    """Return the pixels before and behind places from 0 to 1, kept within the map, and the share of the second."""
+    last = ops.cast(side - 1, "float32")
+    place = ops.clip(places * ops.cast(side, "float32") - 0.5, 0.0, last)
+    first = ops.floor(place)
+    return (ops.cast(first, "int32"), ops.cast(ops.minimum(first + 1, last), "int32")), place - first
 
 
 def sample_nearest(masks: Any, points: Any) -> Any:
@@ -121,14 +144,13 @@ def point_costs(logits: Any, labels: Any) -> dict[str, Any]:
 
     Args:
         logits: `(batch, layers, queries, n)` float32.
-        labels: `(batch, objects, n)` float32, 0 or 1.
+        labels: `(batch, layers or 1, objects, n)` float32, 0 or 1.
 
     Returns:
-        `"mask"` and `"dice"`, `(batch, layers, queries, objects)` each, as in `point_losses`.
+        `"mask"` and `"dice"`, `(batch, layers, objects, queries)` each, as in `point_losses`.
     """
     count = ops.cast(ops.shape(logits)[-1], "float32")
-    true = ops.swapaxes(labels, 1, 2)[:, None]  # (batch, 1, n, objects)
-    cross_entropy = (ops.sum(ops.softplus(logits), axis=-1)[..., None] - ops.matmul(logits, true)) / count
-    probability = ops.sigmoid(logits)
-    areas = ops.sum(probability, axis=-1)[..., None] + ops.sum(true, axis=2)[:, :, None]
-    return {"mask": cross_entropy, "dice": 1 - (2 * ops.matmul(probability, true) + 1) / (areas + 1)}
+    probability, logits = (ops.swapaxes(x, -1, -2) for x in (ops.sigmoid(logits), logits))  # (…, n, queries)
+    cross_entropy = (ops.sum(ops.softplus(logits), axis=-2, keepdims=True) - ops.matmul(labels, logits)) / count
+    areas = ops.sum(probability, axis=-2, keepdims=True) + ops.sum(labels, axis=-1, keepdims=True)
+    return {"mask": cross_entropy, "dice": 1 - (2 * ops.matmul(labels, probability) + 1) / (areas + 1)}

@@ -69,11 +69,12 @@ def match(
     cost_bbox: float = 5.0,
     cost_giou: float = 2.0,
     classification: str | Classification = "softmax",
+    further_cost: Any = None,
 ) -> Any:
     """Find for each object the query that answers for it, at the least total cost per image and decoder layer.
 
     One cost tensor and one solve serve all layers and images; no gradient flows through either. Arguments are those of
-    `matching_cost`.
+    `matching_cost`, and `further_cost` `(batch, layers, objects, queries)`, added to it, that of masks for example.
 
     Returns:
         `(batch, layers, objects)` int32: the object's query, −1 for padding rows and, when an image has more objects
@@ -96,15 +97,19 @@ def match(
         extra = padding_of(objects)
         labels = ops.pad(labels, [[0, 0], [0, extra]], constant_values=-1)
         boxes = ops.pad(boxes, [[0, 0], [0, extra], [0, 0]])
-    return solve(logits, pred_boxes, labels, boxes, is_query)[:, :, :objects]
+        if further_cost is not None:
+            further_cost = ops.pad(further_cost, [[0, 0], [0, 0], [0, extra], [0, 0]])
+    further_cost = None if further_cost is None else ops.stop_gradient(further_cost)
+    return solve(logits, pred_boxes, labels, boxes, is_query, further_cost)[:, :, :objects]
 
 
 @functools.cache
 def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: str | Classification) -> Any:
     """Return costs and assignment as one compiled function: most of the time is spent on passes over the costs."""
 
-    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, is_query: Any) -> Any:
+    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, is_query: Any, further_cost: Any) -> Any:
         cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
+        cost = cost if further_cost is None else cost + further_cost
         is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
         if is_query is not None:
             is_query = ops.broadcast_to(is_query, (*ops.shape(cost)[:-2], ops.shape(cost)[-1]))

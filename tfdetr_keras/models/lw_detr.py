@@ -192,8 +192,9 @@ class LWDETR(Detector):
     In training there are 13 groups of queries, one after the other, which `"groups"` among the outputs says, each
     matched to the objects on its own; and the prediction set `encoder`, the tokens that each group has chosen.
 
-    Stages: `backbone.tap1` … and `projector.level0` … (batch, h, w, channels); `proposals.logits` and `proposals.boxes`
-    (batch, queries, …) of the chosen tokens, and `references`; `decoder.layer0` … (batch, queries, d_model).
+    Stages: `backbone.tap1` … and `projector.level0` … (batch, h, w, channels); `proposals.embeddings`,
+    `proposals.logits` and `proposals.boxes` (batch, queries, …) of the chosen tokens, and `references`;
+    `decoder.layer0` … (batch, queries, d_model).
 
     Args:
         config: the architecture.
@@ -323,8 +324,8 @@ class LWDETR(Detector):
 
         stages = {f"backbone.tap{index + 1}": feature for index, feature in enumerate(features)}
         stages.update({f"projector.level{index}": level for index, level in enumerate(levels)})
-        stages.update({"proposals.logits": selected.logits, "proposals.boxes": selected.boxes})
-        stages.update({"references": references})
+        stages.update({"proposals.embeddings": selected.embeddings, "proposals.logits": selected.logits})
+        stages.update({"proposals.boxes": selected.boxes, "references": references})
         stages.update({f"decoder.layer{index}": x for index, x in enumerate(embeddings)})
 
         outputs: dict[str, Any] = {"logits": logits[:, -1], "pred_boxes": boxes[:, -1]}
