@@ -297,13 +297,17 @@ class Evaluator:
         batches = self._batches_for(preprocessing_for(model, *self._input))
         forward = forward_function(model, batches.element_spec[0], 0.0 if self.masks else None)
         classification = classification_of(model)
+        # As many answers as the model gives; a fixed number is raised with that of the detections which count.
+        top_k = getattr(getattr(model, "config", None), "num_predictions", None)
+        if classification.limit is not None:
+            top_k = max(classification.limit, self.max_detections)
         self.ground_truth, self.detections = [], []
         with readable_errors():
             for inputs, targets in batches:
                 outputs = forward(inputs)
                 check_classes(model, outputs, len(self.class_names))
                 arrays = {key: value.numpy() for key, value in targets.items()}
-                self._take(outputs, inputs["pixel_mask"].numpy(), arrays, classification)
+                self._take(outputs, inputs["pixel_mask"].numpy(), arrays, classification, top_k)
                 if progress is not None:
                     progress(len(self.detections))
         self.ground_truth = [image for part in gather(self.ground_truth) for image in part]
@@ -343,15 +347,16 @@ class Evaluator:
         pixel_mask: np.ndarray,
         targets: Mapping[str, np.ndarray],
         classification: Classification,
+        top_k: int | None,
     ) -> None:
         """Keep the ground truth and the detections of the images of a batch."""
         sizes = targets["orig_size"]
         if self.masks:
-            objects = objects_with_masks(outputs, sizes, threshold=0.0, pixel_mask=pixel_mask)
+            objects = objects_with_masks(
+                outputs, sizes, threshold=0.0, pixel_mask=pixel_mask, classification=classification, top_k=top_k
+            )
             results = [_with_run_lengths(found, mask_of, self.max_detections) for found, mask_of in objects]
         else:
-            # A fixed number of answers is raised with that of the detections which count.
-            top_k = None if classification.limit is None else max(classification.limit, self.max_detections)
             results = post_process(outputs, sizes, 0.0, classification, top_k=top_k)
         for row, (image_id, result) in enumerate(zip(targets["image_id"], results, strict=True)):
             real = targets["true_labels"][row] >= 0

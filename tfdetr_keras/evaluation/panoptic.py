@@ -16,7 +16,7 @@ from tfdetr_keras.data.record import Record
 from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
 from tfdetr_keras.evaluation.panoptic_quality import PanopticQuality
 from tfdetr_keras.evaluation.panoptic_results import panoptic_truth
-from tfdetr_keras.inference.detection import PANOPTIC_THRESHOLD, check_classes, panoptic_segments
+from tfdetr_keras.inference.detection import PANOPTIC_THRESHOLD, check_classes, classification_of, panoptic_segments
 from tfdetr_keras.inference.forward_pass import forward_function
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
@@ -76,7 +76,9 @@ def evaluate_panoptic(
             outputs = forward(inputs)
             check_classes(model, outputs, len(class_names))
             arrays = {key: value.numpy() for key, value in targets.items()}
-            found = panoptic_segments(outputs, arrays["orig_size"], inputs["pixel_mask"].numpy(), threshold, things)
+            found = panoptic_segments(
+                outputs, arrays["orig_size"], inputs["pixel_mask"].numpy(), threshold, things, classification_of(model)
+            )
             for truth, prediction in zip(_truths(arrays), found, strict=True):
                 quality.add(truth, prediction)
             done += len(found)

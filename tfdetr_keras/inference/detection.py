@@ -155,7 +155,8 @@ def segment(
     with readable_errors():
         for inputs, targets in batches:
             sizes, pixel_mask = targets["orig_size"].numpy(), inputs["pixel_mask"].numpy()
-            results = panoptic_segments(forward(inputs), sizes, pixel_mask, threshold, things)
+            classification = classification_of(model)
+            results = panoptic_segments(forward(inputs), sizes, pixel_mask, threshold, things, classification)
             for image_id, result in zip(targets["image_id"].numpy().tolist(), results, strict=True):
                 yield {"image_id": image_id, **result}
 
@@ -209,12 +210,16 @@ def panoptic_segments(
     pixel_mask: np.ndarray,
     threshold: float,
     things: Sequence[bool] | None,
+    classification: str | Classification = "softmax",
 ) -> list[dict[str, Any]]:
     """Turn a batch's outputs into what `segment` yields for each image, without its id."""
-    results = post_process_panoptic(outputs, target_sizes, threshold, pixel_mask=pixel_mask)
+    results = post_process_panoptic(
+        outputs, target_sizes, threshold, pixel_mask=pixel_mask, classification=classification
+    )
     if things is None:
         return results
-    if len(things) != (classes := outputs["logits"].shape[-1] - 1):
+    classes = outputs["logits"].shape[-1] - classification_named(classification).has_no_object
+    if len(things) != classes:
         raise ValueError(f"things has {len(things)} values, but the model has {classes} classes")
     stuff = {label for label, is_thing in enumerate(things) if not is_thing}
     return [fuse_segments(one["segmentation"], one["segments_info"], stuff) for one in results]
@@ -223,6 +228,11 @@ def panoptic_segments(
 def classification_of(model: keras.Model) -> Classification:
     """Return how a model's queries are classified; by a softmax if the model does not say."""
     return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
+
+
+def most_answers(model: Any) -> int:
+    """Return how many answers a model gives for an image, of however many queries the masks were made."""
+    return classification_of(model).most(model.config.num_predictions)
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:
@@ -251,7 +261,14 @@ def _found(
     """Return the detections of each image of a batch, with boxes clipped to the image."""
     sizes = targets["orig_size"].numpy()
     if masks and "pred_masks" in outputs:
-        results = post_process_masks(outputs, sizes, threshold, pixel_mask=inputs["pixel_mask"].numpy())
+        results = post_process_masks(
+            outputs,
+            sizes,
+            threshold,
+            pixel_mask=inputs["pixel_mask"].numpy(),
+            classification=classification_of(model),
+            top_k=most_answers(model),
+        )
     else:
         results = post_process(outputs, sizes, threshold, classification_of(model))
     # Here, not in `post_process`, which gives the boxes that the reference gives and that COCO's AP is measured on.
@@ -283,7 +300,7 @@ def _detect_with_attention(
             if model.has_masks:
                 outputs = stages = model.stages(arrays, attention=True, masks=False)
                 if masks:
-                    outputs = with_confident_masks(stages, model.masks_of, threshold)
+                    outputs = with_confident_masks(stages, model.masks_of, threshold, classification_of(model))
             else:
                 outputs = stages = model.stages(arrays, attention=True)
             [found] = _found(model, outputs, inputs, targets, threshold, masks)

@@ -21,6 +21,7 @@ from keras import ops
 from tfdetr_keras.backbones.folding import FoldedParts
 from tfdetr_keras.backend.processes import number_of_processes
 from tfdetr_keras.inference.postprocess import confident
+from tfdetr_keras.matching.classification import Classification, classification_named
 from tfdetr_keras.models.detector import INFERENCE_GRAPHS, Detector
 
 FOLDED_PARTS = "_folded_parts"  # the attribute in which a model keeps it, out of Keras' sight
@@ -72,7 +73,10 @@ def forward_function(
 
 
 def with_confident_masks(
-    found: Mapping[str, Any], masks_of: Callable[[Any, Any], Any], masks_above: float
+    found: Mapping[str, Any],
+    masks_of: Callable[[Any, Any], Any],
+    masks_above: float,
+    classification: str | Classification = "softmax",
 ) -> dict[str, Any]:
     """Return a segmentation's outputs for confident queries only: all that post-processing by the same threshold needs.
 
@@ -81,6 +85,7 @@ def with_confident_masks(
         masks_of: from `mask_inputs` and the numbers of queries `(batch, n)` int32 to masks, like
             `DETRForSegmentation.masks_of`.
         masks_above: queries with a higher score are confident.
+        classification: that of the model.
 
     Returns:
         `{"logits": (batch, n, num_classes + 1), "pred_boxes": (batch, n, 4), "pred_masks": (batch, n, h, w)}`, each
@@ -88,14 +93,16 @@ def with_confident_masks(
         be no object. n is a multiple of `GROUP`, unless that is more than there are queries.
     """
     logits, boxes = (ops.convert_to_numpy(found[name]) for name in ("logits", "pred_boxes"))
-    chosen_of_image = [queries for _, _, queries in confident(logits, masks_above)]
+    # A query may be confident of several classes.
+    chosen_of_image = [np.unique(queries) for _, _, queries in confident(logits, masks_above, classification)]
     groups = -(-max(1, *map(len, chosen_of_image)) // GROUP)
     chosen = np.zeros((len(chosen_of_image), min(groups * GROUP, logits.shape[1])), np.int32)
     is_confident = np.zeros(chosen.shape, bool)
     for place, queries in enumerate(chosen_of_image):
         chosen[place, : len(queries)], is_confident[place, : len(queries)] = queries, True
     no_object = np.full(logits.shape[2], -np.inf, logits.dtype)
-    no_object[-1] = 0
+    if classification_named(classification).has_no_object:
+        no_object[-1] = 0
     return {
         "logits": np.where(is_confident[..., None], np.take_along_axis(logits, chosen[..., None], 1), no_object),
         "pred_boxes": np.take_along_axis(boxes, chosen[..., None], 1),
@@ -120,7 +127,7 @@ def _with_masks_apart(
         found = detector(inputs)
         if masks_above is None:
             return {name: value for name, value in found.items() if name != "mask_inputs"}
-        return with_confident_masks(found, masks_of, masks_above)
+        return with_confident_masks(found, masks_of, masks_above, model.config.classification)
 
     backend, kept = keras.backend.backend(), _kept(model)
     if backend == "tensorflow":

@@ -21,7 +21,7 @@ from keras import ops
 from tfdetr_keras import notebook
 from tfdetr_keras.inference.mask_frames import frames_of
 from tfdetr_keras.inference.postprocess import confident, post_process
-from tfdetr_keras.matching.classification import sigmoid, softmax
+from tfdetr_keras.matching.classification import Classification, classification_named, sigmoid, softmax
 from tfdetr_keras.visualize.segment_rows import segment_rows
 
 NOTHING = -1  # fills the map of an image in which no query was confident
@@ -69,6 +69,7 @@ def post_process_panoptic(
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] = (),
     pixel_mask: Any = None,
+    classification: str | Classification = "softmax",
 ) -> list[dict[str, Any]]:
     """Turn logits and masks into one map of segments per image, in which each pixel belongs to at most one segment.
 
@@ -90,8 +91,8 @@ def post_process_panoptic(
       label; where that matters, as for panoptic quality, fuse nothing here and fuse the result with `fuse_segments`.
 
     Args:
-        outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, and `pred_masks`
-            `(batch, queries, h, w)` logits over the canvas.
+        outputs: the model's outputs: `logits` `(batch, queries, classes + 1)`, last = no object, or `(…, classes)`
+            where each class is a sigmoid, and `pred_masks` `(batch, queries, h, w)` logits over the canvas.
         target_sizes: `(batch, 2)` height and width in pixels of each result, usually of the original image; None
             leaves masks at their resolution, or with `pixel_mask` at that of the image on the canvas.
         threshold: only queries with a score > threshold take part.
@@ -100,6 +101,7 @@ def post_process_panoptic(
         label_ids_to_fuse: labels with at most one segment in an image, such as sky.
         pixel_mask: `(batch, height, width)`, 1 = image, 0 = padding, the model's input: masks are enlarged to
             this canvas and cropped to the image before they are resized.
+        classification: that of the model, `model.config.classification`.
 
     Returns:
         Per image `{"segmentation": (height, width) int32 of ids, "segments_info": [{"id": int, "label_id": int,
@@ -112,9 +114,11 @@ def post_process_panoptic(
         transformers 5, `DetrImageProcessor.post_process_panoptic_segmentation`.
     """
     masks = _masks(outputs)
-    probabilities = softmax(np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32))
+    probabilities = _probabilities(outputs, classification)
     labels, scores = probabilities.argmax(-1), probabilities.max(-1)
-    keep = (labels != probabilities.shape[-1] - 1) & (scores > float(threshold))
+    keep = scores > float(threshold)
+    if classification_named(classification).has_no_object:
+        keep &= labels != probabilities.shape[-1] - 1
     results = []
     for place, frame in enumerate(frames_of(masks, target_sizes, pixel_mask)):
         kept = np.flatnonzero(keep[place])
@@ -137,7 +141,10 @@ def post_process_panoptic(
 
 
 def post_process_semantic(
-    outputs: Mapping[str, Any], target_sizes: Any = None, pixel_mask: Any = None
+    outputs: Mapping[str, Any],
+    target_sizes: Any = None,
+    pixel_mask: Any = None,
+    classification: str | Classification = "softmax",
 ) -> list[np.ndarray]:
     """Turn logits and masks into one map of classes per image.
 
@@ -149,6 +156,7 @@ def post_process_semantic(
         outputs: see `post_process_panoptic`.
         target_sizes: see `post_process_panoptic`.
         pixel_mask: see `post_process_panoptic`.
+        classification: see `post_process_panoptic`.
 
     Returns:
         Per image `(height, width)` int32, labels.
@@ -161,7 +169,9 @@ def post_process_semantic(
         section 3.4; transformers 5, `DetrImageProcessor.post_process_semantic_segmentation`.
     """
     masks = _masks(outputs)
-    probabilities = softmax(np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32))[..., :-1]
+    probabilities = _probabilities(outputs, classification)
+    if classification_named(classification).has_no_object:
+        probabilities = probabilities[..., :-1]
     results = []
     for place, frame in enumerate(frames_of(masks, target_sizes, pixel_mask)):
         values = np.tensordot(probabilities[place].T, sigmoid(masks[place]), axes=1)
@@ -176,6 +186,8 @@ def post_process_masks(
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
+    classification: str | Classification = "softmax",
+    top_k: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """Turn logits, boxes and masks into the detections of `post_process`, each with its mask, as mask AP needs them.
 
@@ -189,6 +201,8 @@ def post_process_masks(
         threshold: only detections with score > threshold are returned.
         mask_threshold: pixels with a greater mask probability belong to the object.
         pixel_mask: see `post_process_panoptic`; needed if a batch was padded.
+        classification: see `post_process_panoptic`.
+        top_k: as for `post_process`.
 
     Returns:
         Per image the result of `post_process`, and `"masks": (n, height, width) bool`.
@@ -199,7 +213,7 @@ def post_process_masks(
     Source:
         facebookresearch/detr, `PostProcessSegm`.
     """
-    objects = objects_with_masks(outputs, target_sizes, threshold, mask_threshold, pixel_mask)
+    objects = objects_with_masks(outputs, target_sizes, threshold, mask_threshold, pixel_mask, classification, top_k)
     sizes = np.asarray(ops.convert_to_numpy(target_sizes)).astype(int).tolist()
     results = []
     for (found, mask_of), (height, width) in zip(objects, sizes, strict=True):
@@ -216,6 +230,8 @@ def objects_with_masks(
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
+    classification: str | Classification = "softmax",
+    top_k: int | None = None,
 ) -> list[tuple[dict[str, np.ndarray], Callable[[int], np.ndarray]]]:
     """Return the result of `post_process_masks`, with masks made on demand: a hundred may fill a memory.
 
@@ -230,13 +246,19 @@ def objects_with_masks(
     frames = frames_of(masks, target_sizes, pixel_mask)
     with np.errstate(divide="ignore"):  # thresholds of 0 and 1
         logit = np.float32(np.log(mask_threshold) - np.log1p(-mask_threshold))
-    detections = post_process(outputs, target_sizes, threshold)
-    queries = [of_image for _, _, of_image in confident(outputs["logits"], threshold)]
+    detections = post_process(outputs, target_sizes, threshold, classification, top_k)
+    queries = [of_image for _, _, of_image in confident(outputs["logits"], threshold, classification, top_k)]
 
     def mask_of(place: int, row: int) -> np.ndarray:
         return frames[place].resized(masks[place, queries[place][row]]) > logit
 
     return [(found, functools.partial(mask_of, place)) for place, found in enumerate(detections)]
+
+
+def _probabilities(outputs: Mapping[str, Any], classification: str | Classification) -> np.ndarray:
+    """Return the probabilities of the classes, and of "no object" where there is such."""
+    logits = np.asarray(ops.convert_to_numpy(outputs["logits"]), np.float32)
+    return softmax(logits) if classification_named(classification).has_no_object else sigmoid(logits)
 
 
 def fuse_segments(

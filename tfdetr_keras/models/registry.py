@@ -27,6 +27,7 @@ _MODULES = {
     "RTDETRV2": "tfdetr_keras.models.rt_detr_v2",
     "LWDETR": "tfdetr_keras.models.lw_detr",
     "RFDETR": "tfdetr_keras.models.rf_detr",
+    "RFDETRForSegmentation": "tfdetr_keras.models.rf_detr_segmentation",
 }
 _REGISTERED: dict[str, type[Detector]] = {}
 
