@@ -13,6 +13,7 @@ from port_weights.families.detr_segmentation import DETRSegmentationFamily
 from port_weights.families.family import Family
 from port_weights.families.lw_detr import LWDETRFamily
 from port_weights.families.rf_detr import RFDETRFamily
+from port_weights.families.rf_detr_segmentation import RFDETRSegmentationFamily
 from port_weights.families.rt_detr import RTDETRFamily
 from port_weights.families.rt_detr_v2 import RTDETRV2Family
 from port_weights.families.table_transformer import TableTransformerFamily
@@ -21,6 +22,7 @@ from port_weights.tables import Scheme
 # The first that knows a checkpoint's names and says that it is its own counts: what is more special comes first.
 DETR, CONDITIONAL_DETR, DAB_DETR = DETRFamily(), ConditionalDETRFamily(), DABDETRFamily()
 FAMILIES: list[Family] = [
+    RFDETRSegmentationFamily(),
     RFDETRFamily(),
     LWDETRFamily(),
     RTDETRV2Family(),
