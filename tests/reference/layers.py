@@ -169,3 +169,18 @@ def initial_offsets(heads, levels, points):
     model.config = config
     model._init_weights(layer)
     return layer.sampling_offsets.bias
+
+
+def points(maps, points, mode="bilinear"):
+    """Maps `(n, h, w)` read at points `(n, points, 2)`, x and y from 0 to 1, beyond the edge as at the edge."""
+    maps, places = torch.from_numpy(maps)[:, None], 2 * torch.from_numpy(points)[:, :, None] - 1
+    return F.grid_sample(maps, places, mode=mode, padding_mode="border", align_corners=False)[:, 0, :, 0]
+
+
+def point_terms(logits, labels):
+    """Cross-entropy and 1 − DICE of each row `(n, points)`."""
+    logits, labels = torch.from_numpy(logits), torch.from_numpy(labels)
+    entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    probability = logits.sigmoid()
+    dice = 1 - (2 * (probability * labels).sum(1) + 1) / (probability.sum(1) + labels.sum(1) + 1)
+    return entropy, dice
