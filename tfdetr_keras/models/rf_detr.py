@@ -65,6 +65,21 @@ def _size(side: int, decoder_layers: int, **fields: Any) -> RFDETRConfig:
     return RFDETRConfig(backbone, decoder_layers=decoder_layers, **fields)
 
 
+# Small enough to train from random weights on a CPU.
+_SMALL_BACKBONE = DINOv2Config(
+    patch_size=4, windows=2, width=128, depth=6, heads=4, taps=(2, 4, 6), table_side=16, drop_path=0.0
+)
+SMALL: Mapping[str, Any] = {
+    "backbone": _SMALL_BACKBONE,
+    "preprocessing": images_of(64, _SMALL_BACKBONE),
+    "num_queries": 25,
+    "d_model": 128,
+    "decoder_layers": 3,
+    "self_attention_heads": 4,
+    "cross_attention_heads": 8,
+    "decoder_ffn_dim": 256,
+    "groups": 4,
+}
 _BASE = DINOv2Config(patch_size=14, windows=4, taps=(2, 5, 8, 11), table_side=37)
 
 
@@ -90,6 +105,7 @@ class RFDETR(LWDETR):
         "rf-detr-medium": _size(576, 4),
         "rf-detr-large": _size(704, 4),
         "rf-detr-base": RFDETRConfig(_BASE, preprocessing=images_of(560, _BASE), decoder_layers=3),
+        "rf-detr-tiny": RFDETRConfig(**SMALL),
     }
     published: ClassVar[Mapping[str, str]] = {
         f"Roboflow/rf-detr-{size}": f"rf-detr-{size}" for size in ("nano", "small", "medium", "large", "base")

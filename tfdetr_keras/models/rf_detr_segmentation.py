@@ -16,7 +16,7 @@ from keras import ops
 from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.layers.segmentation_head import REDUCTION, SegmentationHead, masks_of
 from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
-from tfdetr_keras.models.rf_detr import RFDETR, RFDETRConfig, images_of
+from tfdetr_keras.models.rf_detr import SMALL, RFDETR, RFDETRConfig, images_of
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
 
@@ -69,6 +69,7 @@ class RFDETRForSegmentation(RFDETR):
         "rf-detr-seg-large": _size(504, 5, 200),
         "rf-detr-seg-xlarge": _size(624, 6, 300),
         "rf-detr-seg-2xlarge": _size(768, 6, 300),
+        "rf-detr-seg-tiny": RFDETRSegmentationConfig(**SMALL),
     }
     published: ClassVar[Mapping[str, str]] = {}
     title = "RF-DETR for segmentation"
