@@ -16,7 +16,7 @@ from keras import ops
 from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.layers.segmentation_head import REDUCTION, SegmentationHead, masks_of
 from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
-from tfdetr_keras.models.rf_detr import SMALL, RFDETR, RFDETRConfig, images_of
+from tfdetr_keras.models.rf_detr import RFDETR, SMALL, RFDETRConfig, images_of
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
 
