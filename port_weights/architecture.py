@@ -80,7 +80,7 @@ def architecture_of(
         if doubt_of_names(checkpoint, scheme):
             fields["id2label"] = None
         if heads is not None:
-            fields |= {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
+            fields |= dict.fromkeys(family.fields_of_heads, heads)
         if dilation is not None:
             fields["backbone"] = {**fields["backbone"], "dilation": bool(dilation)}
         coefficients = family.coefficients(checkpoint)

@@ -25,7 +25,7 @@ Buffer = tuple[str, str, Callable[[Any], np.ndarray]]
 # makes of its configuration or of a fixed size of images; classifiers of a backbone alone.
 IGNORED = re.compile(
     r"(.*\.)?(num_batches_tracked|(n|num)_points_scale|decoder\.(anchors|valid_mask)|encoder\.pos_embed\d+)|n_averaged"
-    r"|fc\.(weight|bias)|classifier\.1\.(weight|bias)"
+    r"|fc\.(weight|bias)|classifier\.1\.(weight|bias)|(.*\.)?_kp_active_mask"
 )
 
 

@@ -22,6 +22,7 @@ class Family(abc.ABC):
     image_processor: ClassVar[str] = "DetrImageProcessor"
     has_no_object: ClassVar[bool] = True  # whether the class head has an output for "no object"
     backbones_of_authors: ClassVar[str] = "torchvision"  # where the authors' code takes them from
+    fields_of_heads: ClassVar[tuple[str, ...]] = ("encoder_attention_heads", "decoder_attention_heads")
     landmarks: ClassVar[tuple[tuple[str, str], ...]] = ()  # naming, and a tensor that it is known by
 
     @abc.abstractmethod
@@ -47,6 +48,10 @@ class Family(abc.ABC):
     def coefficients_of(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Return what a `config.json` tells of the loss, as fields of `SetCriterion`; nothing where it tells none."""
         return {}
+
+    def image_size(self, checkpoint: Checkpoint) -> tuple[int, int] | None:
+        """Return height and width, pixels, of the images that the training arguments name; None where they do not."""
+        return None
 
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such model, or would compute another one."""

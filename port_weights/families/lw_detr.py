@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, ClassVar
 
@@ -28,6 +29,11 @@ from port_weights.families.resnet import Backbone
 from port_weights.families.rows import batch_counters
 from port_weights.tables import Row, Scheme, held
 from tfdetr_keras.backbones.lw_vit import LWViTConfig
+
+logger = logging.getLogger(__name__)
+
+Needed = Callable[[str], tuple[int, ...]]  # path → shape of what must be there
+Count = Callable[[str], int]  # pattern → how many of a kind there are
 
 MODEL, TRUNK = "model.", "backbone.backbone."  # before transformers' tensors, and of them before the backbone's
 _WIDE = re.compile(r".*(stages_sampling\.\d+\.\d+|sampling_layers\.\d+\.layers)\.1\.weight")
@@ -87,8 +93,13 @@ ARGUMENTS = {
     "sa_nheads": "self_attention_heads",
     "ca_nheads": "cross_attention_heads",
     "dec_n_points": "decoder_points",
-    "dropout": "dropout",
+    "aux_loss": "auxiliary_outputs",
 }
+# The authors' one dropout, and those of ours that it is.
+_DROPOUT, _DROPOUTS = "dropout", ("dropout", "attention_dropout", "activation_dropout")
+# This package's own arguments, of the backbone: what no shape tells, and the authors' scripts have no name for.
+HEADS, SCALE = "vit_encoder_num_heads", "vit_encoder_layer_scale"
+RESOLUTION, WINDOWS = "resolution", "num_windows"  # names of RF-DETR's, of which LW-DETR's authors have none
 _ARGUMENTS_OF_LOSS = {
     "set_cost_class": "cost_class",
     "set_cost_bbox": "cost_bbox",
@@ -105,6 +116,7 @@ _PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
     **{(width, 10): {"windowed": (0, 1, 3, 6, 7, 9), "taps": (3, 5, 6, 10)} for width in (192, 384, 768)},
 }
 _HEADS_OF_VIT, _WINDOWS = 12, 4
+_FROZEN = "freeze_batch_norm"
 
 
 class GroupDETRFamily(Family):
@@ -115,6 +127,7 @@ class GroupDETRFamily(Family):
     fields: ClassVar[Mapping[str, str]]
     of_disk: ClassVar[bool]  # whether transformers writes its own names to disk, rather than the authors'
     authors: ClassVar[str]
+    fields_of_heads: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def backbone_rows(self, naming: str, prefix: str) -> list[Row]:
@@ -214,20 +227,32 @@ class GroupDETRFamily(Family):
             "self_attention_heads": 8 * d_model // 256,
             "cross_attention_heads": heads_of_cross,
             **{ours: value for ours, value in told(ARGUMENTS, arguments) if ours not in ("num_queries", "groups")},
+            **{name: arguments[_DROPOUT] for name in _DROPOUTS if _DROPOUT in arguments},
         }
+
+    def image_size(self, checkpoint: Checkpoint) -> tuple[int, int] | None:
+        """Return height and width, pixels, of the images that the training arguments name; None where they do not."""
+        sides = checkpoint.arguments.get(RESOLUTION)
+        if isinstance(sides, list) and len(sides) == 2:
+            return int(sides[0]), int(sides[1])
+        return (int(sides), int(sides)) if isinstance(sides, int) else None
 
     @abc.abstractmethod
     def _backbone_from_tensors(
-        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Any, count: Any
+        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Needed, count: Count
     ) -> dict[str, Any]: ...
 
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such model, or would compute another one."""
         if backbone == "timm":
             raise ValueError(f"a {self.member} is not written with a backbone of timm: leave backbone out")
+        _refuse_folded(config)
 
     def refuse_for_authors(self, config: Any) -> None:
-        """The authors' code has all that can be configured here."""
+        """Raise a `ValueError` if the authors' code would compute another model."""
+        _refuse_folded(config)
+        if config.decoder_activation != "relu":
+            raise ValueError(f"decoder_activation={config.decoder_activation!r}, but {self.authors} has 'relu' alone")
 
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model."""
@@ -261,9 +286,18 @@ class GroupDETRFamily(Family):
 
     def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
         """Return the arguments of the authors' training script that say what the model and its loss are."""
+        if lost := [name for name in _DROPOUTS if getattr(config, name) != config.dropout]:
+            logger.warning("%s: %s has one dropout, and is told of %s", ", ".join(lost), self.authors, config.dropout)
         letters = {scale: name for name, scale in SCALES.items()}
+        height, width = config.preprocessing.largest
+        side = {RESOLUTION: height if height == width else [height, width]}
         return {
             **{theirs: getattr(config, ours) for theirs, ours in ARGUMENTS.items()},
+            _DROPOUT: config.dropout,
+            **(side if config.preprocessing.rule == "stretch" else {}),
+            HEADS: config.backbone.heads,
+            WINDOWS: config.backbone.windows,
+            SCALE: config.backbone.layer_scale,
             "hidden_dim": config.d_model,
             "dim_feedforward": config.decoder_ffn_dim,
             "projector_scale": [letters[scale] for scale in config.projector_scales],
@@ -316,8 +350,12 @@ class LWDETRFamily(GroupDETRFamily):
             fields["table_side"] = side_of_table(table[1])
         return dataclasses.asdict(LWViTConfig(**fields))
 
+    def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        is_frozen = bool(checkpoint.arguments.get(_FROZEN))
+        return super()._from_tensors(checkpoint, shapes) | ({"projector_norm": "frozen"} if is_frozen else {})
+
     def _backbone_from_tensors(
-        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Any, count: Any
+        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Needed, count: Count
     ) -> dict[str, Any]:
         width, _, patch, _ = needed("backbone/embeddings/projection/kernel")
         depth = count(r"backbone/block(\d+)/")
@@ -332,7 +370,10 @@ class LWDETRFamily(GroupDETRFamily):
                 f"{checkpoint.name}: a ViT of {depth} blocks of {width} channels is none that is published, and no "
                 "argument in the file tells which blocks have windows: give a folder with config.json"
             )
-        fields = {"patch_size": patch, "windows": _WINDOWS, "width": width, "depth": depth, "heads": _HEADS_OF_VIT}
+        fields: dict[str, Any] = {"patch_size": patch, "width": width, "depth": depth}
+        fields["windows"] = arguments.get(WINDOWS, _WINDOWS)
+        fields["heads"] = arguments.get("nheads", arguments.get(HEADS, _HEADS_OF_VIT))
+        rest |= {"layer_scale": arguments[SCALE]} if SCALE in arguments else {}
         side = side_of_table(needed("backbone/embeddings/positions/table")[1])
         drop_path = float(arguments.get("drop_path", 0.0))
         return dataclasses.asdict(LWViTConfig(**fields, **rest, table_side=side, drop_path=drop_path))
@@ -358,6 +399,7 @@ class LWDETRFamily(GroupDETRFamily):
         return super().authors_arguments(config, criterion) | {
             "vit_encoder_num_layers": backbone.depth,
             "window_block_indexes": list(backbone.windowed),
+            _FROZEN: config.projector_norm == "frozen",
             "drop_path": backbone.drop_path,
         }
 
@@ -367,6 +409,11 @@ def refuse_others(config: Mapping[str, Any], always: Mapping[str, Any], before: 
     for name, only in always.items():
         if config.get(name, only) != only:
             raise ValueError(f"{before}{name}={config[name]!r}, but here it is {only!r} alone")
+
+
+def _refuse_folded(config: Any) -> None:
+    if config.projector_norm == "folded":
+        raise ValueError("its batch normalisation is folded, which no PyTorch DETR has: export the original")
 
 
 def is_wide(config: Any) -> bool:

@@ -5,6 +5,8 @@ Hugging Face writes RF-DETR's to disk under the authors' names, and LW-DETR's un
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from port_weights.families.rows import (
@@ -128,7 +130,7 @@ def projector_rows_of_authors(prefix: str, is_batch_norm: bool, wide: bool) -> l
         is_batch_norm: whether convolutions are normalised over the batch.
         wide: whether a map is made narrower before it is made finer.
     """
-    block = conv_norm if is_batch_norm else _conv_layer_norm
+    block: Callable[[str, str, str], list[Row]] = conv_norm if is_batch_norm else _conv_layer_norm
     theirs, ours = f"{prefix}stages.{{s}}.0", "projector/level{s}/c2f"
     rows = []
     for number in (1, 2):
@@ -146,10 +148,10 @@ def projector_rows_of_authors(prefix: str, is_batch_norm: bool, wide: bool) -> l
 
 def projector_rows_of_hugging_face(prefix: str, is_batch_norm: bool, wide: bool) -> list[Row]:
     """Return rows of the projector as transformers names them; one that is alone is no list there."""
+    block: Callable[[str, str, str], list[Row]] = conv_norm if is_batch_norm else _conv_layer_norm
+    theirs, level = prefix.removesuffix("."), "projector/level0"
     if is_batch_norm:
-        theirs, level, block = f"{prefix}scale_layers.{{s}}", "projector/level{s}", conv_norm
-    else:
-        theirs, level, block = prefix.removesuffix("."), "projector/level0", _conv_layer_norm
+        theirs, level = f"{prefix}scale_layers.{{s}}", "projector/level{s}"
     c2f = f"{theirs}.projector_layer"
     rows = []
     for number in (1, 2):

@@ -10,7 +10,18 @@ from typing import Any, ClassVar
 
 from port_weights.checkpoints import Checkpoint
 from port_weights.families.family import told
-from port_weights.families.lw_detr import FIELDS, MODEL, TRUNK, GroupDETRFamily, refuse_others
+from port_weights.families.lw_detr import (
+    FIELDS,
+    HEADS,
+    MODEL,
+    SCALE,
+    TRUNK,
+    WINDOWS,
+    Count,
+    GroupDETRFamily,
+    Needed,
+    refuse_others,
+)
 from port_weights.families.lw_detr_names import dinov2_rows, side_of_table
 from port_weights.families.resnet import Backbone
 from port_weights.tables import Row, Scheme
@@ -47,6 +58,9 @@ _PUBLISHED: dict[int, dict[str, Any]] = {
     16: {"windows": 2, "taps": (3, 6, 9, 12)},
 }
 _CHANNELS_OF_HEAD = 64
+CLASS_NAMES, VERSION = "class_names", "rfdetr_version"
+FIRST_LOOP = "vit_encoder_num_layers"  # an argument of the package's first training loop alone
+UNUSED = "N/A"  # the name of an output that no class has
 _DROPOUT_OF_TRANSFORMERS = 0.1  # its default, which nobody chose: the package trains with 0
 
 
@@ -101,13 +115,13 @@ class RFDETRFamily(GroupDETRFamily):
         return dataclasses.asdict(DINOv2Config(**fields))
 
     def _backbone_from_tensors(
-        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Any, count: Any
+        self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Needed, count: Count
     ) -> dict[str, Any]:
         width, _, patch, _ = needed("backbone/embeddings/projection/kernel")
         rest = dict(_PUBLISHED.get(patch, {}))
         arguments = checkpoint.arguments
-        if "num_windows" in arguments:
-            rest["windows"] = int(arguments["num_windows"])
+        if WINDOWS in arguments:
+            rest["windows"] = int(arguments[WINDOWS])
         if "out_feature_indexes" in arguments:
             rest["taps"] = tuple(arguments["out_feature_indexes"])
         if not {"windows", "taps"} <= set(rest):
@@ -115,12 +129,14 @@ class RFDETRFamily(GroupDETRFamily):
                 f"{checkpoint.name}: patches of {patch} pixels are of no published RF-DETR, and no argument in the "
                 "file tells its windows (num_windows, out_feature_indexes): give a folder with config.json"
             )
+        heads = arguments.get("nheads", arguments.get(HEADS, max(1, width // _CHANNELS_OF_HEAD)))
+        rest |= {"layer_scale": arguments[SCALE]} if SCALE in arguments else {}
         return dataclasses.asdict(
             DINOv2Config(
                 patch_size=patch,
                 width=width,
                 depth=count(r"backbone/block(\d+)/"),
-                heads=max(1, width // _CHANNELS_OF_HEAD),
+                heads=heads,
                 table_side=side_of_table(needed("backbone/embeddings/positions/table")[1]),
                 drop_path=float(arguments.get("drop_path", 0.0)),
                 **rest,
@@ -130,13 +146,6 @@ class RFDETRFamily(GroupDETRFamily):
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such model, or would compute another one."""
         super().refuse_for_transformers(config, backbone)
-        if config.projector_scales != (1.0,):
-            raise ValueError(
-                f"projector_scales={config.projector_scales}, but transformers' RF-DETR has one map of the backbone's "
-                "size alone: export_pth, or a target ending in .pth, keeps them"
-            )
-        if config.projector_norm != "layer":
-            raise ValueError(f"projector_norm={config.projector_norm!r}, but RF-DETR is written with 'layer' alone")
 
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model."""
@@ -165,10 +174,35 @@ class RFDETRFamily(GroupDETRFamily):
         backbone = config.backbone
         return super().authors_arguments(config, criterion) | {
             "patch_size": backbone.patch_size,
-            "num_windows": backbone.windows,
             "positional_encoding_size": backbone.table_side,
-            "resolution": config.preprocessing.size[0],
             "drop_path": backbone.drop_path,
-            "num_classes": config.num_classes,
-            "class_names": list(config.names.values()),
+            "num_classes": config.num_classes - 1,  # the package makes one output more
+            CLASS_NAMES: list(config.names.values()),
         }
+
+    def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        return super()._from_tensors(checkpoint, shapes) | {"id2label": self._names(checkpoint, shapes)}
+
+    def _names(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+        """Return the names of the outputs; None where the training arguments name none, or not which is which.
+
+        The package trains one output more than there are classes. Since version 1.7 it writes which it is, and the
+        first class is the first output; those that trained by a loop of their own answered with the second.
+        """
+        arguments = checkpoint.arguments
+        names, outputs = arguments.get(CLASS_NAMES), shapes.get("class_head/kernel", (0,))[0]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            return None
+        spare, first = outputs - len(names), 0
+        is_told = spare == 0 or (spare == 1 and VERSION in arguments)
+        if not is_told and FIRST_LOOP in arguments and VERSION not in arguments:
+            is_told, first = spare in (1, 2), 1
+        if not is_told:
+            if outputs:
+                logger.warning(
+                    "%s: class_names are %d names, of a head of %d outputs, and which is whose is not told: say with "
+                    "id2label what the outputs are",
+                    *(checkpoint.name, len(names), outputs),
+                )
+            return None
+        return [UNUSED] * first + names + [UNUSED] * (spare - first)

@@ -23,6 +23,7 @@ from port_weights.pytorch import TENSORS
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace)
 # Under which names programs keep a model's state dict, that which counts first.
 _USUAL = ("model", "state_dict", "model_state_dict", "model_state")
+OF_MODEL, VERSION = "model_config", "rfdetr_version"  # of RF-DETR's package
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
 # A tensor of networks whose authors evaluate and publish the average of their weights: RT-DETR, D-FINE.
 _OF_AVERAGES = "decoder.dec_score_head.0.weight"
@@ -38,8 +39,8 @@ def read(folder: Path, path: str, name: str) -> dict[str, Any]:
         name: what to call it in messages.
 
     Returns:
-        `"arguments"`: those of the training script, or Lightning's hyperparameters, that are numbers, texts and lists
-        of these; and
+        `"arguments"`: those of the training script, or Lightning's hyperparameters, and what RF-DETR's package says of
+        the model beside them, that are numbers, texts and lists of these; and
         `"notes"`: sentences on what was left out.
 
     Raises:
@@ -51,9 +52,11 @@ def read(folder: Path, path: str, name: str) -> dict[str, Any]:
     state, notes = _state_of(name, content)
     save_file({key: _array(f"{name}: {key}", tensor) for key, tensor in state.items()}, folder / TENSORS)
     arguments = content.get("args", content.get("hyper_parameters"))
-    if isinstance(arguments, _NAMESPACES):
-        arguments = vars(arguments)
-    return {"arguments": _plain(arguments) if isinstance(arguments, Mapping) else {}, "notes": notes}
+    told: dict[str, Any] = {}
+    for one in (arguments, content.get(OF_MODEL), {VERSION: content.get(VERSION)}):
+        fields = vars(one) if isinstance(one, _NAMESPACES) else one
+        told |= _plain(fields) if isinstance(fields, Mapping) else {}
+    return {"arguments": told, "notes": notes}
 
 
 def _state_of(title: str, content: Mapping[Any, Any]) -> tuple[Mapping[str, torch.Tensor], list[str]]:

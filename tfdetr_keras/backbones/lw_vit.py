@@ -55,7 +55,7 @@ class LWViTConfig(BackboneConfig):
         object.__setattr__(self, "taps", checked_taps(self.taps, self.depth))
         windowed = self.windowed
         if not isinstance(windowed, list | tuple) or not all(
-            isinstance(block, Integral) and 0 <= block < self.depth for block in windowed
+            isinstance(block, Integral) and 0 <= int(block) < self.depth for block in windowed
         ):
             raise ValueError(f"windowed must be numbers of blocks, from 0 to {self.depth - 1}, not {windowed!r}")
         object.__setattr__(self, "windowed", tuple(int(block) for block in windowed))

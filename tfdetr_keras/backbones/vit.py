@@ -115,7 +115,7 @@ class ViTBlock(layers.Layer):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        layers.Layer.trainable.fset(self, value and self.is_used)  # type: ignore[attr-defined]
+        layers.Layer.trainable.fset(self, value and self.is_used)
 
     def build(self, input_shape: Any) -> None:
         """Build for `(batch · windows, tokens, width)`."""

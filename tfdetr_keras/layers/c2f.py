@@ -178,8 +178,9 @@ class Projector(layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Build all parts; their shapes depend on the configuration alone."""
-        for part in (*self.samplings, self.c2f):
-            part.build(None)
+        for sampling in self.samplings:
+            sampling.build(None)
+        self.c2f.build(None)
         self.norm.build((None, None, None, self.channels))
 
     def call(self, maps: Sequence[Any], training: bool = False) -> Any:

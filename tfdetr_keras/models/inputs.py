@@ -52,10 +52,15 @@ def pixels_without_padding(inputs: Any, stride: int, title: str) -> Any:
     pixels, mask = pixels_and_mask(inputs)
     if isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None:
         refuse_padding(mask, title)
+    check_multiples(pixels, stride, title)
+    return pixels
+
+
+def check_multiples(pixels: Any, stride: int, title: str) -> None:
+    """Raise a `ValueError` for a height or a width that is no multiple of a stride, as far as they are known."""
     height, width = pixels.shape[1:3]
     if any(side is not None and side % stride for side in (height, width)):
         raise ValueError(
             f"images of {height} x {width} pixels (height x width), but {title} takes multiples of {stride}: resize "
             "them, as model.preprocessing does"
         )
-    return pixels

@@ -25,7 +25,7 @@ from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.models.config import DetectorConfig
 from tfdetr_keras.models.detector import Detector
-from tfdetr_keras.models.inputs import pixels_and_mask, pixels_without_padding
+from tfdetr_keras.models.inputs import check_multiples, pixels_and_mask, pixels_without_padding
 from tfdetr_keras.preprocessing import Preprocessing
 
 _WHOLE_NUMBERS = (
@@ -34,7 +34,7 @@ _WHOLE_NUMBERS = (
 )
 _SHARES = ("dropout", "attention_dropout", "activation_dropout")
 SCALES = (2.0, 1.0, 0.5)
-IMAGES = Preprocessing((640, 640), "stretch", multiple_of=64)
+SIDE = 640  # of published models' images, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class LWDETRConfig(DetectorConfig):
         projector_scales: sizes of the maps that the decoder looks at, as factors of the backbone's: 2, 1 or 0.5.
         projector_blocks: pairs of convolutions in each projector.
         projector_norm: `"trainable"`, `"frozen"` or `"folded"` batch normalisation of the projector, see
-            `ResNetConfig`; or `"layer"`, which normalises each pixel.
+            `ResNetConfig`.
         expansion: channels of the parts of a projector, as a share of `d_model`.
         decoder_layers: decoder depth.
         self_attention_heads: heads of the attention among queries.
@@ -64,11 +64,12 @@ class LWDETRConfig(DetectorConfig):
     """
 
     backbone_class: ClassVar[type[BackboneConfig]] = LWViTConfig
+    norms: ClassVar[tuple[Norm, ...]] = ("trainable", "frozen", "folded")  # that the projector may have
 
     backbone: Any = dataclasses.field(default_factory=LWViTConfig)
     num_classes: int = 91
     num_queries: int = 300
-    preprocessing: Preprocessing = IMAGES
+    preprocessing: Preprocessing = None  # type: ignore[assignment]  # that of the backbone, see `images`
     d_model: int = 256
     projector_scales: Sequence[float] = (1.0,)
     projector_blocks: int = 3
@@ -85,7 +86,31 @@ class LWDETRConfig(DetectorConfig):
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        kind, backbone = self.backbone_class, self.backbone
+        backbone = kind(**backbone) if isinstance(backbone, Mapping) else backbone
+        if self.preprocessing is None and isinstance(backbone, kind):
+            object.__setattr__(self, "preprocessing", self.images(backbone))
+        super().__post_init__()
+
+    @staticmethod
+    def images(backbone: Any) -> Preprocessing:
+        """Return how images are prepared for a backbone where nothing else is said: stretched to a square."""
+        side = SIDE + -SIDE % backbone.multiple_of
+        return Preprocessing((side, side), "stretch", multiple_of=backbone.multiple_of)
+
     def _check(self) -> None:
+        multiple, preprocessing = self.backbone.multiple_of, self.preprocessing
+        if preprocessing.rule == "stretch" or preprocessing.pad_to is not None:
+            if any(side % multiple for side in preprocessing.largest):
+                raise ValueError(
+                    f"preprocessing.size must be in multiples of {multiple} pixels, not {preprocessing.largest}"
+                )
+        elif preprocessing.multiple_of % multiple:
+            raise ValueError(
+                f"preprocessing.multiple_of={preprocessing.multiple_of}, but the backbone takes images whose sides are "
+                f"multiples of {multiple} pixels"
+            )
         for name in _WHOLE_NUMBERS:
             whole_number(name, getattr(self, name))
         for name in (*_SHARES, "expansion"):
@@ -95,7 +120,7 @@ class LWDETRConfig(DetectorConfig):
                 raise ValueError(f"d_model={self.d_model} is not divisible by {heads}={getattr(self, heads)}")
         if self.d_model % 4:  # sine and cosine of each coordinate
             raise ValueError(f"d_model={self.d_model} must be divisible by 4")
-        one_of("projector_norm", self.projector_norm, ("layer", "trainable", "frozen", "folded"))
+        one_of("projector_norm", self.projector_norm, self.norms)
         scales = self.projector_scales
         if not isinstance(scales, list | tuple) or not scales or any(scale not in SCALES for scale in scales):
             raise ValueError(f"projector_scales must be some of {SCALES}, not {scales!r}")
@@ -206,8 +231,7 @@ class LWDETR(Detector):
 
     config_class: ClassVar[type[LWDETRConfig]] = LWDETRConfig
     presets: ClassVar[Mapping[str, LWDETRConfig]] = {
-        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], **fields)
-        for size, fields in SIZES.items()
+        f"lw-detr-{size}": LWDETRConfig(BACKBONES[size], **fields) for size, fields in SIZES.items()
     }
     published: ClassVar[Mapping[str, str]] = {f"AnnaZhang/lwdetr_{size}_60e_coco": f"lw-detr-{size}" for size in SIZES}
     title = "LW-DETR"
@@ -344,6 +368,7 @@ class LWDETR(Detector):
         if not self.config.knows_padding:
             return pixels_without_padding(inputs, multiple, self.title), None
         pixels, mask = pixels_and_mask(inputs)
+        check_multiples(pixels, multiple, self.title)
         is_given = isinstance(inputs, Mapping) and inputs.get("pixel_mask") is not None
         return pixels, mask if is_given else None
 

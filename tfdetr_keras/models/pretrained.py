@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from port_weights import conversions, hub
-from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names, told_wrongly
+from port_weights.architecture import architecture_of, classes_of_head, doubt_of_names, family_for, told_wrongly
 from port_weights.checkpoints import Checkpoint, open_checkpoint
 from port_weights.conversions import Conversion
 from port_weights.pairing import CLASS_HEADS, DENOISING, QUERIES, pair
@@ -302,7 +302,7 @@ def _ported(
     if changes.keep_head and classes_of_head(checkpoint, scheme) is None:
         raise ValueError(f"{checkpoint.name} holds no class head that keep_head=True could keep: leave keep_head out")
     config, criterion = config_and_loss(checkpoint, scheme, heads, dilation)
-    config = _as_its_authors(config, source)
+    config = _as_its_authors(config, source, family_for(checkpoint, scheme).image_size(checkpoint))
     conversion = Conversion(describe(config), criterion, {}, [], bool(doubt))
 
     def paired(shapes: dict[str, tuple[int, ...]]) -> Conversion:
@@ -335,13 +335,19 @@ def config_and_loss(
         raise ValueError(told_wrongly(checkpoint.name, architecture.is_told, error)) from error
 
 
-def _as_its_authors(config: DetectorConfig, source: Any) -> DetectorConfig:
-    """Return the architecture with its authors' recipe, and the preprocessing of the checkpoint or theirs."""
+def _as_its_authors(config: DetectorConfig, source: Any, size: tuple[int, int] | None) -> DetectorConfig:
+    """Return the architecture with its authors' recipe, and the preprocessing of the checkpoint or theirs.
+
+    Args:
+        config: the architecture.
+        source: the checkpoint.
+        size: of images, where its training arguments name one.
+    """
     preset = nearest_preset(config)
     if preset is not None:
         config = dataclasses.replace(config, recipe=preset.recipe)
     published = config.preprocessing if preset is None else preset.preprocessing
-    found = preprocessing_of(source, published)
+    found = preprocessing_of(source, published if size is None else published.changed(size=size))
     return dataclasses.replace(config, preprocessing=found if config.knows_padding else _stretched(found, published))
 
 

@@ -34,10 +34,25 @@ class RFDETRConfig(LWDETRConfig):
 
     backbone_class: ClassVar[type[BackboneConfig]] = DINOv2Config
 
+    norms: ClassVar[tuple[Norm, ...]] = ("layer",)
+
     backbone: Any = dataclasses.field(default_factory=DINOv2Config)
-    preprocessing: Preprocessing = dataclasses.field(default_factory=lambda: images_of(384, DINOv2Config()))
     projector_norm: Norm = "layer"
     decoder_layers: int = 2
+
+    @staticmethod
+    def images(backbone: Any) -> Preprocessing:
+        """Return how images are prepared for a backbone where nothing else is said: to the grid of its positions."""
+        side = backbone.table_side * backbone.patch_size
+        return images_of(side + -side % backbone.multiple_of, backbone)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.projector_scales != (1.0,):
+            raise ValueError(
+                f"projector_scales={self.projector_scales}, but an RF-DETR looks at one map, of the backbone's size: "
+                "(1.0,)"
+            )
 
     @property
     def knows_padding(self) -> bool:
@@ -47,7 +62,7 @@ class RFDETRConfig(LWDETRConfig):
 
 def _size(side: int, decoder_layers: int, **fields: Any) -> RFDETRConfig:
     backbone = DINOv2Config(table_side=side // 16)
-    return RFDETRConfig(backbone, preprocessing=images_of(side, backbone), decoder_layers=decoder_layers, **fields)
+    return RFDETRConfig(backbone, decoder_layers=decoder_layers, **fields)
 
 
 _BASE = DINOv2Config(patch_size=14, windows=4, taps=(2, 5, 8, 11), table_side=37)
