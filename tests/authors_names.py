@@ -196,6 +196,48 @@ def rt_detr_in_memory(state):
     return renamed | copies
 
 
+def lw_detr(state):
+    """Return LW-DETR's state dict as the authors' code has it, Atten4Vis/LW-DETR.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    rules = [
+        (r"^model\.", ""),
+        (r"^backbone\.backbone\.embeddings\.position_embeddings", "backbone.0.encoder.pos_embed"),
+        (r"^backbone\.backbone\.embeddings\.projection", "backbone.0.encoder.patch_embed.proj"),
+        (r"^backbone\.backbone\.encoder\.layer\.", "backbone.0.encoder.blocks."),
+        ("layernorm_before", "norm1"),
+        ("layernorm_after", "norm2"),
+        ("intermediate", "mlp"),
+        (r"attention\.attention\.(query|key|value)\.weight", lambda match: f"attn.{match[1][0]}_proj.weight"),
+        (r"attention\.attention\.(query|value)\.bias", lambda match: f"attn.{match[1][0]}_bias"),
+        (r"attention\.output", "attn.proj"),
+        (r"^backbone\.projector\.scale_layers\.(\d+)\.projector_layer\.", r"backbone.0.projector.stages.\1.0."),
+        (r"^backbone\.projector\.scale_layers\.(\d+)\.layer_norm", r"backbone.0.projector.stages.\1.1"),
+        (
+            r"^backbone\.projector\.scale_layers\.(\d+)\.sampling_layers\.(\d+)\.layers\.",
+            r"backbone.0.projector.stages_sampling.\1.\2.",
+        ),
+        (r"(projector\..*)bottlenecks", r"\1m"),
+        (r"(projector\..*)conv([12])\.", r"\1cv\2."),
+        (r"(projector\..*)\.norm\.", r"\1.bn."),
+        (r"^reference_point_embed", "refpoint_embed"),
+        (r"^(decoder|enc_out)", r"transformer.\1"),
+        ("cross_attn_layer_norm", "norm2"),
+        ("self_attn_layer_norm", "norm1"),
+        (r"(decoder\.layers\.\d+\.)layer_norm", r"\1norm3"),
+        (r"(decoder\.layers\.\d+\.)mlp\.fc", r"\1linear"),
+        (r"self_attn\.o_proj", "self_attn.out_proj"),
+        (r"decoder\.layernorm", "decoder.norm"),
+    ]
+    packed = _packed({_by_rules(rules, name): tensor for name, tensor in state.items()})
+    return {
+        name.replace("attn.in_proj_weight", "attn.qkv.weight") if ".blocks." in name else name: tensor
+        for name, tensor in packed.items()
+    }
+
+
 def _name_in_rt_detr(name):
     """The first code's name of a tensor; of query, key and value apart."""
     trunk = "model.backbone.model."

@@ -17,6 +17,8 @@ from batches import padded_batch, random_targets
 from reference.descriptions import Facebook, HuggingFace
 
 import tfdetr_keras as td
+from tfdetr_keras.backbones.dinov2 import DINOv2Config
+from tfdetr_keras.backbones.lw_vit import LWViTConfig
 from tfdetr_keras.models.config import DetectorConfig
 
 State = Mapping[str, np.ndarray]
@@ -83,6 +85,7 @@ class Case:
 
     Args:
         name: of the case, unlike any other's.
+        canvas: height and width of the images in training, where there is no padding.
         reference: the PyTorch model.
         sizes: the batches whose stages are compared.
         limits: how far the two may be apart.
@@ -105,6 +108,7 @@ class Case:
     has_masks: bool = False
     has_gradients: bool = True
     is_slow: bool = False
+    canvas: tuple[int, int] = (96, 128)
 
     def has_effect(self, path):
         """Whether a weight can change the outputs at all."""
@@ -125,7 +129,7 @@ class Case:
         if self.knows_padding:
             batch = padded_batch((128, 160), (97, 110), (64, 64))
         else:
-            batch = Size(((96, 128),) * 3, has_mask=False).batch()
+            batch = Size((self.canvas,) * 3, has_mask=False).batch()
         canvas = batch["pixel_mask"].shape[1:] if self.has_masks else None
         queries, classes = fields.get("num_queries", 100), fields.get("num_labels") or len(fields["id2label"])
         targets = random_targets((5, 0, queries + 3), classes, rows=max(25, queries + 3), canvas=canvas)
@@ -265,6 +269,52 @@ NORMALIZED_ZEROS = f"{EQUALS}|decoder/layer0/self_attention_norm/gamma"
 # Where a group of channels is one, its normalisation takes the bias before it away.
 GROUPS_OF_ONE = r"mask_head/conv[345]/convolution/bias"
 
+# LW-DETR and RF-DETR: over backbones whose windows and taps are those of a published width, depth or patch.
+GROUP_FIELDS = {
+    **{name: value for name, value in SMALL.items() if "encoder" not in name and "attention_heads" not in name},
+    "d_model": 64,
+    "decoder_self_attention_heads": 2,
+    "decoder_cross_attention_heads": 4,
+    "decoder_n_points": 3,
+    "group_detr": 3,
+    "class_cost": 3,
+    "class_loss_coefficient": 2,
+    "focal_alpha": 0.3,
+}
+LW_VIT = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "patch_size": 8,
+    "image_size": 128,
+    "pretrain_image_size": 40,
+    "window_block_indices": [0, 2, 4],
+    "out_indices": [2, 4, 6],
+}
+DINOV2 = {
+    "hidden_size": 128,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 2,
+    "patch_size": 16,
+    "num_windows": 2,
+    "image_size": 80,
+    "out_indices": [3, 6, 9, 12],
+}
+GROUPS_IN_KERAS = {
+    "num_queries": 15,
+    "num_classes": len(NAMES),
+    "id2label": NAMES,
+    "d_model": 64,
+    "decoder_layers": 3,
+    "self_attention_heads": 2,
+    "cross_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "decoder_points": 3,
+    "groups": 3,
+}
+# In evaluation nothing trains what proposes, nor the other groups; and a key's bias adds the same to all scores.
+WITHOUT_EFFECT = r".*/key/bias|proposals/.*|encoder_(class|box)_head/.*"
+
 # What `load_model` makes of it.
 IN_KERAS = {
     "backbone": td.ResNetConfig("basic", (1, 2, 1, 1), (16, 24, 32, 48), 16),
@@ -402,6 +452,28 @@ RT_DETR_V2 = dataclasses.replace(
     RT_DETR,
     name="RTDETRV2",
     reference=hugging_face("RTDetrV2", **RT_FIELDS, decoder_n_points=3, decoder_offset_scale=0.4),
+)
+# Measured: logits 8e-6, boxes 3.2e-6, stages 2.4e-6, losses 5e-7, gradients 4.7e-6.
+OF_GROUPS = Limits(logits=3e-5, boxes=1e-5, stage=1e-5, loss=2e-6, gradient=3e-5)
+LW_DETR = Case(
+    "LWDETR",
+    # transformers never chooses padding, which the authors may: of this seed, and few others, neither does.
+    HuggingFace("LwDetrForObjectDetection", LW_VIT, {**GROUP_FIELDS, "projector_scale_factors": [1.0]}, seed=5),
+    sizes=(PADDED, WIDE),
+    limits=OF_GROUPS,
+    loss="iou_aware",
+    without_effect=WITHOUT_EFFECT,
+)
+RF_DETR = Case(
+    "RFDETR",
+    # transformers' default of layer_norm_eps, 1e-5, is not the authors'.
+    HuggingFace("RfDetrForObjectDetection", DINOV2, {**GROUP_FIELDS, "layer_norm_eps": 1e-6}),
+    # transformers mixes up height and width in windows, so that squares are compared.
+    sizes=(WHOLE, Size(((128, 128),), has_mask=False)),
+    limits=OF_GROUPS,
+    loss="iou_aware",
+    without_effect=WITHOUT_EFFECT,
+    canvas=(96, 96),
 )
 # The larger ones' blocks, as wide an encoder as the decoder, and fusion blocks that need no last convolution.
 RT_LARGE = {"encoder_hidden_dim": 32, "hidden_expansion": 1.0, "encode_proj_layers": [1, 2], "num_queries": 30}
@@ -572,6 +644,26 @@ MEMBERS = {
                 ),
                 # transformers clamps columns by the rows' number, as the authors do, so that squares are compared.
                 RT_DETR_V2.another("discrete", decoder_method="discrete", sizes=(WHOLE,)),
+            ),
+        ),
+        Member(
+            LW_DETR,
+            td.LWDETRConfig(
+                LWViTConfig(8, width=192, depth=6, windowed=(0, 2, 4), taps=(2, 4, 6), table_side=5), **GROUPS_IN_KERAS
+            ),
+            td.SetCriterion(classification="iou_aware", cost_class=3, class_loss_coefficient=2, focal_alpha=0.3),
+            {"Atten4Vis'": authors_names.lw_detr},
+            variants=(LW_DETR.another("two-levels", projector_scale_factors=[2.0, 0.5]),),
+        ),
+        Member(
+            RF_DETR,
+            td.RFDETRConfig(DINOv2Config(16, width=128, heads=2, table_side=5), **GROUPS_IN_KERAS),
+            td.SetCriterion(classification="iou_aware", cost_class=3, class_loss_coefficient=2, focal_alpha=0.3),
+            {},
+            variants=(
+                RF_DETR.another(
+                    "global", reference=dataclasses.replace(RF_DETR.reference, backbone=DINOV2 | {"num_windows": 1})
+                ),
             ),
         ),
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFace:
-    """A detector of transformers over its own ResNet, with random weights.
+    """A detector of transformers over its own ResNet or vision transformer, with random weights.
 
     Args:
         architecture: the name of its class.
-        backbone: fields of its `ResNetConfig`.
+        backbone: fields of its `ResNetConfig`, or of the configuration of its vision transformer.
         fields: fields of its own configuration.
         values: how its weights are drawn: the name of a function in `weights`.
         seed: for drawing them.

@@ -1,6 +1,7 @@
 """Losses of transformers, and the matching in them: values, and gradients by PyTorch's own differentiation."""
 
 import copy
+import re
 from types import SimpleNamespace
 from unittest import mock
 
@@ -18,6 +19,7 @@ from transformers.loss.loss_for_object_detection import (
     dice_loss,
     sigmoid_focal_loss,
 )
+from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher, LwDetrImageLoss
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 
@@ -80,6 +82,24 @@ def _of_varifocal(logits, labels, outputs, config, layers):
     return found.pop("loss"), found, None
 
 
+def _of_one_group(logits, labels, outputs, config, layers):
+    """Of all decoder layers of a model in evaluation mode, which has one group of queries, without proposals."""
+    coefficients = {"class_cost": config.class_cost, "bbox_cost": config.bbox_cost, "giou_cost": config.giou_cost}
+    parts = ["labels", "boxes", "cardinality"]
+    criterion = LwDetrImageLoss(
+        LwDetrHungarianMatcher(**coefficients), config.num_labels, config.focal_alpha, parts, group_detr=1
+    )
+    *earlier, (_, last) = sets_of_layers("", *(layer.transpose(0, 1) for layer in layers))
+    found = criterion({**last, "auxiliary_outputs": [one for _, one in earlier]}, labels)
+    weights = {
+        "loss_ce": config.class_loss_coefficient,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+    }
+    kinds = {name: re.sub(r"_\d+$", "", name) for name in found}
+    return sum(weights[kinds[name]] * value for name, value in found.items() if kinds[name] in weights), found, None
+
+
 # For each way of a detector to be trained its loss in transformers, and the configuration whose coefficients that has.
 LOSSES = {
     "softmax": (_of_boxes(ForObjectDetectionLoss), transformers.DetrConfig),
@@ -87,6 +107,7 @@ LOSSES = {
     "focal": (_of_boxes(DeformableDetrForObjectDetectionLoss), transformers.ConditionalDetrConfig),
     "masks": (_of_masks, transformers.DetrConfig),
     "varifocal": (_of_varifocal, transformers.RTDetrConfig),
+    "iou_aware": (_of_one_group, transformers.LwDetrConfig),
 }
 
 
@@ -107,7 +128,7 @@ def of_layers(outputs, targets, loss="softmax", config=None):
     function, kind = LOSSES[loss]
     if config is None:
         config = kind(use_timm_backbone=False, backbone_config=transformers.ResNetConfig())
-        config.num_labels = outputs["logits"].shape[-1] - (loss not in ("focal", "varifocal"))
+        config.num_labels = outputs["logits"].shape[-1] - (loss not in ("focal", "varifocal", "iou_aware"))
     config = copy.deepcopy(config)
     config.auxiliary_loss, config.decoder_layers = True, len(stacked[0])
     labels = targets_of_images(targets, ("boxes", "masks"))

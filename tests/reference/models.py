@@ -35,6 +35,8 @@ def _facebook(description):
 def _hugging_face(description):
     if description.architecture.startswith("RTDetr"):
         return _rt_detr(description)
+    if description.architecture.startswith(("LwDetr", "RfDetr")):
+        return _of_groups(description)
     stages = [f"stage{number}" for number, _ in enumerate(description.backbone["depths"], start=1)]
     kind = getattr(transformers, description.architecture)
     if (levels := getattr(kind.config_class, "num_feature_levels", None)) is not None:
@@ -63,6 +65,14 @@ def _rt_detr(description):
     fields.setdefault("encoder_in_channels", list(sizes[-levels:]))
     fields.setdefault("decoder_in_channels", [fields.get("encoder_hidden_dim", 256)] * levels)
     return kind(kind.config_class(backbone_config=backbone, **fields))
+
+
+def _of_groups(description):
+    """LW-DETR or RF-DETR over its own vision transformer."""
+    kind = getattr(transformers, description.architecture)
+    of_backbone = {"LwDetr": transformers.LwDetrViTConfig, "RfDetr": transformers.RfDetrDinov2Config}
+    backbone = of_backbone[description.architecture[:6]](**description.backbone)
+    return kind(kind.config_class(backbone_config=backbone, **description.fields))
 
 
 def configured(config, arrays):

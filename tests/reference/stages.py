@@ -6,7 +6,7 @@ forward pass and keep their gradients.
 
 import torch
 
-from reference import rt_detr
+from reference import group_detr, rt_detr
 from reference.facebook import FacebookDetr
 from reference.models import build, inputs
 
@@ -195,4 +195,6 @@ _OWN = {
     "DabDetrForObjectDetection": _dab,
     "RTDetrForObjectDetection": _rt_detr,
     "RTDetrV2ForObjectDetection": _rt_detr,
+    "LwDetrForObjectDetection": group_detr.stages,
+    "RfDetrForObjectDetection": group_detr.stages,
 }

@@ -46,7 +46,8 @@ def _named(model):
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     in_decoder = ("model.decoder.bbox_embed", "model.decoder.class_embed")
-    return [(min(names[one], key=lambda name: name.startswith(in_decoder)), one) for one in model.parameters()]
+    named = [(min(names[one], key=lambda name: name.startswith(in_decoder)), one) for one in model.parameters()]
+    return [(name, one) for name, one in named if not name.endswith("mask_token")]  # which no detector uses
 
 
 def steps(description, batches, trained, rates, max_norm, loss="softmax", **options):

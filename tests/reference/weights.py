@@ -18,11 +18,14 @@ def telling(module, seed):
     """
     generator = torch.Generator().manual_seed(seed)
     has_points = any(name.endswith("sampling_offsets.bias") for name in module.state_dict())  # which tell queries apart
-    in_boxes = "model.enc_bbox_head.layers.0.weight" in module.state_dict()  # points lie within a part of a small box
+    heads = ("model.enc_bbox_head.layers.0.weight", "model.enc_out_bbox_embed.0.layers.0.weight")
+    in_boxes = any(name in module.state_dict() for name in heads)  # points lie within a part of a small box
     for name, tensor in module.state_dict().items():
         if name.endswith(("num_batches_tracked", "n_points_scale")):
             continue
-        if name.endswith(("query_embed.weight", "embeddings.weight", "denoising_class_embed.weight")):
+        if name.endswith(
+            ("query_embed.weight", "embeddings.weight", "denoising_class_embed.weight", "query_feat.weight")
+        ):
             tensor.normal_(generator=generator)
         elif tensor.ndim > 1:
             nn.init.xavier_uniform_(tensor, generator=generator)
