@@ -169,3 +169,10 @@ def initial_offsets(heads, levels, points):
     model.config = config
     model._init_weights(layer)
     return layer.sampling_offsets.bias
+
+
+def bicubic(x, size, antialias):
+    """An array `(rows, columns, channels)` resized to (height, width)."""
+    channels_first = torch.from_numpy(x).permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_first, size=tuple(size), mode="bicubic", align_corners=False, antialias=antialias)
+    return resized[0].permute(1, 2, 0)
