@@ -24,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 FILE = "preprocessor_config.json"
 LONGEST = SIZE[1]  # of older files, which name a shortest edge alone
-_FAMILY = ("Detr", "ConditionalDetr", "DeformableDetr", "TableTransformer", "Yolos", "RTDetr")
+_FAMILY = ("Detr", "ConditionalDetr", "DeformableDetr", "TableTransformer", "Yolos", "RTDetr", "RfDetr")
 _KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 _TYPES = {f"{name}{kind}" for name in _FAMILY for kind in _KINDS}
 _PLAIN = {f"RTDetr{kind}" for kind in _KINDS}  # those that normalise only where they are told to
+_UNSMOOTHED = {f"RfDetr{kind}" for kind in _KINDS}  # that do not smooth images which become smaller
 _RESAMPLING: dict[Interpolation, int] = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 # Keys of `size`, in the order of `Preprocessing.size`, and the rule that they stand for.
 _SIZES: dict[tuple[str, str], SizeRule] = {
@@ -105,7 +106,9 @@ def read_processor(folder: Path, default: Preprocessing | None = None, with_size
         logger.warning("%s has settings that are not known here, and are not followed: %s", path, named)
     default = default or Preprocessing()
     # What sizes a network takes, no file of transformers tells.
-    levels = {"multiple_of": default.multiple_of, **_levels(told)}
+    kind = told.get("image_processor_type")
+    antialias = default.antialias if kind is None else kind not in _UNSMOOTHED
+    levels = {"multiple_of": default.multiple_of, "antialias": antialias, **_levels(told)}
     if not with_size:
         return dataclasses.replace(default, **levels)
     size, rule = _size(path, told) or (default.size, default.rule)
@@ -171,7 +174,7 @@ def processor_of(preprocessing: Preprocessing, config: Any) -> dict[str, Any]:
     rule = _NEAREST.get(preprocessing.rule, preprocessing.rule)
     first, second = next(keys for keys, its_rule in _SIZES.items() if its_rule == rule)
     size = preprocessing.size if preprocessing.rule != "table" else (preprocessing.size[1],) * 2
-    plain = Preprocessing()
+    plain = Preprocessing(antialias=family.image_processor not in _UNSMOOTHED)
     others = {
         key: getattr(preprocessing, key)
         for key in ("antialias", "multiple_of")

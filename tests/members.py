@@ -154,6 +154,7 @@ class Member:
         namings: other names of the same weights, by what to call them: functions of what `save_pretrained` writes.
         options: of `load_model`, for tensors without a configuration.
         of_pth: fields of the configuration that differ in a model that a `.pth` of the authors can hold.
+        of_32_pixels: those that differ in a model for images of that side.
         variants: other architectures of the class that are compared, too.
     """
 
@@ -163,6 +164,7 @@ class Member:
     namings: Mapping[str, Callable[[State], State]]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     of_pth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_32_pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variants: tuple[Case, ...] = ()
 
     @property
@@ -660,6 +662,7 @@ MEMBERS = {
             td.RFDETRConfig(DINOv2Config(16, width=128, heads=2, table_side=5), **GROUPS_IN_KERAS),
             td.SetCriterion(classification="iou_aware", cost_class=3, class_loss_coefficient=2, focal_alpha=0.3),
             {},
+            of_32_pixels={"num_queries": 4},
             variants=(
                 RF_DETR.another(
                     "global", reference=dataclasses.replace(RF_DETR.reference, backbone=DINOV2 | {"num_windows": 1})

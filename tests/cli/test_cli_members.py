@@ -21,7 +21,8 @@ SHAPES = ["--data", "shapes", "--count", "4", "--drawn-size", "24", "32", "--dra
 
 @of_members()
 def test_evaluate_and_predict_write_what_the_functions_give(member, tmp_path):
-    config = dataclasses.replace(member.config, num_classes=3, id2label=dict(enumerate(NAMES)))
+    fields = {"num_classes": 3, "id2label": dict(enumerate(NAMES)), **member.of_32_pixels}
+    config = dataclasses.replace(member.config, **fields)
     model = gentle(dataclasses.replace(member, config=config))
     model.save(tmp_path / "model.keras")
     options = ["--model", str(tmp_path / "model.keras"), "--size", *map(str, SIZE), "--out", str(tmp_path / "results")]

@@ -22,7 +22,9 @@ SIZE, CANVAS = (96, 128), (128, 128)
 def test_a_saved_model_finds_what_keras_finds(member, pad_to, photographs, tmp_path):
     model = gentle(member)
     images = photographs[1][:2]
-    rule = "table" if member.name == "TableTransformer" else "huggingface"
+    rule = "table" if member.name == "TableTransformer" else "huggingface" if member.case.knows_padding else "stretch"
+    if pad_to and rule == "stretch":
+        pytest.skip("it takes no padding")
     folder = export.saved_model(model, tmp_path / "served", SIZE, pad_to, size_rule=rule)
     np.savez(tmp_path / "images.npz", *images)
     arguments = [str(folder), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
@@ -36,7 +38,8 @@ def test_a_saved_model_finds_what_keras_finds(member, pad_to, photographs, tmp_p
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
     records, _ = td.data.load_images(photographs[0][:2])
-    batches = td.data.prepare(records, 1, size=SIZE, pad_to=pad_to, size_rule=rule)
+    options = {"size": SIZE, "pad_to": pad_to, "size_rule": rule}
+    batches = td.data.prepare(records, 1, preprocessing=model.preprocessing, **options)
     for place, (image, (inputs, _)) in enumerate(zip(images, batches, strict=True)):
         outputs = model({name: value.numpy() for name, value in inputs.items()})
         [wanted] = td.post_process(outputs, [image.shape[:2]], -1, model.config.classification)

@@ -184,3 +184,10 @@ def point_terms(logits, labels):
     probability = logits.sigmoid()
     dice = 1 - (2 * (probability * labels).sum(1) + 1) / (probability.sum(1) + labels.sum(1) + 1)
     return entropy, dice
+
+
+def bicubic(x, size, antialias):
+    """An array `(rows, columns, channels)` resized to (height, width)."""
+    channels_first = torch.from_numpy(x).permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_first, size=tuple(size), mode="bicubic", align_corners=False, antialias=antialias)
+    return resized[0].permute(1, 2, 0)

@@ -75,3 +75,9 @@ def write_odd(path, kind):
         "module": lambda: torch.nn.Linear(2, 2),
     }[kind]()
     torch.save({"plain": torch.ones(2), "odd": odd}, path)
+
+
+def write_arguments_that_run(path, trace, place):
+    """Writes a training program's file whose arguments make the folder `trace` when it is opened without care."""
+    weights = {"model.a": torch.ones(1)}
+    torch.save({"state_dict": weights, place: {"resolution": 64, "callback": Intruder(trace)}}, path)

@@ -26,7 +26,7 @@ SIZES = {"size": (small_run.SIDE, small_run.SIDE), "batch_size": 4, "pad_to": (s
 
 @of_members(lambda member: not member.case.has_masks)
 def test_a_run_measures_goes_on_and_is_a_source(member, without_tracing, tmp_path, monkeypatch):
-    monkeypatch.setitem(PRESETS, PRESET, dataclasses.replace(member.config, frozen=()))
+    monkeypatch.setitem(PRESETS, PRESET, dataclasses.replace(member.config, frozen=(), **member.of_32_pixels))
     training, validation, names = small_run.sets()
     settings = small_run.SETTINGS | SHORT
     run = fit_detector(training, names, tmp_path / "run", validation, **settings)

@@ -37,6 +37,36 @@ SCALES = (2.0, 1.0, 0.5)
 SIDE = 640  # of published models' images, pixels
 
 
+def recipe_of(layer_decay: float = 0.8, component_decay: float = 0.7, weight_decay: float = 1e-4) -> dict[str, Any]:
+    """Return the authors' recipe, on 60 epochs of batches of 16 or 32 images.
+
+    The decoder learns more slowly than the projector and what proposes, the backbone more slowly still, from block to
+    block; neither its normalisations, biases, positions nor the factors of its branches decay.
+
+    Args:
+        layer_decay: from one block of the backbone to the one before.
+        component_decay: of the decoder, and twice of the backbone.
+        weight_decay: of all else.
+
+    Source:
+        LW-DETR's code, `scripts/lwdetr_*_coco_finetune.sh` and `util/get_param_dicts.py`.
+    """
+    return {
+        "learning_rate": 1e-4,
+        "backbone_multiplier": 1.5 * component_decay**2,
+        "layer_decay": layer_decay,
+        "learning_rate_multipliers": {"decoder": component_decay},
+        "schedule": "constant",
+        "weight_decay": weight_decay,
+        "weight_decay_exclude": [
+            *("backbone/norms", "backbone/biases", "embeddings/positions", "attention_scale", "feed_forward_scale"),
+        ],
+        "ema_momentum": 0.9997,
+        "augmentation": "paper",
+        "multiscale": [side / SIDE for side in range(448, 897, 64)],
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class LWDETRConfig(DetectorConfig):
     """The architecture of an `LWDETR`; beside these the fields of every detector, see `DetectorConfig`.
@@ -69,7 +99,9 @@ class LWDETRConfig(DetectorConfig):
     backbone: Any = dataclasses.field(default_factory=LWViTConfig)
     num_classes: int = 91
     num_queries: int = 300
-    preprocessing: Preprocessing = None  # type: ignore[assignment]  # that of the backbone, see `images`
+    # Of the backbone where left out, see `defaults_of`.
+    preprocessing: Preprocessing = None  # type: ignore[assignment]
+    recipe: Mapping[str, Any] = None  # type: ignore[assignment]
     d_model: int = 256
     projector_scales: Sequence[float] = (1.0,)
     projector_blocks: int = 3
@@ -89,15 +121,18 @@ class LWDETRConfig(DetectorConfig):
     def __post_init__(self) -> None:
         kind, backbone = self.backbone_class, self.backbone
         backbone = kind(**backbone) if isinstance(backbone, Mapping) else backbone
-        if self.preprocessing is None and isinstance(backbone, kind):
-            object.__setattr__(self, "preprocessing", self.images(backbone))
+        if isinstance(backbone, kind):
+            for name, value in self.defaults_of(backbone).items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
         super().__post_init__()
 
-    @staticmethod
-    def images(backbone: Any) -> Preprocessing:
-        """Return how images are prepared for a backbone where nothing else is said: stretched to a square."""
+    @classmethod
+    def defaults_of(cls, backbone: Any) -> dict[str, Any]:
+        """Return the preprocessing and the recipe of a backbone, where nothing else is said."""
         side = SIDE + -SIDE % backbone.multiple_of
-        return Preprocessing((side, side), "stretch", multiple_of=backbone.multiple_of)
+        images = Preprocessing((side, side), "stretch", multiple_of=backbone.multiple_of)
+        return {"preprocessing": images, "recipe": recipe_of()}
 
     def _check(self) -> None:
         multiple, preprocessing = self.backbone.multiple_of, self.preprocessing
@@ -197,11 +232,11 @@ _WIDE = {
     "decoder_points": 4,
 }
 SIZES: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"num_queries": 100},
-    "small": {},
-    "medium": {},
-    "large": _WIDE,
-    "xlarge": _WIDE,
+    "tiny": {"num_queries": 100, "recipe": recipe_of()},
+    "small": {"recipe": recipe_of()},
+    "medium": {"recipe": recipe_of(layer_decay=0.7)},
+    "large": {**_WIDE, "recipe": recipe_of(layer_decay=0.7, component_decay=0.5)},
+    "xlarge": {**_WIDE, "recipe": recipe_of(layer_decay=0.75, component_decay=0.5, weight_decay=1e-3)},
 }
 
 

@@ -335,7 +335,7 @@ def config_and_loss(
         raise ValueError(told_wrongly(checkpoint.name, architecture.is_told, error)) from error
 
 
-def _as_its_authors(config: DetectorConfig, source: Any, size: tuple[int, int] | None) -> DetectorConfig:
+def _as_its_authors(config: DetectorConfig, source: Any, size: tuple[int, int] | None = None) -> DetectorConfig:
     """Return the architecture with its authors' recipe, and the preprocessing of the checkpoint or theirs.
 
     Args:

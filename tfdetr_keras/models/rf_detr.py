@@ -19,9 +19,43 @@ from tfdetr_keras.models.lw_detr import LWDETR, LWDETRConfig
 from tfdetr_keras.preprocessing import Preprocessing
 
 
-def images_of(side: int, backbone: DINOv2Config) -> Preprocessing:
-    """Return how images are prepared: stretched to a square, and not smoothed where they become smaller."""
+def images_of(backbone: DINOv2Config) -> Preprocessing:
+    """Return how images are prepared: stretched to a square, and not smoothed where they become smaller.
+
+    The square has as many patches as the table has positions, or so many more that windows are alike.
+    """
+    side = backbone.table_side * backbone.patch_size
+    side += -side % backbone.multiple_of
     return Preprocessing((side, side), "stretch", antialias=False, multiple_of=backbone.multiple_of)
+
+
+def recipe_of(backbone: DINOv2Config) -> dict[str, Any]:
+    """Return the authors' recipe, of the images that a backbone has by default.
+
+    The backbone's learning rate falls from block to block, counted from behind the last tap; its last normalisation has
+    the whole one. Each batch has one of eleven sizes, up to five windows' patches smaller or larger.
+
+    Source:
+        RF-DETR's code (`rfdetr`), config.py, training/param_groups.py and models/backbone/backbone.py.
+    """
+    decay, whole = 0.8, 1.5 * 0.7**2
+    behind = backbone.depth - backbone.taps[-1]  # blocks that are not used, which the authors do not count
+    units = images_of(backbone).size[0] // backbone.multiple_of
+    return {
+        "learning_rate": 1e-4,
+        "backbone_multiplier": whole / decay**behind,
+        "layer_decay": decay,
+        "learning_rate_multipliers": {"backbone/norm": whole, "decoder": 0.7},
+        "schedule": "constant",
+        "weight_decay_exclude": [
+            *("backbone/norms", "backbone/biases"),
+            *("embeddings/projection", "embeddings/positions", "embeddings/class_token"),
+        ],
+        "ema_momentum": 0.993,
+        "ema_ramp_steps": 100,
+        "augmentation": "paper",
+        "multiscale": [(units + more) / units for more in range(-5, 6) if units + more >= 2],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +74,10 @@ class RFDETRConfig(LWDETRConfig):
     projector_norm: Norm = "layer"
     decoder_layers: int = 2
 
-    @staticmethod
-    def images(backbone: Any) -> Preprocessing:
-        """Return how images are prepared for a backbone where nothing else is said: to the grid of its positions."""
-        side = backbone.table_side * backbone.patch_size
-        return images_of(side + -side % backbone.multiple_of, backbone)
+    @classmethod
+    def defaults_of(cls, backbone: Any) -> dict[str, Any]:
+        """Return the preprocessing and the recipe of a backbone, where nothing else is said."""
+        return {"preprocessing": images_of(backbone), "recipe": recipe_of(backbone)}
 
     def _check(self) -> None:
         super()._check()
@@ -71,7 +104,6 @@ _SMALL_BACKBONE = DINOv2Config(
 )
 SMALL: Mapping[str, Any] = {
     "backbone": _SMALL_BACKBONE,
-    "preprocessing": images_of(64, _SMALL_BACKBONE),
     "num_queries": 25,
     "d_model": 128,
     "decoder_layers": 3,
@@ -104,7 +136,7 @@ class RFDETR(LWDETR):
         "rf-detr-small": _size(512, 3),
         "rf-detr-medium": _size(576, 4),
         "rf-detr-large": _size(704, 4),
-        "rf-detr-base": RFDETRConfig(_BASE, preprocessing=images_of(560, _BASE), decoder_layers=3),
+        "rf-detr-base": RFDETRConfig(_BASE, decoder_layers=3),
         "rf-detr-tiny": RFDETRConfig(**SMALL),
     }
     published: ClassVar[Mapping[str, str]] = {

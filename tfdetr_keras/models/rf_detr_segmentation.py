@@ -16,7 +16,7 @@ from keras import ops
 from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.layers.segmentation_head import REDUCTION, SegmentationHead, masks_of
 from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
-from tfdetr_keras.models.rf_detr import RFDETR, SMALL, RFDETRConfig, images_of
+from tfdetr_keras.models.rf_detr import RFDETR, SMALL, RFDETRConfig
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
 
@@ -36,9 +36,7 @@ class RFDETRSegmentationConfig(RFDETRConfig):
 
 def _size(side: int, decoder_layers: int, queries: int, windows: int = 2) -> RFDETRSegmentationConfig:
     backbone = DINOv2Config(patch_size=12, windows=windows, table_side=side // 12)
-    return RFDETRSegmentationConfig(
-        backbone, num_queries=queries, preprocessing=images_of(side, backbone), decoder_layers=decoder_layers
-    )
+    return RFDETRSegmentationConfig(backbone, num_queries=queries, decoder_layers=decoder_layers)
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")

@@ -30,14 +30,14 @@ def learning_rate_multipliers(model: Detector, settings: Settings) -> dict[str, 
         factors["backbone"] = settings.backbone_multiplier
         parts = config.backbone.parts
         if settings.layer_decay != 1:
+            trained = [variable.path for variable in model.backbone.trainable_variables]
             factors |= {
                 f"backbone/{part}": settings.backbone_multiplier * settings.layer_decay ** (len(parts) - place)
                 for place, part in enumerate(parts)
-                if part not in frozen
+                if part not in frozen and any(lies_in(path, f"backbone/{part}") for path in trained)
             }
             # All of the backbone lies in one of its parts.
             parts_with_one = [part for part in factors if part != "backbone"]
-            trained = [variable.path for variable in model.backbone.trainable_variables]
             if all(any(lies_in(path, part) for part in parts_with_one) for path in trained):
                 del factors["backbone"]
     paths = [variable.path for variable in model.variables]
