@@ -61,6 +61,24 @@ def test_every_object_stays_visible(drawn):
             assert any(0.6 * area <= count <= area and flat[value] == count for value, count in inside)
 
 
+def test_masks_are_what_is_seen_of_each_shape(drawn):
+    """Each in the flat colour of its shape, within its box; of no pixel two."""
+    with_masks = as_arrays(load_shapes(60, seed=5, classes=SHAPES, masks=True)[0])
+    covered = 0
+    for record, without in zip(with_masks, drawn, strict=False):
+        masks = record.pop("masks")
+        for key, value in without.items():
+            np.testing.assert_array_equal(record[key], value)
+        assert masks.shape == (len(record["labels"]), *record["image"].shape[:2])
+        assert masks.sum(0).max(initial=0) <= 1
+        for mask, (x1, y1, x2, y2), area in zip(masks, record["boxes"].astype(int), record["area"], strict=True):
+            assert len(np.unique(record["image"][mask], axis=0)) == 1
+            assert mask.sum() == mask[y1:y2, x1:x2].sum()
+            assert 0.6 * area <= mask.sum() <= area
+            covered += mask.sum() < area
+    assert covered > 5
+
+
 def test_an_image_depends_on_seed_and_index_alone():
     long, short = as_arrays(load_shapes(12, seed=3)[0]), as_arrays(load_shapes(4, seed=3)[0].shuffle(4, seed=1))
     for record in short:

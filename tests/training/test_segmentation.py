@@ -296,8 +296,10 @@ def test_a_panoptic_set_on_the_command_line(annotated, second_stage, records, tm
 @pytest.mark.parametrize("command", ["train", "inspect-data"])
 def test_the_command_line_knows_what_has_masks(command, detector, tmp_path, capsys):
     more = ["--from", str(detector)] if command == "train" else []
-    assert main([command, "--data", "shapes", "--masks", *more, "--out", str(tmp_path / "out.png")]) == 2
-    assert "data of the kind shapes has no masks; these kinds have them: coco, coco-panoptic" in capsys.readouterr().err
+    files = ["--images", str(tmp_path), "--annotations", str(tmp_path)]
+    assert main([command, "--data", "voc", *files, "--masks", *more, "--out", str(tmp_path / "out.png")]) == 2
+    told = "data of the kind voc has no masks; these kinds have them: coco, coco-panoptic, shapes"
+    assert told in capsys.readouterr().err
 
 
 def test_inspection_checks_segmentations(annotated, tmp_path, capsys):

@@ -14,6 +14,7 @@ from tfdetr_keras.cli.data_options import add_source_options, check_source_optio
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, is_run, read_model
 from tfdetr_keras.cli.moved_data import find_moved
 from tfdetr_keras.cli.progress import Counter
+from tfdetr_keras.cli.sources import WITH_MASKS
 from tfdetr_keras.cli.train import read_run_data
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     if own:
         records, names, source = _read_own(options, description)
     else:
-        options.masks = has_masks and options.data == "coco"
+        options.masks = has_masks and options.data in WITH_MASKS
         records, names = read_source(options)
         source = source_arguments(options)
     names = _class_names(model, names, source.get("category_ids") == "original")
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
             )
             evaluator = None
         else:
-            masks = has_masks and source["data"] == "coco"
+            masks = has_masks and source["data"] in WITH_MASKS
             counted = {} if options.max_detections is None else {"max_detections": options.max_detections}
             evaluator = Evaluator(records, names, masks=masks, **counted, **arguments)
             metrics = evaluator(model, progress=counter.show)

@@ -41,7 +41,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "--masks",
         action="store_true",
-        help="coco: read the segmentations, too, check them and draw the masks; of coco-panoptic that is always done",
+        help="coco, shapes: read the segmentations, too, check them and draw the masks; of coco-panoptic that is "
+        "always done",
     )
     command.add_argument("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     command.set_defaults(run=run)

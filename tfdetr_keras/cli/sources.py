@@ -68,7 +68,7 @@ def load_source(
         count: shapes: number of images.
         drawn_size: shapes: smallest and largest side of the images, pixels.
         drawn_seed: shapes: sets of different seeds share no image.
-        masks: coco: whether records have the objects' masks; coco-panoptic always has them, no other kind does.
+        masks: coco, shapes: whether records have the objects' masks; coco-panoptic always has them, no other kind does.
         segments: coco-panoptic: the folder of the PNG files.
         category_ids: coco, coco-panoptic: "contiguous" (the default) or "original", see `load_coco`.
         lines: yolo: "auto" (the default), "boxes" or "polygons", see `load_yolo`.
@@ -212,12 +212,13 @@ def _read_shapes(
     count: int = DRAWN_IMAGES,
     drawn_size: tuple[int, int] = DRAWN_SIZE,
     drawn_seed: int = 0,
+    masks: bool = False,
 ) -> Loaded:
     from tfdetr_keras.data import load_shapes
 
     classes = {} if class_names is None else {"classes": class_names}
     try:
-        return load_shapes(count, drawn_seed, size=drawn_size, **classes)
+        return load_shapes(count, drawn_seed, size=drawn_size, masks=masks, **classes)
     except ValueError as error:
         message = str(error)
         for name, option in (
@@ -230,6 +231,7 @@ def _read_shapes(
         raise ValueError(message) from error
 
 
+WITH_MASKS = ("coco", "shapes")  # where they are wanted; a panoptic set always has them
 KINDS = {
     "coco": _Kind(
         _read_coco,
@@ -266,5 +268,5 @@ KINDS = {
         folders=("annotations",),
     ),
     "tfrecord": _Kind(_read_tfrecord, {"annotations": "the files, with * and ? as wildcards"}, ("class_names",)),
-    "shapes": _Kind(_read_shapes, {}, ("class_names", "count", "drawn_size", "drawn_seed")),
+    "shapes": _Kind(_read_shapes, {}, ("class_names", "count", "drawn_size", "drawn_seed", "masks")),
 }

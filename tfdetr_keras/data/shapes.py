@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image, ImageDraw
 
 from tfdetr_keras.data.numpy_calls import numpy_call
-from tfdetr_keras.data.record import READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
+from tfdetr_keras.data.record import MASKS_SPEC, READABLE, RECORD_SPEC, Reader, Record, with_static_shapes
 from tfdetr_keras.data.validation import Validation
 
 MAX_OBJECTS = 8
@@ -102,7 +102,7 @@ def _colour(rng: np.random.Generator, base: np.ndarray) -> tuple[int, ...]:
 
 
 def _draw_image(index: int, seed: int, classes: Sequence[str], size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Return one image of the set: image, boxes, labels and areas, as in a record."""
+    """Return one image of the set: image, boxes, labels, areas and masks, as in a record."""
     rng = np.random.default_rng((seed, index))
     height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
     canvas, base = _background(rng, height, width)
@@ -135,6 +135,7 @@ def _draw_image(index: int, seed: int, classes: Sequence[str], size: tuple[int, 
         np.array(boxes, np.float32).reshape(-1, 4),
         np.array(labels, np.int32),
         np.array(areas[1:], np.float32),
+        owner == np.arange(1, len(areas))[:, None, None],
     )
 
 
@@ -143,6 +144,7 @@ def load_shapes(
     seed: int = 0,
     classes: Sequence[str] = ("circle", "square", "triangle"),
     size: tuple[int, int] = (96, 128),
+    masks: bool = False,
 ) -> tuple[tf.data.Dataset, list[str]]:
     """Return a set of `count` drawn images with 0 to 8 objects each.
 
@@ -151,6 +153,8 @@ def load_shapes(
         seed: sets with different seeds share no image; a set is a prefix of any longer one of its seed.
         classes: names out of `SHAPES`; a name's place is its label.
         size: (smallest, largest) side; each image's height and width are drawn from it, pixels.
+        masks: whether records have `masks`: the pixels that are seen of each object, while its box and its area are of
+            all of it.
 
     Returns:
         A dataset of records (see `tfdetr_keras.data.record`), `image_id` 0 .. count - 1, and the class names.
@@ -167,12 +171,13 @@ def load_shapes(
         raise ValueError(f"seed must be at least 0, not {seed}")
     if not 16 <= size[0] <= size[1]:
         raise ValueError(f"size must be (smallest, largest) side with 16 <= smallest <= largest, not {tuple(size)}")
-    drawn = ("image", "boxes", "labels", "area")
+    drawn = {key: RECORD_SPEC[key].dtype for key in ("image", "boxes", "labels", "area")}
+    drawn |= {"masks": MASKS_SPEC.dtype} if masks else {}
 
     @tf.autograph.experimental.do_not_convert
     def read(index: tf.Tensor) -> Record:
         tensors = numpy_call(
-            lambda i: _draw_image(int(i), seed, classes, size), [index], [RECORD_SPEC[key].dtype for key in drawn]
+            lambda i: _draw_image(int(i), seed, classes, size)[: len(drawn)], [index], list(drawn.values())
         )
         record = dict(zip(drawn, tensors, strict=True))
         record |= {"image_id": index, "orig_size": tf.shape(record["image"])[:2]}
