@@ -45,6 +45,7 @@ BAD = {
     "--max-boxes": ("0", "-1"),
     "--seed": ("-1", "99999999999"),
     "--num-queries": ("0", "-1"),
+    "--num-denoising": ("-1",),
     "--dropout": ("-1", "1", "nan"),
     "--epochs": ("0", "-1"),
     "--steps-per-epoch": ("0", "-1"),

@@ -137,7 +137,7 @@ def test_padding_is_refused_by_name():
     complaint = r"2304 pixels are padding, but RT-DETR knows no padding"
     with pytest.raises(ValueError, match=complaint):
         model(batch)
-    model.compile(optimizer=td.AdamW())
+    model.compile(optimizer=td.AdamW(), jit_compile=False)
     targets = targets_of(2, 1)
     for data in (
         {"x": batch, "y": targets},
@@ -201,7 +201,7 @@ def test_such_images_in_training_and_evaluation(tmp_path):
     records, names = td.data.load_shapes(4, seed=0, size=(48, 64))
     batches = td.data.prepare(records, 2, training=True, preprocessing=model.preprocessing.changed(size=(32, 32)))
     assert tuple(batches.element_spec[0]["pixel_values"].shape) == (2, 32, 32, 3)
-    model.compile(optimizer=td.AdamW())
+    model.compile(optimizer=td.AdamW(), jit_compile=False)
     with pytest.raises(ValueError, match=FEW):
         model.fit(batches, verbose=0)
     with pytest.raises(ValueError, match=FEW):
@@ -254,7 +254,7 @@ def test_configurations_of_the_second_version_that_cannot_be(changes, complaint)
 @pytest.mark.parametrize("counts", [(0, 0), (15, 0), (3, 5)], ids=["no object", "more objects than queries", "some"])
 def test_a_step_is_finite(counts):
     model = small()
-    model.compile(optimizer=td.AdamW(1e-3))
+    model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
     for rows in (None, 20):
         logs = model.train_on_batch(pixels_of(), targets_of(*counts, rows=rows), return_dict=True)
         assert all(np.isfinite(value) for value in logs.values()), logs
@@ -263,7 +263,7 @@ def test_a_step_is_finite(counts):
 
 def test_targets_without_a_row():
     model = small()
-    model.compile(optimizer=td.AdamW(1e-3))
+    model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
     nothing = {"labels": np.zeros((2, 0), "int32"), "boxes": np.zeros((2, 0, 4), "float32")}
     assert np.isfinite(model.train_on_batch(pixels_of(), nothing, return_dict=True)["loss"])
 
@@ -305,7 +305,7 @@ def test_the_queries_found_do_not_depend_on_denoising():
 def test_without_denoising():
     model = small(num_denoising=0)
     assert "denoising_embedding" not in model.config.parts
-    model.compile(optimizer=td.AdamW(1e-3))
+    model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
     assert np.isfinite(model.train_on_batch(pixels_of(), targets_of(3, 1), return_dict=True)["loss"])
 
 
@@ -412,7 +412,7 @@ def test_offsets_to_whole_pixels_are_not_trained():
     assert not any("sampling_offsets" in variable.path for variable in model.trainable_variables)
     before = {variable.path: variable.numpy() for variable in model.variables if "sampling_offsets" in variable.path}
     assert len(before) == 6
-    model.compile(optimizer=td.AdamW(1e-2, weight_decay=0.1))
+    model.compile(optimizer=td.AdamW(1e-2, weight_decay=0.1), run_eagerly=True)
     model.train_on_batch(pixels_of(), targets_of(2, 1))
     for variable in model.variables:
         if variable.path in before:

@@ -347,8 +347,12 @@ def _as_its_authors(config: DetectorConfig, source: Any, size: tuple[int, int] |
     if preset is not None:
         config = dataclasses.replace(config, recipe=preset.recipe)
     published = config.preprocessing if preset is None else preset.preprocessing
-    found = preprocessing_of(source, published if size is None else published.changed(size=size))
-    return dataclasses.replace(config, preprocessing=found if config.knows_padding else _stretched(found, published))
+    published = published if size is None else published.changed(size=size)
+    if config.knows_padding:
+        return dataclasses.replace(config, preprocessing=preprocessing_of(source, published))
+    # Of any size, which is rounded then.
+    found = preprocessing_of(source, dataclasses.replace(published, multiple_of=1))
+    return dataclasses.replace(config, preprocessing=_stretched(found, published))
 
 
 def _stretched(found: Preprocessing, published: Preprocessing) -> Preprocessing:
