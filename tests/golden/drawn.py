@@ -23,8 +23,10 @@ def weight(name, shape):
     if len(shape) == 1:
         is_scale = "norm" in name or "bn" in name or ".downsample.1." in name or name.startswith("input_proj")
         is_scale |= ".input_proj." in name or name.startswith("decoder.enc_output.1.")  # RT-DETR's, of batch and layer
-        noise = rng.normal(0, 0.1, shape)
-        return (noise + (is_scale and name.endswith("weight"))).astype(np.float32)
+        is_scale |= ".projector.stages." in name  # LW-DETR's, whose convolutions have no biases
+        is_scale &= name.endswith("weight")
+        is_scale |= name.endswith((".gamma_1", ".gamma_2", ".lambda1"))  # of a branch
+        return (rng.normal(0, 0.1, shape) + is_scale).astype(np.float32)
     fans = np.prod(shape[1:]) + shape[0] * np.prod(shape[2:])
     scale = 0.1 if name.endswith("sampling_offsets.weight") else 1.0
     return (scale * rng.normal(0, np.sqrt(2 / fans), shape)).astype(np.float32)
@@ -51,6 +53,26 @@ def targets(classes, *counts):
         boxes = np.concatenate([low + size / 2, size], axis=1).astype(np.float32)
         found.append((rng.integers(0, classes, count), boxes))
     return found
+
+
+def masks(targets, height, width):
+    """Return the masks of each image's objects, `(objects, height, width)` bool: rough, and not as their boxes."""
+    rng = generator("masks")
+    found = []
+    for labels, _ in targets:
+        patches = rng.random((len(labels), height // 8, width // 8)) > 0.5
+        found.append(patches.repeat(8, axis=1).repeat(8, axis=2))
+    return found
+
+
+def points(name, *shape):
+    """Return places in an image, `(*shape, 2)` float32 in [0, 1)."""
+    return generator(f"points of {name}").random((*shape, 2), np.float32)
+
+
+def normal(name, *shape):
+    """Return values, float32."""
+    return generator(name).standard_normal(shape, np.float32)
 
 
 def denoising(classes, images, slots):
