@@ -242,7 +242,7 @@ def build_rf(own, has_masks):
     }
     args = types.SimpleNamespace(**args)
     with (
-        mock.patch.object(dinov2, "get_config", lambda *_: dict(narrow)),
+        mock.patch.object(dinov2, "get_config", return_value=narrow),
         mock.patch.dict(dinov2.size_to_width, small=told["width"]),
     ):
         model = lwdetr.build_model(args)

@@ -14,7 +14,7 @@ from typing import Any
 from keras import layers, ops
 
 from tfdetr_keras.backbones.config import BackboneConfig, share, whole_number
-from tfdetr_keras.backbones.vit import NORM_EPSILON, PositionTable, ViTBlock, in_windows, joined, truncated_normal
+from tfdetr_keras.backbones.vit import NORM_EPSILON, PositionTable, ViTBlock, in_windows, joined, normal
 from tfdetr_keras.backend.recompute import called
 
 
@@ -105,7 +105,7 @@ class Embeddings(layers.Layer):
             config.width,
             config.patch_size,
             strides=config.patch_size,
-            kernel_initializer=truncated_normal(),
+            kernel_initializer=normal(),
             name="projection",
             dtype=self.dtype_policy,
         )
@@ -118,7 +118,7 @@ class Embeddings(layers.Layer):
         width = self.config.width
         self.projection.build((None, None, None, 3))
         self.positions.build()
-        self.class_token = self.add_weight(shape=(width,), initializer=truncated_normal(), name="class_token")
+        self.class_token = self.add_weight(shape=(width,), initializer=normal(), name="class_token")
         # That of DINOv2's pretraining, which no detector uses, and all files have.
         self.mask_token = self.add_weight(shape=(width,), initializer="zeros", name="mask_token", trainable=False)
 

@@ -16,8 +16,9 @@ from keras import layers, ops
 
 from tfdetr_keras.backbones.config import BackboneConfig, share, whole_number
 from tfdetr_keras.backbones.dinov2 import checked_taps
-from tfdetr_keras.backbones.vit import PositionTable, ViTBlock, in_windows, joined, truncated_normal
+from tfdetr_keras.backbones.vit import PositionTable, ViTBlock, in_windows, joined
 from tfdetr_keras.backend.recompute import called
+from tfdetr_keras.layers.mlp import linear_initializers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +98,9 @@ class Patches(layers.Layer):
             config.width,
             config.patch_size,
             strides=config.patch_size,
-            kernel_initializer=truncated_normal(),
             name="projection",
             dtype=self.dtype_policy,
+            **linear_initializers(3 * config.patch_size**2),  # alone of all in the authors' ViT
         )
         self.positions = PositionTable(
             config.table_side, config.width, antialias=False, name="positions", dtype=self.dtype_policy

@@ -19,12 +19,15 @@ from tfdetr_keras.layers.bicubic import resize_bicubic
 from tfdetr_keras.layers.transformer import FeedForward
 
 NORM_EPSILON = 1e-6
-SPREAD = 0.02  # of fresh weights, which are cut off at twice of it
+SPREAD = 0.02  # of fresh weights
 
 
-def truncated_normal() -> initializers.Initializer:
-    """Make the initialiser of all kernels; a new one for each, since an initialiser draws its seed once."""
-    return initializers.TruncatedNormal(stddev=SPREAD)
+def normal() -> initializers.Initializer:
+    """Make the initialiser of all kernels; a new one for each, since an initialiser draws its seed once.
+
+    Nothing is cut off: the authors' `trunc_normal_` does so at ±2, where Keras' does at two standard deviations.
+    """
+    return initializers.RandomNormal(stddev=SPREAD)
 
 
 class PositionTable(layers.Layer):
@@ -43,7 +46,7 @@ class PositionTable(layers.Layer):
     def build(self, input_shape: Any = None) -> None:
         """Create the table, and one more vector, that of the token which stands for the whole image."""
         shape = (self.side * self.side + 1, self.width)
-        self.table = self.add_weight(shape=shape, initializer=truncated_normal(), name="table")
+        self.table = self.add_weight(shape=shape, initializer=normal(), name="table")
 
     def call(self, *, size: Any) -> tuple[Any, Any]:
         """Return the vectors of a grid, `(height, width, channels)`, and that of the image, `(channels,)`.
@@ -98,13 +101,13 @@ class ViTBlock(layers.Layer):
             heads,
             width // heads,
             key_bias=key_bias,
-            kernel_initializer=truncated_normal(),
+            kernel_initializer=normal(),
             name="attention",
             dtype=policy,
         )
         self.feed_forward_norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="feed_forward_norm", dtype=policy)
         self.feed_forward = FeedForward(
-            width, 4 * width, "gelu", kernel_initializer=truncated_normal, name="feed_forward", dtype=policy
+            width, 4 * width, "gelu", kernel_initializer=normal, name="feed_forward", dtype=policy
         )
         self.drop_path = layers.Dropout(drop_path, noise_shape=(None, 1, 1), name="drop_path", dtype=policy)
 

@@ -62,10 +62,12 @@ class GroupSelection(layers.Layer):
         super().__init__(**kwargs, autocast=False)  # or anchors would be cast to half precision
         self.d_model, self.num_queries = d_model, num_queries
         policy = self.dtype_policy
-        self.projections = [
-            layers.Dense(d_model, name=f"group{index}_projection", dtype=policy, **linear_initializers(d_model))
-            for index in range(groups)
-        ]
+
+        def projection(name: str) -> layers.Dense:
+            start = linear_initializers(d_model, kernel="glorot_uniform")
+            return layers.Dense(d_model, name=name, dtype=policy, **start)
+
+        self.projections = [projection(f"group{index}_projection") for index in range(groups)]
         self.norms = [
             layers.LayerNormalization(epsilon=NORM_EPSILON, name=f"group{index}_norm", dtype=policy)
             for index in range(groups)
@@ -178,7 +180,10 @@ class GroupDecoder(layers.Layer):
             GroupDecoderLayer(d_model=d_model, **kwargs, name=f"layer{index}", dtype=policy) for index in range(depth)
         ]
         self.norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="norm", dtype=policy)
-        self.query_position = MLP(2 * d_model, (d_model, d_model), name="query_position", dtype=policy)
+        widths = (d_model, d_model)
+        self.query_position = MLP(
+            2 * d_model, widths, kernel_initializer="glorot_uniform", name="query_position", dtype=policy
+        )
 
     def build(self, input_shape: Any) -> None:
         """Build for `(batch, queries, d_model)`."""

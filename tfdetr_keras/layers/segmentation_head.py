@@ -15,7 +15,6 @@ from typing import Any
 
 from keras import layers, ops
 
-from tfdetr_keras.layers.conv_norm import pytorch_uniform
 from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.transformer import NORM_EPSILON, FeedForward
 
@@ -33,9 +32,14 @@ class DepthwiseBlock(layers.Layer):
     def __init__(self, channels: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.channels = channels
-        policy = self.dtype_policy
+        policy, start = self.dtype_policy, linear_initializers(3 * 3)
         self.depthwise = layers.DepthwiseConv2D(
-            3, padding="same", depthwise_initializer=pytorch_uniform(3, 1), name="depthwise", dtype=policy
+            3,
+            padding="same",
+            depthwise_initializer=start["kernel_initializer"],
+            bias_initializer=start["bias_initializer"],
+            name="depthwise",
+            dtype=policy,
         )
         self.norm = layers.LayerNormalization(epsilon=SPATIAL_EPSILON, name="norm", dtype=policy)
         self.pointwise = layers.Dense(channels, name="pointwise", dtype=policy, **linear_initializers(channels))
@@ -63,9 +67,8 @@ class SegmentationHead(layers.Layer):
         self.channels = channels
         policy = self.dtype_policy
         self.blocks = [DepthwiseBlock(channels, name=f"block{index}", dtype=policy) for index in range(depth)]
-        start = pytorch_uniform(1, channels)
         self.spatial_projection = layers.Conv2D(
-            channels, 1, kernel_initializer=start, name="spatial_projection", dtype=policy
+            channels, 1, name="spatial_projection", dtype=policy, **linear_initializers(channels)
         )
         self.query_norm = layers.LayerNormalization(epsilon=NORM_EPSILON, name="query_norm", dtype=policy)
         self.query_mlp = FeedForward(channels, 4 * channels, "gelu", xavier=False, name="query_mlp", dtype=policy)
