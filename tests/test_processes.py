@@ -17,6 +17,7 @@ ALLOWED = {
     "port_weights/test_state_dicts.py": {"torch"},  # a state dict in the memory of the user's process is a source
     "port_weights/damaged_pickles.py": {"torch"},  # a program, which does what PyTorch's own process does
     "golden/record_rt_detr.py": {"torch"},  # likewise
+    "golden/record_group_detrs.py": {"torch"},  # likewise
     "golden/record_deformable_detr.py": {"torch"},  # a program, which runs beside a checkout of the authors' code
 }
 

@@ -41,7 +41,6 @@ from unittest import mock
 import drawn
 import numpy as np
 import torch
-import transformers
 
 CHECKOUT, WHEEL = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path += [str(CHECKOUT), *sys.argv[3:4]]
@@ -478,7 +477,7 @@ def main():
             "python": platform.python_version(),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
-            "transformers": transformers.__version__,
+            "transformers": importlib.metadata.version("transformers"),
             "rfdetr": wheel.version,
             "commit": commit,
         },

@@ -323,7 +323,7 @@ def test_numbers_of_points_are_the_authors(trained, monkeypatch):
 
 @pytest.mark.parametrize("name", RECORDED["alone"])
 def test_losses_of_given_outputs_are_the_authors(name):
-    """Also for logits of ±110, where LW-DETR's own code is not finite; RF-DETR's is the same loss from logarithms of σ."""
+    """Also for logits of ±110, where LW-DETR's own code is not finite; RF-DETR has the same loss from logarithms."""
     recorded = RECORDED["alone"][name]
     counts, scale, has_masks = recorded["counts"], recorded["scale"], recorded["masks"]
     layers, groups, classes = SHAPE["layers"], 3, 5
