@@ -100,7 +100,7 @@ def _size(side: int, decoder_layers: int, **fields: Any) -> RFDETRConfig:
 
 # Small enough to train from random weights on a CPU.
 _SMALL_BACKBONE = DINOv2Config(
-    patch_size=4, windows=2, width=128, depth=6, heads=4, taps=(2, 4, 6), table_side=16, drop_path=0.0
+    patch_size=8, windows=2, width=144, depth=6, heads=4, taps=(2, 4, 6), table_side=8, drop_path=0.0
 )
 SMALL: Mapping[str, Any] = {
     "backbone": _SMALL_BACKBONE,
