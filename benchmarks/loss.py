@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from harness.loads import CLASSES, Scenes, draw_scenes
-from harness.memory import peak_of_run_mib, resident_mib
+from harness.memory import resident_mib, settled_mib
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -141,8 +141,12 @@ def work(process: str) -> None:
 
     def peaks(contender: str) -> tuple[float, float]:
         first(contender)
-        of_process = resident_mib("VmHWM")
-        return peak_of_run_mib(runs[contender], MEMORY_RUNS), of_process
+        of_process, growths = resident_mib("VmHWM"), []
+        for _ in range(MEMORY_RUNS):
+            before = settled_mib()
+            runs[contender]()
+            growths.append(resident_mib("VmHWM") - before)
+        return statistics.median(growths), of_process
 
     serve(first=first, once=once, peaks=peaks)
 

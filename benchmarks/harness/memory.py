@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import statistics
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,24 +24,12 @@ def peak_mib() -> float:
     return resident_mib("VmHWM")
 
 
-def peak_of_run_mib(run: Callable[[], object], repetitions: int) -> float:
-    """The most memory that a run has resident above the level before it, in MiB: the median of some runs.
-
-    Before each, free memory is given back to the system, and its record of the peak is reset.
-
-    Args:
-        run: does the work, in this process; it should have done so before.
-        repetitions: number of runs.
-    """
-    growths = []
-    for _ in range(repetitions):
-        gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident_mib("VmRSS")
-        run()
-        growths.append(resident_mib("VmHWM") - before)
-    return statistics.median(growths)
+def settled_mib() -> float:
+    """What is resident now, in MiB, with free memory given back to the system and its record of the peak reset."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_mib("VmRSS")
 
 
 def peak_of_tree_mib(process: int, run: Callable[[], object]) -> float:

@@ -55,16 +55,16 @@ def _function(alpha: float, gamma: float, least: float) -> Callable[..., Any]:
     @compiled
     def forward(logits: Any, classes: Any, quality: Any, class_weights: Any) -> Any:
         # −log p = softplus(x) − x and −log(1 − p) = softplus(x), which stay finite where p rounds to 0 or 1.
-        softplus = ops.softplus(logits)
+        probability, softplus = _sigmoid_and_softplus(logits)
         of_own = softplus - target_of(logits, classes, quality) * logits
-        losses = ops.where(is_own(logits, classes), of_own, ops.sigmoid(logits) ** gamma * softplus)
+        losses = ops.where(is_own(logits, classes), of_own, probability**gamma * softplus)
         return ops.sum(class_weights * losses, axis=-1)
 
     @compiled
     def backward(logits: Any, classes: Any, quality: Any, class_weights: Any, d_losses: Any) -> Any:
-        probability = ops.sigmoid(logits)
+        probability, softplus = _sigmoid_and_softplus(logits)
         of_own = probability - target_of(logits, classes, quality)
-        of_others = gamma * (1 - probability) * ops.softplus(logits) + probability
+        of_others = gamma * (1 - probability) * softplus + probability
         d_logits = ops.where(is_own(logits, classes), of_own, probability**gamma * of_others)
         return d_losses[..., None] * class_weights * d_logits
 
@@ -79,3 +79,17 @@ def _function(alpha: float, gamma: float, least: float) -> Callable[..., Any]:
         return forward(*map(ops.stop_gradient, (logits, classes, quality, class_weights))), gradient
 
     return losses
+
+
+def _sigmoid_and_softplus(x: Any) -> tuple[Any, Any]:
+    """Return both to within float32's rounding, from one exponential and no logarithm: half of the time of a loss.
+
+    softplus(x) = max(x, 0) + log(1 + e), e = exp(−|x|), and log(1 + e) = 2 artanh(z) = 2 (z + z³/3 + z⁵/5 + …) with
+    z = e / (2 + e), which is at most 1/3.
+    """
+    exponential = ops.exp(-ops.abs(x))
+    z = exponential / (2 + exponential)
+    square, series = z * z, 1 / 13
+    for odd in (11, 9, 7, 5, 3, 1):
+        series = 1 / odd + square * series
+    return ops.where(x >= 0, 1.0, exponential) / (1 + exponential), ops.maximum(x, 0) + 2 * z * series
