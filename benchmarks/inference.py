@@ -1,6 +1,6 @@
 """How fast do DETR, RT-DETR and RF-DETR detect? Ours against others' models, and against the machine.
 
-    python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rt-detr-r18] [--size 800x1066x1 512x512x4]
+    python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rf-detr-nano] [--size 800x1066x1 512x512x4]
 
 All compute logits and boxes from pixels in memory; ours and Hugging Face's have the same weights (DETR also a mask
 without padding), and their outputs are compared first. ZeroModels has random weights of the same shapes, takes no mask,
