@@ -1,6 +1,6 @@
-"""How fast do DETR and RT-DETR detect? Ours against Hugging Face's and ZeroModels', and against the machine.
+"""How fast do DETR, RT-DETR and RF-DETR detect? Ours against others' models, and against the machine.
 
-    python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rt-detr-r18] [--size 800x1066x1 512x512x4]
+    python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rf-detr-nano] [--size 800x1066x1 512x512x4]
 
 All compute logits and boxes from pixels in memory; ours and Hugging Face's have the same weights (DETR also a mask
 without padding), and their outputs are compared first. ZeroModels has random weights of the same shapes, takes no mask,
@@ -15,6 +15,12 @@ same rounds. Multiplications of an image are counted by PyTorch's `FlopCounterMo
 
 RT-DETR's queries are its best tokens, best first. Random weights score them nearly alike, so that a rounding swaps
 some: each query is compared with the one that is nearest to it.
+
+RF-DETR has nothing to fold, so ours in `mixed_bfloat16` is the plain graph. RF-DETR's own package, `rfdetr`, stands
+beside Hugging Face's: with the same weights, eagerly as it predicts, and by `torch.compile` of what it exports. None
+computes the groups that only training has. Random scales of all normalisations keep tokens' scores apart, since a
+query's content is that of its rank: swapped ones would be other queries. ZeroModels and rfdetr are downloaded on the
+first run into `benchmarks/.peers`, where only their own processes look.
 """
 
 from __future__ import annotations
@@ -36,13 +42,17 @@ from harness.multiplications import multiplications
 from harness.peers import not_installed, peer_folder
 from harness.rate import MATRIX, product
 from harness.report import print_bar, print_header, print_table, rounded
+from harness.rf_detr import configuration
+from harness.rf_detr import missing as rfdetr_missing
 from harness.workers import Worker, serve, take_turns
 
 OURS, OURS_XLA, FOLDED, FOLDED_XLA = "ours, graph", "ours, XLA", "ours, folded graph", "ours, folded XLA"
 HALF = "ours, folded graph, bfloat16"
+PLAIN_HALF = "ours, graph, bfloat16"
 EAGER, COMPILED = "transformers, eager", "transformers, torch.compile"
+RFDETR, RFDETR_COMPILED = "rfdetr, eager", "rfdetr, torch.compile"
 ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
-CONTENDERS = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, EAGER, COMPILED, ZERO, ZERO_XLA)
+_OTHERS = (EAGER, COMPILED, ZERO, ZERO_XLA)
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
 ZEROMODELS = ("zeromodels==1.3.6", "sentencepiece==0.2.1")  # which it imports
 AGREEMENT = 1e-3  # of logits and boxes, absolute
@@ -54,16 +64,21 @@ class Load(NamedTuple):
     """Sizes, and bars: times of our fastest by another's, and the least share of the machine's rate in per cent."""
 
     sizes: tuple[str, ...]  # height, width, batch
-    eager: float
+    eager: float  # by transformers', and by rfdetr's where it contends
     compiled: float | None
-    zero: float
-    rate: float
+    zero: float | None
+    rate: float | None
+    contenders: tuple[str, ...] = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, *_OTHERS)
 
 
+# XLA does not compile ZeroModels' bicubic resizing of its positions.
+_OF_RF_DETR = (OURS, OURS_XLA, PLAIN_HALF, RFDETR, RFDETR_COMPILED, EAGER, COMPILED, ZERO)
 LOADS = {
     "detr-resnet-50": Load(("800x1066x1", "512x512x4"), 0.45, None, 0.8, 85),
     "rt-detr-r18": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
     "rt-detr-r50": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
+    "rf-detr-nano": Load(("384x384x1",), 0.6, None, None, None, _OF_RF_DETR),
+    "rf-detr-small": Load(("512x512x1",), 0.6, None, None, None, _OF_RF_DETR),
 }
 
 
@@ -92,8 +107,13 @@ def write_weights(folder: Path, config: dict[str, Any]) -> None:
             array.data.uniform_(0.5, 1.5)
         elif name.endswith("running_mean"):
             array.data.uniform_(-0.1, 0.1)
+        elif config["model_type"] == "rf_detr" and not array.any():  # what makes all boxes those of the anchors
+            array.data.normal_(0, 0.1)
+    norms: tuple[Any, ...] = (torch.nn.BatchNorm2d,)  # whose scales transformers' RT-DETR begins near 0
+    if config["model_type"] == "rf_detr":
+        norms = (torch.nn.LayerNorm,)
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # whose scales transformers' RT-DETR begins near 0
+        if isinstance(module, norms):
             module.weight.data.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
 
@@ -108,7 +128,7 @@ def _ours(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
 
     import tfdetr_keras as td
 
-    if contender == HALF:
+    if contender in (HALF, PLAIN_HALF):
         keras.config.set_dtype_policy("mixed_bfloat16")
     model = td.from_pretrained(folder)
     model.auxiliary_outputs = False
@@ -130,6 +150,20 @@ def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> 
         from zeromodels.models.detr import DETRDetect
 
         model = DETRDetect(image_size=(*size[:2], 3))
+    elif name.startswith("rf-detr"):
+        from zeromodels.models.rf_detr import RFDETRDetect
+
+        from tfdetr_keras.models import PRESETS
+
+        config = PRESETS[name]
+        model = RFDETRDetect(
+            out_feature_indexes=config.backbone.taps,
+            patch_size=config.backbone.patch_size,
+            num_windows=config.backbone.windows,
+            positional_encoding_size=config.backbone.table_side,
+            resolution=size[0],
+            dec_layers=config.decoder_layers,
+        )
     else:
         from zeromodels.models.rt_detr import RTDETRDetect
 
@@ -148,6 +182,35 @@ def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> 
     forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender == ZERO_XLA)
     inputs = tf.constant(_pixels(size))
     return lambda: {part: value.numpy() for part, value in forward(inputs).items()}
+
+
+def _rfdetr(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
+    import torch
+    from safetensors.torch import load_file
+
+    settings = configuration(name.rpartition("-")[2].title())
+    from rfdetr.models.lwdetr import build_model
+
+    model = build_model(settings)
+    left = model.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+    if left.unexpected_keys or left.missing_keys not in ([], ["_kp_active_mask"]):  # of keypoints, which there are none
+        raise RuntimeError(f"the weights are not rfdetr's: {left}")
+    model.eval()
+    pixels = torch.from_numpy(np.ascontiguousarray(_pixels(size).transpose(0, 3, 1, 2)))
+    if contender == RFDETR:
+        forward = model
+    else:
+        model.export()
+        forward = torch.compile(model)
+
+    @torch.inference_mode()
+    def run() -> dict[str, np.ndarray]:
+        outputs = forward(pixels)
+        if contender == RFDETR:
+            return {"logits": outputs["pred_logits"].numpy(), "pred_boxes": outputs["pred_boxes"].numpy()}
+        return {"logits": outputs[1].numpy(), "pred_boxes": outputs[0].numpy()}
+
+    return run
 
 
 def _transformers(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
@@ -179,6 +242,8 @@ def work(contender: str) -> None:
             runs.append(lambda: {"product": multiply()})
         elif contender in (EAGER, COMPILED):
             runs.append(_transformers(contender, name, folder, size))
+        elif contender in (RFDETR, RFDETR_COMPILED):
+            runs.append(_rfdetr(contender, name, folder, size))
         elif contender in (ZERO, ZERO_XLA):
             runs.append(_zeromodels(contender, name, folder, size))
         else:
@@ -196,16 +261,25 @@ def work(contender: str) -> None:
     serve(first=first, once=once, peak=peak_mib)
 
 
+def _missing(contender: str) -> str | None:
+    """Installs what a contender needs; returns why it cannot be had, if so."""
+    if contender in (RFDETR, RFDETR_COMPILED):
+        return rfdetr_missing()
+    return not_installed(ZEROMODELS) if contender in (ZERO, ZERO_XLA) else None
+
+
 def measure(model: str, folder: str, size: Sequence[int], repetitions: int) -> dict[str, tuple[float, float, str]]:
     """Median seconds and peak MiB of each contender, and how far its outputs are from Hugging Face's."""
-    names = [name for name in CONTENDERS if name not in (ZERO, ZERO_XLA) or not not_installed(ZEROMODELS)]
+    names = [name for name in LOADS[model].contenders if not _missing(name)]
     workers = {name: Worker(name) for name in (*names, MATMUL_TENSORFLOW, MATMUL_TORCH)}
     outputs = {name: worker.ask("first", model, folder, size) for name, worker in workers.items()}
     differences = dict.fromkeys(workers, "")
-    for name in (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, COMPILED):
+    for name in names:
+        if name in (EAGER, ZERO, ZERO_XLA):
+            continue
         logits, boxes = apart(outputs[name], outputs[EAGER], _is_detr(model))
         differences[name] = f"{logits:.1e}, {boxes:.1e}"
-        if name != HALF and not max(logits, boxes) <= AGREEMENT:
+        if name not in (HALF, PLAIN_HALF) and not max(logits, boxes) <= AGREEMENT:
             raise SystemExit(f"{name}: logits and boxes differ by {differences[name]}, so the times mean nothing")
     once = {name: partial(worker.ask, "once") for name, worker in workers.items()}
     seconds = take_turns(once, repetitions, seconds_per_figure=1e6)
@@ -263,7 +337,7 @@ def report(model: str, folder: str, size: Sequence[int], repetitions: int) -> No
         "outputs apart",
     )
     rows = []
-    for name in CONTENDERS:
+    for name in load.contenders:
         if name not in measured:
             rows.append((name, *["not installed"] * (len(columns) - 1)))
             continue
@@ -273,16 +347,22 @@ def report(model: str, folder: str, size: Sequence[int], repetitions: int) -> No
         rows.append((name, rounded(1e3 * seconds), rounded(seconds / eager), to_zero, share, rounded(peak), difference))
     print_table(columns, rows)
     print("\nBars:\n")
-    fastest = min((FOLDED, FOLDED_XLA, OURS, OURS_XLA), key=lambda name: measured[name][0])
+    ours = [name for name in (FOLDED, FOLDED_XLA, OURS, OURS_XLA) if name in measured]
+    fastest = min(ours, key=lambda name: measured[name][0])
     seconds = measured[fastest][0]
     print_bar(f"time of {fastest} / {EAGER}", seconds / eager, at_most=load.eager)
+    if RFDETR in load.contenders:
+        of_rfdetr = seconds / measured[RFDETR][0] if RFDETR in measured else None
+        print_bar(f"time of {fastest} / {RFDETR}", of_rfdetr, at_most=load.eager)
     if load.compiled is not None:
         print_bar(f"time of {fastest} / {COMPILED}", seconds / measured[COMPILED][0], at_most=load.compiled)
-    zeros = [measured[name][0] for name in (ZERO, ZERO_XLA) if name in measured]
-    print_bar(f"time of {fastest} / the faster ZeroModels", seconds / min(zeros) if zeros else None, at_most=load.zero)
-    print_bar(
-        f"multiplications of {fastest}, % of the machine's rate", 100 * count / seconds / machine, at_least=load.rate
-    )
+    if load.zero is not None:
+        zeros = [measured[name][0] for name in (ZERO, ZERO_XLA) if name in measured]
+        ratio = seconds / min(zeros) if zeros else None
+        print_bar(f"time of {fastest} / the faster ZeroModels", ratio, at_most=load.zero)
+    if load.rate is not None:
+        share = 100 * count / seconds / machine
+        print_bar(f"multiplications of {fastest}, % of the machine's rate", share, at_least=load.rate)
     print()
 
 

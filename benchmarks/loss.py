@@ -19,18 +19,15 @@ is timed alone, as a graph, on what the model predicts for the same batch.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness.loads import CLASSES, Scenes, draw_scenes
-from harness.memory import resident_mib
+from harness.memory import resident_mib, settled_mib
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import Worker, serve, take_turns
 
@@ -146,10 +143,7 @@ def work(process: str) -> None:
         first(contender)
         of_process, growths = resident_mib("VmHWM"), []
         for _ in range(MEMORY_RUNS):
-            gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = resident_mib("VmRSS")
+            before = settled_mib()
             runs[contender]()
             growths.append(resident_mib("VmHWM") - before)
         return statistics.median(growths), of_process

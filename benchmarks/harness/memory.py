@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,14 @@ def resident_mib(field: str) -> float:
 def peak_mib() -> float:
     """The most memory that this process has had resident since its start, in MiB."""
     return resident_mib("VmHWM")
+
+
+def settled_mib() -> float:
+    """What is resident now, in MiB, with free memory given back to the system and its record of the peak reset."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_mib("VmRSS")
 
 
 def peak_of_tree_mib(process: int, run: Callable[[], object]) -> float:

@@ -279,7 +279,8 @@ def _all_layers(outputs: Mapping[str, Any]) -> tuple[Any, Any]:
     """Stack the outputs of all decoder layers, the last one last: `(batch, layers, queries, …)`."""
     stacked = []
     for last, earlier in (("logits", "aux_logits"), ("pred_boxes", "aux_boxes")):
-        layers = ops.cast(outputs[last], "float32")[:, None]
+        # An index of None would be copied on the way back.
+        layers = ops.expand_dims(ops.cast(outputs[last], "float32"), 1)
         if earlier in outputs:
             layers = ops.concatenate([ops.cast(outputs[earlier], "float32"), layers], axis=1)
         stacked.append(layers)

@@ -105,14 +105,24 @@ def match(
 
 @functools.cache
 def _matcher(cost_class: float, cost_bbox: float, cost_giou: float, classification: str | Classification) -> Any:
-    """Return costs and assignment as one compiled function: most of the time is spent on passes over the costs."""
+    """Return costs and assignment as compiled functions: most of the time is spent on passes over the costs.
 
-    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, is_query: Any, further_cost: Any) -> Any:
+    Two, since as one the compiler works the costs out anew for each pass of the assignment.
+    """
+
+    @compiled
+    def costs(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, further_cost: Any) -> Any:
         cost = matching_cost(logits, pred_boxes, labels, boxes, cost_class, cost_bbox, cost_giou, classification)
-        cost = cost if further_cost is None else cost + further_cost
+        return cost if further_cost is None else cost + further_cost
+
+    @compiled
+    def assign(cost: Any, labels: Any, is_query: Any) -> Any:
         is_object = ops.broadcast_to(ops.greater_equal(labels, 0)[:, None, :], ops.shape(cost)[:-1])
         if is_query is not None:
             is_query = ops.broadcast_to(is_query, (*ops.shape(cost)[:-2], ops.shape(cost)[-1]))
         return linear_sum_assignment(cost, row_mask=is_object, column_mask=is_query)
 
-    return compiled(solve)
+    def solve(logits: Any, pred_boxes: Any, labels: Any, boxes: Any, is_query: Any, further_cost: Any) -> Any:
+        return assign(costs(logits, pred_boxes, labels, boxes, further_cost), labels, is_query)
+
+    return solve
