@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import tfdetr_keras as td
+from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.models import PRESETS
+from tfdetr_keras.models.rf_detr_segmentation import RFDETRSegmentationConfig
 
 CANVAS = (192, 192)  # pixels
 
@@ -57,3 +59,44 @@ def test_a_resnet_18_learns_eight_photographs_by_heart(coco128, tmp_path):
     # The model that was saved, not the one in memory.
     metrics = td.evaluation.evaluate_detections(run.load_model(), photographs, names, CANVAS, pad_to=CANVAS)
     assert metrics["AP50"] >= 0.9
+
+
+@pytest.mark.slow
+def test_an_rf_detr_learns_eight_photographs_and_their_masks_by_heart(coco128, tmp_path):
+    """The same photographs, of 384 × 384 pixels, whose masks are of 96 × 96.
+
+    The run's folder stays where `OVERFITTING_MASKS` says.
+    """
+    folder = coco128 / "images", coco128 / "annotations/instances_train2017.json"
+    records, names = td.data.load_coco(*folder, masks=True)
+    photographs = records.take(8).cache()
+    backbone = DINOv2Config(patch_size=16, width=192, depth=6, heads=4, taps=(2, 4, 6), table_side=24)
+    start = td.RFDETRForSegmentation(
+        RFDETRSegmentationConfig(
+            backbone, num_queries=25, d_model=128, cross_attention_heads=8, decoder_ffn_dim=256, groups=4
+        )
+    )
+    start.save(tmp_path / "start.keras")
+    run = td.fit_detector(
+        photographs,
+        names,
+        Path(os.environ.get("OVERFITTING_MASKS", tmp_path / "run")),
+        validation=photographs,
+        source=tmp_path / "start.keras",
+        random_weights=True,
+        augmentation="none",
+        multiscale=(),
+        batch_size=8,
+        max_boxes=10,
+        epochs=10,
+        steps_per_epoch=60,
+        learning_rate=5e-4,
+        backbone_multiplier=1.0,
+        layer_decay=1.0,
+        learning_rate_multipliers={"decoder": 1.0},
+        schedule="cosine",
+        warmup_steps=50,
+        ema_momentum=0.99,
+    )
+    metrics = td.evaluation.evaluate_detections(run.load_model(), photographs, names, masks=True)
+    assert min(metrics["AP50"], metrics["mask_AP50"]) >= 0.95
