@@ -19,6 +19,7 @@ from reference.descriptions import Facebook, HuggingFace
 import tfdetr_keras as td
 from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.backbones.lw_vit import LWViTConfig
+from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
 from tfdetr_keras.models.config import DetectorConfig
 
 State = Mapping[str, np.ndarray]
@@ -477,6 +478,26 @@ RF_DETR = Case(
     without_effect=WITHOUT_EFFECT,
     canvas=(96, 96),
 )
+RF_SEGMENTATION = dataclasses.replace(
+    RF_DETR,
+    name="RFDETRForSegmentation",
+    reference=HuggingFace(
+        "RfDetrForInstanceSegmentation",
+        DINOV2,
+        {
+            **GROUP_FIELDS,
+            "layer_norm_eps": 1e-6,
+            "intermediate_size": 4 * GROUP_FIELDS["d_model"],
+            "mask_class_loss_coefficient": 3,
+            "mask_dice_loss_coefficient": 4,
+            "mask_point_sample_ratio": 8,
+        },
+    ),
+    limits=dataclasses.replace(OF_GROUPS, masks=1e-3),  # measured: masks 2.0e-4
+    # Its losses of masks are at random points, and transformers' are wrong: they are compared with the authors'.
+    has_masks=True,
+    has_gradients=False,
+)
 # The larger ones' blocks, as wide an encoder as the decoder, and fusion blocks that need no last convolution.
 RT_LARGE = {"encoder_hidden_dim": 32, "hidden_expansion": 1.0, "encode_proj_layers": [1, 2], "num_queries": 30}
 RT_LARGE |= {"freeze_backbone_batch_norms": True}
@@ -668,6 +689,23 @@ MEMBERS = {
                     "global", reference=dataclasses.replace(RF_DETR.reference, backbone=DINOV2 | {"num_windows": 1})
                 ),
             ),
+        ),
+        Member(
+            RF_SEGMENTATION,
+            td.RFDETRSegmentationConfig(DINOv2Config(16, width=128, heads=2, table_side=5), **GROUPS_IN_KERAS),
+            PointMaskCriterion(
+                classification="iou_aware",
+                cost_class=3,
+                class_loss_coefficient=2,
+                focal_alpha=0.3,
+                mask_loss_coefficient=3,
+                dice_loss_coefficient=4,
+                cost_mask=3,
+                cost_dice=4,
+                point_ratio=8,
+            ),
+            {},
+            of_32_pixels={"num_queries": 4},
         ),
     )
 }

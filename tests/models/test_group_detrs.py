@@ -81,8 +81,8 @@ def test_stages_have_names(kind):
     model, pixels = small(kind), pixels_of()
     stages = model.stages(pixels)
     assert set(stages) == {
-        *("backbone.tap1", "backbone.tap2", "projector.level0", "proposals.logits", "proposals.boxes", "references"),
-        *("decoder.layer0", "decoder.layer1", "logits", "pred_boxes", "aux_logits", "aux_boxes"),
+        *("backbone.tap1", "backbone.tap2", "projector.level0", "proposals.embeddings", "proposals.logits", "proposals.boxes"),
+        *("references", "decoder.layer0", "decoder.layer1", "logits", "pred_boxes", "aux_logits", "aux_boxes"),
     }
     assert stages["backbone.tap2"].shape == (2, 8, 12, 12)
     assert stages["projector.level0"].shape == (2, 8, 12, 16)
