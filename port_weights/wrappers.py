@@ -19,6 +19,7 @@ from port_weights.families.rf_detr_segmentation import BIAS_OF_MASKS
 logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("module", "_orig_mod")
+_ADAPTER = re.compile(r"(^|\.)lora_\w+(\.|$)")
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
 
 
@@ -26,8 +27,13 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint under the model's own names.
 
     Raises:
-        ValueError: it holds several models, or two tensors would have one name.
+        ValueError: it holds several models, or adapters beside its weights; or two tensors would have one name.
     """
+    if adapters := [name for name in checkpoint.shapes if _ADAPTER.search(name)]:
+        raise ValueError(
+            f"{checkpoint.name} holds {len(adapters)} tensors of LoRA adapters beside the weights ({adapters[0]}): "
+            "merge them where they were trained (merge_and_unload of peft), save the merged model and load that"
+        )
     originals: dict[str, str] = {}
     for name in checkpoint.shapes:
         own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -16,11 +16,11 @@ from tfdetr_keras.models.registry import members
 
 OBJECTS = 5
 
+
 def tokens_of(config):
     """How many tokens the batch's images have on all levels: of strides 8, 16 and 32, or one of a patch's."""
     strides = [patch] if (patch := getattr(config.backbone, "patch_size", None)) else (8, 16, 32)
     return sum((128 // stride) * (160 // stride) for stride in strides)
-
 
 
 @pytest.fixture
