@@ -156,6 +156,7 @@ class Member:
         options: of `load_model`, for tensors without a configuration.
         of_pth: fields of the configuration that differ in a model that a `.pth` of the authors can hold.
         of_32_pixels: those that differ in a model for images of that side.
+        of_backends: those that differ in a model for other backends, where compiling takes long.
         variants: other architectures of the class that are compared, too.
     """
 
@@ -166,6 +167,7 @@ class Member:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     of_pth: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     of_32_pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    of_backends: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variants: tuple[Case, ...] = ()
 
     @property
@@ -315,6 +317,7 @@ GROUPS_IN_KERAS = {
     "decoder_points": 3,
     "groups": 3,
 }
+SMALLER = {"num_queries": 6, "decoder_layers": 1, "groups": 2, "projector_blocks": 1}
 # In evaluation nothing trains what proposes, nor the other groups; and a key's bias adds the same to all scores.
 WITHOUT_EFFECT = r".*/key/bias|proposals/.*|encoder_(class|box)_head/.*"
 
@@ -676,6 +679,10 @@ MEMBERS = {
             ),
             td.SetCriterion(classification="iou_aware", cost_class=3, class_loss_coefficient=2, focal_alpha=0.3),
             {"Atten4Vis'": authors_names.lw_detr},
+            of_backends={
+                **SMALLER,
+                "backbone": LWViTConfig(8, width=24, depth=2, heads=2, windowed=(0,), taps=(1, 2), table_side=5),
+            },
             variants=(LW_DETR.another("two-levels", projector_scale_factors=[2.0, 0.5]),),
         ),
         Member(
@@ -684,6 +691,10 @@ MEMBERS = {
             td.SetCriterion(classification="iou_aware", cost_class=3, class_loss_coefficient=2, focal_alpha=0.3),
             {},
             of_32_pixels={"num_queries": 4},
+            of_backends={
+                **SMALLER,
+                "backbone": DINOv2Config(16, width=24, depth=2, heads=2, taps=(1, 2), table_side=5),
+            },
             variants=(
                 RF_DETR.another(
                     "global", reference=dataclasses.replace(RF_DETR.reference, backbone=DINOV2 | {"num_windows": 1})
@@ -706,6 +717,10 @@ MEMBERS = {
             ),
             {},
             of_32_pixels={"num_queries": 4},
+            of_backends={
+                **SMALLER,
+                "backbone": DINOv2Config(16, width=24, depth=2, heads=2, taps=(1, 2), table_side=5),
+            },
         ),
     )
 }
