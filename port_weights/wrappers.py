@@ -19,7 +19,7 @@ from port_weights.families.rf_detr_segmentation import BIAS_OF_MASKS
 logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("module", "_orig_mod")
-_ADAPTER = re.compile(r"(^|\.)lora_\w+(\.|$)")
+_ADAPTER = re.compile(r"(^|\.)(lora_\w+|base_layer|base_model\.model)\.")  # names of the package peft
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
 
 
@@ -31,8 +31,8 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
     """
     if adapters := [name for name in checkpoint.shapes if _ADAPTER.search(name)]:
         raise ValueError(
-            f"{checkpoint.name} holds {len(adapters)} tensors of LoRA adapters beside the weights ({adapters[0]}): "
-            "merge them where they were trained (merge_and_unload of peft), save the merged model and load that"
+            f"{checkpoint.name} holds a model as peft wraps it to train LoRA adapters ({len(adapters)} tensors, for "
+            f"example {adapters[0]}): merge them where they were trained (merge_and_unload), save that and load it"
         )
     originals: dict[str, str] = {}
     for name in checkpoint.shapes:

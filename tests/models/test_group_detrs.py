@@ -79,6 +79,14 @@ def test_inference_does_without_the_other_groups(kind, tmp_path):
         alone.fold()
 
 
+def test_a_quantised_model_does_without_them_too(kind):
+    model, pixels = as_if_trained(small(kind)), pixels_of()
+    model.quantize("int8")
+    alone = model.fold()
+    assert alone.config.groups == 1
+    np.testing.assert_allclose(alone(pixels)["logits"], model(pixels)["logits"], rtol=0, atol=1e-5)
+
+
 def test_the_loss_of_groups_is_the_mean_of_theirs(kind):
     model, targets = as_if_trained(small(kind)), targets_of(3, 1)
     outputs = model(pixels_of(), training=True)

@@ -207,6 +207,24 @@ def test_what_the_authors_lack(kind, changes, message, tmp_path):
         export_pth(type(model)(dataclasses.replace(model.config, **changes)), tmp_path / "model.pth")
 
 
+@pytest.mark.parametrize("name", ["query.lora_A.default.weight", "query.base_layer.weight", "weight"])
+def test_adapters_that_were_not_merged_are_refused(name, state):
+    tensors = {**state(RF), f"backbone.0.encoder.base_model.model.{name}": np.zeros((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=rf"as peft wraps it .*base_model\.model\.{name}\): merge them where"):
+        load_model(tensors)
+
+
+def test_a_model_of_one_group_goes_both_ways(tmp_path):
+    """As inference has it."""
+    alone = odd("RFDETR").fold()
+    export(alone, tmp_path / "folder")
+    again = load_model(tmp_path / "folder")
+    assert_same(again, alone)
+    assert again.config == alone.config
+    export_pth(alone, tmp_path / "model.pth")
+    assert load_model(tmp_path / "model.pth").config == alone.config
+
+
 # ---- Hugging Face's files ----
 
 

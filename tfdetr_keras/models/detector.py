@@ -296,7 +296,7 @@ class Detector(OwnLossModel):
                 "folded already"
             )
         folded = type(self)(self.config.folded(), self.criterion, name=self.name, dtype=self.dtype_policy)
-        quantize_as(folded, describe_quantization(self))
+        quantize_as(folded, describe_quantization(self, within=folded))
         values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
         for variable in folded.weights:
             value = values[variable.path]  # of the embeddings of several groups the first group's are kept
