@@ -212,7 +212,8 @@ class LWDETRConfig(DetectorConfig):
 
     def folded(self) -> Self:
         """Return the architecture of the same model with all batch normalisation folded, and with one group."""
-        return dataclasses.replace(self, groups=1, **{"projector_norm": "folded"} if self.is_foldable else {})
+        norm: Norm = "folded" if self.is_foldable else self.projector_norm
+        return dataclasses.replace(self, groups=1, projector_norm=norm)
 
 
 # Width, depth, blocks in windows and taps of the published backbones.
