@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Mapping
 
 from port_weights.checkpoints import Checkpoint
 from port_weights.families import landmarks
 from port_weights.families.detr import DETECTOR_OF_SEGMENTATION, HUGGING_FACE_MODEL
+from port_weights.families.rf_detr_segmentation import BIAS_OF_MASKS
 
 logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("module", "_orig_mod")
+_ADAPTER = re.compile(r"(^|\.)(lora_\w+|base_layer|base_model\.model)\.")  # names of the package peft
 _AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher)([._-]|$)", re.IGNORECASE)
 
 
@@ -24,8 +27,13 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint under the model's own names.
 
     Raises:
-        ValueError: it holds several models, or two tensors would have one name.
+        ValueError: it holds several models, or adapters beside its weights; or two tensors would have one name.
     """
+    if adapters := [name for name in checkpoint.shapes if _ADAPTER.search(name)]:
+        raise ValueError(
+            f"{checkpoint.name} holds a model as peft wraps it to train LoRA adapters ({len(adapters)} tensors, for "
+            f"example {adapters[0]}): merge them where they were trained (merge_and_unload), save that and load it"
+        )
     originals: dict[str, str] = {}
     for name in checkpoint.shapes:
         own = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
@@ -58,7 +66,7 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
 def _prefix(title: str, names: dict[str, str]) -> str:
     """Return what a training program put before all names of the detector."""
     found = dict.fromkeys(
-        _outer(name.removesuffix(landmark), transformer)
+        _outer(name.removesuffix(landmark), transformer, names)
         for name in names
         for transformer, landmark in landmarks()
         if name.endswith(landmark) and _is_whole_part(name, landmark)
@@ -79,7 +87,10 @@ def _is_whole_part(name: str, landmark: str) -> bool:
     return (not before or before.endswith(".")) and not before.endswith("transformer.")
 
 
-def _outer(before: str, transformer: str) -> str:
+def _outer(before: str, transformer: str, names: Mapping[str, str]) -> str:
     if "hugging-face" in transformer:
         before = before.removesuffix(HUGGING_FACE_MODEL)
+        around = before.removesuffix(HUGGING_FACE_MODEL)
+        if f"{around}{BIAS_OF_MASKS}" in names:  # RF-DETR's masks, whose model holds the detector
+            before = around
     return before.removesuffix(DETECTOR_OF_SEGMENTATION)

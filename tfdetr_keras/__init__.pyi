@@ -37,6 +37,8 @@ from .models.pretrained import from_pretrained as from_pretrained
 from .models.registry import from_preset as from_preset
 from .models.rf_detr import RFDETR as RFDETR
 from .models.rf_detr import RFDETRConfig as RFDETRConfig
+from .models.rf_detr_segmentation import RFDETRForSegmentation as RFDETRForSegmentation
+from .models.rf_detr_segmentation import RFDETRSegmentationConfig as RFDETRSegmentationConfig
 from .models.rt_detr import RTDETR as RTDETR
 from .models.rt_detr import RTDETRConfig as RTDETRConfig
 from .models.rt_detr_v2 import RTDETRV2 as RTDETRV2

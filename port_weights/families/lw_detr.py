@@ -164,7 +164,11 @@ class GroupDETRFamily(Family):
         config = checkpoint.config or {}
         if "d_model" in config or config.get("model_type") in self.model_types:
             return self.coefficients_of(config)
-        return {ours: float(value) for ours, value in told(_ARGUMENTS_OF_LOSS, checkpoint.arguments)}
+        return self.coefficients_of_arguments(checkpoint.arguments)
+
+    def coefficients_of_arguments(self, arguments: Mapping[str, Any]) -> dict[str, float]:
+        """Return what training arguments tell of the loss."""
+        return {ours: float(value) for ours, value in told(_ARGUMENTS_OF_LOSS, arguments)}
 
     def coefficients_of(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Return what a `config.json` tells of the loss."""

@@ -15,18 +15,21 @@ from port_weights.tables import Row, Scheme, prefixed
 
 # Conv2d of groups of one channel (channels, 1, height, width) ↔ DepthwiseConv2D (height, width, channels, 1)
 _DEPTHWISE = Layout(lambda tensor, shape: tensor.transpose(2, 3, 0, 1), lambda array: array.transpose(2, 3, 0, 1))
-_OF_AUTHORS, _OF_HUGGING_FACE = "segmentation_head.bias", "segmentation_bias"
-_CRITERION = {
-    "mask_class_loss_coefficient": "mask_loss_coefficient",
-    "mask_dice_loss_coefficient": "dice_loss_coefficient",
+_OF_AUTHORS, BIAS_OF_MASKS = "segmentation_head.bias", "segmentation_bias"  # the second is transformers'
+# Theirs are weights of the loss and of the matching alike, under the names of config.json and of training arguments.
+_WEIGHTS = {
+    "mask_class_loss_coefficient": ("mask_loss_coefficient", "cost_mask"),
+    "mask_dice_loss_coefficient": ("dice_loss_coefficient", "cost_dice"),
 }
+_WEIGHTS_OF_ARGUMENTS = dict(zip(("mask_ce_loss_coef", "mask_dice_loss_coef"), _WEIGHTS.values(), strict=True))
+_POINTS = "mask_point_sample_ratio"
 _ALWAYS = {"mask_downsample_ratio": 4, "segmentation_head_activation_function": "gelu"}
 
 
 def _rows(is_in_memory: bool) -> list[Row]:
     """Return rows of the head for masks: of the authors, who are transformers' disk, too, or in its memory."""
     if is_in_memory:
-        before, bias, block = "", _OF_HUGGING_FACE, ("depthwise_conv", "layernorm", "pointwise_conv")
+        before, bias, block = "", BIAS_OF_MASKS, ("depthwise_conv", "layernorm", "pointwise_conv")
         of_queries = ("norm", "mlp.fc1", "mlp.fc2")
     else:
         before, bias, block = "segmentation_head.", _OF_AUTHORS, ("dwconv", "norm", "pwconv1")
@@ -59,7 +62,7 @@ class RFDETRSegmentationFamily(RFDETRFamily):
         """Return how a checkpoint names its tensors: by a few that only this naming has."""
         if _OF_AUTHORS in names:
             return self.scheme_of("authors", names=names)
-        if _OF_HUGGING_FACE in names:
+        if BIAS_OF_MASKS in names:
             return self.scheme_of("memory", names=names)
         return None
 
@@ -73,15 +76,36 @@ class RFDETRSegmentationFamily(RFDETRFamily):
 
     def coefficients_of(self, config: Mapping[str, Any]) -> dict[str, float]:
         """Return what a `config.json` tells of the loss."""
-        found = super().coefficients_of(config)
-        return found | {ours: float(config[theirs]) for theirs, ours in _CRITERION.items() if theirs in config}
+        return super().coefficients_of(config) | _of_masks(_WEIGHTS, config)
+
+    def coefficients_of_arguments(self, arguments: Mapping[str, Any]) -> dict[str, float]:
+        """Return what training arguments tell of the loss."""
+        return super().coefficients_of_arguments(arguments) | _of_masks(_WEIGHTS_OF_ARGUMENTS, arguments)
+
+    def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
+        """Return the arguments of the package's training that say what the model and its loss are."""
+        written = _written(_WEIGHTS_OF_ARGUMENTS, criterion)
+        return super().authors_arguments(config, criterion) | written | {"segmentation_head": True}
 
     def hugging_face_config(self, config: Any, criterion: Any, backbone: Backbone) -> dict[str, Any]:
         """Return what `config.json` says of a model."""
-        of_loss = {} if criterion is None else _CRITERION
         return {
             **super().hugging_face_config(config, criterion, backbone),
-            **{theirs: float(getattr(criterion, ours)) for theirs, ours in of_loss.items()},
+            **({} if criterion is None else _written(_WEIGHTS, criterion)),
             **_ALWAYS,
             "intermediate_size": 4 * config.d_model,
         }
+
+
+def _of_masks(weights: Mapping[str, tuple[str, ...]], settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return what settings tell of the loss of masks."""
+    found = {ours: float(settings[theirs]) for theirs, both in weights.items() if theirs in settings for ours in both}
+    return found | ({"point_ratio": int(settings[_POINTS])} if _POINTS in settings else {})
+
+
+def _written(weights: Mapping[str, tuple[str, ...]], criterion: Any) -> dict[str, Any]:
+    """Return what settings say of the loss of masks."""
+    return {
+        **{theirs: float(getattr(criterion, of_loss)) for theirs, (of_loss, _) in weights.items()},
+        _POINTS: criterion.point_ratio,
+    }

@@ -3,6 +3,7 @@
 One process per backend does it for all members of the family, whichever test asks first.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -68,6 +69,16 @@ for name in json.load(open(folder + "/members.json")):
 """
 
 
+def is_computed(member):
+    """Whether a member is computed elsewhere; RF-DETR is, where RF-DETR with masks is."""
+    return member.name != "RFDETR"
+
+
+def smaller(member):
+    """The member with the model that is computed elsewhere."""
+    return dataclasses.replace(member, config=dataclasses.replace(member.config, **member.of_backends))
+
+
 def example_of(member):
     """A batch of two images, padded where the member knows padding, and their objects."""
     inputs = padded_batch((64, 96), (40, 70) if member.case.knows_padding else (64, 96))
@@ -82,12 +93,14 @@ def other(request, member, run_folder):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
 
+    chosen = {name: one for name, one in MEMBERS.items() if is_computed(one)}
+
     def fill(folder):
-        for name, one in MEMBERS.items():
-            gentle(one).save(folder / f"{name}-model.keras")
+        for name, one in chosen.items():
+            gentle(smaller(one)).save(folder / f"{name}-model.keras")
             inputs, targets = example_of(one)
             np.savez(folder / f"{name}-example.npz", **inputs, **targets)
-        (folder / "members.json").write_text(json.dumps(list(MEMBERS)))
+        (folder / "members.json").write_text(json.dumps(list(chosen)))
         blocked = sorted({"tensorflow", "torch", "jax", "transformers"} - {backend})
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(folder), *blocked],
@@ -112,10 +125,10 @@ def other(request, member, run_folder):
     return {**report, "outputs": dict(np.load(folder / f"{member.name}-outputs.npz"))}
 
 
-@of_members()
+@of_members(is_computed)
 def test_another_backend_computes_and_trains_the_same(member, other):
     """Outputs and first losses are those of this backend; the second loss is lower."""
-    model, (inputs, targets) = gentle(member), example_of(member)
+    model, (inputs, targets) = gentle(smaller(member)), example_of(member)
     outputs = model(inputs)
     assert set(outputs) == set(other["outputs"])
     for name, value in outputs.items():

@@ -28,8 +28,8 @@ KINDS = ("LWDETR", "RFDETR")
 def small(kind, seed=0, **changes):
     """Return a small model with fresh weights."""
     keras.utils.set_random_seed(seed)
-    config = getattr(td, f"{kind}Config")(**{"backbone": BACKBONES[kind], **FIELDS, **changes})
-    return getattr(td, kind)(config)
+    kind, backbone = getattr(td, kind), BACKBONES[kind.removesuffix("ForSegmentation")]
+    return kind(kind.config_class(**{"backbone": backbone, **FIELDS, **changes}))
 
 
 def pixels_of(batch=2, sides=SIDES):

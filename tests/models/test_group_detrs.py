@@ -10,6 +10,7 @@ from keras import ops
 from small_group_detrs import BACKBONES, FIELDS, KINDS, pixels_of, small, targets_of
 
 import tfdetr_keras as td
+from tfdetr_keras.export.exportable import exportable
 from tfdetr_keras.losses.criterion import SetCriterion
 
 pytestmark = [pytest.mark.parametrize("kind", KINDS), pytest.mark.usefixtures("without_tracing")]
@@ -60,6 +61,32 @@ def no_statistics(kind):
     return {"projector_norm": "frozen"} if kind == "LWDETR" else {}
 
 
+def test_inference_does_without_the_other_groups(kind, tmp_path):
+    """A folded model has the first group alone, and so has what is exported; it can still be trained, with one."""
+    model, pixels = as_if_trained(small(kind)), pixels_of()
+    alone = model.fold()
+    assert (alone.config.groups, exportable(model).config.groups, model.config.groups) == (1, 1, 3)
+    assert not [weight.path for weight in alone.weights if "group1" in weight.path]
+    assert alone.query_embedding.embeddings.shape == (12, 16)
+    for name, value in model(pixels).items():
+        np.testing.assert_allclose(alone(pixels)[name], value, rtol=0, atol=1e-5, err_msg=name)  # measured: 1.1e-6
+    alone.save(tmp_path / "alone.keras")
+    again = td.load_model(tmp_path / "alone.keras")
+    assert again.config == alone.config
+    np.testing.assert_array_equal(again(pixels)["logits"], alone(pixels)["logits"])
+    assert alone(pixels, training=True)["groups"] == 1
+    with pytest.raises(ValueError, match="no groups of queries that inference does without, or it is folded already"):
+        alone.fold()
+
+
+def test_a_quantised_model_does_without_them_too(kind):
+    model, pixels = as_if_trained(small(kind)), pixels_of()
+    model.quantize("int8")
+    alone = model.fold()
+    assert alone.config.groups == 1
+    np.testing.assert_allclose(alone(pixels)["logits"], model(pixels)["logits"], rtol=0, atol=1e-5)
+
+
 def test_the_loss_of_groups_is_the_mean_of_theirs(kind):
     model, targets = as_if_trained(small(kind)), targets_of(3, 1)
     outputs = model(pixels_of(), training=True)
@@ -81,8 +108,18 @@ def test_stages_have_names(kind):
     model, pixels = small(kind), pixels_of()
     stages = model.stages(pixels)
     assert set(stages) == {
-        *("backbone.tap1", "backbone.tap2", "projector.level0", "proposals.logits", "proposals.boxes", "references"),
-        *("decoder.layer0", "decoder.layer1", "logits", "pred_boxes", "aux_logits", "aux_boxes"),
+        *("backbone.tap1", "backbone.tap2", "projector.level0", "proposals.logits"),
+        *(
+            "proposals.embeddings",
+            "proposals.boxes",
+            "references",
+            "decoder.layer0",
+            "decoder.layer1",
+            "logits",
+            "pred_boxes",
+            "aux_logits",
+            "aux_boxes",
+        ),
     }
     assert stages["backbone.tap2"].shape == (2, 8, 12, 12)
     assert stages["projector.level0"].shape == (2, 8, 12, 16)
@@ -116,7 +153,7 @@ def test_logits_of_any_size_have_a_finite_loss_and_gradient(kind, bias):
 @pytest.mark.parametrize("counts", [(0, 0), (15, 0), (3, 5)], ids=["no object", "more objects than queries", "some"])
 def test_a_step_is_finite(kind, counts):
     model = small(kind)
-    model.compile(optimizer=td.AdamW(1e-3))
+    model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
     for rows in (None, 20):
         logs = model.train_on_batch(pixels_of(), targets_of(*counts, rows=rows), return_dict=True)
         assert all(np.isfinite(value) for value in logs.values()), logs
@@ -125,7 +162,7 @@ def test_a_step_is_finite(kind, counts):
 
 def test_a_step_without_a_row_of_targets(kind):
     model = small(kind)
-    model.compile(optimizer=td.AdamW(1e-3))
+    model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
     nothing = {"labels": np.zeros((2, 0), "int32"), "boxes": np.zeros((2, 0, 4), "float32")}
     assert np.isfinite(model.train_on_batch(pixels_of(), nothing, return_dict=True)["loss"])
 
@@ -134,7 +171,7 @@ def test_all_groups_learn(kind):
     """What stays adds the same to all scores of a query; or to all pixels, which batch normalisation takes away."""
     model = as_if_trained(small(kind))
     before = {weight.path: np.asarray(weight) for weight in model.weights}
-    model.compile(optimizer=keras.optimizers.SGD(0.01))
+    model.compile(optimizer=keras.optimizers.SGD(0.01), run_eagerly=True)
     model.train_on_batch(pixels_of(), targets_of(3, 5))
     same = {weight.path for weight in model.trainable_weights if np.array_equal(weight, before[weight.path])}
     last = "block2/feed_forward/output/bias" if kind == "LWDETR" else "key/bias"
@@ -151,7 +188,7 @@ def test_recomputed_blocks_train_alike(kind):
         model = small(kind, backbone=dataclasses.replace(BACKBONES[kind], drop_path=0.4))
         model.recompute = recompute
         assert all(block.recompute is recompute for block in model.backbone.blocks)
-        model.compile(optimizer=td.AdamW(), jit_compile=False)
+        model.compile(optimizer=td.AdamW(), run_eagerly=True)
         logs = [model.train_on_batch(pixels_of(), targets_of(3, 5), return_dict=True)["loss"] for _ in range(2)]
         return logs, [np.asarray(weight) for weight in model.weights]
 
@@ -240,7 +277,7 @@ def test_any_rectangle_of_whole_windows(kind):
 def test_a_criterion_of_another_kind_is_refused(kind):
     model = small(kind)
     model.criterion = SetCriterion(classification="focal")
-    model.compile(optimizer="sgd")
+    model.compile(optimizer="sgd", run_eagerly=True)
     with pytest.raises(ValueError, match="but its criterion has classification='focal'"):
         model.train_on_batch(pixels_of(), targets_of(2, 1))
 

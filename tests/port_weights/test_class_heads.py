@@ -13,6 +13,8 @@ import pytest
 
 import tfdetr_keras as td
 from port_weights import export, load_model
+from tfdetr_keras.backbones.dinov2 import DINOv2Config
+from tfdetr_keras.backbones.lw_vit import LWViTConfig
 from tfdetr_keras.models import registry
 
 NAMES = ["cat", "dog", "traffic light"]
@@ -43,6 +45,26 @@ CHOSEN = {
     "backbone": td.ResNetConfig("basic", (1, 1, 1), (8, 16, 24), 8, variant="vd", batch_norm="trainable"),
 }
 CONFIGS |= {"rt-detr": td.RTDETRConfig(**CHOSEN), "rt-detr-v2": td.RTDETRV2Config(**CHOSEN)}
+# Each group has a head of its own for what proposes.
+OF_GROUPS = {
+    "num_classes": 3,
+    "num_queries": 4 * 6,
+    "d_model": 16,
+    "projector_blocks": 1,
+    "decoder_layers": 1,
+    "self_attention_heads": 2,
+    "cross_attention_heads": 2,
+    "decoder_ffn_dim": 16,
+    "groups": 2,
+    "id2label": NAMES,
+}
+VIT = {"patch_size": 8, "windows": 2, "width": 12, "depth": 2, "heads": 3, "table_side": 4, "taps": (1, 2)}
+CONFIGS |= {
+    "lw-detr": td.LWDETRConfig(LWViTConfig(**VIT, windowed=(0,)), **OF_GROUPS),
+    "rf-detr": td.RFDETRConfig(DINOv2Config(**VIT), **OF_GROUPS | {"groups": 13}),
+    "rf-detr-seg": td.RFDETRSegmentationConfig(DINOv2Config(**VIT), **OF_GROUPS),
+}
+HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
 PIXELS = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype("float32")
 
 
@@ -52,12 +74,14 @@ def make(kind="detr", **changes):
     model = registry.model_class(config)(config)
     for bias in biases_of(model):
         bias.assign(np.linspace(-3, 3, config.num_logits))
+    if "reference_embedding" in config.own_parts:  # or it would matter which query a token becomes
+        model.query_embedding.embeddings.assign(np.ones(model.query_embedding.embeddings.shape))
     return model
 
 
 def biases_of(model):
     """The biases of all class heads."""
-    return [weight for weight in model.weights if re.search(r"class_head(/layer\d+)?/bias", weight.path)]
+    return [weight for weight in model.weights if re.search(r"class_head(/(layer|group)\d+)?/bias", weight.path)]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +126,8 @@ def test_every_member_and_form(kind, form, sources, caplog):
     assert (
         "kept by name: Traffic Light (there traffic light), cat; drawn anew: star, ring; left out: dog" in caplog.text
     )
-    if kind in ("conditional", "rt-detr", "rt-detr-v2"):  # as before training: rare (Lin et al. 2017, section 3.3)
-        assert len(biases_of(model)) == (1 if kind == "conditional" else 2)
+    if kind in HEADS:  # as before training: rare (Lin et al. 2017, section 3.3)
+        assert len(biases_of(model)) == HEADS[kind]
         for bias in biases_of(model):
             for label in (1, 3):
                 assert 1 / (1 + np.exp(-float(bias[label]))) == pytest.approx(0.01)

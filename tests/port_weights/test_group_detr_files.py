@@ -38,17 +38,18 @@ SMALL = {
 VIT = {"patch_size": 8, "windows": 2, "width": 24, "heads": 3, "table_side": 5, "layer_scale": 0.2, "drop_path": 0.1}
 
 
-def odd(kind):
+def odd(kind, **changes):
     """Return a model of which nothing is as published, and no shape tells all."""
     if kind == "LWDETR":
         backbone = LWViTConfig(**VIT, depth=3, windowed=(0,), taps=(1, 3))
         images = td.Preprocessing((64, 96), "stretch", multiple_of=16)
         fields = {"projector_scales": (2.0, 0.5), "projector_blocks": 2, "expansion": 0.25, "preprocessing": images}
-        return td.LWDETR(td.LWDETRConfig(backbone, **SMALL | fields, projector_norm="frozen"))
+        return td.LWDETR(td.LWDETRConfig(backbone, **SMALL | fields | {"projector_norm": "frozen"} | changes))
     backbone = DINOv2Config(**VIT, depth=4, taps=(1, 3))
     images = td.Preprocessing((64, 64), "stretch", antialias=False, multiple_of=16)
     names = ["cat", "dog", "N/A", "sky"]
-    return td.RFDETR(td.RFDETRConfig(backbone, **SMALL, preprocessing=images, id2label=names, auxiliary_outputs=False))
+    fields = {"preprocessing": images, "id2label": names, "auxiliary_outputs": False}
+    return td.RFDETR(td.RFDETRConfig(backbone, **SMALL | fields | changes))
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,24 @@ def test_what_the_authors_lack(kind, changes, message, tmp_path):
     model = odd(kind)
     with pytest.raises(ValueError, match=message):
         export_pth(type(model)(dataclasses.replace(model.config, **changes)), tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("name", ["query.lora_A.default.weight", "query.base_layer.weight", "weight"])
+def test_adapters_that_were_not_merged_are_refused(name, state):
+    tensors = {**state(RF), f"backbone.0.encoder.base_model.model.{name}": np.zeros((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=rf"as peft wraps it .*base_model\.model\.{name}\): merge them where"):
+        load_model(tensors)
+
+
+def test_a_model_of_one_group_goes_both_ways(tmp_path):
+    """As inference has it."""
+    alone = odd("RFDETR", **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.2)).fold()
+    export(alone, tmp_path / "folder")
+    again = load_model(tmp_path / "folder")
+    assert_same(again, alone)
+    assert again.config == alone.config
+    export_pth(alone, tmp_path / "model.pth")
+    assert load_model(tmp_path / "model.pth").config == alone.config
 
 
 # ---- Hugging Face's files ----

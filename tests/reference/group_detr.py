@@ -20,7 +20,8 @@ def stages(model, pixels, mask=None):
         return lambda module, inputs, output: caught.__setitem__(name, output)
 
     encoder = base.backbone
-    hooks = [part.register_forward_hook(catch(name)) for name, part in (("taps", encoder.backbone), ("all", encoder))]
+    parts = {"taps": encoder.backbone, "all": encoder, "base": base}
+    hooks = [part.register_forward_hook(catch(name)) for name, part in parts.items()]
     try:
         outputs = model(pixels, mask)
     finally:
@@ -33,6 +34,7 @@ def stages(model, pixels, mask=None):
     return {
         **{f"backbone.tap{i}": _channels_last(x) for i, x in enumerate(caught["taps"].feature_maps, start=1)},
         **{f"projector.level{i}": _channels_last(x) for i, (x, _) in enumerate(levels)},
+        "proposals.embeddings": caught["base"].enc_outputs_class,  # which are none of classes yet
         "proposals.logits": outputs.enc_outputs_class,
         "proposals.boxes": outputs.enc_outputs_coord_logits,
         "references": references,
@@ -42,6 +44,14 @@ def stages(model, pixels, mask=None):
         "aux_logits": logits[:, :-1],
         "aux_boxes": boxes[:, :-1],
     }
+
+
+def stages_with_masks(model, pixels, mask=None):
+    """The stages of an RF-DETR that has masks, in evaluation mode: the detector's, and the masks of its last layer.
+
+    In training mode transformers' masks of what the encoder proposes lack a projection.
+    """
+    return {**stages(model.model, pixels, mask), "pred_masks": model(pixels, mask).pred_masks}
 
 
 def _channels_last(x):

@@ -197,4 +197,5 @@ _OWN = {
     "RTDetrV2ForObjectDetection": _rt_detr,
     "LwDetrForObjectDetection": group_detr.stages,
     "RfDetrForObjectDetection": group_detr.stages,
+    "RfDetrForInstanceSegmentation": group_detr.stages_with_masks,
 }

@@ -76,9 +76,9 @@ def smallest_preset():
             del PRESETS[name]
 
 
-def sets():
+def sets(masks=False):
     """Training records, validation records and class names."""
-    records, names = td.data.load_shapes(11, seed=1, size=(24, SIDE))
+    records, names = td.data.load_shapes(11, seed=1, size=(24, SIDE), masks=masks)
     return *td.data.split(records, 3 / 11), names
 
 

@@ -1,6 +1,6 @@
 """Every member of the family trained by `fit_detector`: its run measures, goes on, and is a source itself.
 
-Members with masks train their mask head in `test_segmentation.py`.
+DETR trains its mask head in a stage of its own, see `test_segmentation.py`.
 """
 
 import dataclasses
@@ -24,19 +24,21 @@ SHORT = {"source": PRESET, "epochs": 1, "gradient_accumulation_steps": 1, "warmu
 SIZES = {"size": (small_run.SIDE, small_run.SIDE), "batch_size": 4, "pad_to": (small_run.SIDE, small_run.SIDE)}
 
 
-@of_members(lambda member: not member.case.has_masks)
+@of_members(lambda member: member.name != "DETRForSegmentation")
 def test_a_run_measures_goes_on_and_is_a_source(member, without_tracing, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, PRESET, dataclasses.replace(member.config, frozen=(), **member.of_32_pixels))
-    training, validation, names = small_run.sets()
+    masks = member.case.has_masks
+    training, validation, names = small_run.sets(masks)
     settings = small_run.SETTINGS | SHORT
     run = fit_detector(training, names, tmp_path / "run", validation, **settings)
     model = run.load_model()
     assert type(model) is member.kind
     assert model.config.num_classes == len(names)
     assert model.criterion == member.kind.default_criterion()
-    measured = evaluate_detections(model, validation, names, **SIZES)
+    measured = evaluate_detections(model, validation, names, **SIZES, masks=masks)
     assert measured == {name: value for name, value in run.metrics.items() if name != "epoch"}
     assert (run.path / "predictions.png").is_file()
+    assert ("mask_AP" in measured) == (run.path / "segments.png").is_file() == masks
     assert json.loads((run.path / "config.json").read_text())["model"]["class"] == member.name
 
     again = fit_detector(training, names, run.path, validation, resume=True, **settings | {"epochs": 2})

@@ -25,9 +25,11 @@ def folded_values(values: dict[str, Any]) -> dict[str, Any]:
             `beta`, `moving_mean`, `moving_variance` becomes `…/convolution/kernel` and `bias`; of a RepVGG block's two
             branches the folded ones are added up; all others stay.
     """
-    folded = {path: value for path, value in values.items() if f"{NORMALIZATION}/" not in path}
-    for path in [path for path in values if path.endswith(f"{NORMALIZATION}/gamma")]:
-        place = path.removesuffix(f"{NORMALIZATION}/gamma")
+    statistics = f"{NORMALIZATION}/moving_mean"  # which other normalisations have none of
+    places = [path.removesuffix(statistics) for path in values if path.endswith(statistics)]
+    of_batches = tuple(f"{place}{NORMALIZATION}/" for place in places)
+    folded = {path: value for path, value in values.items() if not path.startswith(of_batches)}
+    for place in places:
         gamma, beta, mean, variance = (
             values[f"{place}{NORMALIZATION}/{name}"].astype("float64")
             for name in ("gamma", "beta", "moving_mean", "moving_variance")

@@ -77,7 +77,7 @@ def _write(options: argparse.Namespace) -> Path:
     if options.format == "keras":
         path = file_to_write(options.out, ".keras", options.overwrite)
         with whole_file(path) as partial:
-            (model.fold() if model.config.is_foldable else model).save(partial)
+            (model if model.config.folded() == model.config else model.fold()).save(partial)
         return path
     extra = {"precision": options.precision} if options.precision else {}
     write = getattr(export, options.format.replace("-", "_"))

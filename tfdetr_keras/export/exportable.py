@@ -40,7 +40,7 @@ def exportable(model: Detector) -> Detector:
     twin = type(model)(config, model.criterion, name=model.name, dtype="float32")
     quantize_as(twin, describe_quantization(model))
     twin.set_weights(model.get_weights())
-    return twin.fold() if config.is_foldable else twin
+    return twin if config.folded() == config else twin.fold()
 
 
 def serving_graph(model: Detector, preprocessing: Preprocessing, portable: bool = False) -> ServingGraph:

@@ -1,4 +1,4 @@
-"""Nearest-neighbour resizing as PyTorch does it: of padding masks to feature maps, of feature maps to finer ones."""
+"""Resizing as PyTorch does it, to the nearest neighbour or bilinear: of padding masks, and of feature maps."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def resize_nearest(images: Any, height: Any, width: Any) -> Any:
 
     rows, columns = ops.shape(images)[1:3]
     return ops.take(ops.take(images, source(height, rows), axis=1), source(width, columns), axis=2)
+
+
+def resize_bilinear(images: Any, height: Any, width: Any) -> Any:
+    """Resize `(batch, h, w, channels)` → `(batch, height, width, channels)` as PyTorch does it, without smoothing.
+
+    By a product of matrices each for rows and columns, so that any size will do, also one that is known only when the
+    graph runs.
+    """
+    rows, columns = (_shares(old, new) for old, new in zip(ops.shape(images)[1:3], (height, width), strict=True))
+    tall = ops.einsum("hr,brcd->bhcd", ops.cast(rows, images.dtype), images)
+    return ops.einsum("wc,bhcd->bhwd", ops.cast(columns, images.dtype), tall)
+
+
+def _shares(inputs: Any, outputs: Any) -> Any:
+    """Return the share of each input in each output, `(outputs, inputs)` float32."""
+    scale = ops.cast(inputs, "float32") / ops.cast(outputs, "float32")
+    centres = (ops.arange(outputs, dtype="float32") + 0.5) * scale - 0.5
+    centres = ops.clip(centres, 0.0, ops.cast(inputs, "float32") - 1.0)
+    return ops.relu(1.0 - ops.abs(ops.arange(inputs, dtype="float32") - centres[:, None]))

@@ -16,6 +16,7 @@ from typing import Any
 from keras import layers, ops
 
 from tfdetr_keras.layers.mlp import linear_initializers
+from tfdetr_keras.layers.resize import resize_bilinear
 from tfdetr_keras.layers.transformer import NORM_EPSILON, FeedForward
 
 SPATIAL_EPSILON = 1e-6
@@ -104,8 +105,7 @@ class SegmentationHead(layers.Layer):
             `(1,)`.
         """
         height, width = (side // REDUCTION for side in size)
-        x = ops.image.resize(features, (height, width), "bilinear", antialias=False, data_format="channels_last")
-        x = ops.cast(x, self.compute_dtype)
+        x = resize_bilinear(features, height, width)
         found: dict[str, Any] = {"bias": self.bias}
         if proposals is not None:
             found["proposal_features"] = self.spatial_projection(x)[:, None]

@@ -143,7 +143,7 @@ class DetectorConfig:
         return bool(self.backbone.is_foldable)
 
     def folded(self) -> Self:
-        """Return the architecture of the same model with batch normalisation folded."""
+        """Return the architecture with batch normalisation folded, and with no more than inference needs."""
         return dataclasses.replace(self, backbone=self.backbone.folded())
 
     @classmethod

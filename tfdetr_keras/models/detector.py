@@ -283,19 +283,24 @@ class Detector(OwnLossModel):
     def fold(self) -> Self:
         """Make a copy for inference, with batch normalisation folded into the convolutions: same outputs, less time.
 
-        The copy can be saved and exported as any model. Go on training with the original: in the copy nothing keeps the
-        backbone's activations in their range.
+        Groups of queries that training alone uses are left out, too (LW-DETR, RF-DETR). The copy can be saved and
+        exported as any model. Go on training with the original: in the copy nothing keeps the backbone's activations in
+        their range.
 
         Raises:
             ValueError: the model is folded already.
         """
-        if not self.config.is_foldable:
-            raise ValueError("this model has no batch normalisation, or it is folded already")
+        if self.config.folded() == self.config:
+            raise ValueError(
+                "this model has no batch normalisation and no groups of queries that inference does without, or it is "
+                "folded already"
+            )
         folded = type(self)(self.config.folded(), self.criterion, name=self.name, dtype=self.dtype_policy)
-        quantize_as(folded, describe_quantization(self))
+        quantize_as(folded, describe_quantization(self, within=folded))
         values = folded_values({variable.path: ops.convert_to_numpy(variable) for variable in self.weights})
         for variable in folded.weights:
-            variable.assign(values[variable.path])
+            value = values[variable.path]  # of the embeddings of several groups the first group's are kept
+            variable.assign(value if value.shape == tuple(variable.shape) else value[: variable.shape[0]])
         return folded
 
     def quantize(self, mode: Any = None, config: Any = None, filters: Filters = None, **kwargs: Any) -> None:

@@ -211,8 +211,9 @@ class LWDETRConfig(DetectorConfig):
         return self.projector_norm in ("trainable", "frozen")
 
     def folded(self) -> Self:
-        """Return the architecture of the same model with all batch normalisation folded."""
-        return dataclasses.replace(self, projector_norm="folded") if self.is_foldable else self
+        """Return the architecture of the same model with all batch normalisation folded, and with one group."""
+        norm: Norm = "folded" if self.is_foldable else self.projector_norm
+        return dataclasses.replace(self, groups=1, projector_norm=norm)
 
 
 # Width, depth, blocks in windows and taps of the published backbones.

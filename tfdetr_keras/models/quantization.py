@@ -93,15 +93,22 @@ def check_trainable(model: keras.Model) -> None:
         )
 
 
-def describe_quantization(model: keras.Model) -> list[dict[str, Any]]:
+def describe_quantization(model: keras.Model, within: keras.Model | None = None) -> list[dict[str, Any]]:
     """Describe as plain values how a model is quantised; `quantize_as` does it again.
+
+    Args:
+        model: the model.
+        within: a model with fewer layers, of which alone is told.
 
     Returns:
         `[{"config": a serialised `keras.quantizers.QuantizationConfig`, "layers": [path, …]}, …]`; empty for a model
         that is not quantised. Paths are without the model's own name.
     """
     described: list[dict[str, Any]] = []
+    wanted = None if within is None else {_path(layer) for layer in _leaves(within)}
     for path, layer in _quantized(model).items():
+        if wanted is not None and path not in wanted:
+            continue
         config = keras.saving.serialize_keras_object(layer.quantization_config)
         group = next((group for group in described if group["config"] == config), None)
         if group is None:

@@ -15,6 +15,7 @@ from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset,
 from tfdetr_keras.models.class_rows import match_rows
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.packaged import packaged_checkpoints
+from tfdetr_keras.models.rf_detr import RFDETR
 from tfdetr_keras.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,16 @@ def starting_model(source: Any, class_names: Sequence[str], settings: Settings) 
         model, is_random = _model(source, names, settings)
         settings = dataclasses.replace(settings, **settings.of_recipe(model))
         backbone = model.config.backbone
-        if backbone.batch_norm == "folded":
+        of_projector = getattr(model.config, "projector_norm", None)
+        if "folded" in (backbone.batch_norm, of_projector):
             raise ValueError(f"{source}: its batch normalisation was folded for inference; train on from the original")
         if settings.masks and not model.has_masks:
             model = _with_mask_head(model, source, settings, is_random)
         changes: dict[str, Any] = {}
         batch_norm: Any = "trainable" if is_random else backbone.batch_norm
-        if backbone.batch_norm is None and settings.batch_norm:
+        if of_projector in ("trainable", "frozen") and isinstance(settings.batch_norm, str):
+            changes["projector_norm"] = settings.batch_norm
+        elif backbone.batch_norm is None and settings.batch_norm:
             raise ValueError(f"batch_norm={settings.batch_norm!r}: the backbone of {source} has no batch normalisation")
         if isinstance(settings.batch_norm, Mapping):
             batch_norm = {part: of_part(batch_norm, part) for part in backbone.parts} | dict(settings.batch_norm)
@@ -93,7 +97,10 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
 def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
     """Return the detector with a mask head, frozen if its weights are worth keeping and no setting says otherwise."""
     if type(detector) is not DETR:
-        raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head")
+        other = ": start from an RFDETRForSegmentation, e.g. rf-detr-seg-nano" if type(detector) is RFDETR else ""
+        raise ValueError(
+            f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head{other}"
+        )
     freeze = settings.freeze is None and not is_random
     if freeze:
         known, wanted = from_pretrained(source).config, detector.config
