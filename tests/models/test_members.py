@@ -11,7 +11,6 @@ from members import MEMBERS, of_members
 from ports import copy_of, weights_of
 
 import tfdetr_keras as td
-from tfdetr_keras.backend.compiler import left_plain
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.models.registry import members
 
@@ -98,8 +97,7 @@ def test_two_steps_of_fit_move_every_weight_that_counts(member, port, batch):
     start = float(model.criterion(model(inputs), targets)["loss"])
     model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)  # traced, and compiled by XLA, in the slow tests
     twice = tf.data.Dataset.from_tensors((inputs, targets)).repeat(2)
-    with left_plain():  # the slow tests compile: it takes most of the time
-        history = model.fit(twice, verbose=0).history
+    history = model.fit(twice, verbose=0).history
     assert set(history) == {"loss", *model.logged}
     assert all(np.isfinite(values).all() for values in history.values())
     after, trained = weights_of(model), {variable.path.split("/", 1)[1] for variable in model.trainable_weights}

@@ -6,6 +6,7 @@ import tensorflow as tf
 from small_group_detrs import FIELDS, pixels_of, small, targets_of
 
 import tfdetr_keras as td
+from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
 from tfdetr_keras.training.settings import Settings
 from tfdetr_keras.training.starting_model import starting_model
 
@@ -115,12 +116,36 @@ def test_masks_are_measured_on_images_without_objects_too():
 # ---- what it is not ----
 
 
-def test_a_detector_is_not_given_masks(tmp_path):
+def test_a_detector_is_given_masks(tmp_path):
+    """In memory, from a file, and for a run: boxes as they were, a fresh mask head, and all of it is trained."""
+    path, detector = tmp_path / "detector.keras", small("RFDETR", id2label=["a", "b", "c", "d"])
+    detector.criterion = td.SetCriterion(classification="iou_aware", cost_bbox=4.0)
+    detector.save(path)
+    expected = detector(pixels_of())
+    for model in (
+        td.RFDETRForSegmentation.from_detector(detector),
+        td.RFDETRForSegmentation.from_pretrained(path),
+        starting_model(path, ["a", "b", "c", "d"], Settings(masks=True)),
+    ):
+        found = model(pixels_of())
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+        assert found["pred_masks"].shape == (2, model.config.num_queries, 16, 24)
+        assert model.criterion == PointMaskCriterion(classification="iou_aware", cost_bbox=4.0)
+        parts = {weight.path.split("/")[1] for weight in model.trainable_weights}
+        assert {"segmentation_head", "backbone", "class_head"} <= parts
+    frozen = td.RFDETRForSegmentation.from_detector(detector, freeze=True)
+    assert {weight.path.split("/")[1] for weight in frozen.trainable_weights} == {"segmentation_head"}
+
+
+def test_who_is_not_given_masks(tmp_path):
     path = tmp_path / "detector.keras"
-    small("RFDETR", id2label=["a", "b", "c", "d"]).save(path)
-    with pytest.raises(ValueError, match=r"masks: .* is a RFDETR, .*start from an RFDETRForSegmentation"):
+    small("LWDETR", id2label=["a", "b", "c", "d"]).save(path)
+    with pytest.raises(
+        ValueError, match=r"masks: .* is a LWDETR, and only a DETR or a RFDETR can be given a mask head"
+    ):
         starting_model(path, ["a", "b"], Settings(masks=True))
-    with pytest.raises(ValueError, match="this is a RFDETR, not a RFDETRForSegmentation: load it with td"):
+    with pytest.raises(ValueError, match="this is a LWDETR, not a RFDETRForSegmentation: load it with td"):
         td.RFDETRForSegmentation.from_pretrained(path)
 
 

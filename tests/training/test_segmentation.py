@@ -232,7 +232,9 @@ def test_a_frozen_detector_must_know_the_classes(detector, names):
 def test_only_a_detr_is_given_a_mask_head(names):
     PRESETS["conditional-smallest"] = td.ConditionalDETRConfig(**dataclasses.asdict(SMALLEST))
     try:
-        with pytest.raises(ValueError, match="masks: conditional-smallest is a ConditionalDETR, and only a DETR"):
+        with pytest.raises(
+            ValueError, match="masks: conditional-smallest is a ConditionalDETR, and only a DETR or a RFDETR"
+        ):
             starting_model("conditional-smallest", names, Settings(masks=True))
     finally:
         del PRESETS["conditional-smallest"]

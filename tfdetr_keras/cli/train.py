@@ -117,8 +117,9 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--masks",
         action="store_true",
-        help="coco, coco-panoptic, shapes: train with masks. A detector is given a mask head, which is all that is "
-        "trained unless --freeze says otherwise; a SOURCE that has one is trained as it is",
+        help="coco, coco-panoptic, shapes: train with masks. A DETR is given a mask head, which is all that is "
+        "trained unless --freeze says otherwise; an RF-DETR is given one, and all of it is trained; a SOURCE that has "
+        "one is trained as it is",
     )
     model.add_argument(
         "--freeze",

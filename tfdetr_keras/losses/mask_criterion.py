@@ -118,6 +118,13 @@ class PointMaskCriterion(SetCriterion):
         return {name: ops.sum(ops.where(is_pair, values, 0.0)) / num_boxes for name, values in losses.items()}
 
 
+def criterion_with_masks(criterion: SetCriterion) -> PointMaskCriterion:
+    """Return a detector's criterion that looks at masks, too, with the weights of RF-DETR's authors for these."""
+    of_masks = ("mask_loss_coefficient", "dice_loss_coefficient")
+    fields = [field.name for field in dataclasses.fields(SetCriterion) if field.name not in of_masks]
+    return PointMaskCriterion(**{name: getattr(criterion, name) for name in fields})
+
+
 def _sides(parts: Mapping[str, Any]) -> tuple[int, int]:
     """Return height and width of the masks; the usual ones where they are not known."""
     height, width = parts["features"].shape[2:4]

@@ -64,6 +64,8 @@ class Detector(OwnLossModel):
     published: ClassVar[Mapping[str, str]] = {}  # checkpoints on the hub, and the preset of each
     title = "detector"  # what people call it
     has_masks = False  # whether its outputs have a mask for each query
+    without_masks: ClassVar[type[Detector] | None] = None  # of a class with masks: that of its boxes
+    masks_come_last: ClassVar[bool] = False  # of a class with masks: whether they are trained after boxes, alone
     wants_targets = False  # whether `fit` gives the targets to the forward pass, too, as `inputs["targets"]`
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
     loss_advice = "the loss is the model's own: model.criterion = td.SetCriterion(…) changes it"
@@ -84,6 +86,11 @@ class Detector(OwnLossModel):
         self._add_parts()
         self.build((None, None, None, 3))
         self.freeze(config.frozen)
+
+    @classmethod
+    def criterion_of(cls, criterion: SetCriterion) -> SetCriterion:
+        """Return the criterion of a checkpoint, which may be of another class, as this class needs it."""
+        return criterion
 
     @staticmethod
     def default_criterion() -> SetCriterion:

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import keras
 from keras import initializers, layers, ops
@@ -267,6 +267,8 @@ class DETRForSegmentation(DETR):
     published: ClassVar[Mapping[str, str]] = {f"facebook/{name}": name for name in presets}
     title = "DETR for segmentation"
     has_masks = True
+    without_masks = DETR
+    masks_come_last = True
     logged = (*DETR.logged, "loss_mask", "loss_dice")
     config: SegmentationConfig
 
@@ -282,14 +284,9 @@ class DETRForSegmentation(DETR):
         Raises:
             ValueError: the detector is of another class, or its widths do not suit a mask head.
         """
-        from tfdetr_keras.models.registry import recast  # which knows this class
+        from tfdetr_keras.models.registry import with_masks  # which knows this class
 
-        config = recast(detector.config, cls)
-        model = cls(config, detector.criterion, dtype=detector.dtype_policy)
-        values = {variable.path.split("/", 1)[1]: variable for variable in detector.weights}
-        for variable in model.weights:
-            if (path := variable.path.split("/", 1)[1]) in values:
-                variable.assign(values[path])
+        model = cast(DETRForSegmentation, with_masks(detector, cls))
         if freeze:
             model.freeze(detector.config.parts)
         return model

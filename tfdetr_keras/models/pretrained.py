@@ -174,7 +174,8 @@ class _Start:
         with first_values() as values:
             # Frozen behind the scope: backends record no gradient of what was frozen before it had a value, ever.
             trained = dataclasses.replace(wanted, frozen=())
-            model = (self.model_class or class_of(self.config))(trained, criterion)
+            kind = self.model_class or class_of(self.config)
+            model = kind(trained, kind.criterion_of(criterion))
             conversion = self.conversion if paired is None else paired(_shapes(model, self.config))
             _refuse_lost_parts(conversion, self.changes, self.source)
             _give(values, model, conversion, rows)

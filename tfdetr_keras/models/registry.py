@@ -92,7 +92,8 @@ def recast(config: DetectorConfig, kind: type[Detector]) -> DetectorConfig:
 
     Args:
         config: of any class.
-        kind: the class that is wanted. Segmentation is a detector with more to it; others cannot be had of one another.
+        kind: the class that is wanted. A class with masks is its detector with more to it; others cannot be had of one
+            another.
 
     Raises:
         ValueError: the architecture is not one of that class.
@@ -100,7 +101,7 @@ def recast(config: DetectorConfig, kind: type[Detector]) -> DetectorConfig:
     own = model_class(config)
     if own is kind:
         return config
-    if {own.__name__, kind.__name__} != {"DETR", "DETRForSegmentation"}:
+    if own.without_masks is not kind and kind.without_masks is not own:
         raise ValueError(
             f"this is a {own.__name__}, not a {kind.__name__}: load it with td.{own.__name__}.from_pretrained, or with "
             "td.from_pretrained, which picks the class"
@@ -108,6 +109,24 @@ def recast(config: DetectorConfig, kind: type[Detector]) -> DetectorConfig:
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     recast = kind.config_class(**{**fields, "frozen": ()})
     return dataclasses.replace(recast, frozen=[part for part in config.frozen if part in recast.parts])
+
+
+def with_masks(detector: Detector, kind: type[Detector]) -> Detector:
+    """Return a model of a class with masks that has a detector's weights; what makes its masks is fresh.
+
+    Args:
+        detector: the detector.
+        kind: the class that is wanted.
+
+    Raises:
+        ValueError: the detector is not the one that this class adds masks to.
+    """
+    model = kind(recast(detector.config, kind), kind.criterion_of(detector.criterion), dtype=detector.dtype_policy)
+    values = {variable.path.split("/", 1)[1]: variable for variable in detector.weights}
+    for variable in model.weights:
+        if (path := variable.path.split("/", 1)[1]) in values:
+            variable.assign(values[path])
+    return model
 
 
 def from_preset(name: str, **changes: Any) -> Detector:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import keras
 from keras import ops
 
 from tfdetr_keras.backbones.dinov2 import DINOv2Config
 from tfdetr_keras.layers.segmentation_head import REDUCTION, SegmentationHead, masks_of
-from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
+from tfdetr_keras.losses.criterion import SetCriterion
+from tfdetr_keras.losses.mask_criterion import PointMaskCriterion, criterion_with_masks
 from tfdetr_keras.models.rf_detr import RFDETR, SMALL, RFDETRConfig
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
@@ -72,8 +73,33 @@ class RFDETRForSegmentation(RFDETR):
     published: ClassVar[Mapping[str, str]] = {}
     title = "RF-DETR for segmentation"
     has_masks = True
+    without_masks = RFDETR
     logged = (*RFDETR.logged, "loss_mask", "loss_dice")
     config: RFDETRSegmentationConfig
+
+    @classmethod
+    def from_detector(cls, detector: RFDETR, freeze: bool = False) -> RFDETRForSegmentation:
+        """Make a segmentation model of a detector, with a new mask head.
+
+        Args:
+            detector: an RF-DETR, whose weights are copied.
+            freeze: whether the mask head alone is trained; otherwise all that the detector trains, too, as its authors
+                train it.
+
+        Raises:
+            ValueError: the detector is of another class.
+        """
+        from tfdetr_keras.models.registry import with_masks  # which knows this class
+
+        model = cast(RFDETRForSegmentation, with_masks(detector, cls))
+        if freeze:
+            model.freeze(detector.config.parts)
+        return model
+
+    @classmethod
+    def criterion_of(cls, criterion: SetCriterion) -> PointMaskCriterion:
+        """Return the criterion of a checkpoint; one without masks gets the weights of masks that the authors have."""
+        return criterion if isinstance(criterion, PointMaskCriterion) else criterion_with_masks(criterion)
 
     @staticmethod
     def default_criterion() -> PointMaskCriterion:

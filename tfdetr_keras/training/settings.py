@@ -81,7 +81,7 @@ class Settings:
             without. Of members that have them, as RT-DETR.
         keep_head: True keeps the class head of the source by position, whatever its classes are called, and False
             replaces all of it by random weights; by default the rows of classes of the same name are kept.
-        masks: whether a detector gets a mask head, which alone is trained unless `freeze` says otherwise: the
+        masks: whether a detector gets a mask head, which of a DETR alone is trained unless `freeze` says otherwise: the
             paper's second stage. It has no effect on a source that has a mask head.
         freeze: parts that are not trained, e.g. "backbone" or "stem+stage1" ("" for none); by default the source's,
             which for published weights are stem and first stage, and with `masks` the whole detector.

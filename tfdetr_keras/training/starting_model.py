@@ -11,11 +11,11 @@ from typing import Any
 import keras
 
 from tfdetr_keras.backbones.batch_norm import of_part
-from tfdetr_keras.models import DETR, PRESETS, DETRForSegmentation, from_preset, from_pretrained
+from tfdetr_keras.models import DETR, PRESETS, from_preset, from_pretrained
 from tfdetr_keras.models.class_rows import match_rows
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.packaged import packaged_checkpoints
-from tfdetr_keras.models.rf_detr import RFDETR
+from tfdetr_keras.models.registry import members
 from tfdetr_keras.training.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -94,25 +94,28 @@ def _model(source: Any, names: dict[int, str], settings: Settings) -> tuple[DETR
     return (type(model)(model.config, model.criterion), True) if settings.random_weights else (model, False)
 
 
-def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> DETRForSegmentation:
-    """Return the detector with a mask head, frozen if its weights are worth keeping and no setting says otherwise."""
-    if type(detector) is not DETR:
-        other = ": start from an RFDETRForSegmentation, e.g. rf-detr-seg-nano" if type(detector) is RFDETR else ""
+def _with_mask_head(detector: Detector, source: Any, settings: Settings, is_random: bool) -> Detector:
+    """Return the detector with a mask head.
+
+    Where masks are trained last, it is frozen if its weights are worth keeping and no setting says otherwise.
+    """
+    kinds: dict[Any, Any] = {kind.without_masks: kind for kind in members().values() if kind.without_masks}
+    kind = kinds.get(type(detector))
+    if kind is None:
+        able = " or a ".join(of_boxes.__name__ for of_boxes in kinds)
+        raise ValueError(f"masks: {source} is a {type(detector).__name__}, and only a {able} can be given a mask head")
+    if settings.freeze is not None or is_random or not kind.masks_come_last:
+        return kind.from_detector(detector, freeze=False)
+    known, wanted = from_pretrained(source).config, detector.config
+    rows = match_rows(known.names, wanted.names, are_named=True, keep_head=settings.keep_head)
+    new = f" (new to it: {', '.join(rows.fresh)})" if rows.fresh else ""
+    if new or wanted.num_queries > known.num_queries:
         raise ValueError(
-            f"masks: {source} is a {type(detector).__name__}, and only a DETR can be given a mask head{other}"
+            f"masks=True freezes the detector, but {source} has {known.num_classes} classes and "
+            f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}{new}: train boxes "
+            'first and start from that run, or name the parts to freeze with freeze ("" trains all)'
         )
-    freeze = settings.freeze is None and not is_random
-    if freeze:
-        known, wanted = from_pretrained(source).config, detector.config
-        rows = match_rows(known.names, wanted.names, are_named=True, keep_head=settings.keep_head)
-        new = f" (new to it: {', '.join(rows.fresh)})" if rows.fresh else ""
-        if new or wanted.num_queries > known.num_queries:
-            raise ValueError(
-                f"masks=True freezes the detector, but {source} has {known.num_classes} classes and "
-                f"{known.num_queries} queries, not {wanted.num_classes} and {wanted.num_queries}{new}: train boxes "
-                'first and start from that run, or name the parts to freeze with freeze ("" trains all)'
-            )
-    return DETRForSegmentation.from_detector(detector, freeze)
+    return kind.from_detector(detector)
 
 
 def _rebuilt(model: Detector, config: Any) -> Detector:
