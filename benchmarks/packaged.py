@@ -20,7 +20,7 @@ from typing import Any
 from harness.report import print_bar, print_header, print_table, rounded
 from harness.workers import take_turns
 
-NAMES = ("detr-tiny", "rt-detr-tiny")
+NAMES = ("detr-tiny", "rt-detr-tiny", "rf-detr-tiny")
 SEED, SIZES = 2, (48, 64)  # of the drawn images, as in the checkpoints' cards
 BATCHES = (1, 16)
 GRAPHS = {"graph": False, "XLA": True}

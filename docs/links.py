@@ -24,6 +24,7 @@ OUTSIDE = {
     "benchmarks/RESULTS.md": "results.md",
     "tfdetr_keras/checkpoints/detr-tiny/README.md": "detr-tiny.md",
     "tfdetr_keras/checkpoints/rt-detr-tiny/README.md": "rt-detr-tiny.md",
+    "tfdetr_keras/checkpoints/rf-detr-tiny/README.md": "rf-detr-tiny.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -32,6 +33,7 @@ ASSETS = (
     "LICENSE",
     "tfdetr_keras/checkpoints/detr-tiny/metrics.csv",
     "tfdetr_keras/checkpoints/rt-detr-tiny/metrics.csv",
+    "tfdetr_keras/checkpoints/rf-detr-tiny/metrics.csv",
 )
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 

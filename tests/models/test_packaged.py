@@ -14,6 +14,7 @@ from tfdetr_keras.models.packaged import find_source, packaged_checkpoints
 PACKAGED = {
     "detr-tiny": (8_000_000, "DetrForObjectDetection"),
     "rt-detr-tiny": (12_000_000, "RTDetrForObjectDetection"),
+    "rf-detr-tiny": (12_000_000, "RfDetrForObjectDetection"),
 }
 NAMES = ["circle", "square", "triangle"]
 packaged = pytest.mark.parametrize("name", PACKAGED)

@@ -33,8 +33,8 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
         "--model",
         required=True,
         metavar="MODEL",
-        help="folder of a run (its best model), detr-tiny, rt-detr-tiny, or whatever else `tfdetr train --from` takes "
-        "as weights",
+        help="folder of a run (its best model), detr-tiny, rt-detr-tiny, rf-detr-tiny, or whatever else `tfdetr "
+        "train --from` takes as weights",
     )
     command.add_argument("--last", action="store_true", help="of a run, the last model instead of the best")
     add_input_options(command, "as the model was trained")

@@ -36,6 +36,11 @@ class ServingGraph:
         self.preprocessing = preprocessing or model.preprocessing
         self.resize, self.pad_to = Resize.of(self.preprocessing), self.preprocessing.pad_to
         self._factor, self._shift = factor_and_shift(self.preprocessing)
+        self._fixed = self.pad_to  # height and width of every canvas, where all are alike
+        if self._fixed is None and self.preprocessing.rule == "stretch":
+            multiple = self.preprocessing.multiple_of
+            height, width = (side + -side % multiple for side in self.preprocessing.size)
+            self._fixed = height, width
 
     def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detect in images of one size.
@@ -90,8 +95,8 @@ class ServingGraph:
             return tf.pad(pixels, [[0, margin[0]], [0, margin[1]], [0, 0]])
 
         pixels = tf.map_fn(padded, tf.range(count), fn_output_signature=tf.TensorSpec((None, None, 3), tf.float32))
-        if self.pad_to is not None:
-            pixels = tf.ensure_shape(pixels, (None, *self.pad_to, 3))
+        if self._fixed is not None:
+            pixels = tf.ensure_shape(pixels, (None, *self._fixed, 3))
         mask = tf.cast(inside(sizes, canvas), tf.int32)
         outputs = self.model({"pixel_values": pixels, "pixel_mask": mask}, training=False)
         return self._detections(outputs, old.stack(), tf.cast(sizes, tf.float32) / tf.cast(canvas, tf.float32))
@@ -107,8 +112,8 @@ class ServingGraph:
 
     def _canvas(self, size: tf.Tensor) -> Any:
         """Return the height and width of the canvas for a batch whose largest image is of `size`."""
-        if self.pad_to is not None:
-            return self.pad_to
+        if self._fixed is not None:
+            return self._fixed
         return size if self.preprocessing.multiple_of == 1 else size + -size % self.preprocessing.multiple_of
 
     def _resized(self, images: tf.Tensor, size: tf.Tensor, canvas: Any) -> tf.Tensor:
@@ -121,7 +126,7 @@ class ServingGraph:
             if canvas is not size:
                 margin = [[0, canvas[axis] - size[axis]] for axis in (0, 1)]
                 levels = tf.pad(levels, [[0, 0], *margin, [0, 0]])
-        return tf.ensure_shape(levels, (None, *(self.pad_to or (None, None)), 3)) if canvas is not size else levels
+        return tf.ensure_shape(levels, (None, *(self._fixed or (None, None)), 3)) if canvas is not size else levels
 
 
 def whole_target_size(height: tf.Tensor, width: tf.Tensor, resize: Resize) -> tuple[tf.Tensor, tf.Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from keras import layers, ops
 
+from tfdetr_keras.layers.activations import gelu
 from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.resize import resize_bilinear
 from tfdetr_keras.layers.transformer import NORM_EPSILON, FeedForward
@@ -52,7 +53,7 @@ class DepthwiseBlock(layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Map `(batch, height, width, channels)` → the same shape."""
-        return x + ops.gelu(self.pointwise(self.norm(self.depthwise(x))), approximate=False)
+        return x + gelu(self.pointwise(self.norm(self.depthwise(x))))
 
 
 class SegmentationHead(layers.Layer):
