@@ -96,7 +96,8 @@ def test_a_hub_that_is_broken(answering):
 
 LOCAL = (
     "a folder with config.json and model.safetensors will do instead (elsewhere: hf download facebook/detr-resnet-50 "
-    "--local-dir FOLDER), a .safetensors or .pth file, or detr-tiny, rt-detr-tiny or rf-detr-tiny, which come with the package"
+    "--local-dir FOLDER), a .safetensors or .pth file, or detr-tiny, rt-detr-tiny or rf-detr-tiny, which come "
+    "with the package"
 )
 
 

@@ -66,8 +66,8 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         required=True,
         metavar="SOURCE",
         help="what to start from: detr-tiny, rt-detr-tiny or rf-detr-tiny (come with the package, trained on drawn "
-        "shapes), a hub id like facebook/detr-resnet-50, a folder in Hugging Face's format, a .safetensors, .pth or .keras file, another "
-        "run's folder, or an architecture for random weights like detr-resnet-18",
+        "shapes), a hub id like facebook/detr-resnet-50, a folder in Hugging Face's format, a .safetensors, .pth "
+        "or .keras file, another run's folder, or an architecture for random weights like detr-resnet-18",
     )
     add_source_options(command)
     validation = command.add_argument_group("the validation images, on which AP is measured")
