@@ -501,6 +501,28 @@ RF_SEGMENTATION = dataclasses.replace(
     has_masks=True,
     has_gradients=False,
 )
+
+
+def published(case, backbone, side, **fields):
+    """Return a slow case of a published size of a vision transformer, its decoder and its images."""
+    sizes = {"num_labels": 91, "num_queries": 300, "group_detr": 13, "d_model": 256, "decoder_ffn_dim": 2048}
+    heads = {"decoder_self_attention_heads": 8, "decoder_cross_attention_heads": 16, "decoder_n_points": 2}
+    own = {name: value for name, value in case.reference.fields.items() if name not in ("id2label", "label2id")}
+    fields = {**own, **sizes, **heads, **fields}
+    reference = dataclasses.replace(case.reference, backbone=backbone, fields=fields, seed=0)
+    return dataclasses.replace(
+        case,
+        name=f"{case.name}-published",
+        reference=reference,
+        sizes=(Size(((side, side),), has_mask=False),),
+        limits=Limits(),
+        has_gradients=False,
+        is_slow=True,
+    )
+
+
+NANO = {**DINOV2, "hidden_size": 384, "num_attention_heads": 6, "image_size": 384}
+LW_TINY = {**LW_VIT, "patch_size": 16, "image_size": 640, "pretrain_image_size": 224}
 # The larger ones' blocks, as wide an encoder as the decoder, and fusion blocks that need no last convolution.
 RT_LARGE = {"encoder_hidden_dim": 32, "hidden_expansion": 1.0, "encode_proj_layers": [1, 2], "num_queries": 30}
 RT_LARGE |= {"freeze_backbone_batch_norms": True}
@@ -683,7 +705,10 @@ MEMBERS = {
                 **SMALLER,
                 "backbone": LWViTConfig(8, width=24, depth=2, heads=2, windowed=(0,), taps=(1, 2), table_side=5),
             },
-            variants=(LW_DETR.another("two-levels", projector_scale_factors=[2.0, 0.5]),),
+            variants=(
+                LW_DETR.another("two-levels", projector_scale_factors=[2.0, 0.5]),
+                published(LW_DETR, LW_TINY, 640, num_queries=100, decoder_layers=3),
+            ),
         ),
         Member(
             RF_DETR,
@@ -699,6 +724,7 @@ MEMBERS = {
                 RF_DETR.another(
                     "global", reference=dataclasses.replace(RF_DETR.reference, backbone=DINOV2 | {"num_windows": 1})
                 ),
+                published(RF_DETR, NANO, 384, decoder_layers=2),
             ),
         ),
         Member(
