@@ -504,12 +504,15 @@ RF_SEGMENTATION = dataclasses.replace(
 
 
 def published(case, backbone, side, **fields):
-    """Return a slow case of a published size of a vision transformer, its decoder and its images."""
+    """Return a slow case of a published size of a vision transformer, its decoder and its images.
+
+    Of seed 0 two scores of RF-DETR's proposals are 1.2e-6 apart, which rounding puts in either order.
+    """
     sizes = {"num_labels": 91, "num_queries": 300, "group_detr": 13, "d_model": 256, "decoder_ffn_dim": 2048}
     heads = {"decoder_self_attention_heads": 8, "decoder_cross_attention_heads": 16, "decoder_n_points": 2}
     own = {name: value for name, value in case.reference.fields.items() if name not in ("id2label", "label2id")}
     fields = {**own, **sizes, **heads, **fields}
-    reference = dataclasses.replace(case.reference, backbone=backbone, fields=fields, seed=0)
+    reference = dataclasses.replace(case.reference, backbone=backbone, fields=fields, seed=1)
     return dataclasses.replace(
         case,
         name=f"{case.name}-published",
