@@ -85,7 +85,7 @@ def test_an_rf_detr_learns_eight_photographs_and_their_masks_by_heart(coco128, t
         source=tmp_path / "start.keras",
         random_weights=True,
         augmentation="none",
-        multiscale=(),
+        multiscale=False,
         batch_size=8,
         max_boxes=10,
         epochs=10,
