@@ -91,6 +91,15 @@ def without_tracing():
     tf.config.run_functions_eagerly(False)
 
 
+@pytest.fixture
+def plain_parts():
+    """Leaves functions plain that would be compiled on their own, which takes most of the time of a step or two."""
+    from tfdetr_keras.backend.compiler import left_plain
+
+    with left_plain():
+        yield
+
+
 @pytest.fixture(scope="session")
 def coco128() -> Path:
     """The folder of the COCO128 sample: `images/` and `annotations/instances_train2017.json`."""

@@ -11,7 +11,7 @@ from small_model import CONFIG
 import tfdetr_keras as td
 from tfdetr_keras.models import DABDETR, DABDETRConfig
 
-pytestmark = pytest.mark.member(name="DABDETR")
+pytestmark = [pytest.mark.member(name="DABDETR"), pytest.mark.usefixtures("plain_parts")]
 
 FIELDS = {field.name: getattr(CONFIG, field.name) for field in dataclasses.fields(CONFIG)}
 FIELDS["activation_function"] = "prelu"

@@ -14,9 +14,10 @@ from keras import ops
 import tfdetr_keras as td
 from port_weights.exports import to_torch
 from port_weights.families import family_of
-from tfdetr_keras.backend.compiler import left_plain
 from tfdetr_keras.models.rt_detr import RTDETRConfig
 from tfdetr_keras.models.rt_detr_v2 import RTDETRV2Config
+
+pytestmark = pytest.mark.usefixtures("plain_parts")
 
 RECORDED = json.loads((Path(__file__).parents[1] / "golden" / "rt_detr.json").read_text())
 SMALL = {
@@ -287,8 +288,7 @@ def test_one_trace_for_any_number_of_objects():
 
     spec = {"labels": tf.TensorSpec((2, None), tf.int32), "boxes": tf.TensorSpec((2, None, 4), tf.float32)}
     signature = tf.TensorSpec((2, *SIDES, 3), tf.float32), spec
-    with left_plain():
-        model.fit(tf.data.Dataset.from_generator(batches, output_signature=signature), verbose=0)
+    model.fit(tf.data.Dataset.from_generator(batches, output_signature=signature), verbose=0)
     assert len(traces) == 1
 
 
