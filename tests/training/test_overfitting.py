@@ -63,14 +63,14 @@ def test_a_resnet_18_learns_eight_photographs_by_heart(coco128, tmp_path):
 
 @pytest.mark.slow
 def test_an_rf_detr_learns_eight_photographs_and_their_masks_by_heart(coco128, tmp_path):
-    """The same photographs, of 384 × 384 pixels, whose masks are of 96 × 96.
+    """The same photographs, of 256 × 256 pixels, whose masks are of 64 × 64.
 
     The run's folder stays where `OVERFITTING_MASKS` says.
     """
     folder = coco128 / "images", coco128 / "annotations/instances_train2017.json"
     records, names = td.data.load_coco(*folder, masks=True)
     photographs = records.take(8).cache()
-    backbone = DINOv2Config(patch_size=16, width=192, depth=6, heads=4, taps=(2, 4, 6), table_side=24)
+    backbone = DINOv2Config(patch_size=16, width=192, depth=6, heads=4, taps=(2, 4, 6), table_side=16)
     start = td.RFDETRForSegmentation(
         RFDETRSegmentationConfig(
             backbone, num_queries=25, d_model=128, cross_attention_heads=8, decoder_ffn_dim=256, groups=4
@@ -90,7 +90,7 @@ def test_an_rf_detr_learns_eight_photographs_and_their_masks_by_heart(coco128, t
         max_boxes=10,
         epochs=10,
         steps_per_epoch=60,
-        learning_rate=5e-4,
+        learning_rate=8e-4,
         backbone_multiplier=1.0,
         layer_decay=1.0,
         learning_rate_multipliers={"decoder": 1.0},
