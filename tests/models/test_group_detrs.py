@@ -69,7 +69,7 @@ def test_inference_does_without_the_other_groups(kind, tmp_path):
     assert not [weight.path for weight in alone.weights if "group1" in weight.path]
     assert alone.query_embedding.embeddings.shape == (12, 16)
     for name, value in model(pixels).items():
-        np.testing.assert_allclose(alone(pixels)[name], value, rtol=0, atol=1e-5, err_msg=name)  # measured: 1.1e-6
+        np.testing.assert_allclose(alone(pixels)[name], value, rtol=0, atol=3e-6, err_msg=name)  # measured: 3.1e-7
     alone.save(tmp_path / "alone.keras")
     again = td.load_model(tmp_path / "alone.keras")
     assert again.config == alone.config
