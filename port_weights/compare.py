@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from port_weights import hub
+from port_weights.families import family_of
 from port_weights.pytorch.process import PyTorchMissingError, require
 from port_weights.reference import reference_stages
 from tfdetr_keras.models.packaged import find_source
@@ -53,13 +54,13 @@ def padded_batch(height: int = 224, width: int = 288, seed: int = 0, is_padded: 
     return {"pixel_values": pixels * mask[..., None].astype(np.float32), "pixel_mask": mask}
 
 
-def compare(source: Any, height: int = 224, width: int = 288, **options: Any) -> tuple[list[Row], str]:
+def compare(source: Any, height: int | None = None, width: int | None = None, **options: Any) -> tuple[list[Row], str]:
     """Run a checkpoint through PyTorch and through its Keras port.
 
     Args:
         source: a checkpoint as for `load_model`.
-        height: height of the batch.
-        width: width of the batch.
+        height: height of the batch, pixels; by default 224, of LW-DETR and RF-DETR as the model has it.
+        width: width of the batch, pixels; by default 288, likewise.
         **options: of `load_model`.
 
     Returns:
@@ -76,7 +77,8 @@ def compare(source: Any, height: int = 224, width: int = 288, **options: Any) ->
         if hub.is_hub_id(source):
             source = hub.fetch(str(source), options.pop("revision", None), known=PUBLISHED)
         model = load_model(source, **options)
-        batch = padded_batch(height, width, is_padded=model.config.knows_padding)
+        usual = family_of(model.config).compared_size(model.config)
+        batch = padded_batch(height or usual[0], width or usual[1], is_padded=model.config.knows_padding)
         expected, origin = reference_stages(source, model, batch)
     except PyTorchMissingError as error:
         raise PyTorchMissingError(

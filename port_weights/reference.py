@@ -66,7 +66,8 @@ def _readable_folder(source: Any, config: DetectorConfig) -> str | None:
     if not weights.is_file():
         return None
     with safe_open(os.fspath(weights), framework="numpy") as file:
-        readable = any("embedder.embedder." in name for name in file.keys())  # noqa: SIM118
+        # Of its own ResNets, or vision transformers.
+        readable = any("embedder.embedder." in name or ".embeddings." in name for name in file.keys())  # noqa: SIM118
     return os.fspath(Path(source).resolve()) if readable else None
 
 

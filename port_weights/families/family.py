@@ -53,6 +53,10 @@ class Family(abc.ABC):
         """Return height and width, pixels, of the images that the training arguments name; None where they do not."""
         return None
 
+    def compared_size(self, config: Any) -> tuple[int, int]:
+        """Return height and width, pixels, of images on which a model is compared with transformers'."""
+        return (224, 288)
+
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such model, or would compute another one."""
         raise ValueError(f"a {self.member} cannot be written for transformers")

@@ -241,6 +241,10 @@ class GroupDETRFamily(Family):
             return int(sides[0]), int(sides[1])
         return (int(sides), int(sides)) if isinstance(sides, int) else None
 
+    def compared_size(self, config: Any) -> tuple[int, int]:
+        """Return the usual size, on squares: transformers mixes up height and width in RF-DETR's windows."""
+        return config.preprocessing.largest
+
     @abc.abstractmethod
     def _backbone_from_tensors(
         self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], needed: Needed, count: Count

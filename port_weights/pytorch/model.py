@@ -64,6 +64,8 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
     """
     if hasattr(reference, "model") and hasattr(reference.model, "enc_score_head"):
         return _stages_in_real_time(reference, pixel_values)
+    if type(reference).__name__.startswith(("LwDetr", "RfDetr")):
+        return _stages_of_groups(reference, pixel_values, pixel_mask)
     features: list[torch.Tensor] = []
     backbone = next(module for module in reference.modules() if type(module).__name__ == "ResNetBackbone")
     hooks = [backbone.register_forward_hook(lambda module, inputs, outputs: features.extend(outputs.feature_maps))]
@@ -128,6 +130,36 @@ def _stages_in_real_time(reference: Any, pixel_values: np.ndarray) -> dict[str, 
         "pred_boxes": outputs.pred_boxes,
     }
     return {name: tensor.detach().numpy() for name, tensor in stages.items()}
+
+
+def _stages_of_groups(reference: Any, pixel_values: np.ndarray, pixel_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Hand out the stages of an LW-DETR or RF-DETR, with masks or without, which chooses its queries by groups."""
+    caught: dict[str, Any] = {}
+    base = next(module for module in reference.modules() if hasattr(module, "enc_out_class_embed"))
+    parts = {"taps": base.backbone.backbone, "levels": base.backbone, "base": base}
+    hooks = [
+        part.register_forward_hook(lambda module, inputs, output, name=name: caught.update({name: output}))
+        for name, part in parts.items()
+    ]
+    try:
+        with torch.no_grad():
+            outputs = reference(torch.from_numpy(pixel_values).permute(0, 3, 1, 2), torch.from_numpy(pixel_mask))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    levels = caught["levels"] if isinstance(caught["levels"], list) else [caught["levels"]]
+    decoded = caught["base"].intermediate_hidden_states.unbind(0)
+    stages = {
+        **{f"backbone.tap{i}": x.permute(0, 2, 3, 1) for i, x in enumerate(caught["taps"].feature_maps, start=1)},
+        **{f"projector.level{i}": x.permute(0, 2, 3, 1) for i, (x, _) in enumerate(levels)},
+        "references": caught["base"].init_reference_points,
+        **{f"decoder.layer{i}": x for i, x in enumerate(decoded)},
+        "logits": outputs.logits,
+        "pred_boxes": outputs.pred_boxes,
+    }
+    if "pred_masks" in outputs:
+        stages.update(pred_masks=outputs.pred_masks)
+    return {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in stages.items()}
 
 
 def write_random_model(folder: Path, target: str, config: Mapping[str, Any], seed: int) -> None:

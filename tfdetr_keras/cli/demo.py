@@ -17,12 +17,12 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         "torch and transformers are not installed. Exits with 1 when the port is out of tolerance.",
     )
     demo.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where to write (default: out)")
-    demo.add_argument("--steps", type=int, metavar="N", help="training steps (default: enough for AP50 above 0.5)")
+    demo.add_argument("--steps", type=int, metavar="N", help="training steps (default: enough for an AP of about 0.7)")
     demo.add_argument(
         "--source",
         metavar="CHECKPOINT",
         help="checkpoint to port, compare and start from, e.g. facebook/detr-resnet-50 where the hub is reachable "
-        "(default: detr-tiny, which comes with the package)",
+        "(default: rt-detr-tiny, which comes with the package)",
     )
     demo.set_defaults(run=run)
 
