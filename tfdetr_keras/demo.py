@@ -26,9 +26,9 @@ BATCH_SIZE = 16
 TRAINING_IMAGES, TRAINING_SEED = STEPS_PER_EPOCH * BATCH_SIZE, 3
 HELD_OUT_IMAGES, HELD_OUT_SEED = 256, 4
 DRAWN = (48, 64)  # smallest and largest side of the images, pixels
-# One canvas for training and evaluation, whatever the source: RT-DETR's images are stretched to it, of DETR's the longer
-# side fills it. It is a multiple of detr-tiny's stride, 8: with only 8 positions a side, the rounding of the mask to
-# positions would otherwise shift boxes by a tenth of the image.
+# One canvas for training and evaluation, whatever the source: RT-DETR's images are stretched to it, of DETR's the
+# longer side fills it. It is a multiple of detr-tiny's stride, 8: with only 8 positions a side, the rounding of the
+# mask to positions would otherwise shift boxes by a tenth of the image.
 SIDE = 64
 INPUT: dict[str, Any] = {"size": (SIDE, SIDE), "pad_to": (SIDE, SIDE)}
 WARMUP_STEPS = 50
