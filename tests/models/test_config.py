@@ -63,6 +63,9 @@ def test_presets_are_the_papers_four_backbones_with_and_without_dilation_a_tiny_
         *RELATIVES,
         *(f"rt-detr-{version}{size}" for version in ("", "v2-") for size in ("r18", "r34", "r50-m", "r50", "r101")),
         "rt-detr-tiny",
+        *(f"lw-detr-{size}" for size in ("tiny", "small", "medium", "large", "xlarge")),
+        *(f"rf-detr-{size}" for size in ("nano", "small", "medium", "large", "base", "tiny")),
+        *(f"rf-detr-seg-{size}" for size in ("nano", "small", "medium", "large", "xlarge", "2xlarge", "tiny")),
     }
     for name in names:
         assert PRESETS[name].backbone.dilation == name.endswith("-dc5")
