@@ -30,7 +30,8 @@ def test_size_and_architecture(name):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= PACKAGED[name][0]
     config = td.from_pretrained(name).config
     preset = PRESETS[name]
-    assert (config.backbone.depths, config.backbone.channels) == (preset.backbone.depths, preset.backbone.channels)
+    for field in ("depths", "channels", "width", "depth", "patch_size"):
+        assert getattr(config.backbone, field, None) == getattr(preset.backbone, field, None)
     assert (config.d_model, config.num_queries) == (preset.d_model, preset.num_queries)
     assert config.preprocessing == preset.preprocessing
     assert list(config.id2label.values()) == NAMES
