@@ -48,7 +48,7 @@ def run(place):
     detections = postprocess.post_process(outputs, sizes, 0.0, model.config.classification)
     if "pred_masks" in outputs:
         segments.post_process_panoptic(outputs, sizes, 0.0)
-    model.compile(optimizer=keras.optimizers.SGD(0.001))
+    model.compile(optimizer=keras.optimizers.SGD(0.0001))
     history = {}
     for _ in range(2):
         if hasattr(model, "noise"):  # with the same denoising queries both times, so that their losses can be compared
@@ -132,7 +132,8 @@ def test_another_backend_computes_and_trains_the_same(member, other):
     outputs = model(inputs)
     assert set(outputs) == set(other["outputs"])
     for name, value in outputs.items():
-        np.testing.assert_allclose(other["outputs"][name], value, rtol=0, atol=1e-5, err_msg=name)
+        largest = float(np.abs(value).max()) if name == "pred_masks" else 1.0  # sums of products, up to 30
+        np.testing.assert_allclose(other["outputs"][name], value, rtol=0, atol=1e-5 * largest, err_msg=name)
     pairs = 1 if model.config.classification == "softmax" else model.config.num_logits
     of_queries = model.config.classification in ("varifocal", "iou_aware")
     most = model.config.num_queries if of_queries else 100

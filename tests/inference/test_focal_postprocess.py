@@ -103,9 +103,8 @@ def test_dtypes_and_tensors_of_the_backend():
 
 def test_options_are_checked():
     outputs = random_outputs(seed=0)
-    with pytest.raises(
-        ValueError, match=r"classification must be one of \('softmax', 'focal', 'varifocal'\), not 'sigmoid'"
-    ):
+    known = r"classification must be one of \('softmax', 'focal', 'varifocal', 'iou_aware'\), not 'sigmoid'"
+    with pytest.raises(ValueError, match=known):
         post_process(outputs, SIZES, classification="sigmoid")
     with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):
         post_process(outputs, SIZES, classification="focal", top_k=0)

@@ -91,7 +91,7 @@ def test_presets_of_the_relatives(name):
 
 def test_every_published_checkpoint_has_a_preset():
     assert set(PUBLISHED.values()) <= set(PRESETS)
-    assert len(PUBLISHED) == 34
+    assert len(PUBLISHED) == 44
 
 
 def test_a_preset_of_another_class_is_refused():

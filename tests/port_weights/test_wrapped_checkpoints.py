@@ -96,7 +96,7 @@ def test_several_state_dicts_are_named(facebook_state, pytorch, tmp_path):
 def test_hyperparameters_of_lightning_are_arguments(facebook_state, pytorch, tmp_path):
     content = {"state_dict": facebook_state, "hyper_parameters": {"nheads": 2, "lr": 1e-4, "classes": ["a"]}}
     pytorch.call("pickles:write", tmp_path / "model.ckpt", content)
-    assert open_checkpoint(tmp_path / "model.ckpt").arguments == {"nheads": 2, "lr": 1e-4}
+    assert open_checkpoint(tmp_path / "model.ckpt").arguments == {"nheads": 2, "lr": 1e-4, "classes": ["a"]}
 
 
 def without(state, *parts):

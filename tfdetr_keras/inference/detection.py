@@ -230,9 +230,13 @@ def classification_of(model: keras.Model) -> Classification:
     return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
 
 
-def most_answers(model: Any) -> int:
-    """Return how many answers a model gives for an image, of however many queries the masks were made."""
-    return classification_of(model).most(model.config.num_predictions)
+def most_answers(model: Any) -> int | None:
+    """Return how many answers a model gives for an image, of however many queries the masks were made.
+
+    None of a model that does not tell: it makes those of all.
+    """
+    queries = getattr(getattr(model, "config", None), "num_predictions", None)
+    return None if queries is None else classification_of(model).most(queries)
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:

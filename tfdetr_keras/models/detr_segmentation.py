@@ -25,7 +25,7 @@ from tfdetr_keras.layers.attention import LARGEST
 from tfdetr_keras.layers.resize import resize_nearest
 from tfdetr_keras.layers.transformer import NORM_EPSILON
 from tfdetr_keras.models.detr import DETR, DETRConfig
-from tfdetr_keras.preprocessing import Preprocessing, SizeRule
+from tfdetr_keras.models.segmenter import Segmenter
 
 NORM_GROUPS = 8  # of the mask head's group normalisation
 MASK_HEAD_MAPS = 3  # of the backbone, finer than the last, that the mask head looks at
@@ -236,7 +236,7 @@ def _added(of_queries: Any, of_images: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
-class DETRForSegmentation(DETR):
+class DETRForSegmentation(Segmenter, DETR):
     """DETR with a mask for each query: panoptic segmentation, and instance segmentation.
 
     Inputs and methods are those of `DETR`. Outputs: those of `DETR`, and `"pred_masks": (batch, queries, height / 4,
@@ -266,9 +266,9 @@ class DETRForSegmentation(DETR):
     }
     published: ClassVar[Mapping[str, str]] = {f"facebook/{name}": name for name in presets}
     title = "DETR for segmentation"
-    has_masks = True
     without_masks = DETR
     masks_come_last = True
+    segment_threshold = 0.85
     logged = (*DETR.logged, "loss_mask", "loss_dice")
     config: SegmentationConfig
 
@@ -291,40 +291,6 @@ class DETRForSegmentation(DETR):
             model.freeze(detector.config.parts)
         return model
 
-    def segment(
-        self,
-        images: Any,
-        size: tuple[int, int] | None = None,
-        threshold: float = 0.85,
-        things: Sequence[bool] | None = None,
-        urls: bool = False,
-        pad_to: tuple[int, int] | None = None,
-        size_rule: SizeRule | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> Any:
-        """Divide images as people have them into segments: things and stuff, each pixel in one of them at most.
-
-        Args:
-            images: see `tfdetr_keras.inference.detect_images`.
-            size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-            threshold: only queries with a higher score become segments.
-            things: of each label, whether it is a thing, see `td.data.coco_things`; the others are stuff, of which an
-                image has one segment a label. By default all are things.
-            urls: whether text that begins with http:// or https:// is fetched.
-            pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.
-            size_rule: by which images are resized, in place of that of the preprocessing.
-            preprocessing: how images are prepared; by default the model's own.
-
-        Returns:
-            `td.Segments`, of one image or a list of them.
-
-        Raises:
-            ValueError: something is no image, or cannot be read; `things` of another number of classes.
-        """
-        from tfdetr_keras.inference.detection import segment_images  # an upper floor, called only when it is wanted
-
-        return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule, preprocessing)
-
     def _add_parts(self) -> None:
         config, policy = self.config, self.dtype_policy
         heads, widths = config.encoder_attention_heads, config.mask_head_widths
@@ -339,29 +305,6 @@ class DETRForSegmentation(DETR):
         super().build(input_shape)
         self.mask_attention.build((None, None, self.config.d_model))
         self.mask_head.build(None)
-
-    def stages(
-        self,
-        inputs: Any,
-        attention: bool = False,
-        training: bool = False,
-        targets: Any = None,
-        denoising: Mapping[str, Any] | None = None,
-        masks: bool = True,
-    ) -> dict[str, Any]:
-        """Run the model as `DETR.stages` does; there is also `mask_attention` (batch, queries, h, w, heads).
-
-        Args:
-            inputs: as for the model.
-            attention: whether the decoder's attention to the image is wanted, too.
-            training: whether the model runs as in training.
-            targets: not looked at.
-            denoising: not looked at.
-            masks: whether the masks of all queries are made. Without, there is `"mask_inputs"` in place of
-                `"pred_masks"`, of which `masks_of` makes those of some.
-        """
-        outputs, stages = self._forward(inputs, training=training, attention=attention, masks=masks)
-        return {**stages, **outputs}
 
     def masks_of(self, mask_inputs: dict[str, Any], queries: Any) -> Any:
         """Make the masks of some queries.

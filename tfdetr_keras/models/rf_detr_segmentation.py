@@ -7,7 +7,7 @@ Source:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import keras
@@ -18,7 +18,7 @@ from tfdetr_keras.layers.segmentation_head import REDUCTION, SegmentationHead, m
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.mask_criterion import PointMaskCriterion, criterion_with_masks
 from tfdetr_keras.models.rf_detr import RFDETR, SMALL, RFDETRConfig
-from tfdetr_keras.preprocessing import Preprocessing, SizeRule
+from tfdetr_keras.models.segmenter import Segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _size(side: int, decoder_layers: int, queries: int, windows: int = 2) -> RFD
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
-class RFDETRForSegmentation(RFDETR):
+class RFDETRForSegmentation(Segmenter, RFDETR):
     """RF-DETR with a mask for each query, learnt together with the boxes.
 
     Inputs, targets and methods are those of `RFDETR`. Outputs: those of `RFDETR`, and `"pred_masks": (batch, queries,
@@ -72,7 +72,6 @@ class RFDETRForSegmentation(RFDETR):
     }
     published: ClassVar[Mapping[str, str]] = {}
     title = "RF-DETR for segmentation"
-    has_masks = True
     without_masks = RFDETR
     logged = (*RFDETR.logged, "loss_mask", "loss_dice")
     config: RFDETRSegmentationConfig
@@ -113,48 +112,6 @@ class RFDETRForSegmentation(RFDETR):
             config.d_model, config.decoder_layers, name="segmentation_head", dtype=self.dtype_policy
         )
         self.points = keras.random.SeedGenerator()
-
-    def segment(
-        self,
-        images: Any,
-        size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
-        things: Sequence[bool] | None = None,
-        urls: bool = False,
-        pad_to: tuple[int, int] | None = None,
-        size_rule: SizeRule | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> Any:
-        """Divide images as people have them into segments, each pixel in one of them at most.
-
-        Arguments, results and errors are those of `DETRForSegmentation.segment`.
-        """
-        from tfdetr_keras.inference.detection import segment_images  # an upper floor, called only when it is wanted
-
-        return segment_images(self, images, size, threshold, things, urls, pad_to, size_rule, preprocessing)
-
-    def stages(
-        self,
-        inputs: Any,
-        attention: bool = False,
-        training: bool = False,
-        targets: Any = None,
-        denoising: Mapping[str, Any] | None = None,
-        masks: bool = True,
-    ) -> dict[str, Any]:
-        """Run the model and hand out every intermediate result by name, see `Detector.stages`.
-
-        Args:
-            inputs: as for the model.
-            attention: not looked at.
-            training: whether the model runs as in training.
-            targets: not looked at.
-            denoising: not looked at.
-            masks: whether the masks of all queries are made. Without, there is `"mask_inputs"` in place of
-                `"pred_masks"`, of which `masks_of` makes those of some.
-        """
-        outputs, stages = self._forward(inputs, training=training, attention=attention, masks=masks)
-        return {**stages, **outputs}
 
     def masks_of(self, mask_inputs: dict[str, Any], queries: Any) -> Any:
         """Make the masks of some queries.
