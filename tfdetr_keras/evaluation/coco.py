@@ -28,7 +28,7 @@ from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
 from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
 from tfdetr_keras.inference.coco_results import IouType, check_iou_type, coco_results, coco_rows
-from tfdetr_keras.inference.detection import check_classes, classification_of
+from tfdetr_keras.inference.detection import check_classes, classification_of, most_answers
 from tfdetr_keras.inference.forward_pass import forward_function
 from tfdetr_keras.inference.postprocess import post_process
 from tfdetr_keras.inference.segments import objects_with_masks
@@ -297,10 +297,7 @@ class Evaluator:
         batches = self._batches_for(preprocessing_for(model, *self._input))
         forward = forward_function(model, batches.element_spec[0], 0.0 if self.masks else None)
         classification = classification_of(model)
-        # As many answers as the model gives; a fixed number is raised with that of the detections which count.
-        top_k = getattr(getattr(model, "config", None), "num_predictions", None)
-        if classification.limit is not None:
-            top_k = max(classification.limit, self.max_detections)
+        top_k = most_answers(model, at_least=self.max_detections)
         self.ground_truth, self.detections = [], []
         with readable_errors():
             for inputs, targets in batches:

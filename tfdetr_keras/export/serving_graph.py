@@ -36,11 +36,8 @@ class ServingGraph:
         self.preprocessing = preprocessing or model.preprocessing
         self.resize, self.pad_to = Resize.of(self.preprocessing), self.preprocessing.pad_to
         self._factor, self._shift = factor_and_shift(self.preprocessing)
-        self._fixed = self.pad_to  # height and width of every canvas, where all are alike
-        if self._fixed is None and self.preprocessing.rule == "stretch":
-            multiple = self.preprocessing.multiple_of
-            height, width = (side + -side % multiple for side in self.preprocessing.size)
-            self._fixed = height, width
+        # Height and width of every canvas, where all are alike.
+        self._fixed = self.preprocessing.largest if self.preprocessing.rule == "stretch" else self.pad_to
 
     def of_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detect in images of one size.

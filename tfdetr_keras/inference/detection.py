@@ -230,13 +230,20 @@ def classification_of(model: keras.Model) -> Classification:
     return classification_named(getattr(getattr(model, "config", None), "classification", "softmax"))
 
 
-def most_answers(model: Any) -> int | None:
+def most_answers(model: Any, at_least: int = 0) -> int | None:
     """Return how many answers a model gives for an image, of however many queries the masks were made.
 
-    None of a model that does not tell: it makes those of all.
+    Args:
+        model: the model.
+        at_least: what a fixed number is raised to.
+
+    Returns:
+        None of a model that does not tell: it makes the masks of all queries.
     """
-    queries = getattr(getattr(model, "config", None), "num_predictions", None)
-    return None if queries is None else classification_of(model).most(queries)
+    limit = classification_of(model).limit
+    if limit is not None:
+        return max(limit, at_least)
+    return getattr(getattr(model, "config", None), "num_predictions", None)
 
 
 def check_classes(model: keras.Model, outputs: Mapping[str, Any], num_classes: int) -> None:

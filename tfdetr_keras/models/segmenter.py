@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule
 
-if TYPE_CHECKING:
-    from tfdetr_keras.models.detector import Detector
 
-    _OfDetectors = Detector
-else:
-    _OfDetectors = object
-
-
-class Segmenter(_OfDetectors):
+class Segmenter(Detector):
     """A detector whose queries have masks; it stands before the detector among the bases of a class."""
 
     has_masks = True
