@@ -13,19 +13,18 @@ LW = LWViTConfig(4, width=48, depth=3, heads=2, windowed=(0,), taps=(1, 2, 3), t
 IMAGES = td.Preprocessing((SIDE, SIDE), "stretch", multiple_of=16)
 
 
-def models():
-    decoder = {name: value for name, value in SMALL.items() if name != "backbone"}
-    return {
-        "LWDETR": td.LWDETR(td.LWDETRConfig(LW, preprocessing=IMAGES, **decoder)),
-        "RFDETR": td.from_pretrained("rf-detr-tiny"),
-        "RFDETRForSegmentation": td.from_preset("rf-detr-seg-tiny"),
-    }
+DECODER = {name: value for name, value in SMALL.items() if name != "backbone"}
+MODELS = {
+    "LWDETR": lambda: td.LWDETR(td.LWDETRConfig(LW, preprocessing=IMAGES, **DECODER)),
+    "RFDETR": lambda: td.from_pretrained("rf-detr-tiny"),
+    "RFDETRForSegmentation": lambda: td.from_preset("rf-detr-seg-tiny"),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["LWDETR", "RFDETR", "RFDETRForSegmentation"])
+@pytest.mark.parametrize("name", MODELS)
 def test_compare_agrees_stage_by_stage(tmp_path, name):
-    model = models()[name]
+    model = MODELS[name]()
     export(model, tmp_path / "folder")
     export_pth(model, tmp_path / "model.pth")
     for source in (tmp_path / "folder", tmp_path / "model.pth"):
