@@ -5,7 +5,7 @@
 Each is measured on the same drawn shapes, prepared as its weights have it (`model.preprocessing`, 64×64 pixels). Times
 are those of the network from pixels in memory, with batch normalisation folded, as `predict` runs it: in a plain graph,
 and in one compiled by XLA. All run in turn in one process; figures are medians, and ratios those of the faster graphs
-of each.
+of each. A second table has the AP of one of them in fewer bits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ NAMES = ("detr-tiny", "rt-detr-tiny", "rf-detr-tiny")
 SEED, SIZES = 2, (48, 64)  # of the drawn images, as in the checkpoints' cards
 BATCHES = (1, 16)
 GRAPHS = {"graph": False, "XLA": True}
+IN_FEWER_BITS = "rf-detr-tiny"
 
 
 def average_precision(images: int) -> dict[str, dict[str, Any]]:
@@ -32,6 +33,24 @@ def average_precision(images: int) -> dict[str, dict[str, Any]]:
 
     records, names = td.data.load_shapes(images, seed=SEED, size=SIZES)
     return {name: td.evaluation.evaluate_detections(td.from_pretrained(name), records, names) for name in NAMES}
+
+
+def in_fewer_bits(images: int) -> dict[str, dict[str, Any]]:
+    """COCO metrics of a checkpoint in each precision."""
+    import keras
+
+    import tfdetr_keras as td
+
+    records, names = td.data.load_shapes(images, seed=SEED, size=SIZES)
+    found = {}
+    for precision in ("mixed_float16", "mixed_bfloat16", "int8"):
+        keras.config.set_dtype_policy("float32" if precision == "int8" else precision)
+        model = td.from_pretrained(IN_FEWER_BITS)
+        keras.config.set_dtype_policy("float32")
+        if precision == "int8":
+            model.quantize("int8")
+        found[precision] = td.evaluation.evaluate_detections(model, records, names)
+    return found
 
 
 def times(batch: int, repetitions: int) -> dict[str, float]:
@@ -72,6 +91,10 @@ def main() -> None:
     found = average_precision(arguments.images)
     rows = [(name, *(f"{found[name][metric]:.3f}" for metric in ("AP", "AP50", "AP75"))) for name in NAMES]
     print_table(("", "AP", "AP50", "AP75"), rows)
+    print(f"\n{IN_FEWER_BITS} in fewer bits.\n")
+    fewer = {"float32": found[IN_FEWER_BITS], **in_fewer_bits(arguments.images)}
+    rows = [(name, *(f"{metrics[metric]:.4f}" for metric in ("AP", "AP50"))) for name, metrics in fewer.items()]
+    print_table(("", "AP", "AP50"), rows)
     print("\nMedian ms a batch.\n")
     ratios, rows = {}, []
     for batch in BATCHES:
