@@ -88,6 +88,10 @@ class Detector(OwnLossModel):
         self.build((None, None, None, 3))
         self.freeze(config.frozen)
 
+    def weights_by_path(self) -> dict[str, Any]:
+        """Return the weights by path, without the model's own name."""
+        return {variable.path.split("/", 1)[1]: variable for variable in self.weights}
+
     @classmethod
     def criterion_of(cls, criterion: SetCriterion) -> SetCriterion:
         """Return the criterion of a checkpoint, which may be of another class, as this class needs it."""

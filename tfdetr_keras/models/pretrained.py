@@ -127,11 +127,6 @@ def convert(source: Any, target: str | os.PathLike[str], **options: Any) -> Dete
     return model
 
 
-def _variables(model: Detector) -> dict[str, Any]:
-    """Return the model's weights by path, without the model's own name."""
-    return {variable.path.split("/", 1)[1]: variable for variable in model.weights}
-
-
 def _wanted(
     config: DetectorConfig, changes: Changes, model_class: type[Detector] | None, source: Any
 ) -> DetectorConfig:
@@ -226,7 +221,7 @@ def _quantized(original: Detector, wanted: DetectorConfig, changes: Changes, sou
 
 
 def _of_keras(original: Detector) -> Conversion:
-    readers = {path: _reader(variable) for path, variable in _variables(original).items()}
+    readers = {path: _reader(variable) for path, variable in original.weights_by_path().items()}
     return Conversion(describe(original.config), original.criterion, readers, [])
 
 
@@ -376,7 +371,7 @@ def _stretched(found: Preprocessing, published: Preprocessing) -> Preprocessing:
 
 def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes that the model's variables would have with the checkpoint's own classes and queries."""
-    shapes = {path: tuple(variable.shape) for path, variable in _variables(model).items()}
+    shapes = {path: tuple(variable.shape) for path, variable in model.weights_by_path().items()}
     for path, shape in shapes.items():
         if path.startswith(CLASS_HEADS):
             shapes[path] = (*shape[:-1], config.num_logits)
@@ -389,7 +384,7 @@ def _shapes(model: Detector, config: DetectorConfig) -> dict[str, tuple[int, ...
 
 def _give(values: FirstValues, model: Detector, conversion: Conversion, rows: ClassRows) -> None:
     """Let the model's variables start with what the checkpoint holds of them."""
-    variables = _variables(model)
+    variables = model.weights_by_path()
     for path, read in conversion.readers.items():
         if path in variables:  # a detector has no mask head
             groups = model.config.query_groups
@@ -444,7 +439,7 @@ def _kept_columns(fresh: np.ndarray, trained: np.ndarray, rows: ClassRows) -> np
 
 
 def _report(config: DetectorConfig, conversion: Conversion, model: Detector, rows: ClassRows) -> None:
-    wanted, variables = model.config, _variables(model)
+    wanted, variables = model.config, model.weights_by_path()
     lacking = [path for path in conversion.lacking if path in variables]
     if class_of(config).has_masks and not model.has_masks:
         logger.warning("a detector of a segmentation model: the mask head is left out")

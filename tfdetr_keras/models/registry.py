@@ -122,9 +122,9 @@ def with_masks(detector: Detector, kind: type[Detector]) -> Detector:
         ValueError: the detector is not the one that this class adds masks to.
     """
     model = kind(recast(detector.config, kind), kind.criterion_of(detector.criterion), dtype=detector.dtype_policy)
-    values = {variable.path.split("/", 1)[1]: variable for variable in detector.weights}
-    for variable in model.weights:
-        if (path := variable.path.split("/", 1)[1]) in values:
+    values = detector.weights_by_path()
+    for path, variable in model.weights_by_path().items():
+        if path in values:
             variable.assign(values[path])
     return model
 
