@@ -31,6 +31,24 @@ def sum_over_replicas(value: Any) -> Any:
     return value
 
 
+def max_over_replicas(value: Any) -> Any:
+    """Return the largest of a count over the replicas of a `tf.distribute` strategy; outside of one, the value itself.
+
+    Strategies add up, and know no largest: each replica's count has a place of its own in the sum.
+
+    Args:
+        value: an int32 scalar, at least 0.
+    """
+    replicas = number_of_replicas()
+    if replicas == 1:
+        return value
+    import tensorflow as tf
+
+    own = tf.distribute.get_replica_context().replica_id_in_sync_group
+    counts = sum_over_replicas(ops.cast(ops.one_hot(own, replicas, dtype="int32") * value, "float32"))
+    return ops.cast(ops.max(counts), "int32")
+
+
 def add_over_replicas(value: Any) -> Any:
     """Add up a float tensor over the replicas of a `tf.distribute` strategy, whose gradient goes to all of them.
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from tfdetr_keras.backend.replicas import max_over_replicas
 from tfdetr_keras.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from tfdetr_keras.losses.targets import PADDING_LABEL, dense_targets
 
@@ -71,9 +72,9 @@ def denoising_queries(
 ) -> DenoisingQueries:
     """Make denoising queries of a batch's objects.
 
-    With M the most objects that an image of the batch has, there are max(1, ⌊num_denoising / M⌋) groups of 2 M slots:
-    each object's box with its corners moved by less than half of its width and height, and then each once more, moved
-    by at least as much. Half of `label_noise_ratio` of the labels are drawn anew.
+    With M the most objects that an image of the batch has, over all replicas, there are max(1, ⌊num_denoising / M⌋)
+    groups of 2 M slots: each object's box with its corners moved by less than half of its width and height, and then
+    each once more, moved by at least as much. Half of `label_noise_ratio` of the labels are drawn anew.
 
     Args:
         targets: `labels` `(batch, rows)` int, −1 = padding, and `boxes` `(batch, rows, 4)` cxcywh in [0, 1].
@@ -106,13 +107,14 @@ def denoising_queries(
     order = ops.arange(rows + 1, dtype="int32") + ops.where(labels >= 0, 0, rows + 1)
     order = ops.cast(ops.argsort(order, axis=1), "int32")
 
-    most = ops.max(ops.sum(ops.cast(labels >= 0, "int32"), axis=1))
+    most = max_over_replicas(ops.max(ops.sum(ops.cast(labels >= 0, "int32"), axis=1)))
     each = ops.maximum(most, 1)
     slot = ops.arange(slots, dtype="int32")
     group, within = slot // (2 * each), slot % (2 * each)
     is_used = ops.logical_and(group < ops.maximum(num_denoising // each, 1), most > 0)
     is_negative = within >= each
-    objects = ops.take(order, within % each, axis=1)  # (batch, slots)
+    # Another replica may have more objects than there are rows here: the last row is padding.
+    objects = ops.take(order, ops.minimum(within % each, rows), axis=1)  # (batch, slots)
 
     label = ops.take_along_axis(labels, objects, axis=1)
     is_object = label >= 0
