@@ -506,7 +506,8 @@ RF_SEGMENTATION = dataclasses.replace(
 def published(case, backbone, side, **fields):
     """Return a slow case of a published size of a vision transformer, its decoder and its images.
 
-    Of seed 0 two scores of RF-DETR's proposals are 1.2e-6 apart, which rounding puts in either order.
+    Measured on a CPU: logits differ by at most 5.2e-5, boxes by 3.6e-6, a stage by 7.6e-6 of its largest value. Of seed
+    0 two scores of RF-DETR's proposals are 1.2e-6 apart, which rounding puts in either order.
     """
     sizes = {"num_labels": 91, "num_queries": 300, "group_detr": 13, "d_model": 256, "decoder_ffn_dim": 2048}
     heads = {"decoder_self_attention_heads": 8, "decoder_cross_attention_heads": 16, "decoder_n_points": 2}
