@@ -10,7 +10,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -37,16 +37,7 @@ def sample_bilinear(maps: Any, points: Any) -> Any:
     """
     height, width = ops.shape(maps)[-2:]
     flat = ops.reshape(maps, (*ops.shape(maps)[:-2], height * width))
-    ((left, right), x), ((top, bottom), y) = (
-        _neighbours(points[..., axis], side) for axis, side in ((0, width), (1, height))
-    )
-
-    def read(row: Any, column: Any) -> Any:
-        return ops.take_along_axis(flat, row * width + column, axis=-1)
-
-    upper = read(top, left) * (1 - x) + read(top, right) * x
-    lower = read(bottom, left) * (1 - x) + read(bottom, right) * x
-    return upper * (1 - y) + lower * y
+    return _between(lambda pixels: ops.take_along_axis(flat, pixels, axis=-1), points, height, width)
 
 
 def shared_points(maps: Any, points: Any) -> Any:
@@ -61,12 +52,16 @@ def shared_points(maps: Any, points: Any) -> Any:
     """
     height, width = ops.shape(maps)[1:3]
     flat = ops.reshape(maps, (ops.shape(maps)[0], height * width, maps.shape[-1]))
+    return _between(lambda pixels: ops.take(flat, pixels[:, 0], axis=1), points[:, None], height, width)
+
+
+def _between(read: Callable[[Any], Any], points: Any, height: Any, width: Any) -> Any:
+    """Return what `read` finds at the four pixels around each point, each by its share; pixels are counted by rows."""
     ((left, right), x), ((top, bottom), y) = (
         _neighbours(points[..., axis], side) for axis, side in ((0, width), (1, height))
     )
-    x, y = x[:, None], y[:, None]
-    upper = ops.take(flat, top * width + left, axis=1) * (1 - x) + ops.take(flat, top * width + right, axis=1) * x
-    lower = ops.take(flat, bottom * width + left, axis=1) * (1 - x) + ops.take(flat, bottom * width + right, axis=1) * x
+    upper = read(top * width + left) * (1 - x) + read(top * width + right) * x
+    lower = read(bottom * width + left) * (1 - x) + read(bottom * width + right) * x
     return upper * (1 - y) + lower * y
 
 
