@@ -50,26 +50,26 @@ def model(request):
     return model
 
 
+def assert_found(found, model, image):
+    wanted = wanted_of(model, image, model.preprocessing)
+    assert_same(found, wanted, SCORE)
+    assert ("masks" in found) == model.has_masks
+    if model.has_masks:
+        mine, theirs = (np.argsort(-one["scores"], kind="stable") for one in (found, wanted))
+        np.testing.assert_allclose(found["masks"][mine], wanted["masks"][theirs], rtol=0, atol=MASK)
+        assert 0.05 < (wanted["masks"] > 0.5).mean() < 0.95
+
+
 def test_onnx_runtime_finds_what_keras_finds(model, tmp_path):
     session = onnxruntime.InferenceSession(export.onnx(model, tmp_path / "model.onnx"))
     names = [output.name for output in session.get_outputs()]
-    assert ("masks" in names) == model.has_masks
     for image in images_of(*SIZES):
         found = dict(zip(names, (x[0] for x in session.run(names, {"images": image[None]})), strict=True))
-        wanted = wanted_of(model, image, model.preprocessing)
-        assert_same(found, wanted, SCORE)
-        if model.has_masks:
-            mine, theirs = (np.argsort(-one["scores"], kind="stable") for one in (found, wanted))
-            np.testing.assert_allclose(found["masks"][mine], wanted["masks"][theirs], rtol=0, atol=MASK)
-            assert 0.05 < (wanted["masks"] > 0.5).mean() < 0.95
+        assert_found(found, model, image)
 
 
 def test_litert_finds_what_keras_finds(model, tmp_path):
-    if model.has_masks:
-        with pytest.raises(ValueError, match="LiteRT cannot run a RFDETRForSegmentation: export a SavedModel or ONNX"):
-            export.litert(model, tmp_path / "model.tflite")
-        return
     path = export.litert(model, tmp_path / "model.tflite")
     for image in images_of((64, 96)):
         found = {name: value[0] for name, value in run(path, image[None]).items()}
-        assert_same(found, wanted_of(model, image, model.preprocessing), SCORE)
+        assert_found(found, model, image)

@@ -47,8 +47,8 @@ def litert(
         The file.
 
     Raises:
-        ValueError: no place to write, no such precision, a model that is quantised already or that LiteRT cannot run,
-            or Keras runs on another backend.
+        ValueError: no place to write, no such precision, a model that is quantised already, or Keras runs on another
+            backend.
     """
     if precision not in ("float32", "float16", "int8"):
         raise ValueError(f'precision must be "float32", "float16" or "int8", not {precision!r}')
@@ -57,8 +57,6 @@ def litert(
             f"this model is quantised by Keras ({mode}), which LiteRT does not support: export the original, with "
             'precision="int8" for weights of a quarter of the size'
         )
-    if not getattr(model, "runs_in_litert", True):
-        raise ValueError(f"LiteRT cannot run a {type(model).__name__}: export a SavedModel or ONNX instead")
     path = file_to_write(path, ".tflite", overwrite)
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule).on_one_canvas()
     graph = serving_graph(model, chosen, portable=True)

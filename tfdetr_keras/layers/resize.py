@@ -37,9 +37,13 @@ def resize_bilinear(images: Any, height: Any, width: Any) -> Any:
     By a product of matrices each for rows and columns, so that any size will do, also one that is known only when the
     graph runs.
     """
-    rows, columns = (_shares(old, new) for old, new in zip(ops.shape(images)[1:3], (height, width), strict=True))
-    tall = ops.einsum("hr,brcd->bhcd", ops.cast(rows, images.dtype), images)
-    return ops.einsum("wc,bhcd->bhwd", ops.cast(columns, images.dtype), tall)
+    batch, height_before, width_before, channels = ops.shape(images)
+    rows, columns = (
+        ops.cast(_shares(old, new), images.dtype) for old, new in ((height_before, height), (width_before, width))
+    )
+    # Of `einsum` LiteRT's converter makes arrays of a wrong size.
+    tall = ops.matmul(rows, ops.reshape(images, (batch, height_before, width_before * channels)))
+    return ops.matmul(columns, ops.reshape(tall, (batch, height, width_before, channels)))
 
 
 def _shares(inputs: Any, outputs: Any) -> Any:

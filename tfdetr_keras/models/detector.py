@@ -65,7 +65,6 @@ class Detector(OwnLossModel):
     title = "detector"  # what people call it
     has_masks = False  # whether its outputs have a mask for each query
     without_masks: ClassVar[type[Detector] | None] = None  # of a class with masks: that of its boxes
-    runs_in_litert: ClassVar[bool] = True  # whether LiteRT can run its graph
     masks_come_last: ClassVar[bool] = False  # of a class with masks: whether they are trained after boxes, alone
     wants_targets = False  # whether `fit` gives the targets to the forward pass, too, as `inputs["targets"]`
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")

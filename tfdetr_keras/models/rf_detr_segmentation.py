@@ -73,7 +73,6 @@ class RFDETRForSegmentation(Segmenter, RFDETR):
     published: ClassVar[Mapping[str, str]] = {}
     title = "RF-DETR for segmentation"
     without_masks = RFDETR
-    runs_in_litert = False  # it writes a file, but its interpreter counts sizes of masks' arrays that overflow
     logged = (*RFDETR.logged, "loss_mask", "loss_dice")
     config: RFDETRSegmentationConfig
 
