@@ -318,6 +318,10 @@ class DeformableDETRFamily(DETRFamily):
             fields["num_queries"] = int(checkpoint.arguments.get("num_queries", self.num_queries))
         return fields
 
+    def scores_of_proposals(self, logits: Any) -> Any:
+        """Return the logits of the first class, as its authors do."""
+        return logits[..., 0]
+
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` for levels that transformers does not make of timm's maps; and as for DETR."""
         super().refuse_for_transformers(config, backbone)

@@ -57,6 +57,10 @@ class Family(abc.ABC):
         """Return height and width, pixels, of images on which a model is compared with transformers'."""
         return (224, 288)
 
+    def scores_of_proposals(self, logits: Any) -> Any:
+        """Return the scores by which tokens become queries, `(…)`, of the proposals' logits `(…, classes)`."""
+        return logits.max(axis=-1)
+
     def refuse_for_transformers(self, config: Any, backbone: Backbone) -> None:
         """Raise a `ValueError` if transformers has no such model, or would compute another one."""
         raise ValueError(f"a {self.member} cannot be written for transformers")

@@ -7,6 +7,7 @@ import pytest
 import port_weights.__main__ as command_line
 from port_weights import compare as comparing
 from port_weights import convert, load_model
+from tfdetr_keras import from_preset
 from tfdetr_keras.models import DETR
 
 
@@ -111,6 +112,24 @@ def test_a_row_out_of_tolerance_does_not_agree(difference):
     row = comparing.Row("logits", difference, 1e-4)
     assert not row.agrees
     assert comparing.table([row]).splitlines()[1].endswith("OUT")
+
+
+def test_the_smallest_gap_between_chosen_scores():
+    scores = np.array([[5.0, 1.0, 3.0, 2.5, 0.9, 0.9], [9.0, 8.0, 7.0, 6.0, 1.0, 1.01]])
+    assert comparing.smallest_gap(scores, 3) == 0.5
+    assert comparing.smallest_gap(scores, 4) == pytest.approx(0.1)  # between the last and the first that is left out
+    assert comparing.smallest_gap(scores, 5) == pytest.approx(0.01)  # of the second image; equal ones are not counted
+    assert comparing.smallest_gap(np.array([[1.0], [2.0]]), 1) == np.inf
+
+
+def test_images_are_drawn_until_the_choice_of_queries_is_clear(monkeypatch):
+    model = from_preset("rt-detr-tiny")
+    gaps = iter([1e-7, 3e-6, 1e-6, 2e-4, 1.0])
+    monkeypatch.setattr(comparing, "smallest_gap", lambda scores, count: next(gaps))
+    inputs, stages = comparing._clear_batch(model, 64, 64)
+    assert next(gaps) == 1.0
+    np.testing.assert_array_equal(inputs["pixel_values"], comparing.padded_batch(64, 64, 3, False)["pixel_values"])
+    np.testing.assert_array_equal(stages["logits"], model.stages(inputs)["logits"])
 
 
 def test_the_command_converts(hf_folder, tmp_path, capsys, ported):
