@@ -13,6 +13,7 @@ from keras import layers, ops
 
 from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.batch_norm import BatchNorm, BatchNormalization, FrozenBatchNormalization
+from tfdetr_keras.layers.depthwise import DepthwiseConvolution
 from tfdetr_keras.layers.mlp import linear_initializers
 
 
@@ -30,14 +31,6 @@ def pytorch_uniform(kernel_size: int, channels: int) -> keras.initializers.Initi
     return initializer
 
 
-class DepthwiseConvolution(layers.DepthwiseConv2D):
-    """A convolution of each channel alone, whose kernel can be given, as that of `keras.layers.Conv2D`."""
-
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        """Map `(batch, height, width, channels)` → the same with another height and width, by a kernel."""
-        return ops.depthwise_conv(inputs, kernel, self.strides, self.padding)
-
-
 class ConvNorm(layers.Layer):
     """Convolution, batch normalisation (or, where that is folded, a bias), and an activation where wanted.
 
@@ -49,7 +42,7 @@ class ConvNorm(layers.Layer):
         activation: by its Keras name, or None.
         batch_norm: "frozen", "trainable" or "folded".
         kernel_initializer: Kaiming's by default.
-        depthwise: whether each channel is convolved alone, so that there are as many before.
+        depthwise: whether each channel is convolved alone, so that there are as many before; without a dilation.
     """
 
     def __init__(
@@ -67,12 +60,10 @@ class ConvNorm(layers.Layer):
         super().__init__(**kwargs)
         self.channels, self.is_depthwise = channels, depthwise
         self.activation = None if activation is None else activation_named(activation)
-        # Symmetric padding: with stride 1 that is what "same" does, with a stride it is not.
-        self.padding = kernel_size // 2 if stride > 1 else 0
+        # Symmetric padding: with stride 1 that is what "same" does, with a stride not. A depthwise one pads itself.
+        self.padding = kernel_size // 2 if stride > 1 and not depthwise else 0
         options: dict[str, Any] = {
             "strides": stride,
-            "padding": "valid" if stride > 1 else "same",
-            "dilation_rate": dilation,
             "use_bias": batch_norm == "folded",
             "name": "convolution",
             "dtype": self.dtype_policy,
@@ -82,6 +73,7 @@ class ConvNorm(layers.Layer):
         if depthwise:
             self.convolution = DepthwiseConvolution(kernel_size, depthwise_initializer=start, **options)
         else:
+            options |= {"padding": "valid" if stride > 1 else "same", "dilation_rate": dilation}
             self.convolution = layers.Conv2D(channels, kernel_size, kernel_initializer=start, **options)
         self.normalization: Any = None
         if batch_norm == "frozen":
