@@ -36,6 +36,16 @@ def resize(array, size, mode):
     return F.interpolate(torch.from_numpy(array), size=size, mode=mode)
 
 
+def depthwise_convolution(x, kernel, d_outputs, stride):
+    """A convolution of each channel alone, and the gradients of map and kernel, in float64 and in Keras' layout."""
+    x, d_outputs = (torch.from_numpy(one).double().permute(0, 3, 1, 2) for one in (x, d_outputs))
+    kernel = torch.from_numpy(kernel).double().permute(2, 3, 0, 1)
+    given = [one.requires_grad_() for one in (x, kernel)]
+    outputs = F.conv2d(*given, stride=stride, padding=kernel.shape[-1] // 2, groups=x.shape[1])
+    d_x, d_kernel = torch.autograd.grad(outputs, given, d_outputs)
+    return *(one.detach().permute(0, 2, 3, 1) for one in (outputs, d_x)), d_kernel.permute(2, 3, 0, 1)
+
+
 def sine_position(mask, d_model):
     """DETR's normalised sine embedding of a mask `(batch, h, w)`, in Keras' layout."""
     layer = DetrSinePositionEmbedding(d_model // 2, normalize=True)

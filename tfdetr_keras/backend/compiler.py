@@ -33,6 +33,23 @@ def compiles() -> bool:
     return keras.backend.backend() != "torch" and not _leaves_plain.get()
 
 
+def is_for_xla_on_cpu() -> bool:
+    """Return whether what is called or traced now is compiled by XLA, and there is nothing but a CPU to run it on.
+
+    On TensorFlow, whether it becomes a part of a function with `jit_compile=True`; on JAX, always. Not within
+    `left_plain`.
+    """
+    if not compiles():
+        return False
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+        from tensorflow.python.ops import control_flow_util  # there is no public way to ask
+
+        if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+            return False
+    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function of tensors with the backend's compiler, on its first call.
 
