@@ -152,10 +152,10 @@ class FineGrainedDecoder(layers.Layer):
         """Build for `(batch, queries, d_model)`."""
         for layer in self.stack:
             layer.build((None, None, self.d_model))
+        # As the heads, in float32 under any policy.
+        options: dict[str, Any] = {"shape": (1,), "dtype": "float32", "trainable": False, "autocast": False}
         self.up, self.reg_scale = (
-            self.add_weight(
-                shape=(1,), initializer=initializers.Constant(value), trainable=False, autocast=False, name=name
-            )
+            self.add_weight(name=name, initializer=initializers.Constant(value), **options)
             for name, value in self._numbers.items()
         )
 
