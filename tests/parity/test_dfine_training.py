@@ -1,9 +1,9 @@
 """D-FINE in training beside transformers' network: stages and statistics, with the same denoising.
 
 Both sides run in float64, but for heads of ours, see `test_rt_detr_training`. transformers' loss is not the authors',
-see the tests of `FineGrainedCriterion`; and its denoising boxes are others where corners have crossed, so that the draws
-here move both corners of a side into one direction. Measured on a CPU: stages differ by at most 1.9e-6 of their largest value, logits and boxes by
-6.3e-6, statistics by 6.1e-9.
+see the tests of `FineGrainedCriterion`; and its denoising boxes are others where corners have crossed, so that the
+draws here move both corners of a side into one direction. Measured on a CPU: stages differ by at most 1.9e-6 of their
+largest value, logits and boxes by 6.3e-6, statistics by 6.1e-9.
 """
 
 import numpy as np
@@ -43,15 +43,12 @@ def test_every_stage_with_denoising(both):
     queries, found = case.reference.fields["num_queries"], {}
     of_losses = {"prediction_sets", "references", "bin_values", "reg_scale"}
     assert set(theirs["stages"]) == set(stages) - of_losses
-    for name, expected in theirs["stages"].items():
+    for name, value in theirs["stages"].items():
+        expected = value[:, :, -queries:] if name == "corners" else value  # without denoising queries
         mine = np.asarray(stages[name], np.float64)
-        axis = 2 if name == "corners" else 1
-        if name.startswith(("decoder.", "pre.", "corners")):  # the slots that PyTorch has, then the other queries
-            if name == "corners":
-                expected = expected[:, :, -queries:]  # without denoising queries
-            else:
-                real = expected.shape[axis] - queries
-                mine = np.concatenate([mine[:, :real], mine[:, -queries:]], axis=1)
+        if name.startswith(("decoder.", "pre.")):  # the slots that PyTorch has, then the other queries
+            real = expected.shape[1] - queries
+            mine = np.concatenate([mine[:, :real], mine[:, -queries:]], axis=1)
         elif name.startswith("denoising."):
             mine = mine[:, :, : expected.shape[2]]
         assert mine.shape == expected.shape, name
