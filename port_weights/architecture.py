@@ -19,7 +19,7 @@ from tfdetr_keras.names.classes import names_by_id
 
 # A size is absurd that is so many times the largest side of a tensor, and beyond that of any published model.
 _ABSURD, _USUAL_SIZE = 64, 4096
-_BACKBONES = ("resnet", "rt_detr_resnet")  # what config.json calls those that are alone
+_BACKBONES = ("resnet", "rt_detr_resnet", "hgnet_v2")  # what config.json calls those that are alone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -196,6 +196,62 @@ def rt_detr_in_memory(state):
     return renamed | copies
 
 
+def d_fine(state):
+    """Return D-FINE's state dict as the authors' code has it, Peterande/D-FINE.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    rules = [
+        (r"^model\.backbone\.model\.embedder\.", "backbone.stem."),
+        (r"^model\.backbone\.model\.encoder\.", "backbone."),
+        (r"^(backbone\..*)convolution", r"\1conv"),
+        (r"^(backbone\..*)normalization", r"\1bn"),
+        (r"^model\.", ""),
+        (r"^encoder_input_proj\.(\d)\.0", r"encoder.input_proj.\1.conv"),
+        (r"^encoder_input_proj\.(\d)\.1", r"encoder.input_proj.\1.norm"),
+        (r"^decoder_input_proj\.(\d)\.0", r"decoder.input_proj.\1.conv"),
+        (r"^decoder_input_proj\.(\d)\.1", r"decoder.input_proj.\1.norm"),
+        (r"(downsample_convs\.\d\.)conv(\d)", r"\g<1>0.cv\2"),
+        (r"(_blocks\.\d\.)conv([14])\.", r"\1cv\2."),
+        (r"(_blocks\.\d\.)csp_rep1", r"\1cv2.0"),
+        (r"(_blocks\.\d\.)csp_rep2", r"\1cv3.0"),
+        (r"(_blocks\.\d\.)conv([23])\.(conv|norm)", r"\1cv\2.1.\3"),
+        (r"^decoder\.(layers|lqe_layers)", r"decoder.decoder.\1"),
+        (r"^decoder\.class_embed", "decoder.dec_score_head"),
+        (r"^decoder\.bbox_embed", "decoder.dec_bbox_head"),
+        (r"^enc_output\.0", "decoder.enc_output.proj"),
+        (r"^enc_output\.1", "decoder.enc_output.norm"),
+        (r"^(enc_|denoising_class_embed|weight_embedding)", r"decoder.\1"),
+        ("weight_embedding", "tgt_embed"),
+        (r"encoder_attn\.", "cross_attn."),
+        ("self_attn_layer_norm", "norm1"),
+        (r"^(decoder\..*)final_layer_norm", r"\1norm3"),
+        ("final_layer_norm", "norm2"),
+        (r"\.fc([12])\.", r".linear\1."),
+    ]
+    renamed = _packed({_by_rules(rules, name): tensor for name, tensor in state.items()})
+    numbers = {f"decoder.decoder.{name}": renamed[f"decoder.{name}"] for name in ("up", "reg_scale")}
+    return {**renamed, **numbers}
+
+
+def d_fine_in_memory(state):
+    """Return `state_dict()` of transformers' D-FINE, which holds its heads twice.
+
+    Args:
+        state: as `save_pretrained` writes it.
+    """
+    rules = [
+        ("self_attn.out_proj", "self_attn.o_proj"),
+        (r"\.fc1\.", ".mlp.layers.0."),
+        (r"\.fc2\.", ".mlp.layers.1."),
+        (r"^model\.encoder\.encoder\.", "model.encoder.aifi."),
+    ]
+    renamed = {_by_rules(rules, name): tensor for name, tensor in state.items()}
+    heads = re.compile(r"model\.decoder\.((class|bbox)_embed\..*)")
+    return renamed | {match[1]: tensor for name, tensor in state.items() if (match := heads.fullmatch(name))}
+
+
 def lw_detr(state):
     """Return LW-DETR's state dict as the authors' code has it, Atten4Vis/LW-DETR.
 

@@ -266,6 +266,25 @@ RT_FIELDS = {
     "freeze_backbone_batch_norms": False,
 }
 
+# D-FINE over HGNetV2, whose encoder is as wide as the decoder unless it says otherwise.
+HGNET = {
+    "stem_channels": [3, 8, 12],
+    "stage_in_channels": [12, 16, 24, 32],
+    "stage_mid_channels": [8, 8, 12, 12],
+    "stage_out_channels": [16, 24, 32, 48],
+    "stage_num_blocks": [1, 1, 2, 1],
+    "stage_numb_of_layers": [2, 2, 2, 2],
+    "embedding_size": 12,
+    "hidden_sizes": [16, 24, 32, 48],
+    "depths": [1, 1, 2, 1],
+    "use_learnable_affine_block": True,
+}
+D_FINE_FIELDS = {
+    **{name: value for name, value in RT_FIELDS.items() if name not in ("weight_loss_vfl", "focal_loss_alpha")},
+    "decoder_n_points": [3, 6, 3],
+    "depth_mult": 0.34,
+}
+
 # A key's bias adds the same to all scores of a query; the first decoder layer's queries are all alike, so that it
 # attends among equals. Those are zeros, or what a normalisation makes of zeros, its offset.
 EQUALS = r"(en|de)coder/.*/key(_position)?/bias|decoder/layer0/self_attention/(query|key)(_position)?/(kernel|bias)"
@@ -339,6 +358,11 @@ RT_IN_KERAS = {
     "encoder_dim": 48,
     "expansion": 0.5,
     "num_denoising": 10,
+}
+D_FINE_IN_KERAS = {
+    **RT_IN_KERAS,
+    "backbone": td.HGNetV2Config((8, 12), (8, 8, 12, 12), (16, 24, 32, 48), (1, 1, 2, 1), 2, True, "trainable"),
+    "fusion_blocks": 1,
 }
 DEFORMABLE_FIELDS = {**SMALL, "d_model": 64, "encoder_n_points": 3, "decoder_n_points": 2}
 
@@ -458,6 +482,16 @@ RT_DETR_V2 = dataclasses.replace(
     RT_DETR,
     name="RTDETRV2",
     reference=hugging_face("RTDetrV2", **RT_FIELDS, decoder_n_points=3, decoder_offset_scale=0.4),
+)
+D_FINE = Case(
+    "DFINE",
+    HuggingFace("DFineForObjectDetection", HGNET, D_FINE_FIELDS),
+    sizes=(WHOLE, WIDE, Size(((96, 128),), has_mask=False)),
+    limits=Limits(logits=1e-5, boxes=1e-5, stage=1e-5),
+    loss="varifocal",
+    without_effect=RT_DETR.without_effect,
+    # transformers' loss is not the authors'.
+    has_gradients=False,
 )
 # Measured: logits 8e-6, boxes 3.2e-6, stages 2.4e-6, losses 5e-7, gradients 4.7e-6.
 OF_GROUPS = Limits(logits=3e-5, boxes=1e-5, stage=1e-5, loss=2e-6, gradient=3e-5)
@@ -696,6 +730,36 @@ MEMBERS = {
                 ),
                 # transformers clamps columns by the rows' number, as the authors do, so that squares are compared.
                 RT_DETR_V2.another("discrete", decoder_method="discrete", sizes=(WHOLE,)),
+            ),
+        ),
+        Member(
+            D_FINE,
+            td.DFINEConfig(**D_FINE_IN_KERAS),
+            dataclasses.replace(td.DFINE.default_criterion(), cost_class=3.0),
+            {"in memory": authors_names.d_fine_in_memory, "the authors'": authors_names.d_fine},
+            {"heads": 4},
+            variants=(
+                D_FINE.another(
+                    "plain",
+                    reference=dataclasses.replace(
+                        D_FINE.reference, backbone=HGNET | {"use_learnable_affine_block": False}
+                    ),
+                    encoder_hidden_dim=32,
+                    hidden_expansion=1.0,
+                    depth_mult=0.67,
+                    encode_proj_layers=[1, 2],
+                    reg_scale=8.0,
+                    decoder_activation_function="silu",
+                    freeze_backbone_batch_norms=True,
+                ),
+                D_FINE.another(
+                    "two-levels",
+                    num_feature_levels=2,
+                    encode_proj_layers=[1],
+                    decoder_n_points=[6, 6],
+                    hidden_expansion=0.34,
+                    depth_mult=0.5,
+                ),
             ),
         ),
         Member(

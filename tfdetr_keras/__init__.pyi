@@ -6,6 +6,7 @@ from . import inference as inference
 from . import losses as losses
 from . import training as training
 from . import visualize as visualize
+from .backbones.hgnet_v2 import HGNetV2Config as HGNetV2Config
 from .backbones.resnet import ResNetConfig as ResNetConfig
 from .inference import tables as tables
 from .inference.detection import detect as detect
@@ -30,6 +31,8 @@ from .models.detr import DETR as DETR
 from .models.detr import DETRConfig as DETRConfig
 from .models.detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .models.detr_segmentation import SegmentationConfig as SegmentationConfig
+from .models.dfine import DFINE as DFINE
+from .models.dfine import DFINEConfig as DFINEConfig
 from .models.lw_detr import LWDETR as LWDETR
 from .models.lw_detr import LWDETRConfig as LWDETRConfig
 from .models.presets import PRESETS as PRESETS

@@ -10,6 +10,7 @@ from port_weights.families.dab_detr import DABDETRFamily
 from port_weights.families.deformable_detr import DeformableDETRFamily
 from port_weights.families.detr import DETRFamily
 from port_weights.families.detr_segmentation import DETRSegmentationFamily
+from port_weights.families.dfine import DFINEFamily
 from port_weights.families.family import Family
 from port_weights.families.lw_detr import LWDETRFamily
 from port_weights.families.rf_detr import RFDETRFamily
@@ -25,6 +26,7 @@ FAMILIES: list[Family] = [
     RFDETRSegmentationFamily(),
     RFDETRFamily(),
     LWDETRFamily(),
+    DFINEFamily(),
     RTDETRV2Family(),
     RTDETRFamily(),
     DAB_DETR,

@@ -1,7 +1,8 @@
-"""HGNetV2: how D-FINE's authors and Hugging Face name its tensors, and describe it."""
+"""HGNetV2: how D-FINE's authors, RT-DETRv2's and Hugging Face name its tensors, and describe it."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -14,23 +15,30 @@ from tfdetr_keras.backbones.hgnet_v2 import KERNEL, LIGHT, LIGHT_KERNEL, HGNetV2
 
 MODEL_TYPE = "hgnet_v2"
 _STAGES = 4  # of all that are published: which of their convolutions are depthwise goes by their number
-_FIRST = {"authors": "stem.stem1.conv.weight", "hugging-face": "embedder.stem1.convolution.weight"}
+# Tensors that each naming is known by, before the names of which others' end may stand.
+_FIRST = {
+    "rt-detr": "stem.stem2a.conv.1.weight",
+    "hugging-face": "embedder.stem1.convolution.weight",
+    "authors": "stem.stem1.conv.weight",
+}
 
 
-def _depthwise(convolution: str, normalization: str, path: str) -> list[Row]:
+def depthwise_conv_norm(convolution: str, normalization: str, path: str) -> list[Row]:
     """Return rows of a depthwise convolution with batch normalisation."""
     (kernel, to, _), *rest = conv_norm(convolution, normalization, path)
     return [(kernel, to, DEPTHWISE), *rest]
 
 
-def _rows(stem: str, stages: str, conv: str, norm: str) -> list[Row]:
-    """Return the table of a network: the two sides call stem, stages, convolution and normalisation differently."""
+def _rows(
+    stem: str, stages: str, conv: str, norm: str, aggregation: tuple[str, str] = ("aggregation.0", "aggregation.1")
+) -> list[Row]:
+    """Return the table of a network: all sides call stem, stages, convolution and normalisation differently."""
 
     def plain(name: str, path: str) -> list[Row]:
         return conv_norm(f"{name}.{conv}", f"{name}.{norm}", path)
 
     def depthwise(name: str, path: str) -> list[Row]:
-        return _depthwise(f"{name}.{conv}", f"{name}.{norm}", path)
+        return depthwise_conv_norm(f"{name}.{conv}", f"{name}.{norm}", path)
 
     def layer(name: str, path: str) -> list[Row]:
         return [*plain(name, f"{path}/conv"), *_affine(name, path)]
@@ -53,7 +61,7 @@ def _rows(stem: str, stages: str, conv: str, norm: str) -> list[Row]:
             for row in [*depthwise(light, f"{path}/conv"), *_affine(light, path)]
         ),
         *layer(f"{block}.layers.{{l}}", f"{ours}/layer{{l}}"),
-        *layer(f"{block}.aggregation.{{l}}", f"{ours}/aggregation{{l}}"),
+        *(row for k, name in enumerate(aggregation) for row in layer(f"{block}.{name}", f"{ours}/aggregation{k}")),
     ]
 
 
@@ -65,15 +73,36 @@ BACKBONES = {
     "authors": _rows("stem.", "stages.", "conv", "bn"),
     "hugging-face": _rows("embedder.", "encoder.stages.", "convolution", "normalization"),
 }
+_MIXED = ("aggregation_squeeze_conv", "aggregation_excitation_conv")
+# RT-DETRv2's code pads before even kernels in a layer of its own.
+BACKBONES["rt-detr"] = [
+    (re.sub(r"^(stem\.stem2[ab]\.conv)", r"\1.1", name), path, layout)
+    for name, path, layout in _rows("stem.", "stages.", "conv", "bn", _MIXED)
+]
 
 
 def find_hgnet(names: AbstractSet[str]) -> tuple[str, str]:
     """Return whose names an HGNetV2's tensors have, and what stands before them; two empty texts if there is none."""
-    for name in names:
-        for who, first in _FIRST.items():
+    for who, first in _FIRST.items():
+        for name in names:
             if name.endswith(first):
                 return who, name.removesuffix(first)
     return "", ""
+
+
+def as_authors_train(backbone: HGNetV2Config, is_trainable: bool = False) -> tuple[HGNetV2Config, tuple[str, ...]]:
+    """Return a backbone with the batch normalisation, and the frozen parts, that its authors train it with.
+
+    They train that of the smaller ones, which have learnable affine blocks, and freeze that of the others, and the
+    stem.
+
+    Args:
+        backbone: read from a checkpoint.
+        is_trainable: whether the checkpoint says that batch normalisation is to be trained.
+    """
+    if backbone.learnable_affine or is_trainable:
+        return dataclasses.replace(backbone, batch_norm="trainable"), ()
+    return dataclasses.replace(backbone, batch_norm="frozen"), ("stem",)
 
 
 def hgnet_from_tensors(shapes: Mapping[str, tuple[int, ...]]) -> HGNetV2Config:

@@ -52,7 +52,7 @@ def _fusion() -> list[Row]:
     return rows
 
 
-def _selection(before: str, dense: str, norm: str) -> list[Row]:
+def selection(before: str, dense: str, norm: str) -> list[Row]:
     """Return rows of what selects the first boxes, and of the decoder's embeddings but for the content."""
     return [
         *linear(f"{before}enc_output.{dense}", "proposals/projection"),
@@ -78,7 +78,7 @@ def rows_of_authors(projection: tuple[str, str], output: tuple[str, str]) -> lis
         *affine(f"{encoder}.norm2", f"{aifi}/feed_forward_norm"),
         *_fusion(),
         *conv_norm("decoder.input_proj.{l}.conv", "decoder.input_proj.{l}.norm", "decoder_projection/level{l}"),
-        *_selection("decoder.", *output),
+        *selection("decoder.", *output),
         ("decoder.tgt_embed.weight", "content_embedding/embeddings", VECTOR),
         *packed_attention(f"{decoder}.self_attn", f"{ours}/self_attention"),
         *affine(f"{decoder}.norm1", f"{ours}/self_attention_norm"),
@@ -111,7 +111,7 @@ def rows_of_hugging_face(is_in_memory: bool) -> list[Row]:
         *rows,
         *_fusion(),
         *conv_norm("decoder_input_proj.{l}.0", "decoder_input_proj.{l}.1", "decoder_projection/level{l}"),
-        *_selection("", "0", "1"),
+        *selection("", "0", "1"),
         ("weight_embedding.weight", "content_embedding/embeddings", VECTOR),
         *deformable_attention(f"{_HUGGING_FACE}.encoder_attn", "decoder/layer{i}/cross_attention"),
         *affine(f"{_HUGGING_FACE}.encoder_attn_layer_norm", "decoder/layer{i}/cross_attention_norm"),
@@ -143,9 +143,9 @@ def copies_of(kind: str, inside: str, beside: str, layers: Iterable[int]) -> dic
     return {f"{inside}.{end}": (f"{beside}.{end}",) for end in ends}
 
 
-def points_in_transformers(prefix: str) -> Buffer:
-    """Return what transformers keeps beside the second version's decoder."""
-    return f"{prefix}{_HUGGING_FACE}.encoder_attn.n_points_scale", _OF_POINTS, _scale_of_points
+def points_in_transformers(prefix: str, name: str) -> Buffer:
+    """Return what transformers keeps beside the second version's decoder, by what it calls it."""
+    return f"{prefix}{_HUGGING_FACE}.encoder_attn.{name}", _OF_POINTS, _scale_of_points
 
 
 def buffers_of_authors(with_anchors: bool) -> list[Buffer]:

@@ -11,10 +11,11 @@ from port_weights.checkpoints import Checkpoint
 from port_weights.families.resnet import Backbone
 from port_weights.families.rt_detr import FIELDS, SCALES, RTDETRFamily, is_second_version
 from port_weights.families.rt_detr_names import points_of
+from port_weights.families.trunks import HGNET, RESNET_VD, Trunk
 
 logger = logging.getLogger(__name__)
 
-_METHOD, _METHODS = "RTDETRTransformer.cross_attn_method", {"default": "bilinear", "discrete": "discrete"}
+_METHOD, _METHODS = "cross_attn_method", {"default": "bilinear", "discrete": "discrete"}
 _OFFSET_SCALE = 0.5  # which the authors' decoder cannot be told
 
 
@@ -29,6 +30,7 @@ class RTDETRV2Family(RTDETRFamily):
     authors = backbones_of_authors = "lyuwenyu/RT-DETR, rtdetrv2_pytorch"
     projection, output = ("conv", "norm"), ("proj", "norm")
     has_both_heads, keeps_points = True, True
+    trunks: ClassVar[tuple[Trunk, ...]] = (RESNET_VD, HGNET)
 
     def is_of(self, paths: AbstractSet[str], names: AbstractSet[str], model_type: str | None) -> bool:
         """Whether it is called so, or nothing is said and something is of the second version."""
@@ -53,7 +55,7 @@ class RTDETRV2Family(RTDETRFamily):
         return fields | {"sampling": _METHODS[method]}
 
     def _from_tensors(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        method = checkpoint.arguments.get(_METHOD)
+        method = checkpoint.arguments.get(f"{self.decoder_there}.{_METHOD}")
         if method is None and "dsp" in checkpoint.name.lower().rsplit("/", 1)[-1]:
             logger.warning("%s: discrete sampling, as its name says (dsp); no tensor tells", checkpoint.name)
             method = "discrete"
@@ -101,13 +103,15 @@ class RTDETRV2Family(RTDETRFamily):
         return super().hugging_face_config(config, criterion, backbone) | {
             "decoder_n_points": points_of(config)[0],
             "decoder_n_levels": config.num_feature_levels,
-            "decoder_method": _method_of(config),
+            "decoder_method": method_of(config),
         }
 
     def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
         """Return the settings of the authors' YAML files that say what the model and its loss are."""
-        return super().authors_arguments(config, criterion) | {_METHOD: _method_of(config)}
+        own = {f"{self.decoder_there}.{_METHOD}": method_of(config)}
+        return super().authors_arguments(config, criterion) | own
 
 
-def _method_of(config: Any) -> str:
+def method_of(config: Any) -> str:
+    """Return how the decoder reads the maps, as all call it."""
     return next(theirs for theirs, ours in _METHODS.items() if ours == config.sampling)

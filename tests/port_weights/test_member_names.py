@@ -122,7 +122,7 @@ def test_export_writes_what_save_pretrained_wrote(member, answers, port, tmp_pat
     assert (again.config, again.criterion) == (model.config, model.criterion)
     processor = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())["image_processor_type"]
     own = {"ConditionalDETR": "ConditionalDetr", "DABDETR": "ConditionalDetr", "DeformableDETR": "DeformableDetr"}
-    own |= {"RTDETR": "RTDetr", "RTDETRV2": "RTDetr", "LWDETR": "DeformableDetr"}
+    own |= {"RTDETR": "RTDetr", "RTDETRV2": "RTDetr", "DFINE": "RTDetr", "LWDETR": "DeformableDetr"}
     own |= {"RFDETR": "RfDetr", "RFDETRForSegmentation": "RfDetr"}
     assert processor.startswith(own.get(member.name, "Detr"))
 

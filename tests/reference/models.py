@@ -35,6 +35,8 @@ def _facebook(description):
 def _hugging_face(description):
     if description.architecture.startswith("RTDetr"):
         return _rt_detr(description)
+    if description.architecture.startswith("DFine"):
+        return _d_fine(description)
     if description.architecture.startswith(("LwDetr", "RfDetr")):
         return _of_groups(description)
     stages = [f"stage{number}" for number, _ in enumerate(description.backbone["depths"], start=1)]
@@ -63,6 +65,20 @@ def _rt_detr(description):
     if "num_feature_levels" in fields and hasattr(kind.config_class, "decoder_n_levels"):
         fields.setdefault("decoder_n_levels", fields["num_feature_levels"])
     fields.setdefault("encoder_in_channels", list(sizes[-levels:]))
+    fields.setdefault("decoder_in_channels", [fields.get("encoder_hidden_dim", 256)] * levels)
+    return kind(kind.config_class(backbone_config=backbone, **fields))
+
+
+def _d_fine(description):
+    """D-FINE over its own HGNetV2; widths that follow from others need not be told."""
+    kind, fields = getattr(transformers, description.architecture), dict(description.fields)
+    channels = description.backbone["stage_out_channels"]
+    levels = fields.get("num_feature_levels", 3)
+    backbone = transformers.HGNetV2Config(
+        **description.backbone, out_indices=list(range(len(channels) + 1 - levels, len(channels) + 1))
+    )
+    fields.setdefault("feat_strides", [8, 16, 32][-levels:])
+    fields.setdefault("encoder_in_channels", list(channels[-levels:]))
     fields.setdefault("decoder_in_channels", [fields.get("encoder_hidden_dim", 256)] * levels)
     return kind(kind.config_class(backbone_config=backbone, **fields))
 

@@ -69,10 +69,10 @@ def stages(model, pixels, targets=None, draws=None):
         and `aux_boxes` of the matching ones, `denoising.logits` and `denoising.boxes` `(batch, layers, slots, …)` of
         the others.
     """
-    return _run(model, pixels, targets, draws)[0]
+    return _stages(model, pixels, targets, draws)[0]
 
 
-def _run(model, pixels, targets, draws):
+def _stages(model, pixels, targets, draws):
     """The stages; and what the loss needs besides: logits and boxes of proposals, and what is known of denoising."""
     caught, base = {}, model.model
 
@@ -89,7 +89,7 @@ def _run(model, pixels, targets, draws):
         hooks += [module.register_forward_hook(catch(f"{name}{i}")) for i, module in enumerate(modules, start=first)]
     hooks.append(base.encoder.register_forward_hook(catch("encoder")))
     hooks.append(base.enc_output.register_forward_hook(catch("embeddings")))
-    labels = None if targets is None else _labels(targets, pixels.dtype)
+    labels = None if targets is None else labels_of(targets, pixels.dtype)
     try:
         with denoising(model, draws):
             outputs = base(pixels, labels=labels)
@@ -106,8 +106,8 @@ def _run(model, pixels, targets, draws):
     maps = [name for name in caught if name.startswith(("backbone.", "input_projection.", "encoder.aifi"))]
     memory = [caught[f"memory{i}"] for i in range(len(base.decoder_input_proj))]
     found = {
-        **{name: _channels_last(caught[name]) for name in maps},
-        **{f"encoder.level{i}": _channels_last(x) for i, x in enumerate(caught["encoder"].last_hidden_state)},
+        **{name: channels_last(caught[name]) for name in maps},
+        **{f"encoder.level{i}": channels_last(x) for i, x in enumerate(caught["encoder"].last_hidden_state)},
         "memory": torch.cat([x.flatten(2).mT for x in memory], dim=1),
         "proposals.logits": outputs.enc_outputs_class,
         "proposals.embeddings": torch.take_along_dim(caught["embeddings"], place, dim=1),
@@ -124,11 +124,13 @@ def _run(model, pixels, targets, draws):
     return found, proposals, outputs.denoising_meta_values
 
 
-def _channels_last(x):
+def channels_last(x):
+    """`(batch, channels, height, width)` in Keras' layout."""
     return x.permute(0, 2, 3, 1)
 
 
-def _labels(targets, dtype):
+def labels_of(targets, dtype):
+    """The targets of a batch as transformers takes them."""
     return [image | {"boxes": image["boxes"].to(dtype)} for image in targets_of_images(targets)]
 
 
@@ -148,7 +150,7 @@ def loss(model, pixels, targets, draws=None):
 
     Of a model in training mode that has denoising queries, unless no image has an object.
     """
-    found, proposals, told = _run(model, pixels, targets, draws)
+    found, proposals, told = _stages(model, pixels, targets, draws)
     matched = [
         ("", {"logits": found["logits"], "pred_boxes": found["pred_boxes"]}),
         *sets_of_layers("", found["aux_logits"], found["aux_boxes"]),
@@ -157,7 +159,7 @@ def loss(model, pixels, targets, draws=None):
     paired = []
     if told is not None:
         paired = sets_of_layers("_denoising", found["denoising.logits"], found["denoising.boxes"])
-    return varifocal(model.config, _labels(targets, pixels.dtype), matched, paired, told)
+    return varifocal(model.config, labels_of(targets, pixels.dtype), matched, paired, told)
 
 
 def named_parameters(model):
@@ -236,7 +238,7 @@ def gradients(description, batch, targets, draws=None, arrays=None, training=Tru
         told = loss(model, pixels, targets, draws)
         told["loss"].backward()
         with denoising(same, draws):
-            theirs = same(pixels, labels=_labels(targets, pixels.dtype)).loss
+            theirs = same(pixels, labels=labels_of(targets, pixels.dtype)).loss
         theirs.backward()
     found, of_transformers = _gradients(model), _gradients(same)
     return {

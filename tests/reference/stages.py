@@ -6,7 +6,7 @@ forward pass and keep their gradients.
 
 import torch
 
-from reference import group_detr, rt_detr
+from reference import d_fine, group_detr, rt_detr
 from reference.facebook import FacebookDetr
 from reference.models import build, inputs
 
@@ -189,12 +189,18 @@ def _rt_detr(model, pixels, mask):
     return rt_detr.stages(model, pixels)
 
 
+def _d_fine(model, pixels, mask):
+    """The stages of a D-FINE without denoising; it knows no mask."""
+    return d_fine.stages(model, pixels)
+
+
 # Functions for models whose stages are others than DETR's, by the class.
 _OWN = {
     "DeformableDetrForObjectDetection": _deformable,
     "DabDetrForObjectDetection": _dab,
     "RTDetrForObjectDetection": _rt_detr,
     "RTDetrV2ForObjectDetection": _rt_detr,
+    "DFineForObjectDetection": _d_fine,
     "LwDetrForObjectDetection": group_detr.stages,
     "RfDetrForObjectDetection": group_detr.stages,
     "RfDetrForInstanceSegmentation": group_detr.stages_with_masks,

@@ -21,7 +21,7 @@ def telling(module, seed):
     heads = ("model.enc_bbox_head.layers.0.weight", "model.enc_out_bbox_embed.0.layers.0.weight")
     in_boxes = any(name in module.state_dict() for name in heads)  # points lie within a part of a small box
     for name, tensor in module.state_dict().items():
-        if name.endswith(("num_batches_tracked", "n_points_scale")):
+        if name.endswith(("num_batches_tracked", "n_points_scale", "num_points_scale", "decoder.up", ".reg_scale")):
             continue
         if name.endswith(
             ("query_embed.weight", "embeddings.weight", "denoising_class_embed.weight", "query_feat.weight")
@@ -29,7 +29,7 @@ def telling(module, seed):
             tensor.normal_(generator=generator)
         elif tensor.ndim > 1:
             nn.init.xavier_uniform_(tensor, generator=generator)
-        elif name.endswith(("weight", "running_var")):
+        elif name.endswith(("weight", "running_var", "lab.scale")):
             tensor.uniform_(0.5, 1.5, generator=generator)
         else:
             tensor.normal_(0.0, 0.1, generator=generator)

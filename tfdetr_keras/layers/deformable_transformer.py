@@ -42,7 +42,7 @@ class DeformableLayer(TransformerLayer):
         # References would be cast to half precision, in which the pixels of an image cannot be told apart.
         super().__init__(**options, autocast=False)
 
-    def _deformable_attention(self, name: str) -> DeformableAttention:
+    def _deformable_attention(self, name: str, **options: Any) -> DeformableAttention:
         return DeformableAttention(
             self.d_model,
             self.heads,
@@ -52,6 +52,7 @@ class DeformableLayer(TransformerLayer):
             sampling=self.sampling,
             name=name,
             dtype=self.dtype_policy,
+            **options,
         )
 
 
@@ -126,10 +127,21 @@ class DeformableDecoderLayer(DeformableLayer):
     """Self-attention among the queries, attention to points of the image, then a feed-forward network."""
 
     def _make_attention(self) -> None:
-        self.self_attention = MultiHeadAttention(**self._attention_options("self_attention"))
-        self.self_attention_norm = self._norm("self_attention_norm")
+        self._make_self_attention()
         self.cross_attention = self._deformable_attention("cross_attention")
         self.cross_attention_norm = self._norm("cross_attention_norm")
+
+    def _make_self_attention(self) -> None:
+        self.self_attention = MultiHeadAttention(**self._attention_options("self_attention"))
+        self.self_attention_norm = self._norm("self_attention_norm")
+
+    def _after_image(self, x: Any, attend: Any, training: bool) -> Any:
+        """Add what the queries see of the image."""
+        return self._residual(x, self.cross_attention_norm, attend, training)
+
+    def _after_feed_forward(self, x: Any, training: bool) -> Any:
+        """Add what the feed-forward network makes of each query."""
+        return self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
 
     def call(
         self,
@@ -174,8 +186,8 @@ class DeformableDecoderLayer(DeformableLayer):
             )
 
         x = self._residual(x, self.self_attention_norm, attend_to_queries, training)
-        x = self._residual(x, self.cross_attention_norm, attend_to_image, training)
-        return self._residual(x, self.feed_forward_norm, lambda x: self.feed_forward(x, training=training), training)
+        x = self._after_image(x, attend_to_image, training)
+        return self._after_feed_forward(x, training)
 
 
 class DeformableDecoded(NamedTuple):

@@ -122,9 +122,9 @@ class GroupDecoderLayer(DeformableDecoderLayer):
         self.cross_heads = cross_heads
         super().__init__(**options)
 
-    def _deformable_attention(self, name: str) -> DeformableAttention:
+    def _deformable_attention(self, name: str, **options: Any) -> DeformableAttention:
         return DeformableAttention(
-            self.d_model, self.cross_heads, self.levels, self.points, name=name, dtype=self.dtype_policy
+            self.d_model, self.cross_heads, self.levels, self.points, name=name, dtype=self.dtype_policy, **options
         )
 
     def call(  # type: ignore[override]

@@ -40,6 +40,7 @@ class BoxHead(MLP):
         d_model: width of the embeddings.
         zero_output: whether it starts by giving each object the same box, the one of its offset.
         size_logit: with `zero_output`, the logit of width and height to start with.
+        **kwargs: of `MLP`.
     """
 
     def __init__(self, d_model: int, zero_output: bool = False, size_logit: float = 0.0, **kwargs: Any) -> None:

@@ -1,21 +1,22 @@
 """RT-DETR's encoder: attention on the coarsest map alone, then maps of all sizes fused by convolutions (section 4.2).
 
 "AIFI" (attention-based intra-scale feature interaction) is a transformer encoder over the pixels of one map; "CCFM"
-(CNN-based cross-scale feature-fusion module) hands what it found to the finer maps and back to the coarser ones.
+(CNN-based cross-scale feature-fusion module) hands what it found to the finer maps and back to the coarser ones. D-FINE
+fuses and goes down in another way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from keras import layers, ops
 
 from tfdetr_keras.backend.recompute import called
 from tfdetr_keras.layers.batch_norm import BatchNorm
 from tfdetr_keras.layers.conv_norm import ConvNorm, pytorch_uniform
+from tfdetr_keras.layers.fusion import AggregationBlock, FusionBlock, SeparableDownsampling
 from tfdetr_keras.layers.position import grid_encoding
-from tfdetr_keras.layers.rep_vgg import RepVGGBlock
 from tfdetr_keras.layers.transformer import Encoder
 
 
@@ -62,60 +63,6 @@ class ProjectedMaps(layers.Layer):
         return [projection(x, training=training) for projection, x in zip(self.stack, maps, strict=True)]
 
 
-class FusionBlock(layers.Layer):
-    """Two maps that were concatenated → one: a branch of RepVGG blocks, added to one without ("CSPRep").
-
-    Args:
-        channels: of the result; the input has twice as many.
-        expansion: the branches' channels, as a share of the result's.
-        blocks: number of RepVGG blocks.
-        activation: by its Keras name.
-        batch_norm: "frozen", "trainable" or "folded".
-
-    Source:
-        RT-DETR, figure 4 ("Fusion").
-    """
-
-    recompute = False  # see `Detector.recompute`
-
-    def __init__(
-        self,
-        channels: int,
-        expansion: float = 1.0,
-        blocks: int = 3,
-        activation: str = "silu",
-        batch_norm: BatchNorm = "trainable",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.channels, self.hidden = channels, int(channels * expansion)
-        options: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "dtype": self.dtype_policy}
-
-        def pointwise(inputs: int, outputs: int, name: str) -> ConvNorm:
-            return ConvNorm(outputs, 1, kernel_initializer=pytorch_uniform(1, inputs), name=name, **options)
-
-        self.conv1 = pointwise(2 * channels, self.hidden, "conv1")
-        self.conv2 = pointwise(2 * channels, self.hidden, "conv2")
-        self.blocks = [RepVGGBlock(self.hidden, name=f"block{index}", **options) for index in range(blocks)]
-        self.conv3 = None if self.hidden == channels else pointwise(self.hidden, channels, "conv3")
-
-    def build(self, input_shape: Any) -> None:
-        """Build for `(batch, height, width, 2 · channels)`."""
-        for convolution in (self.conv1, self.conv2):
-            convolution.build((None, None, None, 2 * self.channels))
-        for layer in (*self.blocks, self.conv3):
-            if layer is not None:
-                layer.build((None, None, None, self.hidden))
-
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Map `(batch, height, width, 2 · channels)` → `(batch, height, width, channels)`."""
-        x = self.conv1(inputs, training=training)
-        for block in self.blocks:
-            x = block(x, training=training)
-        x = x + self.conv2(inputs, training=training)
-        return x if self.conv3 is None else self.conv3(x, training=training)
-
-
 class HybridEncoded(NamedTuple):
     """What the encoder makes of the maps.
 
@@ -146,6 +93,7 @@ class HybridEncoder(layers.Layer):
         attention_dropout: of its weights.
         activation_dropout: inside its feed-forward networks.
         batch_norm: "frozen", "trainable" or "folded".
+        fusion: `"csp"`, RT-DETR's; or `"aggregation"`, D-FINE's, whose convolutions between levels have no activation.
 
     Source:
         Zhao et al. 2023, "DETRs Beat YOLOs on Real-time Object Detection", arXiv:2304.08069, section 4.2.
@@ -167,6 +115,7 @@ class HybridEncoder(layers.Layer):
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
         batch_norm: BatchNorm = "trainable",
+        fusion: Literal["csp", "aggregation"] = "csp",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -190,20 +139,27 @@ class HybridEncoder(layers.Layer):
             for index in range(len(self.attended))
         ]
 
-        options: dict[str, Any] = {"activation": activation, "batch_norm": batch_norm, "dtype": policy}
+        is_csp = fusion == "csp"
+        options: dict[str, Any] = {"batch_norm": batch_norm, "dtype": policy}
 
         def convolution(kernel_size: int, stride: int, name: str) -> ConvNorm:
-            start = pytorch_uniform(kernel_size, channels)
-            return ConvNorm(channels, kernel_size, stride, kernel_initializer=start, name=name, **options)
+            start, own = pytorch_uniform(kernel_size, channels), activation if is_csp else None
+            return ConvNorm(
+                channels, kernel_size, stride, activation=own, kernel_initializer=start, name=name, **options
+            )
 
-        def fusion(name: str) -> FusionBlock:
-            return FusionBlock(channels, expansion, blocks, name=name, **options)
+        def down(name: str) -> layers.Layer:
+            return convolution(3, 2, name) if is_csp else SeparableDownsampling(channels, name=name, **options)
+
+        def block(name: str) -> layers.Layer:
+            kind = FusionBlock if is_csp else AggregationBlock
+            return kind(channels, expansion, blocks, activation, name=name, **options)
 
         steps = range(levels - 1)
         self.lateral = [convolution(1, 1, f"lateral{step}") for step in steps]
-        self.top_down = [fusion(f"top_down{step}") for step in steps]
-        self.downsample = [convolution(3, 2, f"downsample{step}") for step in steps]
-        self.bottom_up = [fusion(f"bottom_up{step}") for step in steps]
+        self.top_down = [block(f"top_down{step}") for step in steps]
+        self.downsample = [down(f"downsample{step}") for step in steps]
+        self.bottom_up = [block(f"bottom_up{step}") for step in steps]
 
     def build(self, input_shape: Any) -> None:
         """Build all parts; their shapes depend on the configuration alone."""

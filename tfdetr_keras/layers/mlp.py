@@ -19,13 +19,14 @@ def linear_initializers(inputs: int, kernel: Any = None) -> dict[str, Any]:
 
 
 class MLP(layers.Layer):
-    """Dense layers with ReLU between them, and none after the last.
+    """Dense layers with an activation between them, and none after the last.
 
     Args:
         inputs: channels of the input.
         widths: channels after each layer.
         zero_output: whether the last layer starts as all zeros rather than at random.
         kernel_initializer: of the kernels; None for PyTorch's.
+        activation: by its Keras name.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class MLP(layers.Layer):
         widths: Sequence[int],
         zero_output: bool = False,
         kernel_initializer: str | None = None,
+        activation: str = "relu",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -44,8 +46,8 @@ class MLP(layers.Layer):
             start = linear_initializers(self.channels[index], kernel_initializer)
             if is_last and zero_output:
                 start = {name: initializers.Zeros() for name in start}
-            activation = None if is_last else "relu"
-            self.stack.append(layers.Dense(units, activation, name=f"layer{index}", dtype=self.dtype_policy, **start))
+            own = None if is_last else activation
+            self.stack.append(layers.Dense(units, own, name=f"layer{index}", dtype=self.dtype_policy, **start))
 
     def build(self, input_shape: Any) -> None:
         """Build for `(…, inputs)`."""

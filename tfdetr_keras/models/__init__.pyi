@@ -8,6 +8,8 @@ from .detr import DETR as DETR
 from .detr import DETRConfig as DETRConfig
 from .detr_segmentation import DETRForSegmentation as DETRForSegmentation
 from .detr_segmentation import SegmentationConfig as SegmentationConfig
+from .dfine import DFINE as DFINE
+from .dfine import DFINEConfig as DFINEConfig
 from .lw_detr import LWDETR as LWDETR
 from .lw_detr import LWDETRConfig as LWDETRConfig
 from .presets import PRESETS as PRESETS

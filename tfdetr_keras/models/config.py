@@ -37,6 +37,7 @@ class DetectorConfig:
     """
 
     backbone_class: ClassVar[type[BackboneConfig]] = ResNetConfig
+    other_backbones: ClassVar[tuple[type[BackboneConfig], ...]] = ()  # classes of backbones that it may have, too
 
     backbone: Any = dataclasses.field(default_factory=ResNetConfig)
     num_classes: int = 91
@@ -48,11 +49,12 @@ class DetectorConfig:
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kind = self.backbone_class
+        kinds: tuple[type[BackboneConfig], ...] = (self.backbone_class, *self.other_backbones)
         if isinstance(self.backbone, Mapping):
-            object.__setattr__(self, "backbone", kind(**self.backbone))
-        if not isinstance(self.backbone, kind):
-            raise ValueError(f"backbone must be a {kind.__name__}, or the mapping of one, not {self.backbone!r}")
+            object.__setattr__(self, "backbone", _backbone_of(self.backbone, kinds))
+        if not isinstance(self.backbone, kinds):
+            wanted = " or a ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"backbone must be a {wanted}, or the mapping of one, not {self.backbone!r}")
         object.__setattr__(self, "preprocessing", Preprocessing.of(self.preprocessing))
         if not isinstance(self.recipe, Mapping) or not all(isinstance(name, str) for name in self.recipe):
             raise ValueError(f"recipe must be settings of a training run by their names, not {self.recipe!r}")
@@ -161,6 +163,12 @@ class DetectorConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain values, which `of` takes back."""
         return dataclasses.asdict(self)
+
+
+def _backbone_of(fields: Mapping[str, Any], kinds: Sequence[type[BackboneConfig]]) -> BackboneConfig:
+    """Return the backbone that fields are of: of the first class that has all of them."""
+    known = (kind for kind in kinds if set(fields) <= {field.name for field in dataclasses.fields(kind)})
+    return next(known, kinds[0])(**fields)
 
 
 def _summary(values: list[int]) -> str:

@@ -25,6 +25,7 @@ _MODULES = {
     "DABDETR": "tfdetr_keras.models.dab_detr",
     "RTDETR": "tfdetr_keras.models.rt_detr",
     "RTDETRV2": "tfdetr_keras.models.rt_detr_v2",
+    "DFINE": "tfdetr_keras.models.dfine",
     "LWDETR": "tfdetr_keras.models.lw_detr",
     "RFDETR": "tfdetr_keras.models.rf_detr",
     "RFDETRForSegmentation": "tfdetr_keras.models.rf_detr_segmentation",

@@ -84,6 +84,8 @@ class RTDETRConfig(DetectorConfig):
         False  # whether projections and feed-forward networks of the decoder start Xavier-uniform
     )
     offset_scale: ClassVar[float] = 0.5  # how far an offset of the decoder leads, see `DeformableAttention`
+    mlp_activation: ClassVar[str] = "relu"  # of what makes the queries' positions
+    absolute_sizes: ClassVar[bool] = False  # of denoising boxes whose corners have crossed
 
     backbone: Any = dataclasses.field(default_factory=lambda: _vd("resnet-50", "frozen"))
     num_classes: int = 80
@@ -190,10 +192,17 @@ class RTDETRConfig(DetectorConfig):
         return int(2 ** (len(self.backbone.channels) + 1))
 
     @property
+    def projects_encoded(self) -> bool:
+        """Whether the encoder's maps are projected to the decoder's width."""
+        return True
+
+    @property
     def own_parts(self) -> tuple[str, ...]:
         """Names of the parts beside the backbone's that can be frozen."""
         return (
-            *("input_projection", "encoder", "decoder_projection", "proposals"),
+            *("input_projection", "encoder"),
+            *(("decoder_projection",) if self.projects_encoded else ()),
+            "proposals",
             *(("content_embedding",) if self.learned_content else ()),
             *(("denoising_embedding",) if self.num_denoising else ()),
             *("query_position", "decoder", "class_head", "box_head", "encoder_class_head", "encoder_box_head"),
@@ -372,16 +381,18 @@ class RTDETR(Detector):
         how, policy = config.encoder_batch_norm, self.dtype_policy
         start = "glorot_uniform" if config.is_xavier else None
         between = [config.encoder_dim] * config.num_feature_levels
-        return {
+        parts = {
             **super().normalized_parts(config),
             "input_projection": ProjectedMaps(
                 config.map_channels, config.encoder_dim, how, name="input_projection", dtype=policy
             ),
             "encoder": HybridEncoder(**config.encoder_options, name="encoder", dtype=policy),
-            "decoder_projection": ProjectedMaps(
-                between, config.d_model, how, start, name="decoder_projection", dtype=policy
-            ),
         }
+        if config.projects_encoded:
+            parts["decoder_projection"] = ProjectedMaps(
+                between, config.d_model, how, start, name="decoder_projection", dtype=policy
+            )
+        return parts
 
     def _make_parts(self) -> None:
         config, policy = self.config, self.dtype_policy
@@ -403,9 +414,19 @@ class RTDETR(Detector):
             )
             self.noise = keras.random.SeedGenerator()
         self.query_position = MLP(
-            4, (2 * width, width), kernel_initializer="glorot_uniform", name="query_position", dtype=policy
+            4,
+            (2 * width, width),
+            kernel_initializer="glorot_uniform",
+            activation=config.mlp_activation,
+            name="query_position",
+            dtype=policy,
         )
-        self.decoder = DeformableDecoder(**config.decoder_options, name="decoder", dtype=policy)
+        self._make_heads()
+
+    def _make_heads(self) -> None:
+        """Make the decoder, and the heads of its layers."""
+        config, width = self.config, self.config.d_model
+        self.decoder = DeformableDecoder(**config.decoder_options, name="decoder", dtype=self.dtype_policy)
         names = [f"layer{index}" for index in range(config.decoder_layers)]
         self.class_head = HeadOfEachLayer([self._class_head(name) for name in names], width, name="class_head")
         self.box_head = HeadOfEachLayer([self._box_head(name) for name in names], width, name="box_head")
@@ -440,7 +461,9 @@ class RTDETR(Detector):
         features = self.backbone(pixels, training=training)
         projected = self.input_projection(features[-config.num_feature_levels :], training=training)
         encoded = self.encoder(projected, training=training)
-        maps = self.decoder_projection(encoded.maps, training=training)
+        maps = encoded.maps
+        if config.projects_encoded:
+            maps = self.decoder_projection(maps, training=training)
         memory = flattened(maps)
         heads = {"class_head": self.encoder_class_head, "box_head": self.encoder_box_head}
         selected = self.proposals(memory, anchors(maps, whole_extents(maps)), **heads)
@@ -456,7 +479,7 @@ class RTDETR(Detector):
             content = ops.concatenate([noised, ops.cast(content, noised.dtype)], axis=1)
             claimed = ops.sigmoid(inverse_sigmoid(denoising.boxes))
             references = ops.concatenate([ops.cast(claimed, references.dtype), references], axis=1)
-        decoded = self.decoder(
+        decoded = self._decode(
             content,
             query_position=self.query_position,
             references=references,
@@ -476,8 +499,7 @@ class RTDETR(Detector):
         stages.update({f"encoder.level{index}": x for index, x in enumerate(encoded.maps)})
         stages.update({"memory": memory, "proposals.logits": selected.all_logits})
         stages.update({"proposals.embeddings": selected.embeddings, "proposals.boxes": selected.boxes})
-        stages.update({f"decoder.layer{index}": x for index, x in enumerate(decoded.embeddings)})
-        stages.update({f"decoder.layer{index}.references": x for index, x in enumerate(decoded.references)})
+        stages.update(self._stages_of(decoded))
 
         logits, boxes = decoded.logits[:, :, slots:], decoded.boxes[:, :, slots:]
         outputs = {"logits": logits[:, -1], "pred_boxes": boxes[:, -1]}
@@ -486,13 +508,29 @@ class RTDETR(Detector):
         if training and self.auxiliary_outputs:
             encoder = {"logits": selected.logits[:, None], "pred_boxes": selected.boxes[:, None]}
             outputs["prediction_sets"] = {"encoder": encoder}
+            self._add_sets(outputs, decoded, denoising, slots)
             if denoising is not None:
-                noised = {"logits": decoded.logits[:, :, :slots], "pred_boxes": decoded.boxes[:, :, :slots]}
+                noised = outputs["prediction_sets"]["denoising"]
                 stages.update({"denoising.logits": noised["logits"], "denoising.boxes": noised["pred_boxes"]})
-                queries = ops.broadcast_to(denoising.queries[:, None], ops.shape(noised["logits"])[:3])
-                pairs = {"queries": queries, "objects": denoising.objects, "query_mask": denoising.groups >= 0}
-                outputs["prediction_sets"]["denoising"] = {**noised, **pairs}
         return outputs, stages
+
+    def _decode(self, content: Any, **options: Any) -> Any:
+        """Run the decoder on what the queries begin with; the options are those of its `call`."""
+        return self.decoder(content, **options)
+
+    def _stages_of(self, decoded: Any) -> dict[str, Any]:
+        """Return the decoder's intermediate results by name."""
+        stages = {f"decoder.layer{index}": x for index, x in enumerate(decoded.embeddings)}
+        return stages | {f"decoder.layer{index}.references": x for index, x in enumerate(decoded.references)}
+
+    def _add_sets(self, outputs: dict[str, Any], decoded: Any, denoising: DenoisingQueries | None, slots: Any) -> None:
+        """Add what else is trained to the outputs: what the first slots, of denoising queries, gave."""
+        if denoising is None:
+            return
+        noised = {"logits": decoded.logits[:, :, :slots], "pred_boxes": decoded.boxes[:, :, :slots]}
+        queries = ops.broadcast_to(denoising.queries[:, None], ops.shape(noised["logits"])[:3])
+        pairs = {"queries": queries, "objects": denoising.objects, "query_mask": denoising.groups >= 0}
+        outputs["prediction_sets"]["denoising"] = {**noised, **pairs}
 
     def _denoising(self, inputs: Any, training: bool) -> DenoisingQueries | None:
         """Return the denoising queries of training; None in inference, and where there are no targets."""
@@ -509,4 +547,5 @@ class RTDETR(Detector):
             draws=targets.get("draws"),
             label_noise_ratio=config.label_noise_ratio,
             box_noise_scale=config.box_noise_scale,
+            absolute_sizes=config.absolute_sizes,
         )

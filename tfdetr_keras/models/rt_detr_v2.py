@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfdetr_keras.backbones.config import one_of, whole_number
+from tfdetr_keras.backbones.config import BackboneConfig, one_of, whole_number
+from tfdetr_keras.backbones.hgnet_v2 import HGNETS, HGNetV2Config
 from tfdetr_keras.models.rt_detr import RECIPE, RTDETR, SIZES, RTDETRConfig
 
 
@@ -33,6 +34,7 @@ class RTDETRV2Config(RTDETRConfig):
     """
 
     is_xavier: ClassVar[bool] = True
+    other_backbones: ClassVar[tuple[type[BackboneConfig], ...]] = (HGNetV2Config,)
 
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(_WARM))
     decoder_points: int | Sequence[int] = 4  # type: ignore[assignment]
@@ -64,6 +66,21 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "r50-m": {**_WARM, "plain_epochs": 3},
     "r50": {**_WARM, "plain_epochs": 1},
     "r101": {**_WARM, "backbone_multiplier": 0.01, "plain_epochs": 1},
+    "hgnet-v2-l": {**_WARM, "backbone_multiplier": 0.05, "plain_epochs": 1},
+    "hgnet-v2-x": {**_WARM, "backbone_multiplier": 0.01, "plain_epochs": 1},
+    "hgnet-v2-h": {**_WARM, "backbone_multiplier": 0.05, "plain_epochs": 1},
+}
+
+
+def _hgnet(name: str, **fields: Any) -> dict[str, Any]:
+    return {"backbone": dataclasses.replace(HGNETS[name], batch_norm="frozen"), "frozen": "stem", **fields}
+
+
+_SIZES: Mapping[str, Mapping[str, Any]] = {
+    **SIZES,
+    "hgnet-v2-l": _hgnet("hgnet-v2-b4"),
+    "hgnet-v2-x": _hgnet("hgnet-v2-b5", encoder_dim=384, encoder_ffn_dim=2048),
+    "hgnet-v2-h": _hgnet("hgnet-v2-b6", encoder_dim=512, encoder_ffn_dim=2048, encoder_layers=2),
 }
 
 
@@ -81,7 +98,7 @@ class RTDETRV2(RTDETR):
 
     config_class: ClassVar[type[RTDETRV2Config]] = RTDETRV2Config
     presets: ClassVar[Mapping[str, RTDETRV2Config]] = {
-        f"rt-detr-v2-{size}": RTDETRV2Config(**fields, recipe=RECIPES[size]) for size, fields in SIZES.items()
+        f"rt-detr-v2-{size}": RTDETRV2Config(**fields, recipe=RECIPES[size]) for size, fields in _SIZES.items()
     }
     published: ClassVar[Mapping[str, str]] = {
         f"PekingU/rtdetr_v2_{size}vd": f"rt-detr-v2-{size}" for size in ("r18", "r34", "r50", "r101")
