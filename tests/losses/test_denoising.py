@@ -134,6 +134,34 @@ def test_noise_is_as_large_as_it_is_said():
     assert changed == pytest.approx(0.25 * 0.8, abs=0.02)
 
 
+def test_corners_that_have_crossed_leave_their_box_or_none():
+    """Against the corners themselves, moved one box after the other: everything else stays, to the last bit."""
+    targets, slots = batch_of([4, 2]), 2 * DENOISING
+    draws = draws_of(2, slots)
+    plain, absolute = (
+        td.losses.denoising_queries(targets, CLASSES, DENOISING, draws=draws, absolute_sizes=option)
+        for option in (False, True)
+    )
+    for name in ("labels", "groups", "queries", "objects"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(absolute, name))
+    crossed = 0
+    for image, slot in np.ndindex(2, slots):
+        row = int(plain.objects[image, slot])
+        box = np.zeros(4) if row >= (targets["labels"][image] >= 0).sum() else targets["boxes"][image, row]
+        part = draws["part"][image, slot] + (slot % 8 >= 4)
+        corners = np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
+        corners = np.clip(corners + draws["sign"][image, slot] * part * np.tile(box[2:] / 2, 2), 0, 1)
+        first, last = np.minimum(corners[:2], corners[2:]), np.maximum(corners[:2], corners[2:])
+        expected = np.concatenate([(first + last) / 2, last - first])
+        # Measured: 6e-8.
+        np.testing.assert_allclose(absolute.boxes[image, slot], expected, rtol=0, atol=6e-7)
+        is_crossed = corners[2:] < corners[:2]
+        crossed += is_crossed.sum()
+        expected[2:][is_crossed] = 0
+        np.testing.assert_allclose(plain.boxes[image, slot], expected, rtol=0, atol=6e-7)
+    assert crossed > 3
+
+
 def test_one_trace_for_any_number_of_objects():
     traces = []
 

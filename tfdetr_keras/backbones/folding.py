@@ -35,8 +35,10 @@ def folded_values(values: dict[str, Any]) -> dict[str, Any]:
             for name in ("gamma", "beta", "moving_mean", "moving_variance")
         )
         scale = gamma / (variance + EPSILON) ** 0.5
-        kernel = values[f"{place}{CONVOLUTION}/kernel"]  # (height, width, inputs, outputs)
-        folded[f"{place}{CONVOLUTION}/kernel"] = (kernel * scale).astype(kernel.dtype)
+        # (height, width, inputs, outputs); of a depthwise convolution (height, width, channels, 1).
+        kernel = values[f"{place}{CONVOLUTION}/kernel"]
+        factor = scale if kernel.shape[-1] == len(scale) else scale[:, None]
+        folded[f"{place}{CONVOLUTION}/kernel"] = (kernel * factor).astype(kernel.dtype)
         folded[f"{place}{CONVOLUTION}/bias"] = (beta - mean * scale).astype(kernel.dtype)
     for path in [path for path in folded if path.endswith(f"{POINTWISE}kernel")]:
         block = path.removesuffix(f"{POINTWISE}kernel")

@@ -13,6 +13,7 @@ from keras import layers, ops
 
 from tfdetr_keras.layers.activations import activation_named
 from tfdetr_keras.layers.batch_norm import BatchNorm, BatchNormalization, FrozenBatchNormalization
+from tfdetr_keras.layers.depthwise import DepthwiseConvolution
 from tfdetr_keras.layers.mlp import linear_initializers
 
 
@@ -35,12 +36,13 @@ class ConvNorm(layers.Layer):
 
     Args:
         channels: of the output.
-        kernel_size: odd.
+        kernel_size: odd; or 2 with a stride of 1, for which the last row and column are padded.
         stride: 1 keeps height and width.
         dilation: of the kernel.
         activation: by its Keras name, or None.
         batch_norm: "frozen", "trainable" or "folded".
         kernel_initializer: Kaiming's by default.
+        depthwise: whether each channel is convolved alone, so that there are as many before; without a dilation.
     """
 
     def __init__(
@@ -52,23 +54,27 @@ class ConvNorm(layers.Layer):
         activation: str | None = "relu",
         batch_norm: BatchNorm = "frozen",
         kernel_initializer: keras.initializers.Initializer | str | None = None,
+        depthwise: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.channels, self.is_depthwise = channels, depthwise
         self.activation = None if activation is None else activation_named(activation)
-        # Symmetric padding: with stride 1 that is what "same" does, with a stride it is not.
-        self.padding = kernel_size // 2 if stride > 1 else 0
-        self.convolution = layers.Conv2D(
-            channels,
-            kernel_size,
-            strides=stride,
-            padding="valid" if stride > 1 else "same",
-            dilation_rate=dilation,
-            use_bias=batch_norm == "folded",
-            kernel_initializer=kernel_initializer or _he_normal(),
-            name="convolution",
-            dtype=self.dtype_policy,
-        )
+        # Symmetric padding: with stride 1 that is what "same" does, with a stride not. A depthwise one pads itself.
+        self.padding = kernel_size // 2 if stride > 1 and not depthwise else 0
+        options: dict[str, Any] = {
+            "strides": stride,
+            "use_bias": batch_norm == "folded",
+            "name": "convolution",
+            "dtype": self.dtype_policy,
+        }
+        start = kernel_initializer or _he_normal()
+        self.convolution: Any
+        if depthwise:
+            self.convolution = DepthwiseConvolution(kernel_size, depthwise_initializer=start, **options)
+        else:
+            options |= {"padding": "valid" if stride > 1 else "same", "dilation_rate": dilation}
+            self.convolution = layers.Conv2D(channels, kernel_size, kernel_initializer=start, **options)
         self.normalization: Any = None
         if batch_norm == "frozen":
             self.normalization = FrozenBatchNormalization(name="normalization", dtype=self.dtype_policy)
@@ -79,7 +85,7 @@ class ConvNorm(layers.Layer):
         """Build for `(batch, height, width, channels)`."""
         self.convolution.build(input_shape)
         if self.normalization is not None:
-            self.normalization.build((None, None, None, self.convolution.filters))
+            self.normalization.build((None, None, None, self.channels))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Map `(batch, height, width, channels)` → `(batch, ⌈height/stride⌉, ⌈width/stride⌉, filters)`."""
@@ -87,6 +93,8 @@ class ConvNorm(layers.Layer):
         if isinstance(self.normalization, FrozenBatchNormalization):
             scale, shift = self.normalization.affine()
             kernel = self.convolution.kernel
+            # That of a depthwise convolution has the channels on its last axis but one.
+            scale = ops.reshape(scale, kernel.shape[-2:]) if self.is_depthwise else scale
             x = self.convolution.convolution_op(x, kernel * ops.cast(scale, kernel.dtype))
             x = x + ops.cast(shift, x.dtype)
         else:

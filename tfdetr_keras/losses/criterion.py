@@ -34,6 +34,8 @@ class SetCriterion:
       the right answer and αₜ = α for the matched class, 1 − α for all others;
     * `loss_ce`, varifocal: Σ w(c)·v·(cross-entropy of σ(x) and q) / N over all queries and classes: for the matched
       class v = q = the IoU of the pair's boxes, for all others q = 0 and v = α pᵞ, p = σ(x); no gradient through v, q;
+    * `loss_ce`, matchability-aware: Σ w(c)·v·(cross-entropy of σ(x) and q) / N; for the matched class q = IoUᵞ and v =
+      1, for all others q = 0 and v = α pᵞ; no gradient through v, q;
     * `loss_ce`, IoU-aware: Σ w(c)·(−t log p − v log(1 − p)) / N; for the matched class t = max(pᵅ IoU^(1 − α), 0.01),
       without a gradient, and v = 1 − t, for all others t = 0 and v = pᵞ;
     * `loss_bbox` = Σ ‖b − b̂‖₁ / N and `loss_giou` = Σ (1 − GIoU(b, b̂)) / N over the matched pairs;
@@ -59,10 +61,11 @@ class SetCriterion:
             `"focal"`, targets 1 and 0 become 1 − ε/2 and ε/2.
         classification: `"softmax"`, for outputs with a "no object" class, or `"focal"`, for outputs with an independent
             sigmoid per class and no "no object" (Deformable and Conditional DETR); `"varifocal"`, the same with the
-            quality of its box as a query's score (RT-DETR); `"iou_aware"`, with a mean of both (LW-DETR, RF-DETR); or a
-            `Classification`.
-        focal_alpha: α of the focal and the IoU-aware loss, 0.25 where left out; of the varifocal loss, 0.75 there.
-        focal_gamma: γ of all.
+            quality of its box as a query's score (RT-DETR); `"matchability_aware"`, the same with DEIM's loss;
+            `"iou_aware"`, with a mean of both (LW-DETR, RF-DETR); or a `Classification`.
+        focal_alpha: α of the focal and the IoU-aware loss, 0.25 where left out; of the varifocal loss, 0.75 there, of
+            the matchability-aware loss 1.
+        focal_gamma: γ of all, 2 where left out; of the matchability-aware loss, 1.5 there.
 
     Raises:
         ValueError: an unknown `classification`, a share or weight that is out of range.
@@ -70,7 +73,8 @@ class SetCriterion:
     Source:
         DETR, section 3.1 equation 2, section 3.2 ("Auxiliary decoding losses"), appendix A.2 and A.4; focal loss: Lin
         et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002, equation 5; varifocal loss: Zhang et al.
-        2021, "VarifocalNet", arXiv:2008.13367, equation 2; label smoothing of weighted classes as
+        2021, "VarifocalNet", arXiv:2008.13367, equation 2; matchability-aware loss: Huang et al. 2024, "DEIM",
+        arXiv:2412.04234, section 3; label smoothing of weighted classes as
         `torch.nn.CrossEntropyLoss`, of focal targets as `keras.losses.BinaryFocalCrossentropy`.
     """
 
@@ -87,14 +91,15 @@ class SetCriterion:
     label_smoothing: float = 0.0
     classification: str | Classification = "softmax"
     focal_alpha: float = PUBLISHED
-    focal_gamma: float = 2.0
+    focal_gamma: float = PUBLISHED
 
     def __post_init__(self) -> None:
         named = classification_named(self.classification)
         if SHORT.get(getattr(named, "name", "")) == named:  # files have the short name
             object.__setattr__(self, "classification", named.name)
-        if self.focal_alpha is None:
-            object.__setattr__(self, "focal_alpha", named.alpha)
+        for name in ("alpha", "gamma"):
+            if getattr(self, f"focal_{name}") is None:
+                object.__setattr__(self, f"focal_{name}", getattr(named, name))
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
         if self.label_smoothing and named.wants_quality:

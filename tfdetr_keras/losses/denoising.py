@@ -69,6 +69,7 @@ def denoising_queries(
     draws: Mapping[str, Any] | None = None,
     label_noise_ratio: float = LABEL_NOISE_RATIO,
     box_noise_scale: float = BOX_NOISE_SCALE,
+    absolute_sizes: bool = False,
 ) -> DenoisingQueries:
     """Make denoising queries of a batch's objects.
 
@@ -87,12 +88,14 @@ def denoising_queries(
             into which direction each side of a box moves, and `part` `(batch, slots, 4)` in [0, 1), how far.
         label_noise_ratio: twice the share of labels that are drawn anew, some of them to what they were.
         box_noise_scale: factor on the boxes' moves.
+        absolute_sizes: whether a box that is so far off that its corners have crossed is the one between them, as
+            D-FINE's authors have it, instead of one whose side is 0 (RT-DETR).
 
     Returns:
         The queries; without any object in the batch none of the slots is used.
 
     Source:
-        DINO, section 3.3 ("Contrastive DeNoising Training").
+        DINO, section 3.3 ("Contrastive DeNoising Training"); D-FINE's code.
     """
     dense = dense_targets(targets)
     labels = ops.cast(ops.convert_to_tensor(dense["labels"]), "int32")
@@ -128,8 +131,8 @@ def denoising_queries(
     part = ops.cast(draws["part"], dtype) + ops.cast(is_negative, dtype)[None, :, None]
     half = ops.tile(box[..., 2:], (1, 1, 2)) / 2 * box_noise_scale
     corners = cxcywh_to_xyxy(box) + ops.cast(draws["sign"], dtype) * part * half
-    # Where the corners of a box that is far off have crossed, a side is 0.
-    box = ops.maximum(xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0)), 0.0)
+    box = xyxy_to_cxcywh(ops.clip(corners, 0.0, 1.0))
+    box = ops.abs(box) if absolute_sizes else ops.maximum(box, 0.0)  # where corners have crossed
 
     is_mended = ops.logical_and(ops.logical_and(is_used, ops.logical_not(is_negative)), is_object)
     return DenoisingQueries(label, box, ops.where(is_used, group, -1), ops.where(is_mended, slot, -1), objects)

@@ -1,7 +1,8 @@
 """Classification of queries: the cost of a wrong class, the loss, and the answers that are kept in the end.
 
 One object defines all of it, so that matching, training, post-processing and exports agree. `"softmax"`, `"focal"`,
-`"varifocal"` and `"iou_aware"` are short names of the published ones; derive a class from `Classification` for another.
+`"varifocal"`, `"matchability_aware"` and `"iou_aware"` are short names of the published ones; derive a class from
+`Classification` for another.
 """
 
 from __future__ import annotations
@@ -38,11 +39,16 @@ class Classification(abc.ABC):
     has_no_object: bool  # whether the last logit stands for "no object"
     wants_quality: bool = False  # whether the loss is given `quality`, how well each query's box fits its object
     alpha: float = 0.25  # of the loss, where `SetCriterion` is told none
+    gamma: float = 2.0  # likewise
     limit: int | None = None  # answers of an image that are kept; as many as queries for None
 
     def most(self, num_queries: int) -> int:
         """Return how many answers of an image are kept."""
         return num_queries if self.limit is None else self.limit
+
+    def answers_as(self, other: str | Classification) -> bool:
+        """Return whether a model of the other classification can be trained with this one's loss."""
+        return self == classification_named(other)
 
     def num_logits(self, num_classes: int) -> int:
         """Return the number of logits of a query."""
@@ -237,6 +243,10 @@ class Varifocal(Focal):
     alpha = 0.75
     limit = None
 
+    def answers_as(self, other: str | Classification) -> bool:
+        """Return whether the other is a varifocal one, too, whatever its loss."""
+        return isinstance(classification_named(other), Varifocal)
+
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting, quality: Any = None) -> Any:
         """Return the varifocal loss per object, summed over queries and classes.
 
@@ -250,10 +260,36 @@ class Varifocal(Focal):
         is_class = ops.one_hot(classes, logits.shape[-1] + 1)[..., :-1]
         target = is_class * quality[..., None]
         weight = weighting.focal_alpha * ops.sigmoid(logits) ** weighting.focal_gamma * (1 - is_class) + target
-        losses = ops.stop_gradient(weight) * (ops.softplus(logits) - target * logits)
-        if weighting.class_weights is not None:
-            losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
-        return _sums_of_layers(losses) / num_boxes
+        return _weighted_cross_entropy(logits, target, weight, weighting) / num_boxes
+
+
+@keras.saving.register_keras_serializable(package="tfdetr_keras")
+class MatchabilityAware(Varifocal):
+    """Varifocal, with a loss in which a pair counts fully however little its boxes overlap.
+
+    Models of the varifocal classification may be trained with it, since answers are the same.
+
+    Source: Huang et al. 2024, "DEIM: DETR with Improved Matching for Fast Convergence", arXiv:2412.04234, section 3.
+    """
+
+    name = "matchability_aware"
+    alpha = 1.0
+    gamma = 1.5
+
+    def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting, quality: Any = None) -> Any:
+        """Return the matchability-aware loss per object, summed over queries and classes.
+
+        Args:
+            logits: `(batch, layers, queries, classes)` float32.
+            classes: `(batch, layers, queries)` int32, the matched class, or the number of classes for none.
+            num_boxes: scalar, the objects of the batch, at least 1.
+            weighting: of the classes.
+            quality: `(batch, layers, queries)` float32, the IoU of the pair's boxes.
+        """
+        is_class, gamma = ops.one_hot(classes, logits.shape[-1] + 1)[..., :-1], weighting.focal_gamma
+        target = is_class * (quality**gamma)[..., None]
+        weight = weighting.focal_alpha * ops.sigmoid(logits) ** gamma * (1 - is_class) + is_class
+        return _weighted_cross_entropy(logits, target, weight, weighting) / num_boxes
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -302,7 +338,9 @@ class IoUAware(Focal):
         return ops.sum(losses, axis=(0, 2)) / num_boxes
 
 
-SHORT: dict[str, Classification] = {one.name: one for one in (Softmax(), Focal(), Varifocal(), IoUAware())}
+SHORT: dict[str, Classification] = {
+    one.name: one for one in (Softmax(), Focal(), Varifocal(), MatchabilityAware(), IoUAware())
+}
 
 
 def classification_named(classification: str | Classification) -> Classification:
@@ -316,6 +354,14 @@ def classification_named(classification: str | Classification) -> Classification
     if not isinstance(classification, str) or classification not in SHORT:
         raise ValueError(f"classification must be one of {tuple(SHORT)}, not {classification!r}")
     return SHORT[classification]
+
+
+def _weighted_cross_entropy(logits: Any, target: Any, weight: Any, weighting: Weighting) -> Any:
+    """Return the cross-entropy of sigmoids in each layer, `(layers,)`; no gradient flows through the weights."""
+    losses = ops.stop_gradient(weight) * (ops.softplus(logits) - target * logits)
+    if weighting.class_weights is not None:
+        losses = losses * ops.convert_to_tensor(weighting.class_weights, "float32")
+    return _sums_of_layers(losses)
 
 
 def _sums_of_layers(losses: Any) -> Any:

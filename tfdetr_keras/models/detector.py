@@ -384,7 +384,7 @@ class Detector(OwnLossModel):
         """Compute the criterion's total, for Keras, and keep the parts for the logs."""
         if sample_weight is not None:
             raise ValueError("DETR's loss takes no sample_weight: give fit a dataset of (inputs, targets)")
-        if classification_named(self.criterion.classification) != classification_named(self.config.classification):
+        if not classification_named(self.criterion.classification).answers_as(self.config.classification):
             raise ValueError(
                 f"{type(self).__name__}'s classes are a {self.config.classification!r} classification, but its "
                 f"criterion has classification={self.criterion.classification!r}"
