@@ -182,7 +182,7 @@ def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> 
             hidden_dim=config.d_model,
             decoder_num_layers=config.decoder_layers,
             decoder_ffn_dim=config.decoder_ffn_dim,
-            decoder_n_points=list(config.decoder_points),
+            decoder_n_points=kerashub.points_of(config),
             num_feature_levels=levels,
             feat_strides=(8, 16, 32)[-levels:],
             num_queries=config.num_queries,

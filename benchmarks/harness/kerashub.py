@@ -12,6 +12,12 @@ PACKAGE = ("keras-hub==0.32.0",)
 STRIDES = (8, 16, 32)  # of the backbone's last three stages
 
 
+def points_of(config: Any) -> list[int]:
+    """How many points of each level a head of our decoder looks at."""
+    points = config.decoder_points
+    return [points] * config.num_feature_levels if isinstance(points, int) else list(points)
+
+
 def network(config: Any, size: Sequence[int], labels: Sequence[Mapping[str, Any]] | None = None) -> Any:
     """Its network with random weights, all but what its detector does to boxes afterwards (non-maximum suppression).
 
@@ -71,7 +77,7 @@ def network(config: Any, size: Sequence[int], labels: Sequence[Mapping[str, Any]
         num_decoder_layers=config.decoder_layers,
         decoder_attention_heads=config.decoder_attention_heads,
         decoder_ffn_dim=config.decoder_ffn_dim,
-        decoder_n_points=list(config.decoder_points),
+        decoder_n_points=points_of(config),
         lqe_hidden_dim=config.quality_dim,
         num_lqe_layers=2,
         out_features=taps,
