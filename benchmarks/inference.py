@@ -1,4 +1,4 @@
-"""How fast do DETR, RT-DETR and RF-DETR detect? Ours against others' models, and against the machine.
+"""How fast do DETR, RT-DETR, D-FINE and RF-DETR detect? Ours against others' models, and against the machine.
 
     python benchmarks/inference.py [--repetitions 7] [--model detr-resnet-50 rf-detr-nano] [--size 800x1066x1 512x512x4]
 
@@ -13,14 +13,16 @@ round; figures are medians; compilation is not timed.
 The machine's own rate is that of the faster of TensorFlow's and PyTorch's product of two float32 matrices, timed in the
 same rounds. Multiplications of an image are counted by PyTorch's `FlopCounterMode` in Hugging Face's model.
 
-RT-DETR's queries are its best tokens, best first. Random weights score them nearly alike, so that a rounding swaps
-some: each query is compared with the one that is nearest to it.
+RT-DETR's and D-FINE's queries are their best tokens, best first. Random weights score them nearly alike, so that a
+rounding swaps some: each query is compared with the one that is nearest to it.
+
+Beside D-FINE stands KerasHub's, too, as a graph and compiled by XLA, with random weights of the same shapes.
 
 RF-DETR has nothing to fold, so ours in `mixed_bfloat16` is the plain graph. RF-DETR's own package, `rfdetr`, stands
 beside Hugging Face's: with the same weights, eagerly as it predicts, and by `torch.compile` of what it exports. None
 computes the groups that only training has. Random scales of all normalisations keep tokens' scores apart, since a
-query's content is that of its rank: swapped ones would be other queries. ZeroModels and rfdetr are downloaded on the
-first run into `benchmarks/.peers`, where only their own processes look.
+query's content is that of its rank: swapped ones would be other queries. ZeroModels, KerasHub and rfdetr are downloaded
+on the first run into `benchmarks/.peers`, where only their own processes look.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from harness import kerashub
 from harness.agreement import PARTS, apart
 from harness.memory import peak_mib
 from harness.multiplications import multiplications
@@ -52,6 +55,7 @@ PLAIN_HALF = "ours, graph, bfloat16"
 EAGER, COMPILED = "transformers, eager", "transformers, torch.compile"
 RFDETR, RFDETR_COMPILED = "rfdetr, eager", "rfdetr, torch.compile"
 ZERO, ZERO_XLA = "ZeroModels, graph", "ZeroModels, XLA"
+HUB, HUB_XLA = "KerasHub, graph", "KerasHub, XLA"
 _OTHERS = (EAGER, COMPILED, ZERO, ZERO_XLA)
 MATMUL_TENSORFLOW, MATMUL_TORCH = "matmul, tensorflow", "matmul, torch"
 ZEROMODELS = ("zeromodels==1.3.6", "sentencepiece==0.2.1")  # which it imports
@@ -69,14 +73,18 @@ class Load(NamedTuple):
     zero: float | None
     rate: float | None
     contenders: tuple[str, ...] = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, *_OTHERS)
+    hub: float | None = None
 
 
 # XLA does not compile ZeroModels' bicubic resizing of its positions.
 _OF_RF_DETR = (OURS, OURS_XLA, PLAIN_HALF, RFDETR, RFDETR_COMPILED, EAGER, COMPILED, ZERO)
+_OF_D_FINE = (OURS, OURS_XLA, FOLDED, FOLDED_XLA, HALF, *_OTHERS, HUB, HUB_XLA)
 LOADS = {
     "detr-resnet-50": Load(("800x1066x1", "512x512x4"), 0.45, None, 0.8, 85),
     "rt-detr-r18": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
     "rt-detr-r50": Load(("640x640x1",), 0.5, 0.8, 0.8, 80),
+    "d-fine-nano": Load(("640x640x1",), 1, 1, 1, None, _OF_D_FINE, hub=1),
+    "d-fine-small": Load(("640x640x1",), 1, 1, 1, None, _OF_D_FINE, hub=1),
     "rf-detr-nano": Load(("384x384x1",), 0.6, None, None, None, _OF_RF_DETR),
     "rf-detr-small": Load(("512x512x1",), 0.6, None, None, None, _OF_RF_DETR),
 }
@@ -107,8 +115,8 @@ def write_weights(folder: Path, config: dict[str, Any]) -> None:
             array.data.uniform_(0.5, 1.5)
         elif name.endswith("running_mean"):
             array.data.uniform_(-0.1, 0.1)
-        elif config["model_type"] == "rf_detr" and not array.any():  # what makes all boxes those of the anchors
-            array.data.normal_(0, 0.1)
+        elif config["model_type"] in ("rf_detr", "d_fine") and array.is_floating_point() and not array.any():
+            array.data.normal_(0, 0.1)  # what makes all boxes those of the anchors
     norms: tuple[Any, ...] = (torch.nn.BatchNorm2d,)  # whose scales transformers' RT-DETR begins near 0
     if config["model_type"] == "rf_detr":
         norms = (torch.nn.LayerNorm,)
@@ -150,6 +158,36 @@ def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> 
         from zeromodels.models.detr import DETRDetect
 
         model = DETRDetect(image_size=(*size[:2], 3))
+    elif name.startswith("d-fine"):
+        from zeromodels.models.dfine import DFineDetect
+
+        from tfdetr_keras.models import PRESETS
+
+        config = PRESETS[name]
+        trunk, levels = config.backbone, config.num_feature_levels
+        model = DFineDetect(
+            stem_channels=(3, *trunk.stem_channels),
+            stage_in_channels=(trunk.stem_channels[1], *trunk.channels[:-1]),
+            stage_mid_channels=trunk.hidden_channels,
+            stage_out_channels=trunk.channels,
+            stage_num_blocks=trunk.depths,
+            stage_numb_of_layers=(trunk.block_layers,) * len(trunk.channels),
+            use_lab=trunk.learnable_affine,
+            encoder_in_channels=trunk.channels[-levels:],
+            encoder_hidden_dim=config.encoder_dim,
+            encoder_ffn_dim=config.encoder_ffn_dim,
+            encode_proj_layers=(levels - 1,),
+            hidden_expansion=config.expansion,
+            ccfm_num_blocks=config.fusion_blocks,
+            hidden_dim=config.d_model,
+            decoder_num_layers=config.decoder_layers,
+            decoder_ffn_dim=config.decoder_ffn_dim,
+            decoder_n_points=kerashub.points_of(config),
+            num_feature_levels=levels,
+            feat_strides=(8, 16, 32)[-levels:],
+            num_queries=config.num_queries,
+            image_size=size[0],
+        )
     elif name.startswith("rf-detr"):
         from zeromodels.models.rf_detr import RFDETRDetect
 
@@ -180,6 +218,25 @@ def _zeromodels(contender: str, name: str, folder: str, size: Sequence[int]) -> 
             image_size=(*size[:2], 3),
         )
     forward = tf.function(lambda inputs: model(inputs, training=False), jit_compile=contender == ZERO_XLA)
+    inputs = tf.constant(_pixels(size))
+    return lambda: {part: value.numpy() for part, value in forward(inputs).items()}
+
+
+def _kerashub(contender: str, name: str, folder: str, size: Sequence[int]) -> Run:
+    import tensorflow as tf
+
+    from tfdetr_keras.models import PRESETS
+
+    model = kerashub.network(PRESETS[name], size[:2])
+
+    def detect(inputs: Any) -> dict[str, Any]:
+        outputs = model(inputs, training=False)
+        return {
+            "logits": outputs["intermediate_logits"][:, -1],
+            "pred_boxes": outputs["intermediate_reference_points"][:, -1],
+        }
+
+    forward = tf.function(detect, jit_compile=contender == HUB_XLA)
     inputs = tf.constant(_pixels(size))
     return lambda: {part: value.numpy() for part, value in forward(inputs).items()}
 
@@ -246,6 +303,8 @@ def work(contender: str) -> None:
             runs.append(_rfdetr(contender, name, folder, size))
         elif contender in (ZERO, ZERO_XLA):
             runs.append(_zeromodels(contender, name, folder, size))
+        elif contender in (HUB, HUB_XLA):
+            runs.append(_kerashub(contender, name, folder, size))
         else:
             runs.append(_ours(contender, name, folder, size))
         outputs = runs[0]()
@@ -265,6 +324,8 @@ def _missing(contender: str) -> str | None:
     """Installs what a contender needs; returns why it cannot be had, if so."""
     if contender in (RFDETR, RFDETR_COMPILED):
         return rfdetr_missing()
+    if contender in (HUB, HUB_XLA):
+        return not_installed(kerashub.PACKAGE)
     return not_installed(ZEROMODELS) if contender in (ZERO, ZERO_XLA) else None
 
 
@@ -275,7 +336,7 @@ def measure(model: str, folder: str, size: Sequence[int], repetitions: int) -> d
     outputs = {name: worker.ask("first", model, folder, size) for name, worker in workers.items()}
     differences = dict.fromkeys(workers, "")
     for name in names:
-        if name in (EAGER, ZERO, ZERO_XLA):
+        if name in (EAGER, ZERO, ZERO_XLA, HUB, HUB_XLA):
             continue
         logits, boxes = apart(outputs[name], outputs[EAGER], _is_detr(model))
         differences[name] = f"{logits:.1e}, {boxes:.1e}"
@@ -360,6 +421,9 @@ def report(model: str, folder: str, size: Sequence[int], repetitions: int) -> No
         zeros = [measured[name][0] for name in (ZERO, ZERO_XLA) if name in measured]
         ratio = seconds / min(zeros) if zeros else None
         print_bar(f"time of {fastest} / the faster ZeroModels", ratio, at_most=load.zero)
+    if load.hub is not None:
+        hubs = [measured[name][0] for name in (HUB, HUB_XLA) if name in measured]
+        print_bar(f"time of {fastest} / the faster KerasHub", seconds / min(hubs) if hubs else None, at_most=load.hub)
     if load.rate is not None:
         share = 100 * count / seconds / machine
         print_bar(f"multiplications of {fastest}, % of the machine's rate", share, at_least=load.rate)
