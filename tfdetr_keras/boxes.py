@@ -18,6 +18,11 @@ def cxcywh_to_xyxy(boxes: Any) -> Any:
     return ops.concatenate([center - 0.5 * size, center + 0.5 * size], axis=-1)
 
 
+def with_sides(boxes: Any) -> Any:
+    """Return `(..., 4)` cxcywh boxes with a width or height of 0 where it is negative, as a prediction's may be."""
+    return ops.concatenate([boxes[..., :2], ops.maximum(boxes[..., 2:], 0.0)], axis=-1)
+
+
 def xyxy_to_cxcywh(boxes: Any) -> Any:
     """Convert `(..., 4)` boxes from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     top_left, bottom_right = boxes[..., :2], boxes[..., 2:]

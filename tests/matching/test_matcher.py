@@ -95,6 +95,22 @@ def test_scipy_finds_the_same_pairs(queries):
         np.testing.assert_array_equal(matched, expected)
 
 
+@pytest.mark.parametrize("classification", ["focal", "iou_aware"])
+def test_scipy_finds_the_same_pairs_where_probabilities_round_to_0_and_1(classification):
+    """Of 1 − p + ε XLA makes (1 + ε) − p, whose logarithm was an infinite cost, and any pair the best."""
+    example = problem(seed=4, queries=8)
+    example["logits"] = np.where(np.abs(example["logits"]) > 2, 110 * np.sign(example["logits"]), example["logits"])
+    assert (example["logits"] == 110).any()
+    options = {**WEIGHTS, "classification": classification}
+    double = {name: x.astype("float64") if x.dtype == "float32" else x for name, x in example.items()}
+    cost, queries = matching_cost(**double, **options).numpy(), match(**example, **options).numpy()
+    for image, layer in np.ndindex(3, LAYERS):
+        rows = np.flatnonzero(example["labels"][image] >= 0)
+        assert np.isfinite(cost[image, layer, rows]).all()
+        expected = scipy.optimize.linear_sum_assignment(cost[image, layer, rows])[1]
+        assert queries[image, layer, rows].tolist() == expected.tolist()
+
+
 def test_padding_changes_nothing():
     """Neither what padding rows hold nor the order of the rows."""
     example = problem(seed=2)

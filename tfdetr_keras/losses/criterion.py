@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from tfdetr_keras.backend.replicas import number_of_replicas, sum_over_replicas
-from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou, iou
+from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou, iou, with_sides
 from tfdetr_keras.losses.masks import mask_losses
 from tfdetr_keras.losses.targets import PADDING_LABEL, dense_targets, validate_batch
 from tfdetr_keras.matching.classification import SHORT, Classification, Weighting, classification_named
@@ -19,6 +19,39 @@ from tfdetr_keras.matching.matcher import match
 
 NEVER = -1e4  # the logit of a class that is not there
 PUBLISHED: Any = None  # of a coefficient: as the classification's authors have it
+DECODER = ""  # the name of the decoder's own layers among the prediction sets
+
+
+class PredictionSet(NamedTuple):
+    """What some layers predict, in groups of queries one after the other.
+
+    Attributes:
+        logits: `(batch, layers · groups, queries, logits)` float32.
+        boxes: `(batch, layers · groups, queries, 4)` float32, cxcywh.
+        groups: how many groups a layer has.
+        predictions: what the model gave.
+    """
+
+    logits: Any
+    boxes: Any
+    groups: int
+    predictions: Mapping[str, Any]
+
+
+class Pairs(NamedTuple):
+    """Pairs of a query and an object in each layer of a set.
+
+    Attributes:
+        queries: `(batch, layers · groups, pairs)` int32, −1 = no pair.
+        labels: `(batch, pairs)` int32, the objects' classes.
+        boxes: `(batch, pairs, 4)` float32, the objects' boxes.
+        count: scalar, the pairs of a layer in the whole batch, at least 1; sums over them are divided by it.
+    """
+
+    queries: Any
+    labels: Any
+    boxes: Any
+    count: Any
 
 
 @keras.saving.register_keras_serializable(package="tfdetr_keras")
@@ -154,36 +187,36 @@ class SetCriterion:
             )
         targets = dense_targets(targets)
         validate_batch(targets, num_classes)
-        logits, pred_boxes = _all_layers(outputs)
         labels = ops.cast(ops.convert_to_tensor(targets["labels"]), "int32")
         boxes = ops.cast(ops.convert_to_tensor(targets["boxes"]), "float32")
         boxes = ops.where(labels[..., None] >= 0, boxes, 0.0)  # padding may hold anything, NaN too
-
         num_objects = ops.sum(ops.cast(labels >= 0, "float32"), axis=-1)
         of_batch = sum_over_replicas(ops.sum(num_objects))
-        groups, depth = int(outputs.get("groups", 1)), logits.shape[1]
-        cardinality_error = self._cardinality_error(_of_groups(logits, groups)[:, -groups], num_objects)
-        logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
-        num_boxes = _at_least_one(of_batch, groups)
-        queries = self._match(logits, pred_boxes, labels, boxes, self._further_cost(outputs, targets, groups))
-        layers = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
-        layers = _means(layers | self._further_losses(outputs, queries, targets, num_boxes, groups), groups)
-        total = self._weighted(layers)
-        last = {name: values[-1] for name, values in layers.items()}
+
+        decoder = {**outputs, **dict(zip(("logits", "pred_boxes"), _all_layers(outputs), strict=True))}
+        sets = {DECODER: _prediction_set(decoder)}
+        sets |= {name: _prediction_set(one) for name, one in outputs.get("prediction_sets", {}).items()}
+        pairs = {name: self._pairs(one, labels, boxes, of_batch, targets) for name, one in sets.items()}
+        losses = self._losses_of_sets(sets, pairs, targets)
+
+        last = {name: values[-1] for name, values in losses[DECODER].items()}
+        total = self._weighted(losses[DECODER])
         if "pred_masks" in outputs:
-            paired = _paired_masks(outputs["pred_masks"], queries[:, -1])
-            last |= self._losses_of_masks(paired, true_masks(targets), queries[:, -1] >= 0, num_boxes)
+            queries, num_boxes = pairs[DECODER].queries[:, -1], pairs[DECODER].count
+            paired = _paired_masks(outputs["pred_masks"], queries)
+            last |= self._losses_of_masks(paired, true_masks(targets), queries >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
-        others = {f"{name}_{layer}": values[layer] for layer in range(depth - 1) for name, values in layers.items()}
-        for of_set, predictions in outputs.get("prediction_sets", {}).items():
-            of_layers = self._losses_of_set(predictions, labels, boxes, of_batch, targets)
-            total += predictions.get("coefficient", 1.0) * self._weighted(of_layers)
-            depth = predictions["logits"].shape[1]
+        others = {}
+        for of_set, of_layers in losses.items():
+            depth, suffix = decoder["logits"].shape[1] - 1, ""
+            if of_set != DECODER:
+                total += outputs["prediction_sets"][of_set].get("coefficient", 1.0) * self._weighted(of_layers)
+                depth, suffix = outputs["prediction_sets"][of_set]["logits"].shape[1], f"_{of_set}"
             others |= {
-                f"{name}_{of_set}_{layer}": values[layer]
-                for layer in range(depth)
-                for name, values in of_layers.items()
+                f"{name}{suffix}_{layer}": values[layer] for layer in range(depth) for name, values in of_layers.items()
             }
+        groups = sets[DECODER].groups
+        cardinality_error = self._cardinality_error(sets[DECODER].logits[:, -groups], num_objects)
         return {"loss": total, **last, "cardinality_error": cardinality_error, **others}
 
     def _match(self, logits: Any, pred_boxes: Any, labels: Any, boxes: Any, further_cost: Any = None) -> Any:
@@ -196,47 +229,20 @@ class SetCriterion:
         return None
 
     def _further_losses(
-        self, predictions: Mapping[str, Any], queries: Any, targets: Mapping[str, Any], num_boxes: Any, groups: int
+        self, predictions: Mapping[str, Any], pairs: Pairs, targets: Mapping[str, Any], groups: int
     ) -> dict[str, Any]:
         """Return further losses of the pairs by name, `(layers · groups,)` each."""
         return {}
 
-    def _losses(
-        self, logits: Any, pred_boxes: Any, queries: Any, labels: Any, boxes: Any, num_boxes: Any
-    ) -> dict[str, Any]:
-        """Return the losses of each layer by name, `(layers,)`, of pairs of a query and a label with its box."""
-        num_classes = logits.shape[-1] - self.has_no_object_class
-        # A query is matched at most once, so that a sum over objects picks one; −1 is nobody's query.
-        is_match = ops.one_hot(queries, ops.shape(logits)[2], dtype="int32")
-        classes = num_classes + ops.sum(is_match * (labels - num_classes)[:, None, :, None], axis=2)
-        paired = ops.take_along_axis(pred_boxes, ops.maximum(queries, 0)[..., None], axis=2)
-        weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
-        if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
-            weighting = weighting._replace(class_weights=None)  # of a set with classes of its own
-        classification = classification_named(self.classification)
-        quality = {"quality": _quality(paired, boxes, is_match)} if classification.wants_quality else {}
-        class_loss = classification.loss(logits, classes, num_boxes, weighting, **quality)
-        return {"loss_ce": class_loss, **_box_losses(paired, boxes, queries, num_boxes)}
-
-    def _losses_of_masks(self, pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:
-        """Return `loss_mask` and `loss_dice` of the objects' masks, of the last layer."""
-        return mask_losses(pred_masks, masks, is_pair, num_boxes)
-
-    def _losses_of_set(
-        self, predictions: Mapping[str, Any], labels: Any, boxes: Any, of_batch: Any, targets: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        logits, pred_boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
-        if "query_mask" in predictions:  # a probability of 0 is right, and no gradient
-            logits = ops.where(predictions["query_mask"][:, None], logits, NEVER)
+    def _pairs(self, one: PredictionSet, labels: Any, boxes: Any, of_batch: Any, targets: Mapping[str, Any]) -> Pairs:
+        """Return the pairs of a set: those of the matching, or those that are given."""
+        predictions = one.predictions
         if "labels" in predictions:
             labels = ops.where(labels >= 0, ops.cast(predictions["labels"], "int32"), -1)
         if "queries" not in predictions:
-            groups = int(predictions.get("groups", 1))
-            logits, pred_boxes = _of_groups(logits, groups), _of_groups(pred_boxes, groups)
-            num_boxes = _at_least_one(of_batch, groups)
-            queries = self._match(logits, pred_boxes, labels, boxes, self._further_cost(predictions, targets, groups))
-            losses = self._losses(logits, pred_boxes, queries, labels, boxes, num_boxes)
-            return _means(losses | self._further_losses(predictions, queries, targets, num_boxes, groups), groups)
+            further_cost = self._further_cost(predictions, targets, one.groups)
+            queries = self._match(one.logits, one.boxes, labels, boxes, further_cost)
+            return Pairs(queries, labels, boxes, _at_least_one(of_batch, one.groups))
         # One row more, which is padding, for pairs of nothing; and there may be no row at all.
         labels = ops.pad(labels, [[0, 0], [0, 1]], constant_values=PADDING_LABEL)
         boxes = ops.pad(boxes, [[0, 0], [0, 1], [0, 0]])
@@ -245,19 +251,50 @@ class SetCriterion:
         queries = ops.where(of_pairs[:, None] >= 0, ops.cast(predictions["queries"], "int32"), -1)
         num_pairs = ops.sum(ops.cast(queries[:, 0] >= 0, "float32"))
         num_pairs = ops.maximum(sum_over_replicas(num_pairs), 1.0)
-        boxes = ops.take_along_axis(boxes, objects[..., None], axis=1)
-        return self._losses(logits, pred_boxes, queries, of_pairs, boxes, num_pairs)
+        return Pairs(queries, of_pairs, ops.take_along_axis(boxes, objects[..., None], axis=1), num_pairs)
+
+    def _losses_of_sets(
+        self, sets: Mapping[str, PredictionSet], pairs: Mapping[str, Pairs], targets: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Return the losses of each set by its name: by theirs, `(layers,)` each."""
+        losses = {}
+        for name, one in sets.items():
+            own = self._class_losses(one, pairs[name]) | box_losses(one, pairs[name])
+            own |= self._further_losses(one.predictions, pairs[name], targets, one.groups)
+            losses[name] = _means(own, one.groups)
+        return losses
+
+    def _class_losses(self, one: PredictionSet, pairs: Pairs) -> dict[str, Any]:
+        """Return `loss_ce` of each layer of a set."""
+        num_classes = one.logits.shape[-1] - self.has_no_object_class
+        # A query is matched at most once, so that a sum over objects picks one; −1 is nobody's query.
+        is_match = ops.one_hot(pairs.queries, ops.shape(one.logits)[2], dtype="int32")
+        classes = num_classes + ops.sum(is_match * (pairs.labels - num_classes)[:, None, :, None], axis=2)
+        weighting = Weighting(**{name: getattr(self, name) for name in Weighting._fields})
+        if weighting.class_weights is not None and len(weighting.class_weights) != num_classes:
+            weighting = weighting._replace(class_weights=None)  # of a set with classes of its own
+        classification = classification_named(self.classification)
+        quality = {"quality": _quality(one, pairs)} if classification.wants_quality else {}
+        return {"loss_ce": classification.loss(one.logits, classes, pairs.count, weighting, **quality)}
+
+    def _losses_of_masks(self, pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:
+        """Return `loss_mask` and `loss_dice` of the objects' masks, of the last layer."""
+        return mask_losses(pred_masks, masks, is_pair, num_boxes)
 
     def _weighted(self, losses: Mapping[str, Any]) -> Any:
         """Return the sum of losses of all layers, each with its coefficient."""
-        coefficients = {
+        return ops.sum(sum(self._coefficients[name] * of_layers for name, of_layers in losses.items()))
+
+    @property
+    def _coefficients(self) -> dict[str, float]:
+        """The weights of the losses in the total, by name."""
+        return {
             "loss_ce": self.class_loss_coefficient,
             "loss_bbox": self.bbox_loss_coefficient,
             "loss_giou": self.giou_loss_coefficient,
             "loss_mask": self.mask_loss_coefficient,
             "loss_dice": self.dice_loss_coefficient,
         }
-        return ops.sum(sum(coefficients[name] * of_layers for name, of_layers in losses.items()))
 
     def _cardinality_error(self, logits: Any, num_objects: Any) -> Any:
         """Return the mean difference between the numbers of predicted and true objects: a figure, not a loss."""
@@ -337,28 +374,38 @@ def _means(losses: Mapping[str, Any], groups: int) -> dict[str, Any]:
     return {name: ops.mean(ops.reshape(values, (-1, groups)), axis=1) for name, values in losses.items()}
 
 
-def _quality(paired: Any, boxes: Any, is_match: Any) -> Any:
-    """Return the IoU of each query's box and its object's, without a gradient; 0 where it has none.
+def _prediction_set(predictions: Mapping[str, Any]) -> PredictionSet:
+    """Return what is predicted as the losses take it: in float32, group by group."""
+    logits, boxes = (ops.cast(predictions[name], "float32") for name in ("logits", "pred_boxes"))
+    if "query_mask" in predictions:  # a probability of 0 is right, and no gradient
+        logits = ops.where(predictions["query_mask"][:, None], logits, NEVER)
+    groups = int(predictions.get("groups", 1))
+    return PredictionSet(_of_groups(logits, groups), _of_groups(boxes, groups), groups, predictions)
 
-    Args:
-        paired: of each object's query, `(batch, layers, objects, 4)` cxcywh.
-        boxes: `(batch, objects, 4)` cxcywh.
-        is_match: `(batch, layers, objects, queries)`, 1 where the query is the object's.
 
-    Returns:
-        `(batch, layers, queries)` float32.
+def _quality(one: PredictionSet, pairs: Pairs) -> Any:
+    """Return the IoU of each query's box and its object's, `(batch, layers · groups, queries)`, without a gradient.
+
+    It is 0 where a query has no object.
     """
-    of_pairs = iou(cxcywh_to_xyxy(ops.stop_gradient(paired)), cxcywh_to_xyxy(boxes[:, None]))
+    paired = ops.stop_gradient(_paired_boxes(one.boxes, pairs.queries))
+    is_match = ops.one_hot(pairs.queries, ops.shape(one.boxes)[2], dtype="int32")
+    of_pairs = iou(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(pairs.boxes[:, None]))
     return ops.sum(ops.cast(is_match, of_pairs.dtype) * of_pairs[..., None], axis=2)
 
 
-def _box_losses(paired: Any, boxes: Any, queries: Any, num_boxes: Any) -> dict[str, Any]:
-    """Return the L1 and GIoU losses of the matched pairs per decoder layer, `(layers,)` each."""
-    is_pair = ops.cast(queries >= 0, "float32")
-    true = boxes[:, None]
+def box_losses(one: PredictionSet, pairs: Pairs) -> dict[str, Any]:
+    """Return the L1 and GIoU losses of the pairs in each layer, `(layers · groups,)` each."""
+    is_pair = ops.cast(pairs.queries >= 0, "float32")
+    paired, true = _paired_boxes(one.boxes, pairs.queries), pairs.boxes[:, None]
     l1 = ops.sum(ops.abs(paired - true), axis=-1)
-    giou = generalized_iou(cxcywh_to_xyxy(paired), cxcywh_to_xyxy(true))
+    giou = generalized_iou(cxcywh_to_xyxy(with_sides(paired)), cxcywh_to_xyxy(true))
     return {
-        "loss_bbox": ops.sum(is_pair * l1, axis=(0, 2)) / num_boxes,
-        "loss_giou": ops.sum(is_pair * (1.0 - giou), axis=(0, 2)) / num_boxes,
+        "loss_bbox": ops.sum(is_pair * l1, axis=(0, 2)) / pairs.count,
+        "loss_giou": ops.sum(is_pair * (1.0 - giou), axis=(0, 2)) / pairs.count,
     }
+
+
+def _paired_boxes(boxes: Any, queries: Any) -> Any:
+    """Return the boxes of pairs, `(batch, layers · groups, pairs, 4)`; anything where there is no query."""
+    return ops.take_along_axis(boxes, ops.maximum(queries, 0)[..., None], axis=2)

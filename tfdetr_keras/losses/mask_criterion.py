@@ -14,7 +14,7 @@ import keras
 from keras import ops
 
 from tfdetr_keras.layers.segmentation_head import masks_of
-from tfdetr_keras.losses.criterion import SetCriterion, true_masks
+from tfdetr_keras.losses.criterion import Pairs, SetCriterion, true_masks
 from tfdetr_keras.losses.point_masks import (
     number_of_points,
     point_costs,
@@ -81,7 +81,7 @@ class PointMaskCriterion(SetCriterion):
         return ops.concatenate(costs, axis=1)
 
     def _further_losses(
-        self, predictions: Mapping[str, Any], queries: Any, targets: Mapping[str, Any], num_boxes: Any, groups: int
+        self, predictions: Mapping[str, Any], pairs: Pairs, targets: Mapping[str, Any], groups: int
     ) -> dict[str, Any]:
         parts = predictions.get("point_masks")
         if parts is None:
@@ -92,7 +92,7 @@ class PointMaskCriterion(SetCriterion):
         batch, objects = ops.shape(masks)[:2]
         found: dict[str, list[Any]] = {"loss_mask": [], "loss_dice": []}
         for layer in range(depth):
-            matched = queries[:, layer * groups : (layer + 1) * groups]  # (batch, groups, objects)
+            matched = pairs.queries[:, layer * groups : (layer + 1) * groups]  # (batch, groups, objects)
             of_groups = ops.reshape(embeddings[:, layer], (batch, groups, -1, embeddings.shape[-1]))
             own = ops.take_along_axis(of_groups, ops.maximum(matched, 0)[..., None], axis=2)
             own = ops.reshape(own, (batch, groups * objects, embeddings.shape[-1]))
@@ -107,7 +107,7 @@ class PointMaskCriterion(SetCriterion):
             labels = ops.transpose(ops.reshape(labels, (batch, objects, groups, count)), (0, 2, 1, 3))
             losses = point_losses(ops.reshape(read, (batch, groups, objects, count)), labels)
             for name, values in losses.items():
-                found[name].append(ops.sum(ops.where(matched >= 0, values, 0.0), axis=(0, 2)) / num_boxes)
+                found[name].append(ops.sum(ops.where(matched >= 0, values, 0.0), axis=(0, 2)) / pairs.count)
         return {name: ops.concatenate(of_layers) for name, of_layers in found.items()}
 
     def _losses_of_masks(self, pred_masks: Any, masks: Any, is_pair: Any, num_boxes: Any) -> dict[str, Any]:

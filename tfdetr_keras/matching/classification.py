@@ -185,9 +185,10 @@ class Focal(Classification):
 
     def cost(self, logits: Any, wanted: Any) -> Any:
         """Return the focal loss for the class being there, less that for its absence."""
-        probability = ops.sigmoid(wanted)
-        there = FOCAL_COST_ALPHA * (1 - probability) ** FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
-        absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(1 - probability + FOCAL_COST_EPSILON)
+        # Not 1 − p: of 1 − p + ε XLA makes (1 + ε) − p, whose logarithm is infinite where p rounds to 1.
+        probability, rest = ops.sigmoid(wanted), ops.sigmoid(-wanted)
+        there = FOCAL_COST_ALPHA * rest**FOCAL_COST_GAMMA * -ops.log(probability + FOCAL_COST_EPSILON)
+        absent = (1 - FOCAL_COST_ALPHA) * probability**FOCAL_COST_GAMMA * -ops.log(rest + FOCAL_COST_EPSILON)
         return there - absent
 
     def loss(self, logits: Any, classes: Any, num_boxes: Any, weighting: Weighting) -> Any:

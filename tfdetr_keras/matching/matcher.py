@@ -8,7 +8,7 @@ from typing import Any
 from keras import ops
 
 from tfdetr_keras.backend.compiler import compiled, one_of_few_sizes
-from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou
+from tfdetr_keras.boxes import cxcywh_to_xyxy, generalized_iou, with_sides
 from tfdetr_keras.matching.assignment import linear_sum_assignment, padding_of
 from tfdetr_keras.matching.classification import Classification, classification_named
 
@@ -56,7 +56,7 @@ def matching_cost(
 
     predicted, true = pred_boxes[:, :, None, :, :], boxes[:, None, :, None, :]
     l1_term = ops.sum(ops.abs(predicted - true), axis=-1)
-    giou_term = generalized_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(true))
+    giou_term = generalized_iou(cxcywh_to_xyxy(with_sides(predicted)), cxcywh_to_xyxy(true))
     return cost_bbox * l1_term + cost_class * class_term - cost_giou * giou_term
 
 
