@@ -63,7 +63,11 @@ class DFINEFamily(RTDETRV2Family):
         "up": "up",
         "lqe_hidden_dim": "quality_dim",
     }
-    criterion: ClassVar[Mapping[str, str]] = CRITERION
+    criterion: ClassVar[Mapping[str, str]] = {
+        **CRITERION,
+        "weight_loss_fgl": "fgl_loss_coefficient",
+        "weight_loss_ddf": "ddf_loss_coefficient",
+    }
     always: ClassVar[Mapping[str, Any]] = {
         **RTDETRFamily.always,
         "eval_idx": -1,
@@ -76,6 +80,11 @@ class DFINEFamily(RTDETRV2Family):
         "RTDETRTransformer.mlp_act": "mlp_activation",
         "RTDETRTransformer.reg_max": "bins",
         "RTDETRTransformer.reg_scale": "reg_scale",
+    }
+    arguments_of_loss: ClassVar[Mapping[str, str]] = {
+        **RTDETRFamily.arguments_of_loss,
+        "SetCriterion.weight_dict.loss_fgl": "fgl_loss_coefficient",
+        "SetCriterion.weight_dict.loss_ddf": "ddf_loss_coefficient",
     }
     authors = backbones_of_authors = "Peterande/D-FINE"
     trunks: ClassVar[tuple[Trunk, ...]] = (HGNET,)

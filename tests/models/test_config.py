@@ -57,12 +57,17 @@ def test_defaults_are_the_papers():
     assert config.auxiliary_outputs
 
 
+D_FINES = ("nano", "small", "medium", "large", "xlarge")
+
+
 def test_presets_are_the_papers_four_backbones_with_and_without_dilation_a_tiny_one_and_the_relatives():
     names = [f"detr-resnet-{depth}{suffix}" for depth in (18, 34, 50, 101) for suffix in ("", "-dc5")]
     assert set(PRESETS) - {*names, "detr-tiny", "deformable-detr-tiny"} == {
         *RELATIVES,
         *(f"rt-detr-{version}{size}" for version in ("", "v2-") for size in ("r18", "r34", "r50-m", "r50", "r101")),
-        "rt-detr-tiny",
+        *("rt-detr-tiny", "d-fine-tiny"),
+        *(f"rt-detr-v2-hgnet-v2-{size}" for size in "lxh"),
+        *(f"d-fine-{size}{data}" for size in D_FINES for data in ("", "-obj365", "-obj2coco")),
         *(f"lw-detr-{size}" for size in ("tiny", "small", "medium", "large", "xlarge")),
         *(f"rf-detr-{size}" for size in ("nano", "small", "medium", "large", "base", "tiny")),
         *(f"rf-detr-seg-{size}" for size in ("nano", "small", "medium", "large", "xlarge", "2xlarge", "tiny")),
@@ -91,7 +96,7 @@ def test_presets_of_the_relatives(name):
 
 def test_every_published_checkpoint_has_a_preset():
     assert set(PUBLISHED.values()) <= set(PRESETS)
-    assert len(PUBLISHED) == 44
+    assert len(PUBLISHED) == 57
 
 
 def test_a_preset_of_another_class_is_refused():

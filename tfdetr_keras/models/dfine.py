@@ -25,6 +25,7 @@ from tfdetr_keras.layers.heads import BoxHead, HeadOfEachLayer
 from tfdetr_keras.layers.mlp import MLP
 from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import DenoisingQueries
+from tfdetr_keras.losses.fine_grained_criterion import FineGrainedCriterion
 from tfdetr_keras.models.dfine_recipes import RECIPES
 from tfdetr_keras.models.rt_detr import RTDETR, STRIDE
 from tfdetr_keras.models.rt_detr_v2 import RTDETRV2Config
@@ -175,8 +176,8 @@ class DFINE(RTDETR):
     `bin_values` `(bins + 1,)` and `reg_scale`, a scalar, of which the set `denoising` has the first two, too.
 
     Stages: those of `RTDETR`, where the memory is the fused maps themselves if encoder and decoder are as wide; and
-    `corners` `(batch, layers, queries, …)`, `pre.logits` and `pre.boxes` `(batch, queries, …)`, with denoising queries
-    first.
+    `corners` `(batch, layers, queries, …)`, and `pre.logits` and `pre.boxes` `(batch, queries, …)`, the latter two with
+    denoising queries first.
 
     Args:
         config: the architecture.
@@ -205,13 +206,15 @@ class DFINE(RTDETR):
             for size, end in (("small", ""), ("medium", ""), ("large", "-e25"), ("xlarge", ""))
         },
     }
+    logged = (*RTDETR.logged, "loss_fgl", "loss_ddf_0")
+    logged_in_training: ClassVar[tuple[str, ...]] = ("loss_fgl", "loss_ddf_0")
     title = "D-FINE"
     config: DFINEConfig
 
     @staticmethod
     def default_criterion() -> SetCriterion:
-        """Return the loss of RT-DETR, of all prediction sets."""
-        return SetCriterion(classification="varifocal", cost_class=2.0)
+        """Return the authors' loss: RT-DETR's with one matching for all boxes, and those of the distributions."""
+        return FineGrainedCriterion()
 
     def _make_heads(self) -> None:
         config, width = self.config, self.config.d_model
