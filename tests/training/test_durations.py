@@ -74,3 +74,27 @@ def test_the_shortest_run_works():
     settings, _ = resolved(Settings(epochs=1), LONG, steps_per_epoch=1)
     assert (settings.warmup_steps, settings.ema_ramp_steps, settings.plain_epochs) == (0, 0, 0)
     assert settings.ema_momentum == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"epochs": 132}, (12, 120)),  # as D-FINE-S is published
+        ({"epochs": 200}, (12, 188)),
+        ({"epochs": 10}, (2, 8)),
+        ({"epochs": 10, "plain_epochs": 4}, (4, 6)),
+        ({"epochs": 4}, (0, 0)),
+        ({"epochs": 10, "ema_restart_after": 5}, (2, 5)),
+        ({"epochs": 10, "ema_restart_after": 0}, (2, 0)),
+    ],
+    ids=str,
+)
+def test_averages_that_start_anew_do_so_as_the_plain_epochs_begin(given, expected):
+    two_stages = {"plain_epochs": 12, "ema_restart_after": 120}
+    settings, told = resolved(Settings(**given), two_stages, steps_per_epoch=100)
+    assert (settings.plain_epochs, settings.ema_restart_after) == expected
+    assert ("ema_restart_after" in told) == (expected[1] != 120 and "ema_restart_after" not in given)
+
+
+def test_a_recipe_without_a_restart_has_none():
+    assert resolved(Settings(epochs=72), LONG, steps_per_epoch=7393)[0].ema_restart_after == 0

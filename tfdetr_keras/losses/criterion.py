@@ -206,15 +206,15 @@ class SetCriterion:
             paired = _paired_masks(outputs["pred_masks"], queries)
             last |= self._losses_of_masks(paired, true_masks(targets), queries >= 0, num_boxes)
             total += self.mask_loss_coefficient * last["loss_mask"] + self.dice_loss_coefficient * last["loss_dice"]
-        others = {}
+        others: dict[str, Any] = {}
         for of_set, of_layers in losses.items():
-            depth, suffix = decoder["logits"].shape[1] - 1, ""
-            if of_set != DECODER:
-                total += outputs["prediction_sets"][of_set].get("coefficient", 1.0) * self._weighted(of_layers)
-                depth, suffix = outputs["prediction_sets"][of_set]["logits"].shape[1], f"_{of_set}"
-            others |= {
-                f"{name}{suffix}_{layer}": values[layer] for layer in range(depth) for name, values in of_layers.items()
-            }
+            predictions, suffix = sets[of_set].predictions, f"_{of_set}"
+            earlier = range(predictions["logits"].shape[1])
+            if of_set == DECODER:
+                earlier, suffix = earlier[:-1], ""
+            else:
+                total += predictions.get("coefficient", 1.0) * self._weighted(of_layers)
+            others |= {f"{name}{suffix}_{layer}": own[layer] for layer in earlier for name, own in of_layers.items()}
         groups = sets[DECODER].groups
         cardinality_error = self._cardinality_error(sets[DECODER].logits[:, -groups], num_objects)
         return {"loss": total, **last, "cardinality_error": cardinality_error, **others}

@@ -68,6 +68,7 @@ class Detector(OwnLossModel):
     masks_come_last: ClassVar[bool] = False  # of a class with masks: whether they are trained after boxes, alone
     wants_targets = False  # whether `fit` gives the targets to the forward pass, too, as `inputs["targets"]`
     logged: tuple[str, ...] = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+    logged_in_training: ClassVar[tuple[str, ...]] = ()  # those of them that evaluation does not have
     loss_advice = "the loss is the model's own: model.criterion = td.SetCriterion(…) changes it"
     backbone: Any
 
@@ -409,7 +410,10 @@ class Detector(OwnLossModel):
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras' `evaluate`, with the checks of `fit`."""
         with self._checked(x, y) as x:
-            return super().evaluate(x, y, *args, **kwargs)
+            found = super().evaluate(x, y, *args, **kwargs)
+        if not isinstance(found, Mapping):
+            return found
+        return {name: value for name, value in found.items() if name not in self.logged_in_training}
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Keras' `predict`; padding ends it with a `ValueError` where the model knows none."""

@@ -2,7 +2,8 @@
 
 The recipes of modern detectors are for runs of 100,000 steps and more. Their 2,000 steps of warm-up are most of a run
 on 160 images, and an average over 10,000 steps never leaves the weights that it began with. So what comes from a
-recipe, not from the user, takes at most a stated share of the run.
+recipe, not from the user, takes at most a stated share of the run, and an average that the recipe starts anew starts
+with the plain epochs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ UNITS = {"warmup_steps": "steps", "ema_ramp_steps": "steps", "plain_epochs": "ep
 SHARES = {"warmup_steps": 0.1, "ema_ramp_steps": 0.1, "plain_epochs": 0.2}
 # An average of momentum m is of about the last 1 / (1 − m) steps, at most this share of the run.
 AVERAGED_SHARE = 0.1
-SCALED = (*SHARES, "ema_momentum")
+SCALED = (*SHARES, "ema_restart_after", "ema_momentum")
 _TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(epoch|step)s?\s*")
 
 
@@ -73,6 +74,11 @@ def scaled(settings: Settings, given: Settings, steps_per_epoch: int) -> tuple[S
         if getattr(given, name) is None and changes[name] > most:
             told[name] = f"{changes[name]} in the recipe; at most {share:.0%} of the run's {whole[name]} {UNITS[name]}"
             changes[name] = most
+    restart = changes["ema_restart_after"]
+    if given.ema_restart_after is None and restart:
+        changes["ema_restart_after"] = settings.epochs - changes["plain_epochs"] if changes["plain_epochs"] else 0
+        if changes["ema_restart_after"] != restart:
+            told["ema_restart_after"] = f"{restart} in the recipe; as the plain epochs begin, if there are any"
     momentum = settings.ema_momentum
     if given.ema_momentum is None and momentum:
         horizon = max(1.0, AVERAGED_SHARE * updates)

@@ -72,7 +72,7 @@ CURVES_WIDTH = 800  # pixels, in notebooks
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # The panels of the curves, of all that is logged.
 PANELS = (
-    *("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice"),
+    *("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf_0", "loss_mask", "loss_dice"),
     *("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75", "cardinality_error", "learning_rate"),
 )
 
