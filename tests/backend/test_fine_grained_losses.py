@@ -12,7 +12,7 @@ import pytest
 
 LOSSES = Path(__file__).parents[1] / "losses"
 RECORDED = np.load(LOSSES.parent / "golden" / "fine_grained.npz")
-LOSS, GRADIENT = 1e-5, 2e-6  # measured: 1.2e-6, and of all gradients together 2.0e-7
+LOSS, GRADIENT = 1e-5, 1.5e-6  # measured: 1.1e-6, and of all gradients together 1.7e-7
 
 # Losses and gradients of the drawn outputs, which the first argument names, in a fresh interpreter.
 SCRIPT = """
@@ -99,10 +99,12 @@ def both():
     return strategy.run(replica)
 
 
+apart = 0.0
 for name, shares in both().items():
     found = sum(float(share) for share in strategy.experimental_local_results(shares))
-    np.testing.assert_allclose(found, float(one[name]), rtol=5e-6, err_msg=name)  # measured: 5e-7
-print(len(one), "losses")
+    apart = max(apart, abs(found / float(one[name]) - 1) if float(one[name]) else 0.0)
+    np.testing.assert_allclose(found, float(one[name]), rtol=2e-6, err_msg=name)  # measured: 2.2e-7
+print(len(one), "losses, apart by", apart)
 """
 
 
@@ -128,17 +130,22 @@ def test_losses_and_gradients_are_the_authors(backend, tmp_path):
     run(SCRIPT, json.dumps(names), tmp_path, *blocked, KERAS_BACKEND=backend, JAX_DISABLE_MOST_OPTIMIZATIONS="true")
     for name in names:
         found = dict(np.load(tmp_path / f"{name}.npz"))
+        worst = 0.0
         for key, value in zip(RECORDED[f"{name}/names"], RECORDED[f"{name}/losses"], strict=True):
-            assert found.pop(f"{name}/{key}") == pytest.approx(value, rel=LOSS, abs=1e-9), key
+            own = float(found.pop(f"{name}/{key}"))
+            worst = max(worst, abs(own - value) / (abs(value) or 1))
+            assert own == pytest.approx(value, rel=LOSS, abs=1e-9), key
         assert found.pop(f"{name}/cardinality_error") >= 0
         expected = {key: RECORDED[f"{name}/{key}"] for key in found}
         apart = np.sqrt(sum(((found[key] - x) ** 2).sum() for key, x in expected.items()))
         size = np.sqrt(sum((x**2).sum() for x in expected.values()))
-        print(name, apart / size)
+        print(f"{name}: losses {worst:.1e}, gradients {apart / size:.1e}")
         assert apart < GRADIENT * size
 
 
 @pytest.mark.slow
 def test_two_replicas_have_the_losses_of_the_whole_batch():
     """The union, its pairs and the other queries are counted over both; one image has more objects than the other."""
-    assert "40 losses" in run(OVER_REPLICAS, KERAS_BACKEND="tensorflow")
+    output = run(OVER_REPLICAS, KERAS_BACKEND="tensorflow")
+    print(output)
+    assert "40 losses" in output

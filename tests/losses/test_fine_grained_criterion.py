@@ -4,8 +4,8 @@ Recorded in `golden/fine_grained.npz` were `DFINECriterion` and `HungarianMatche
 https://github.com/Peterande/D-FINE at 4a1f73a8bcfac736a88abde9596d87f116d780a7 with the weights of its configurations,
 in float64, of the outputs that `fine_grained_outputs` draws: each term without its weight, the weighted total, and its
 gradient with respect to all outputs. A query to which several objects were given equally often gets one of them by an
-unstable sort there; of the recorded cases none has such a query, for which 36 queries of 188 were passed over. In
-float32 the authors' own losses are up to 1.4e-6 off, their gradients up to 1.9e-7.
+unstable sort there; no recorded case has such a query: others were drawn until then, with 48 of 262 queries. In
+float32 the authors' own losses are up to 1.2e-6 off, their gradients up to 1.9e-7.
 """
 
 import json
