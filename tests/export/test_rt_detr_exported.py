@@ -1,4 +1,4 @@
-"""RT-DETR in SavedModel, ONNX Runtime and LiteRT: stretched images of any size, folded, as Keras finds it."""
+"""RT-DETR and D-FINE in SavedModel, ONNX Runtime and LiteRT: images of any size, folded, as Keras finds it."""
 
 import keras
 import onnxruntime
@@ -16,22 +16,27 @@ SCORE = 5e-6  # of scores up to 0.6. Measured: 9.6e-7.
 SIZES = ((64, 96), (50, 41), (64, 64))
 
 
-@pytest.fixture(scope="module", params=["RTDETR", "RTDETRV2 discrete"])
+@pytest.fixture(scope="module", params=["RTDETR", "RTDETRV2 discrete", "DFINE"])
 def model(request):
     """All weights at random, with statistics of batch normalisation that are not those of a fresh model."""
     keras.utils.set_random_seed(0)
-    tiny = td.PRESETS["rt-detr-tiny"]
+    tiny = td.PRESETS["d-fine-tiny" if request.param == "DFINE" else "rt-detr-tiny"]
     preprocessing = td.Preprocessing((64, 96), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=32)
     fields = {**vars(tiny), "num_classes": 3, "num_queries": 20, "id2label": None, "preprocessing": preprocessing}
     if request.param == "RTDETR":
         model = td.RTDETR(td.RTDETRConfig(**fields))
+    elif request.param == "DFINE":
+        model = td.DFINE(td.DFINEConfig(**fields))
     else:
         fields |= {"sampling": "discrete", "decoder_points": (3, 2, 1)}
         model = td.RTDETRV2(td.RTDETRV2Config(**fields))
     for weight in model.weights:
+        if weight.path.endswith(("/up", "/reg_scale")):
+            continue
         # The scores are to be far enough apart for their order to be compared.
         is_of_classes = "class_head" in weight.path and weight.path.endswith("kernel")
-        noise = keras.random.normal(weight.shape, stddev=0.2 if is_of_classes else 0.05)
+        of_classes = 0.4 if request.param == "DFINE" else 0.2
+        noise = keras.random.normal(weight.shape, stddev=of_classes if is_of_classes else 0.05)
         weight.assign(weight + (abs(noise) if "variance" in weight.path else noise))
     return model
 
