@@ -117,6 +117,10 @@ def write_weights(folder: Path, config: dict[str, Any]) -> None:
             array.data.uniform_(-0.1, 0.1)
         elif config["model_type"] in ("rf_detr", "d_fine") and array.is_floating_point() and not array.any():
             array.data.normal_(0, 0.1)  # what makes all boxes those of the anchors
+    if config["model_type"] == "d_fine":  # in whose trunk nothing would be left of the image
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.data.normal_(0, (2 / module.weight[0].numel()) ** 0.5)
     norms: tuple[Any, ...] = (torch.nn.BatchNorm2d,)  # whose scales transformers' RT-DETR begins near 0
     if config["model_type"] == "rf_detr":
         norms = (torch.nn.LayerNorm,)
