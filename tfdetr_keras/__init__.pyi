@@ -43,7 +43,7 @@ from .models.rf_detr import RFDETRConfig as RFDETRConfig
 from .models.rf_detr_segmentation import RFDETRForSegmentation as RFDETRForSegmentation
 from .models.rf_detr_segmentation import RFDETRSegmentationConfig as RFDETRSegmentationConfig
 from .models.rt_detr import RTDETR as RTDETR
-from .models.rt_detr import RTDETRConfig as RTDETRConfig
+from .models.rt_detr_config import RTDETRConfig as RTDETRConfig
 from .models.rt_detr_v2 import RTDETRV2 as RTDETRV2
 from .models.rt_detr_v2 import RTDETRV2Config as RTDETRV2Config
 from .models.table_transformer import TableTransformer as TableTransformer

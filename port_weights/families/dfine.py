@@ -19,8 +19,9 @@ from port_weights.families.dfine_names import (
     rows_of_hugging_face,
 )
 from port_weights.families.resnet import Backbone
-from port_weights.families.rt_detr import CRITERION, FIELDS, RTDETRFamily
+from port_weights.families.rt_detr import RTDETRFamily
 from port_weights.families.rt_detr_names import points_of
+from port_weights.families.rt_detr_settings import CRITERION, FIELDS
 from port_weights.families.rt_detr_v2 import RTDETRV2Family, method_of
 from port_weights.families.trunks import HGNET, Trunk
 from port_weights.tables import Row, Scheme

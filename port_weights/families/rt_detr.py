@@ -30,6 +30,18 @@ from port_weights.families.rt_detr_names import (
     rows_of_authors,
     rows_of_hugging_face,
 )
+from port_weights.families.rt_detr_settings import (
+    ALWAYS,
+    ARGUMENTS,
+    ARGUMENTS_OF_LOSS,
+    CRITERION,
+    DROPOUT,
+    DROPOUTS,
+    ENCODED,
+    EVALUATED,
+    FIELDS,
+    OF_MATCHING,
+)
 from port_weights.families.trunks import HGNET, RESNET_VD, Trunk, find_trunk, trunk_in_paths, trunk_of
 from port_weights.tables import Row, Scheme, held, prefixed
 from tfdetr_keras.backbones.resnet import ResNetConfig
@@ -38,79 +50,6 @@ logger = logging.getLogger(__name__)
 
 MODEL = "model."  # before all tensors of transformers' detector, but for heads beside the decoder
 
-FIELDS = {  # of config.json, and of ours
-    "d_model": "d_model",
-    "num_queries": "num_queries",
-    "encoder_hidden_dim": "encoder_dim",
-    "encoder_ffn_dim": "encoder_ffn_dim",
-    "encoder_layers": "encoder_layers",
-    "encoder_attention_heads": "encoder_attention_heads",
-    "encode_proj_layers": "attended_levels",
-    "encoder_activation_function": "encoder_activation",
-    "activation_function": "activation_function",
-    "hidden_expansion": "expansion",
-    "decoder_layers": "decoder_layers",
-    "decoder_attention_heads": "decoder_attention_heads",
-    "decoder_ffn_dim": "decoder_ffn_dim",
-    "decoder_activation_function": "decoder_activation",
-    "decoder_n_points": "decoder_points",
-    "num_feature_levels": "num_feature_levels",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "num_denoising": "num_denoising",
-    "label_noise_ratio": "label_noise_ratio",
-    "box_noise_scale": "box_noise_scale",
-    "learn_initial_query": "learned_content",
-    "auxiliary_loss": "auxiliary_outputs",
-}
-CRITERION = {
-    "matcher_class_cost": "cost_class",
-    "matcher_bbox_cost": "cost_bbox",
-    "matcher_giou_cost": "cost_giou",
-    "weight_loss_vfl": "class_loss_coefficient",
-    "weight_loss_bbox": "bbox_loss_coefficient",
-    "weight_loss_giou": "giou_loss_coefficient",
-    "focal_loss_alpha": "focal_alpha",
-    "focal_loss_gamma": "focal_gamma",
-}
-# What is one thing here, and may be another in a config.json.
-_ALWAYS = {
-    "normalize_before": False,
-    "with_box_refine": True,
-    "use_focal_loss": True,
-    "layer_norm_eps": 1e-5,
-    "batch_norm_eps": 1e-5,
-    "positional_encoding_temperature": 10000,
-}
-# Of the matching, which changes no output.
-_OF_MATCHING = {"matcher_alpha": 0.25, "matcher_gamma": 2.0}
-# The same in the authors' YAML files, by their parts.
-_ARGUMENTS = {
-    "HybridEncoder.nhead": "encoder_attention_heads",
-    "HybridEncoder.enc_act": "encoder_activation",
-    "HybridEncoder.act": "activation_function",
-    "HybridEncoder.expansion": "expansion",
-    "RTDETRTransformer.nhead": "decoder_attention_heads",
-    "RTDETRTransformer.activation": "decoder_activation",
-    "RTDETRTransformer.num_queries": "num_queries",
-    "RTDETRTransformer.num_denoising": "num_denoising",
-    "RTDETRTransformer.label_noise_ratio": "label_noise_ratio",
-    "RTDETRTransformer.box_noise_scale": "box_noise_scale",
-}
-# The authors' one, and those of ours that it is.
-_DROPOUT, _DROPOUTS = "RTDETRTransformer.dropout", ("dropout", "attention_dropout", "activation_dropout")
-_ENCODED, _EVALUATED = "HybridEncoder.use_encoder_idx", "RTDETRTransformer.eval_idx"
-_ARGUMENTS_OF_LOSS = {
-    "SetCriterion.weight_dict.loss_vfl": "class_loss_coefficient",
-    "SetCriterion.weight_dict.loss_bbox": "bbox_loss_coefficient",
-    "SetCriterion.weight_dict.loss_giou": "giou_loss_coefficient",
-    "SetCriterion.alpha": "focal_alpha",
-    "SetCriterion.gamma": "focal_gamma",
-    "SetCriterion.matcher.weight_dict.cost_class": "cost_class",
-    "SetCriterion.matcher.weight_dict.cost_bbox": "cost_bbox",
-    "SetCriterion.matcher.weight_dict.cost_giou": "cost_giou",
-}
 _ACTIVATIONS = ("gelu", "relu", "silu")  # that all sides compute alike under one name
 _BLOCKS = 3  # RepVGG's of each fusion block in transformers
 _HEADS_OF_ATTENTION, _QUERIES, _CLASSES = 8, 300, 80
@@ -154,9 +93,9 @@ class RTDETRFamily(Family):
     slug = "rt-detr"  # in the titles of namings
     fusion = "encoder/top_down0"  # where the RepVGG blocks of the first fusion are
     decoder_there, loss_there = "RTDETRTransformer", "SetCriterion"  # in the authors' YAML files
-    always: ClassVar[Mapping[str, Any]] = _ALWAYS
-    arguments: ClassVar[Mapping[str, str]] = _ARGUMENTS
-    arguments_of_loss: ClassVar[Mapping[str, str]] = _ARGUMENTS_OF_LOSS
+    always: ClassVar[Mapping[str, Any]] = ALWAYS
+    arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
+    arguments_of_loss: ClassVar[Mapping[str, str]] = ARGUMENTS_OF_LOSS
     points_there = "n_points_scale"  # what transformers calls the numbers of points that it keeps beside weights
     # A tensor that each naming is known by.
     of_authors, of_hugging_face = OF_AUTHORS, OF_HUGGING_FACE
@@ -264,7 +203,7 @@ class RTDETRFamily(Family):
         """Return the loss that `config.json` describes, or else the training arguments do."""
         config = checkpoint.config or {}
         if "d_model" in config or config.get("model_type") in self.model_types:
-            for name, usual in _OF_MATCHING.items():
+            for name, usual in OF_MATCHING.items():
                 if config.get(name, usual) != usual:
                     logger.warning(
                         "%s: config.json says %s=%r of the matching, which has %r here",
@@ -339,7 +278,7 @@ class RTDETRFamily(Family):
             return len(found)
 
         arguments = checkpoint.arguments
-        dropout, evaluated = self._there({_DROPOUT: 0, _EVALUATED: 0})
+        dropout, evaluated = self._there({DROPOUT: 0, EVALUATED: 0})
         nhead = f"{self.decoder_there}.nhead"
         attention_heads = int(arguments.get("nheads", arguments.get(nhead, _HEADS_OF_ATTENTION)))
         levels, attended = count(r"input_projection/level(\d+)/"), count(r"encoder/aifi(\d+)/")
@@ -360,14 +299,14 @@ class RTDETRFamily(Family):
             "num_feature_levels": levels,
             "learned_content": "content_embedding/embeddings" in shapes,
             **dict(told(self._there(self.arguments), arguments)),
-            **{name: arguments[dropout] for name in _DROPOUTS if dropout in arguments},
+            **{name: arguments[dropout] for name in DROPOUTS if dropout in arguments},
         }
         if attended:
             fields["encoder_ffn_dim"] = needed("encoder/aifi0/layer0/feed_forward/hidden/kernel")
         if fields["learned_content"]:
             fields["num_queries"] = needed("content_embedding/embeddings")
-        if _ENCODED in arguments:
-            fields["attended_levels"] = tuple(int(level) for level in str(arguments[_ENCODED]).split(","))
+        if ENCODED in arguments:
+            fields["attended_levels"] = tuple(int(level) for level in str(arguments[ENCODED]).split(","))
         if arguments.get(evaluated, -1) >= 0:
             fields["inference_layers"] = int(arguments[evaluated]) + 1
         return fields
@@ -498,15 +437,15 @@ class RTDETRFamily(Family):
 
     def authors_arguments(self, config: Any, criterion: Any) -> dict[str, Any]:
         """Return the settings of the authors' YAML files that say what the model and its loss are."""
-        if lost := [name for name in _DROPOUTS if getattr(config, name) != config.dropout]:
+        if lost := [name for name in DROPOUTS if getattr(config, name) != config.dropout]:
             logger.warning("%s: %s has one dropout, and is told of %s", ", ".join(lost), self.authors, config.dropout)
         evaluated = -1 if config.inference_layers is None else config.inference_layers - 1
         return self._there(
             {
                 **{theirs: getattr(config, ours) for theirs, ours in self.arguments.items()},
                 **{f"{part}.dropout": config.dropout for part in ("HybridEncoder", "RTDETRTransformer")},
-                _ENCODED: ",".join(map(str, config.attended_levels)),
-                _EVALUATED: evaluated,
+                ENCODED: ",".join(map(str, config.attended_levels)),
+                EVALUATED: evaluated,
                 **{theirs: float(getattr(criterion, ours)) for theirs, ours in self.arguments_of_loss.items()},
             }
         )

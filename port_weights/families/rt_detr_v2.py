@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from port_weights.checkpoints import Checkpoint
 from port_weights.families.resnet import Backbone
-from port_weights.families.rt_detr import FIELDS, SCALES, RTDETRFamily, is_second_version
+from port_weights.families.rt_detr import SCALES, RTDETRFamily, is_second_version
 from port_weights.families.rt_detr_names import points_of
+from port_weights.families.rt_detr_settings import FIELDS
 from port_weights.families.trunks import HGNET, RESNET_VD, Trunk
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from keras import ops
 import tfdetr_keras as td
 from port_weights.exports import to_torch
 from port_weights.families import family_of
-from tfdetr_keras.models.rt_detr import RTDETRConfig
+from tfdetr_keras.models.rt_detr_config import RTDETRConfig
 from tfdetr_keras.models.rt_detr_v2 import RTDETRV2Config
 
 pytestmark = pytest.mark.usefixtures("plain_parts")

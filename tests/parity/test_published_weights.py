@@ -16,7 +16,7 @@ from PIL import Image
 import tfdetr_keras as td
 from tfdetr_keras.data.sizes import Resize, target_size
 from tfdetr_keras.models.presets import PRESETS, PUBLISHED
-from tfdetr_keras.models.rt_detr import PUBLISHED_IMAGES
+from tfdetr_keras.models.rt_detr_config import PUBLISHED_IMAGES
 from tfdetr_keras.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 pytestmark = pytest.mark.hub

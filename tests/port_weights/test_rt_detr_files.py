@@ -19,7 +19,7 @@ from port_weights.checkpoints import open_checkpoint
 from port_weights.families import family_of
 from port_weights.processor import processor_of, read_processor
 from tfdetr_keras.models.presets import nearest_preset
-from tfdetr_keras.models.rt_detr import PUBLISHED_IMAGES, SIZES
+from tfdetr_keras.models.rt_detr_config import PUBLISHED_IMAGES, SIZES
 
 pytestmark = pytest.mark.member(name="RTDETR")
 

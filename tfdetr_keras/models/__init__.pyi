@@ -21,7 +21,7 @@ from .registry import register as register
 from .rf_detr import RFDETR as RFDETR
 from .rf_detr import RFDETRConfig as RFDETRConfig
 from .rt_detr import RTDETR as RTDETR
-from .rt_detr import RTDETRConfig as RTDETRConfig
+from .rt_detr_config import RTDETRConfig as RTDETRConfig
 from .rt_detr_v2 import RTDETRV2 as RTDETRV2
 from .rt_detr_v2 import RTDETRV2Config as RTDETRV2Config
 from .table_transformer import TableTransformer as TableTransformer

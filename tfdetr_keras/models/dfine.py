@@ -27,7 +27,8 @@ from tfdetr_keras.losses.criterion import SetCriterion
 from tfdetr_keras.losses.denoising import DenoisingQueries
 from tfdetr_keras.losses.fine_grained_criterion import FineGrainedCriterion
 from tfdetr_keras.models.dfine_recipes import RECIPES
-from tfdetr_keras.models.rt_detr import RTDETR, STRIDE
+from tfdetr_keras.models.rt_detr import RTDETR
+from tfdetr_keras.models.rt_detr_config import STRIDE
 from tfdetr_keras.models.rt_detr_v2 import RTDETRV2Config
 from tfdetr_keras.preprocessing import Preprocessing
 

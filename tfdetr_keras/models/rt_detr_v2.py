@@ -16,7 +16,8 @@ import keras
 
 from tfdetr_keras.backbones.config import BackboneConfig, one_of, whole_number
 from tfdetr_keras.backbones.hgnet_v2 import HGNETS, HGNetV2Config
-from tfdetr_keras.models.rt_detr import RECIPE, RTDETR, SIZES, RTDETRConfig
+from tfdetr_keras.models.rt_detr import RTDETR
+from tfdetr_keras.models.rt_detr_config import RECIPE, SIZES, RTDETRConfig
 
 
 @dataclasses.dataclass(frozen=True)

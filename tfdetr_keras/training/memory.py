@@ -22,7 +22,7 @@ from tfdetr_keras.models.deformable_detr import DeformableDETRConfig
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.models.detr import DETRConfig
 from tfdetr_keras.models.detr_segmentation import SegmentationConfig
-from tfdetr_keras.models.rt_detr import RTDETRConfig
+from tfdetr_keras.models.rt_detr_config import RTDETRConfig
 from tfdetr_keras.preprocessing import Preprocessing
 from tfdetr_keras.training.settings import Settings
 
