@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tfdetr_keras.backend.compiler import compiled, left_plain
+from tfdetr_keras.backend.compiler import compiled, is_for_xla, left_plain
 
 
 def collatz(start):
@@ -54,6 +54,24 @@ def test_inside_a_distribution_strategy():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     run = tf.function(lambda x: strategy.run(compiled(collatz), (x,)))
     np.testing.assert_array_equal(strategy.experimental_local_results(run(tf.constant(NUMBERS)))[0], STEPS)
+
+
+def test_what_xla_compiles_is_known_while_it_is_traced():
+    seen = []
+
+    def see():
+        seen.append(is_for_xla())
+        return tf.zeros(())
+
+    see()
+    plain = tf.function(see)
+    plain()
+    tf.function(tf.function(see, jit_compile=True))()
+    tf.function(tf.function(see), jit_compile=True)()
+    tf.function(see, jit_compile=True).get_concrete_function()
+    assert seen == [False, False, True, True, True]
+    tf.function(plain, jit_compile=True)()  # which TensorFlow does not trace anew
+    assert len(seen) == 5
 
 
 def test_arguments_may_be_none():

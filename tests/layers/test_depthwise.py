@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdetr_keras.backend.compiler import is_for_xla_on_cpu, left_plain
+from tfdetr_keras.backend.compiler import left_plain
 from tfdetr_keras.layers.depthwise import DepthwiseConvolution, depthwise_convolution
 
 TOLERANCES = 1e-6, 1.5e-6, 1.5e-6
@@ -129,22 +129,6 @@ def test_xla_has_no_convolution_on_a_cpu_alone(monkeypatch):
         assert is_convolved_by_xla(depthwise_convolution)
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
     assert is_convolved_by_xla(depthwise_convolution)
-
-
-def test_what_xla_compiles_is_known_while_it_is_traced():
-    seen = []
-
-    def see():
-        seen.append(is_for_xla_on_cpu())
-        return tf.zeros(())
-
-    see()
-    tf.function(see)()
-    compiled = tf.function(see, jit_compile=True)
-    tf.function(compiled)()
-    tf.function(tf.function(see), jit_compile=True)()
-    tf.function(see, jit_compile=True).get_concrete_function()
-    assert seen == [False, False, True, True, True]
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])

@@ -33,21 +33,26 @@ def compiles() -> bool:
     return keras.backend.backend() != "torch" and not _leaves_plain.get()
 
 
-def is_for_xla_on_cpu() -> bool:
-    """Return whether what is called or traced now is compiled by XLA, and there is nothing but a CPU to run it on.
+def is_for_xla() -> bool:
+    """Return whether what is called or traced now is compiled by XLA.
 
-    On TensorFlow, whether it becomes a part of a function with `jit_compile=True`; on JAX, always. Not within
-    `left_plain`.
+    On TensorFlow, whether it becomes a part of a function with `jit_compile=True`, however deep in it; but a plain
+    function that was traced by itself keeps what it was told then. On JAX, always.
     """
-    if not compiles():
-        return False
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-        from tensorflow.python.ops import control_flow_util  # there is no public way to ask
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend() == "jax"
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util  # there is no public way to ask
 
-        if not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-            return False
-    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
+def is_for_xla_on_cpu() -> bool:
+    """Return whether XLA compiles what is called or traced now, and there is nothing but a CPU to run it on.
+
+    Not within `left_plain`.
+    """
+    return compiles() and is_for_xla() and all(one.startswith("cpu") for one in keras.distribution.list_devices())
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Batch normalisation in training as one operation, where there is one that is as exact: in TensorFlow's plain graphs.
+"""Batch normalisation in training as one operation, where there is one that is as exact: in TensorFlow without XLA.
 
 Written out in `keras.ops`, it takes some six passes over its input and twice as many back, which TensorFlow joins only
 where XLA compiles them. XLA's own operation is no match: its variance is the mean of the squares less the square of the
@@ -7,29 +7,17 @@ mean, which is off in the fourth digit where a mean is ten deviations, and usele
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
-_in_plain_graph = contextvars.ContextVar("in_plain_graph", default=False)
-
-
-@contextlib.contextmanager
-def plain_graph(is_plain: bool = True) -> Iterator[None]:
-    """Say that what is traced or called within is not a part of what XLA compiles, which no function can see itself."""
-    token = _in_plain_graph.set(is_plain and keras.backend.backend() == "tensorflow")
-    try:
-        yield
-    finally:
-        _in_plain_graph.reset(token)
+from tfdetr_keras.backend.compiler import is_for_xla
 
 
 def is_fused(x: Any) -> bool:
-    """Return whether `fused_norm` can normalise these activations here."""
-    return _in_plain_graph.get() and len(x.shape) == 4 and keras.backend.standardize_dtype(x.dtype) == "float32"
+    """Return whether `fused_norm` can normalise these activations: TensorFlow computes it, and not by way of XLA."""
+    is_there = keras.backend.backend() == "tensorflow" and not is_for_xla()
+    return is_there and len(x.shape) == 4 and keras.backend.standardize_dtype(x.dtype) == "float32"
 
 
 def fused_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:

@@ -6,8 +6,6 @@ from typing import Any
 
 import keras
 
-from tfdetr_keras.backend.fused_norm import plain_graph
-
 
 class OwnLossModel(keras.Model):
     """A model whose `compute_loss` is its own, so that `compile` takes an optimizer and no loss."""
@@ -60,8 +58,7 @@ class OwnLossModel(keras.Model):
 
     def train_step(self, *arguments: Any) -> Any:
         """Train on one batch, as Keras does; then move the averages of the running statistics, if there are any."""
-        with plain_graph(not self.jit_compile):
-            result = super().train_step(*arguments)
+        result = super().train_step(*arguments)
         if not hasattr(self.optimizer, "average_statistics"):
             return result
         if keras.backend.backend() != "jax":
