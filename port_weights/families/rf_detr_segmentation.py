@@ -10,11 +10,9 @@ from port_weights.families.lw_detr import MODEL
 from port_weights.families.resnet import Backbone
 from port_weights.families.rf_detr import RFDETRFamily
 from port_weights.families.rows import affine, conv, linear
-from port_weights.layouts import VECTOR, Layout
+from port_weights.layouts import DEPTHWISE, VECTOR
 from port_weights.tables import Row, Scheme, prefixed
 
-# Conv2d of groups of one channel (channels, 1, height, width) ↔ DepthwiseConv2D (height, width, channels, 1)
-_DEPTHWISE = Layout(lambda tensor, shape: tensor.transpose(2, 3, 0, 1), lambda array: array.transpose(2, 3, 0, 1))
 _OF_AUTHORS, BIAS_OF_MASKS = "segmentation_head.bias", "segmentation_bias"  # the second is transformers'
 # Theirs are weights of the loss and of the matching alike, under the names of config.json and of training arguments.
 _WEIGHTS = {
@@ -38,7 +36,7 @@ def _rows(is_in_memory: bool) -> list[Row]:
     query_norm, hidden, output = (f"{before}query_features_block.{part}" for part in of_queries)
     ours = "segmentation_head/block{i}"
     return [
-        (f"{depthwise}.weight", f"{ours}/depthwise/kernel", _DEPTHWISE),
+        (f"{depthwise}.weight", f"{ours}/depthwise/kernel", DEPTHWISE),
         (f"{depthwise}.bias", f"{ours}/depthwise/bias", VECTOR),
         *affine(norm, f"{ours}/norm"),
         *linear(pointwise, f"{ours}/pointwise"),

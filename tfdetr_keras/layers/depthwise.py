@@ -33,6 +33,7 @@ class DepthwiseConvolution(layers.DepthwiseConv2D):
         strides: of rows and of columns; 1 keeps height and width.
         use_bias: whether a learned number is added to each channel.
         depthwise_initializer: of the kernel.
+        bias_initializer: of the bias.
         **kwargs: `name` and `dtype`, as for `keras.layers.Layer`.
 
     Raises:
@@ -45,6 +46,7 @@ class DepthwiseConvolution(layers.DepthwiseConv2D):
         strides: int = 1,
         use_bias: bool = True,
         depthwise_initializer: keras.initializers.Initializer | str = "glorot_uniform",
+        bias_initializer: keras.initializers.Initializer | str = "zeros",
         **kwargs: Any,
     ) -> None:
         if kernel_size % 2 == 0:
@@ -56,6 +58,7 @@ class DepthwiseConvolution(layers.DepthwiseConv2D):
             data_format="channels_last",
             use_bias=use_bias,
             depthwise_initializer=depthwise_initializer,
+            bias_initializer=bias_initializer,
             **kwargs,
         )
 
@@ -71,7 +74,7 @@ class DepthwiseConvolution(layers.DepthwiseConv2D):
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         config = super().get_config()
-        names = ("name", "trainable", "dtype", "use_bias", "depthwise_initializer")
+        names = ("name", "trainable", "dtype", "use_bias", "depthwise_initializer", "bias_initializer")
         sizes = {"kernel_size": self.kernel_size[0], "strides": self.strides[0]}
         return {name: config[name] for name in names} | sizes
 

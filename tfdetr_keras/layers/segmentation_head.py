@@ -16,6 +16,7 @@ from typing import Any
 from keras import layers, ops
 
 from tfdetr_keras.layers.activations import gelu
+from tfdetr_keras.layers.depthwise import DepthwiseConvolution
 from tfdetr_keras.layers.mlp import linear_initializers
 from tfdetr_keras.layers.resize import resize_bilinear
 from tfdetr_keras.layers.transformer import NORM_EPSILON, FeedForward
@@ -35,9 +36,8 @@ class DepthwiseBlock(layers.Layer):
         super().__init__(**kwargs)
         self.channels = channels
         policy, start = self.dtype_policy, linear_initializers(3 * 3)
-        self.depthwise = layers.DepthwiseConv2D(
+        self.depthwise = DepthwiseConvolution(
             3,
-            padding="same",
             depthwise_initializer=start["kernel_initializer"],
             bias_initializer=start["bias_initializer"],
             name="depthwise",
