@@ -25,7 +25,7 @@ def weight(name, shape):
         is_scale |= ".input_proj." in name or name.startswith("decoder.enc_output.1.")  # RT-DETR's, of batch and layer
         is_scale |= ".projector.stages." in name  # LW-DETR's, whose convolutions have no biases
         is_scale &= name.endswith("weight")
-        is_scale |= name.endswith((".gamma_1", ".gamma_2", ".lambda1"))  # of a branch
+        is_scale |= name.endswith((".gamma_1", ".gamma_2", ".lambda1", ".lab.scale"))  # of a branch
         return (rng.normal(0, 0.1, shape) + is_scale).astype(np.float32)
     fans = np.prod(shape[1:]) + shape[0] * np.prod(shape[2:])
     scale = 0.1 if name.endswith("sampling_offsets.weight") else 1.0
