@@ -45,6 +45,8 @@ CHOSEN = {
     "backbone": td.ResNetConfig("basic", (1, 1, 1), (8, 16, 24), 8, variant="vd", batch_norm="trainable"),
 }
 CONFIGS |= {"rt-detr": td.RTDETRConfig(**CHOSEN), "rt-detr-v2": td.RTDETRV2Config(**CHOSEN)}
+OF_DISTANCES = {**CHOSEN, "backbone": td.HGNetV2Config((4, 8), (4, 4, 4), (8, 16, 24), (1, 1, 1), 1)}
+CONFIGS |= {"d-fine": td.DFINEConfig(**OF_DISTANCES, decoder_points=2, fusion_blocks=1)}
 # Each group has a head of its own for what proposes.
 OF_GROUPS = {
     "num_classes": 3,
@@ -64,7 +66,7 @@ CONFIGS |= {
     "rf-detr": td.RFDETRConfig(DINOv2Config(**VIT), **OF_GROUPS | {"groups": 13}),
     "rf-detr-seg": td.RFDETRSegmentationConfig(DINOv2Config(**VIT), **OF_GROUPS),
 }
-HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
+HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "d-fine": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
 PIXELS = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype("float32")
 
 
