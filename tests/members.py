@@ -887,10 +887,11 @@ def of_members(wanted=lambda member: True, slow=lambda member: False):
     return pytest.mark.parametrize("member", [_param(member.name, member, slow(member)) for member in chosen])
 
 
-def of_cases(wanted=lambda case: True):
-    """Parametrise a test by `case`: the tiny model of every member and all its variants."""
+def of_cases(wanted=lambda case: True, slow=()):
+    """Parametrise a test by `case`: the tiny model of every member and all its variants, some of them `slow` here."""
     chosen = [case for case in CASES.values() if wanted(case)]
-    return pytest.mark.parametrize("case", [_param(case.name, case, case.is_slow) for case in chosen])
+    params = [_param(case.name, case, case.is_slow or case.name in slow) for case in chosen]
+    return pytest.mark.parametrize("case", params)
 
 
 def of_stages():

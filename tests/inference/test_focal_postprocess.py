@@ -103,7 +103,8 @@ def test_dtypes_and_tensors_of_the_backend():
 
 def test_options_are_checked():
     outputs = random_outputs(seed=0)
-    known = r"classification must be one of \('softmax', 'focal', 'varifocal', 'iou_aware'\), not 'sigmoid'"
+    names = "'softmax', 'focal', 'varifocal', 'matchability_aware', 'iou_aware'"
+    known = rf"classification must be one of \({names}\), not 'sigmoid'"
     with pytest.raises(ValueError, match=known):
         post_process(outputs, SIZES, classification="sigmoid")
     with pytest.raises(ValueError, match="top_k must be at least 1, not 0"):

@@ -47,7 +47,8 @@ def assert_same_losses(got, expected, tolerance):
         np.testing.assert_allclose(float(value), expected[name], rtol=tolerance, atol=1e-12, err_msg=name)
 
 
-@of_cases(lambda case: case.has_gradients)
+# Compiling takes these long, and what they have of their own has no weights, or is tested by a case that is not slow.
+@of_cases(lambda case: case.has_gradients, slow=("LWDETR-two-levels", "RFDETR-global", "DeformableDETR-single-scale"))
 def test_losses_and_all_gradients_are_the_reference_s(case, answers, port):
     """Of three images: one with a few objects, one with none, one with more than there are queries."""
     batch, targets = case.training_batch()

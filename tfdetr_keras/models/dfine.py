@@ -28,9 +28,8 @@ from tfdetr_keras.losses.denoising import DenoisingQueries
 from tfdetr_keras.losses.fine_grained_criterion import FineGrainedCriterion
 from tfdetr_keras.models.dfine_recipes import RECIPES
 from tfdetr_keras.models.rt_detr import RTDETR
-from tfdetr_keras.models.rt_detr_config import STRIDE
+from tfdetr_keras.models.rt_detr_config import SMALL
 from tfdetr_keras.models.rt_detr_v2 import RTDETRV2Config
-from tfdetr_keras.preprocessing import Preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,28 +139,7 @@ CLASSES_OF_OBJECTS365 = 366  # ids from 1, so that the first row is no class
 # Of what they were trained, by the ends of the presets' names.
 _DATA: Mapping[str, Mapping[str, Any]] = {"": {}, "-obj365": {"num_classes": CLASSES_OF_OBJECTS365}, "-obj2coco": {}}
 TINY = DFINEConfig(
-    # Small enough to train from scratch on a CPU.
-    backbone=HGNetV2Config((16, 32), (32, 48, 48, 64), (64, 128, 192, 256), (1, 1, 1, 1), 2),
-    num_queries=50,
-    d_model=128,
-    encoder_dim=128,
-    encoder_ffn_dim=256,
-    encoder_attention_heads=4,
-    expansion=0.5,
-    fusion_blocks=1,
-    decoder_layers=3,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=256,
-    num_denoising=25,
-    preprocessing=Preprocessing((64, 64), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=STRIDE),
-    recipe={
-        "learning_rate": 4e-4,
-        "backbone_multiplier": 0.5,
-        "augmentation": "flip",
-        "ema_momentum": 0.999,
-        "ema_ramp_steps": 500,
-        "freeze": "",
-    },
+    HGNetV2Config((16, 32), (32, 48, 48, 64), (64, 128, 192, 256), (1, 1, 1, 1), 2), fusion_blocks=1, **SMALL
 )
 
 

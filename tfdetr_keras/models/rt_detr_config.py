@@ -290,21 +290,20 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     **{size: RECIPE for size in SIZES},
     "r101": {**RECIPE, "backbone_multiplier": 0.01},
 }
-TINY = RTDETRConfig(
-    # Small enough to train from scratch on a CPU, and to be part of the package.
-    backbone=ResNetConfig("basic", (1, 1, 1, 1), (32, 64, 128, 192), 32, variant="vd", batch_norm="trainable"),
-    num_queries=50,
-    d_model=128,
-    encoder_dim=128,
-    encoder_ffn_dim=256,
-    encoder_attention_heads=4,
-    expansion=0.5,
-    decoder_layers=3,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=256,
-    num_denoising=25,
-    preprocessing=Preprocessing((64, 64), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=STRIDE),
-    recipe={
+# Small enough to train from scratch on a CPU; beside these a backbone.
+SMALL: Mapping[str, Any] = {
+    "num_queries": 50,
+    "d_model": 128,
+    "encoder_dim": 128,
+    "encoder_ffn_dim": 256,
+    "encoder_attention_heads": 4,
+    "expansion": 0.5,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 256,
+    "num_denoising": 25,
+    "preprocessing": Preprocessing((64, 64), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=STRIDE),
+    "recipe": {
         "learning_rate": 4e-4,
         "backbone_multiplier": 0.5,
         "augmentation": "flip",
@@ -312,4 +311,9 @@ TINY = RTDETRConfig(
         "ema_ramp_steps": 500,
         "freeze": "",
     },
+}
+TINY = RTDETRConfig(
+    # And to be part of the package.
+    backbone=ResNetConfig("basic", (1, 1, 1, 1), (32, 64, 128, 192), 32, variant="vd", batch_norm="trainable"),
+    **SMALL,
 )
