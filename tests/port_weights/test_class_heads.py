@@ -45,6 +45,9 @@ CHOSEN = {
     "backbone": td.ResNetConfig("basic", (1, 1, 1), (8, 16, 24), 8, variant="vd", batch_norm="trainable"),
 }
 CONFIGS |= {"rt-detr": td.RTDETRConfig(**CHOSEN), "rt-detr-v2": td.RTDETRV2Config(**CHOSEN)}
+CONFIGS["d-fine"] = td.DFINEConfig(
+    **CHOSEN | {"backbone": td.HGNetV2Config((8, 8), (8, 8, 8), (8, 16, 24), (1, 1, 1), 1, True)}
+)
 # Each group has a head of its own for what proposes.
 OF_GROUPS = {
     "num_classes": 3,
@@ -64,7 +67,7 @@ CONFIGS |= {
     "rf-detr": td.RFDETRConfig(DINOv2Config(**VIT), **OF_GROUPS | {"groups": 13}),
     "rf-detr-seg": td.RFDETRSegmentationConfig(DINOv2Config(**VIT), **OF_GROUPS),
 }
-HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
+HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "d-fine": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
 PIXELS = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype("float32")
 
 
@@ -131,7 +134,7 @@ def test_every_member_and_form(kind, form, sources, caplog):
         for bias in biases_of(model):
             for label in (1, 3):
                 assert 1 / (1 + np.exp(-float(bias[label]))) == pytest.approx(0.01)
-    if kind.startswith("rt-detr"):
+    if hasattr(model, "denoising_embedding"):
         ours, theirs = (np.asarray(one.denoising_embedding.embeddings) for one in (model, original))
         np.testing.assert_array_equal(ours[[0, 2, 4]], theirs[[2, 0, 3]])  # the last is padding's
         assert not any((row == theirs).all(axis=1).any() for row in ours[[1, 3]])
