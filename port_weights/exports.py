@@ -54,9 +54,9 @@ def export(
     The folder holds `config.json`, `preprocessor_config.json` and `model.safetensors`, all or none. It is read by
     `transformers.AutoModelForObjectDetection` and `AutoImageProcessor` (as `DetrForObjectDetection`, as
     `TableTransformerForObjectDetection`, `ConditionalDetrForObjectDetection`, `DabDetrForObjectDetection`,
-    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`, `LwDetrForObjectDetection`, `RfDetrForObjectDetection`),
-    or by `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the architecture, the names of
-    the classes and the loss; not which parts are frozen.
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection`, `DFineForObjectDetection`, `LwDetrForObjectDetection`,
+    `RfDetrForObjectDetection`), or by `DetrForSegmentation`, and by `load_model`. It keeps the weights, in float32, the
+    architecture, the names of the classes and the loss; not which parts are frozen.
 
     Args:
         source: a model, or a checkpoint as for `load_model`.
@@ -116,8 +116,8 @@ def export_pth(source: Any, path: str | os.PathLike[str], overwrite: bool = Fals
     """Write a checkpoint as facebookresearch/detr has it: `{"model": state dict, "args": …}`. Needs the port extra.
 
     Of a Conditional DETR, as Atten4Vis/ConditionalDETR has it; of a DAB-DETR, as IDEA-Research/DAB-DETR; of an RT-DETR
-    or RT-DETRv2, as lyuwenyu/RT-DETR's first or second code; of an LW-DETR, as Atten4Vis/LW-DETR; of an RF-DETR, as
-    roboflow/rf-detr.
+    or RT-DETRv2, as lyuwenyu/RT-DETR's first or second code; of a D-FINE, as Peterande/D-FINE; of an LW-DETR, as
+    Atten4Vis/LW-DETR; of an RF-DETR, as roboflow/rf-detr.
 
     `args` holds the architecture and the loss under the names of its training script, or of its YAML files, so that
     `load_model` needs to be told nothing; the names of the classes have no place there but in RF-DETR's.

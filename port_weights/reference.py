@@ -66,8 +66,9 @@ def _readable_folder(source: Any, config: DetectorConfig) -> str | None:
     if not weights.is_file():
         return None
     with safe_open(os.fspath(weights), framework="numpy") as file:
-        # Of its own ResNets, or vision transformers.
-        readable = any("embedder.embedder." in name or ".embeddings." in name for name in file.keys())  # noqa: SIM118
+        # Of its own ResNets, HGNetV2, or vision transformers.
+        own = ("embedder.embedder.", "embedder.stem1.", ".embeddings.")
+        readable = any(part in name for name in file.keys() for part in own)  # noqa: SIM118
     return os.fspath(Path(source).resolve()) if readable else None
 
 

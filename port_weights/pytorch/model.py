@@ -105,7 +105,7 @@ def reference_stages(reference: Any, pixel_values: np.ndarray, pixel_mask: np.nd
 
 
 def _stages_in_real_time(reference: Any, pixel_values: np.ndarray) -> dict[str, np.ndarray]:
-    """Hand out the stages of an RT-DETR, which chooses its queries and knows no padding."""
+    """Hand out the stages of an RT-DETR or D-FINE, which choose their queries and know no padding."""
     maps: dict[str, torch.Tensor] = {}
     base = reference.model
 
@@ -122,10 +122,13 @@ def _stages_in_real_time(reference: Any, pixel_values: np.ndarray) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
+    # D-FINE's layers come before the images.
+    axis_of_layers = 0 if type(reference).__name__.startswith("DFine") else 1
+    decoded = outputs.intermediate_hidden_states.unbind(axis_of_layers)
     stages = {
         **maps,
         "proposals.logits": outputs.enc_outputs_class,
-        **{f"decoder.layer{index}": x for index, x in enumerate(outputs.intermediate_hidden_states.unbind(1))},
+        **{f"decoder.layer{index}": x for index, x in enumerate(decoded)},
         "logits": outputs.logits,
         "pred_boxes": outputs.pred_boxes,
     }

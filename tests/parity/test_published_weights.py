@@ -79,6 +79,24 @@ IN_REAL_TIME = {
     "PekingU/rtdetr_v2_r34vd": [-4.6108, -5.9453, -3.8505],
     "PekingU/rtdetr_v2_r50vd": [-4.7881, -4.6754, -6.1624],
     "PekingU/rtdetr_v2_r101vd": [-4.6162, -4.9189, -4.6656],
+    "ustc-community/dfine-nano-coco": [-3.7828, -5.0889, -4.8341],
+    "ustc-community/dfine-small-coco": [-3.8098, -4.7725, -5.9945],
+    "ustc-community/dfine-medium-coco": [-4.5187, -4.7171, -4.1177],
+    "ustc-community/dfine-large-coco": [-4.0688, -5.1700, -4.3392],
+    "ustc-community/dfine-xlarge-coco": [-4.8447, -4.7293, -4.5971],
+    "ustc-community/dfine-small-obj365": [-6.3807, -4.3210, -6.4775],
+    "ustc-community/dfine-medium-obj365": [-5.7705, -3.1611, -5.2808],
+    "ustc-community/dfine-large-obj365": [-5.7953, -3.4901, -5.4394],
+    "ustc-community/dfine-xlarge-obj365": [-6.3845, -3.7549, -4.6873],
+    "ustc-community/dfine-small-obj2coco": [-6.0208, -7.5327, -5.0572],
+    "ustc-community/dfine-medium-obj2coco": [-4.5207, -7.6678, -5.7399],
+    "ustc-community/dfine-large-obj2coco-e25": [-3.6098, -6.6336, -5.1227],
+    "ustc-community/dfine-xlarge-obj2coco": [-4.2304, -6.6295, -4.8340],
+}
+# A box of that row, where one is recorded.
+BOXES_IN_REAL_TIME = {
+    "PekingU/rtdetr_r50vd": [0.1688, 0.1999, 0.2123],
+    "ustc-community/dfine-small-coco": [0.7678, 0.4148, 0.4644],
 }
 PANOPTIC = {
     "logits": [[-18.1565, -1.7568, -13.5029], [-16.8888, -1.4138, -14.1028], [-17.5709, -2.5080, -11.8654]],
@@ -153,9 +171,11 @@ def test_detectors_in_real_time(source, image):
     rows = np.asarray(outputs["logits"])[0, :, :3]
     nearest = np.abs(rows - IN_REAL_TIME[source]).max(axis=-1).argmin()
     np.testing.assert_allclose(rows[nearest], IN_REAL_TIME[source], rtol=0, atol=1e-3)
+    if source in BOXES_IN_REAL_TIME:
+        box = outputs["pred_boxes"][0, nearest, :3]
+        np.testing.assert_allclose(box, BOXES_IN_REAL_TIME[source], rtol=0, atol=1e-3)
     if source != "PekingU/rtdetr_r50vd":
         return
-    np.testing.assert_allclose(outputs["pred_boxes"][0, nearest, :3], [0.1688, 0.1999, 0.2123], rtol=0, atol=1e-3)
     [found] = td.post_process(outputs, [image.size[::-1]], 0.3, model.config.classification)
     order = np.argsort(-found["scores"])[:4]
     np.testing.assert_allclose(found["scores"][order], [0.9703, 0.9600, 0.9576, 0.9507], rtol=0, atol=1e-3)
@@ -195,5 +215,6 @@ def test_every_published_checkpoint_is_of_its_preset(source):
     assert type(model.config) is type(preset)
     fields = ("backbone", "num_classes", "num_queries", "d_model", "encoder_layers", "decoder_layers", "pre_norm")
     of_some = ("encoder_dim", "encoder_ffn_dim", "expansion", "decoder_points", "frozen", "num_denoising")
+    of_some += ("num_feature_levels", "fusion_blocks", "reg_scale", "up")
     for name in (*fields, *(of_some if hasattr(preset, "encoder_dim") else ())):
         assert getattr(model.config, name, None) == getattr(preset, name, None), name

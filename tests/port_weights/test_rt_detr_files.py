@@ -148,7 +148,7 @@ def test_the_padding_of_denoising_stays_the_last_row(folder, state):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member", [V1, V2], ids=lambda member: member.name)
+@pytest.mark.parametrize("member", [V1, V2, MEMBERS["DFINE"]], ids=lambda member: member.name)
 def test_compare_agrees_stage_by_stage(member, answers):
     """By the folder, and through the tables by the authors' names."""
     folder = answers(member.case).checkpoint
