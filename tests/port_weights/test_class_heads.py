@@ -45,14 +45,8 @@ CHOSEN = {
     "backbone": td.ResNetConfig("basic", (1, 1, 1), (8, 16, 24), 8, variant="vd", batch_norm="trainable"),
 }
 CONFIGS |= {"rt-detr": td.RTDETRConfig(**CHOSEN), "rt-detr-v2": td.RTDETRV2Config(**CHOSEN)}
-<<<<<<< HEAD
 OF_DISTANCES = {**CHOSEN, "backbone": td.HGNetV2Config((4, 8), (4, 4, 4), (8, 16, 24), (1, 1, 1), 1)}
 CONFIGS |= {"d-fine": td.DFINEConfig(**OF_DISTANCES, decoder_points=2, fusion_blocks=1)}
-=======
-CONFIGS["d-fine"] = td.DFINEConfig(
-    **CHOSEN | {"backbone": td.HGNetV2Config((8, 8), (8, 8, 8), (8, 16, 24), (1, 1, 1), 1, True)}
-)
->>>>>>> dfine-b
 # Each group has a head of its own for what proposes.
 OF_GROUPS = {
     "num_classes": 3,
