@@ -121,7 +121,7 @@ def run(script, *arguments, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])  # JAX compiles for long
 def test_losses_and_gradients_are_the_authors(backend, tmp_path):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")

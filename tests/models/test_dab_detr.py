@@ -87,6 +87,7 @@ def test_patterns_find_different_things_at_an_anchor(batch):
     assert np.abs(logits[:, :5] - logits[:, 5:]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_model_with_patterns_trains_and_detects_all_of_its_rows(batch, tmp_path):
     model = make(num_patterns=3)
     model.compile(optimizer=td.AdamW(1e-3), jit_compile=False)
@@ -122,6 +123,7 @@ def test_centres_are_even_over_the_image_and_sizes_as_ever():
     np.testing.assert_allclose(anchors[:, 2:].std(axis=0), 1, atol=0.1)
 
 
+@pytest.mark.slow
 def test_fixed_centres_do_not_move_in_training_by_the_recipe(batch):
     model = make(random_refpoints_xy=True)
     before = np.asarray(model.query_embedding.embeddings)

@@ -171,6 +171,7 @@ def test_what_cannot_be_is_refused(fields, message):
         small(**fields)
 
 
+@pytest.mark.slow
 def test_proposals_are_trained_in_images_of_any_size_and_compiled_for_few():
     """The encoder's tokens are matched in a graph whose sizes are unknown; evaluation leaves their loss out."""
     model = small(two_stage=True)

@@ -61,6 +61,7 @@ def no_statistics(kind):
     return {"projector_norm": "frozen"} if kind == "LWDETR" else {}
 
 
+@pytest.mark.slow
 def test_inference_does_without_the_other_groups(kind, tmp_path):
     """A folded model has the first group alone, and so has what is exported; it can still be trained, with one."""
     model, pixels = as_if_trained(small(kind)), pixels_of()
@@ -150,7 +151,7 @@ def test_logits_of_any_size_have_a_finite_loss_and_gradient(kind, bias):
     assert float(losses["loss_ce"]) == pytest.approx(expected, rel=0.1 if bias > 0 else 0.02)
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (15, 0), (3, 5)], ids=["no object", "more objects than queries", "some"])
+@pytest.mark.parametrize("counts", [(0, 0), (15, 0)], ids=["no object", "more objects than queries"])
 def test_a_step_is_finite(kind, counts):
     model = small(kind)
     model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
@@ -181,6 +182,7 @@ def test_all_groups_learn(kind):
         assert moved.reshape(3, 12).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_train_alike(kind):
     """With branches that are left out by chance, which must be the same ones the second time."""
 

@@ -43,6 +43,9 @@ def test_every_member_has_an_entry():
     assert members() == {name: member.kind for name, member in MEMBERS.items()}
 
 
+ALIKE = ("TableTransformer", "RTDETRV2", "RFDETR")  # members of which another one is made of the same parts, or of more
+
+
 @of_members()
 def test_outputs_are_of_every_query(member, port, batch):
     model, config = port(member.case), member.config
@@ -66,7 +69,7 @@ def test_outputs_of_earlier_layers_can_be_left_out(member, port, batch):
         np.testing.assert_allclose(value, whole[name], rtol=0, atol=1e-6)
 
 
-@of_members()
+@of_members(slow=lambda member: member.name in ALIKE)
 def test_a_keras_file_holds_everything_and_detects_the_same(member, port, tmp_path):
     model = port(member.case)
     model.save(tmp_path / "model.keras")
@@ -89,7 +92,7 @@ def test_a_keras_file_holds_everything_and_detects_the_same(member, port, tmp_pa
     np.testing.assert_allclose(found.boxes, np.clip(expected["boxes"][order], 0, [90, 60] * 2), rtol=0, atol=1e-3)
 
 
-@of_members()
+@of_members(slow=lambda member: member.name in ALIKE)
 def test_two_steps_of_fit_move_every_weight_that_counts(member, port, batch):
     inputs, targets = batch[0], targets_for(member, batch[1])
     model = copy_of(port(member.case))

@@ -151,6 +151,7 @@ def test_a_run_is_told_beforehand(without_tracing, source, tmp_path, monkeypatch
     assert told.levelno == logging.WARNING
 
 
+@pytest.mark.slow
 def test_a_dry_run_does_all_once_and_keeps_nothing(source, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = ["--data", "shapes", "--count", "6", "--drawn-size", "40", "60", "--batch-size", "2"]

@@ -43,6 +43,7 @@ def test_its_folder_tells_all_and_its_model_is_the_average(without_tracing, tmp_
     assert len((again.path / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_recipe_for_long_runs_is_scaled_and_told(without_tracing, tmp_path, caplog):
     long = {"warmup_steps": 2000, "ema_momentum": 0.9999, "ema_ramp_steps": 2000, "plain_epochs": 8}
     td.DETR(dataclasses.replace(SMALLEST, recipe={**long, "freeze": ""})).save(tmp_path / "own.keras")
