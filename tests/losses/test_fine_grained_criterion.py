@@ -141,6 +141,7 @@ def test_transformers_own_loss_is_another(pytorch):
     assert 0.5 < cosine < 0.99
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_and_traced_it_gives_the_same():
     case = CASES["two images"]
     outputs, targets = drawn(case)

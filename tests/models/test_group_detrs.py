@@ -33,6 +33,7 @@ def class_heads(model):
 # ---- groups ----
 
 
+@pytest.mark.slow
 def test_groups_do_not_see_each_other(kind):
     """In training each group answers as it would alone; in inference there is the first."""
     model, pixels = as_if_trained(small(kind, **no_statistics(kind))), pixels_of()

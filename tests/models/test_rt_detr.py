@@ -312,6 +312,7 @@ def test_without_denoising():
     assert np.isfinite(model.train_on_batch(pixels_of(), targets_of(3, 1), return_dict=True)["loss"])
 
 
+@pytest.mark.slow
 def test_fewer_layers_in_inference():
     """The boxes are those of that layer's heads, and training has all layers."""
     whole = small()
