@@ -7,8 +7,8 @@ still writes the old names to disk.
 from __future__ import annotations
 
 from port_weights.families.hgnet_v2 import depthwise_conv_norm
-from port_weights.families.rows import affine, conv_norm, linear, packed_attention, split_attention
-from port_weights.families.rt_detr_names import heads, selection
+from port_weights.families.rows import affine, conv_norm, linear, packed_attention
+from port_weights.families.rt_detr_names import heads, rows_of_layers, selection
 from port_weights.layouts import VECTOR
 from port_weights.tables import Row
 
@@ -115,24 +115,12 @@ def rows_of_authors(projection: tuple[str, str], output: tuple[str, str]) -> lis
 
 def rows_of_hugging_face(is_in_memory: bool) -> list[Row]:
     """Return transformers' table but for backbone and heads."""
-    aifi, output, hidden, last = (
+    names = (
         ("aifi", "o_proj", "mlp.layers.0", "mlp.layers.1") if is_in_memory else ("encoder", "out_proj", "fc1", "fc2")
     )
-    rows = []
-    for theirs, ours in (
-        (f"encoder.{aifi}.{{j}}.layers.{{i}}", "encoder/aifi{j}/layer{i}"),
-        (_HUGGING_FACE, "decoder/layer{i}"),
-    ):
-        rows += [
-            *split_attention(f"{theirs}.self_attn", f"{ours}/self_attention", output),
-            *affine(f"{theirs}.self_attn_layer_norm", f"{ours}/self_attention_norm"),
-            *linear(f"{theirs}.{hidden}", f"{ours}/feed_forward/hidden"),
-            *linear(f"{theirs}.{last}", f"{ours}/feed_forward/output"),
-            *affine(f"{theirs}.final_layer_norm", f"{ours}/feed_forward_norm"),
-        ]
     return [
         *conv_norm("encoder_input_proj.{l}.0", "encoder_input_proj.{l}.1", "input_projection/level{l}"),
-        *rows,
+        *rows_of_layers(*names),
         *_fusion_of_hugging_face(),
         *conv_norm("decoder_input_proj.{l}.0", "decoder_input_proj.{l}.1", "decoder_projection/level{l}"),
         *selection("", "0", "1"),

@@ -91,9 +91,8 @@ def rows_of_authors(projection: tuple[str, str], output: tuple[str, str]) -> lis
     ]
 
 
-def rows_of_hugging_face(is_in_memory: bool) -> list[Row]:
-    """Return transformers' table but for backbone and heads; version 5 renamed three parts in memory."""
-    aifi, output, feed_forward = ("aifi", "o_proj", "mlp.") if is_in_memory else ("encoder", "out_proj", "")
+def rows_of_layers(aifi: str, output: str, hidden: str, last: str) -> list[Row]:
+    """Return what transformers' layers of encoder and decoder have in common, by its names of four parts."""
     rows = []
     for theirs, ours in (
         (f"encoder.{aifi}.{{j}}.layers.{{i}}", "encoder/aifi{j}/layer{i}"),
@@ -102,10 +101,17 @@ def rows_of_hugging_face(is_in_memory: bool) -> list[Row]:
         rows += [
             *split_attention(f"{theirs}.self_attn", f"{ours}/self_attention", output),
             *affine(f"{theirs}.self_attn_layer_norm", f"{ours}/self_attention_norm"),
-            *linear(f"{theirs}.{feed_forward}fc1", f"{ours}/feed_forward/hidden"),
-            *linear(f"{theirs}.{feed_forward}fc2", f"{ours}/feed_forward/output"),
+            *linear(f"{theirs}.{hidden}", f"{ours}/feed_forward/hidden"),
+            *linear(f"{theirs}.{last}", f"{ours}/feed_forward/output"),
             *affine(f"{theirs}.final_layer_norm", f"{ours}/feed_forward_norm"),
         ]
+    return rows
+
+
+def rows_of_hugging_face(is_in_memory: bool) -> list[Row]:
+    """Return transformers' table but for backbone and heads; version 5 renamed three parts in memory."""
+    aifi, output, feed_forward = ("aifi", "o_proj", "mlp.") if is_in_memory else ("encoder", "out_proj", "")
+    rows = rows_of_layers(aifi, output, f"{feed_forward}fc1", f"{feed_forward}fc2")
     return [
         *conv_norm("encoder_input_proj.{l}.0", "encoder_input_proj.{l}.1", "input_projection/level{l}"),
         *rows,

@@ -76,13 +76,15 @@ def both(request, port, pytorch, answers):
     return case, model, run(model, batch, targets, draws), theirs, answers(case).arrays("state")
 
 
-def test_every_stage_with_denoising(both):
-    case, _, (stages, *_), theirs, _ = both
-    queries, found = case.reference.fields["num_queries"], {}
-    assert set(theirs["stages"]) == set(stages) - {"prediction_sets"}
-    for name, expected in theirs["stages"].items():
+def assert_stages(stages, theirs, queries, stage, output):
+    """Compare stages, of which PyTorch has no more denoising queries than are used, and `queries` others behind them.
+
+    `stage` and `output` are the most that one may be off, as a part of its largest value, and of 1.
+    """
+    found = {}
+    for name, expected in theirs.items():
         mine = np.asarray(stages[name], np.float64)
-        if name.startswith("decoder."):  # the slots that PyTorch has, then the other queries
+        if name.startswith(("decoder.", "pre.")):  # the slots that PyTorch has, then the other queries
             real = expected.shape[1] - queries
             mine = np.concatenate([mine[:, :real], mine[:, -queries:]], axis=1)
         elif name.startswith("denoising."):
@@ -92,8 +94,14 @@ def test_every_stage_with_denoising(both):
         found[name] = np.abs(mine - expected).max() / (1 if is_output else np.abs(expected).max())
     print("stages", max(value for name, value in found.items() if not name.endswith(ONES)))
     print("outputs", max(value for name, value in found.items() if name.endswith(ONES)))
-    wrong = {name: value for name, value in found.items() if value > (OUTPUT if name.endswith(ONES) else STAGE)}
+    wrong = {name: value for name, value in found.items() if value > (output if name.endswith(ONES) else stage)}
     assert not wrong, wrong
+
+
+def test_every_stage_with_denoising(both):
+    case, _, (stages, *_), theirs, _ = both
+    assert set(theirs["stages"]) == set(stages) - {"prediction_sets"}
+    assert_stages(stages, theirs["stages"], case.reference.fields["num_queries"], STAGE, OUTPUT)
 
 
 def test_every_loss(both):
