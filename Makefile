@@ -7,7 +7,8 @@ SUPPORTED := 3.11 3.12 3.13
 BIN := .venv/bin
 # Tests run in that many processes: one keeps no two cores busy, and each takes up to 3 GB.
 WORKERS ?= 2
-PIP := -m pip install --quiet --disable-pip-version-check
+# What is never imported need not be compiled, which takes as long as unpacking.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 PINNED := $(BIN)/python $(PIP) -c constraints.txt
 # The tests that matter most, in two minutes: the matching's targets, model, data, training, every kind of `.keras` file,
 # and what is published.
@@ -15,6 +16,9 @@ QUICK := tests/packaging tests/test_boxes.py tests/losses/test_targets.py tests/
 	tests/models/test_quantization.py::test_a_file_gives_the_model_that_was_saved tests/data/test_coco.py \
 	tests/data/test_voc.py tests/training/test_checkpoint.py
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Of what XLA compiles, the tests of each time run little: a tenth of their time would be LLVM's optimizations. The slow
+# tests have them, as users do.
+UNOPTIMIZED := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 .DEFAULT_GOAL := help
 .PHONY: help venv lint quick test test-slow test-hub test-floors test-newest test-pythons docs demo bench clean
@@ -53,10 +57,10 @@ lint: venv ## style, types and the floors of the house
 	@echo "lint: imports";     report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 
 quick: lint ## lint and the tests that matter most, in two minutes
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not hub" $(QUICK)
+	@$(UNOPTIMIZED) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not hub" $(QUICK)
 
 test: lint ## lint, then every test that is neither slow nor online
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not hub"
+	@$(UNOPTIMIZED) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not hub"
 
 test-slow: venv ## the longer proofs
 	@$(BIN)/python -m pytest -q -m "slow and not hub"

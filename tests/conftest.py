@@ -1,9 +1,15 @@
+import json
+import multiprocessing
 import os
+import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 from reference.process import PyTorch
+
+from port_weights.pytorch import process
 
 pytest_plugins = ["seconds_of_members"]
 PORTS = 32  # models are kept: the tiny ones of all members and a few others
@@ -28,9 +34,39 @@ def _cache_of_its_own(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pytorch():
     """The process in which PyTorch and transformers run: `pytorch.call("module:function", …)` of `tests/reference`."""
-    process = PyTorch()
-    yield process
-    process.close()
+    kept = PyTorch()
+    yield kept
+    kept.close()
+
+
+class _KeptProcess:
+    """Stands for `subprocess` where `port_weights` starts PyTorch: one process, kept, answers."""
+
+    PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
+
+    def __init__(self, pool):
+        self._pool = pool
+
+    def run(self, command, input, **_):
+        request = json.loads(input)
+        del request["path"]
+        self._pool.submit(process.answer, **request).result()
+        return subprocess.CompletedProcess(command, 0, b"")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _porting_by_a_kept_process():
+    """Reads and writes pickles without starting PyTorch for each of them, which takes 1.5 seconds."""
+    spawned = multiprocessing.get_context("spawn")  # a fork would hold TensorFlow
+    with ProcessPoolExecutor(1, spawned) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "subprocess", _KeptProcess(pool))
+        yield
+
+
+@pytest.fixture
+def porting_as_users_do(monkeypatch):
+    """Starts a process of PyTorch for each pickle, as `port_weights` does outside these tests."""
+    monkeypatch.setattr(process, "subprocess", subprocess)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from ports import gentle
 from seconds_of_members import record_share
 
 # The others are made of the same layers and losses; JAX compiles a member's step for half a minute.
-USUAL = ("DETR", "RTDETR", "RFDETRForSegmentation")
+USUAL = ("DETR", "RTDETR")
 ROUNDING = 5e-6  # of the largest logit. Measured: 2.2e-6, of D-FINE.
 
 # Runs in a fresh interpreter where no module of `blocked` can be imported. What it finds of each model lies beside it.

@@ -18,6 +18,7 @@ from keras import ops
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from some_slow import some_slow
 
 from tfdetr_keras.data import load_shapes, prepare
 from tfdetr_keras.data.record import MASKS_SPEC, RECORD_SPEC
@@ -208,7 +209,7 @@ def masks_by_hand(model, records):
     ]
 
 
-@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize("batches", some_slow(BATCHES, *BATCHES[1:]))
 @pytest.mark.parametrize("classification", ["softmax", "focal"])
 def test_ap_of_boxes_is_pycocotools_own(classification, batches, tmp_path):
     for seed in range(3):
@@ -226,7 +227,7 @@ def test_ap_of_boxes_is_pycocotools_own(classification, batches, tmp_path):
         assert set(metrics) == {*METRIC_NAMES, "AP_per_class", "AP50_per_class"}
 
 
-@pytest.mark.parametrize("batches", BATCHES)
+@pytest.mark.parametrize("batches", some_slow(BATCHES, *BATCHES[:2]))
 @pytest.mark.parametrize("queries", [20, 160])
 def test_ap_of_masks_is_pycocotools_own(queries, batches, tmp_path):
     """With 160 queries more than a hundred are of one class in an image, which COCO's evaluation does not look at."""

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from tfdetr_keras.inference.forward_pass import FOLDED_PARTS, forward_function
@@ -38,10 +39,10 @@ def test_equal_to_a_rounding_and_traced_once(model, records):
     assert graph.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["kernel", "statistics", "permuted", "a loaded file", pytest.param("a training step", marks=pytest.mark.slow)],
-)
+RARER = ("statistics", "permuted", "a training step")
+
+
+@pytest.mark.parametrize("change", some_slow(["kernel", "a loaded file", *RARER], *RARER))
 def test_it_follows_the_weights(model, records, change, tmp_path):
     before = assert_up_to_date(model, records)
     stem = model.backbone.stem

@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 from PIL import Image
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from tfdetr_keras import app
@@ -127,8 +128,8 @@ def test_attention_is_drawn_for_every_class(conditional, segmenter, images, tmp_
         assert (tmp_path / "attention.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("attention", some_slow([False, True], False))
+@pytest.mark.parametrize("pad_to", some_slow([None, CANVAS], CANVAS))
 def test_detections_carry_their_masks(segmenter, images, attention, pad_to):
     several = segmenter.detect(images, SIZE, 0.4, attention=attention, pad_to=pad_to)
     for image, found in zip(images, several, strict=True):

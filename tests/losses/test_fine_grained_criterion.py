@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fine_grained_outputs import BINS, CASES, UP, Case, drawn, trained
+from some_slow import some_slow
 
 from tfdetr_keras.layers.distance_bins import bin_values
 from tfdetr_keras.losses.criterion import SetCriterion
@@ -65,7 +66,7 @@ def assert_same(found, losses, gradients):
     assert largest < LARGEST
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some_slow(CASES, "two images", "an image without objects"))
 def test_losses_and_gradients_are_the_authors(name):
     found = losses_and_gradients(CASES[name])
     losses = dict(zip(RECORDED[f"{name}/names"].tolist(), RECORDED[f"{name}/losses"].tolist(), strict=True))
@@ -83,7 +84,7 @@ FRESH = {
 }
 
 
-@pytest.mark.parametrize("name", FRESH)
+@pytest.mark.parametrize("name", some_slow(FRESH, "as many objects as queries", "far off"))
 def test_losses_and_gradients_are_those_of_loops(name, pytorch):
     """Ties among them, whose rule is ours."""
     case = FRESH[name]

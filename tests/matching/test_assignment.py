@@ -180,7 +180,12 @@ def test_inside_a_graph(jit_compile, sizes):
 
 
 @pytest.mark.parametrize(
-    ("unknown", "with_masks"), [((0,), False), ((1,), False), ((2,), False), ((0, 1, 2), False), ((0, 1, 2), True)]
+    ("unknown", "with_masks"),
+    [
+        ((0,), False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [((1,), False), ((2,), False), ((0, 1, 2), False)]),
+        ((0, 1, 2), True),
+    ],
 )
 def test_sizes_unknown_to_the_graph(unknown, with_masks):
     def spec(array, axes, dtype):

@@ -105,9 +105,8 @@ def test_fewer_layers_in_inference():
 def test_a_step_is_finite(counts):
     model = small()
     model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)
-    for _ in range(2):
-        logs = model.train_on_batch(pixels_of(), targets_of(*counts), return_dict=True)
-        assert all(np.isfinite(value) for value in logs.values()), logs
+    logs = model.train_on_batch(pixels_of(), targets_of(*counts), return_dict=True)
+    assert all(np.isfinite(value) for value in logs.values()), logs
     assert all(np.isfinite(np.asarray(weight)).all() for weight in model.weights)
 
 

@@ -43,10 +43,11 @@ def test_every_member_has_an_entry():
     assert members() == {name: member.kind for name, member in MEMBERS.items()}
 
 
-ALIKE = ("TableTransformer", "RTDETRV2", "RFDETR")  # members of which another one is made of the same parts, or of more
+# Members of which another one is made of the same parts, or of more.
+ALIKE = ("TableTransformer", "ConditionalDETR", "RTDETRV2", "LWDETR", "RFDETR")
 
 
-@of_members()
+@of_members(slow=lambda member: member.name in ALIKE)
 def test_outputs_are_of_every_query(member, port, batch):
     model, config = port(member.case), member.config
     outputs = {name: tuple(value.shape) for name, value in model(batch[0]).items()}
@@ -59,7 +60,7 @@ def test_outputs_are_of_every_query(member, port, batch):
         assert outputs["pred_masks"] == (2, config.num_queries, 128 // 4, 160 // 4)
 
 
-@of_members()
+@of_members(slow=lambda member: member.name in ALIKE)
 def test_outputs_of_earlier_layers_can_be_left_out(member, port, batch):
     model = member.new(auxiliary_outputs=False)
     model.set_weights(port(member.case).get_weights())
@@ -112,7 +113,7 @@ def test_two_steps_of_fit_move_every_weight_that_counts(member, port, batch):
     assert float(model.criterion(model(inputs), targets)["loss"]) < start
 
 
-@of_members()
+@of_members(slow=lambda member: member.name in ALIKE)
 def test_folding_batch_normalization_changes_no_output(member, port, batch):
     model = port(member.case)
     if not model.config.is_foldable:

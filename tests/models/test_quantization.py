@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_model import CONFIG
+from some_slow import some_slow
 
 import port_weights
 import tfdetr_keras as td
@@ -77,7 +78,7 @@ def test_integers_are_what_is_saved_and_convolutions_stay(kind, recwarn):
     assert {dtypes[path] for path in convolutions} == {"float32"}
 
 
-@pytest.mark.parametrize("folded_first", [True, False])
+@pytest.mark.parametrize("folded_first", some_slow([True, False], False))
 def test_folding_before_or_after_is_the_same(folded_first, batch, tmp_path):
     model = make()
     if folded_first:
@@ -152,7 +153,7 @@ def test_the_packaged_model_finds_as_much_as_before(tmp_path):
     assert (tmp_path / "int8.keras").stat().st_size < 3.5e6
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("mode", some_slow(["int8", "int4"], "int8"))
 def test_integers_are_not_trained(mode, batch):
     model = make()
     model.compile(optimizer="sgd")

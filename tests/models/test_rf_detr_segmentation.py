@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_group_detrs import FIELDS, pixels_of, small, targets_of
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from tfdetr_keras.losses.mask_criterion import PointMaskCriterion
@@ -37,7 +38,9 @@ def test_presets_have_the_published_images():
 # ---- training ----
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (15, 0), (3, 1)], ids=["no object", "more objects than queries", "some"])
+@pytest.mark.parametrize(
+    "counts", some_slow([(0, 0), (15, 0), (3, 1)], (3, 1)), ids=["no object", "more objects than queries", "some"]
+)
 def test_a_step_is_finite(counts):
     model = small(KIND)
     model.compile(optimizer=td.AdamW(1e-3), run_eagerly=True)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, ops
 from small_model import CONFIG
+from some_slow import some_slow
 
 from tfdetr_keras.models import DETR
 
@@ -68,12 +69,7 @@ FORMS = {
 }
 
 
-QUICK = ("tf.data", "generator")
-
-
-@pytest.mark.parametrize(
-    "form", [form if form in QUICK else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
-)
+@pytest.mark.parametrize("form", some_slow(FORMS, "arrays", "generator", "PyDataset"))
 def test_fit_hands_them_over_and_evaluate_does_not(model, make_batch, form):
     batch = make_batch()
     history = model.fit(**FORMS[form](batch), verbose=0).history

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from members import CASES
 from ports import copy_of, torch_names
+from some_slow import some_slow
 
 from port_weights.schemes import detect_scheme
 
@@ -19,7 +20,7 @@ STAGE, OUTPUT, LOSS, GRADIENT, STATISTICS = 1e-5, 3e-5, 3e-6, 5e-6, 1e-6
 ONES = ("logits", "boxes")  # stages whose differences are not relative
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=some_slow(NAMES, "LWDETR-two-levels"))
 def both(request, port, pytorch, answers):
     case = CASES[request.param]
     batch, targets = case.training_batch()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from some_slow import some_slow
 
 from port_weights.processor import read_processor
 from tfdetr_keras.data import load_coco, prepare
@@ -67,7 +68,7 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("settings", FORMS, ids=str)
+@pytest.mark.parametrize("settings", some_slow(FORMS, *FORMS[1:3]), ids=str)
 def test_images_are_prepared_as_a_folder_says(annotated, settings, pytorch, tmp_path):
     folder, _, images, _ = annotated
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -13,6 +13,7 @@ import tensorflow as tf
 from batches import random_draws, random_targets
 from members import CASES
 from ports import copy_of, torch_names
+from some_slow import some_slow
 
 from tfdetr_keras.training.optimizer import AdamW
 
@@ -65,7 +66,7 @@ def statistics_of(model, state):
             yield name, np.asarray(variable), layout, tuple(variable.shape)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=some_slow(NAMES, "RTDETR-bottleneck", "RTDETRV2"))
 def both(request, port, pytorch, answers):
     case = CASES[request.param]
     model = in_double(case, port)

@@ -10,6 +10,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from port_weights import export, load_model
@@ -67,6 +68,7 @@ CONFIGS |= {
     "rf-detr-seg": td.RFDETRSegmentationConfig(DINOv2Config(**VIT), **OF_GROUPS),
 }
 HEADS = {"conditional": 1, "rt-detr": 2, "rt-detr-v2": 2, "d-fine": 2, "lw-detr": 3, "rf-detr": 14, "rf-detr-seg": 3}
+ALIKE = ("table", "rt-detr", "rt-detr-v2", "lw-detr", "rf-detr")  # of their heads others have all, or more
 PIXELS = np.random.default_rng(0).normal(size=(1, 32, 48, 3)).astype("float32")
 
 
@@ -118,7 +120,7 @@ def assert_drawn_anew(model):
 
 
 @pytest.mark.parametrize("form", ["{}", "{}.keras"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", some_slow(CONFIGS, *ALIKE))
 def test_every_member_and_form(kind, form, sources, caplog):
     folder, made = sources
     source, original = folder / form.format(kind), made[kind]
@@ -139,7 +141,7 @@ def test_every_member_and_form(kind, form, sources, caplog):
         assert not any((row == theirs).all(axis=1).any() for row in ours[[1, 3]])
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", some_slow(CONFIGS, *ALIKE))
 def test_as_many_classes_of_other_names(kind, sources, caplog):
     """The README's first example: circle, square, triangle do not become star, cross, ring."""
     folder, made = sources

@@ -12,6 +12,7 @@ import pytest
 from members import MEMBERS
 from ports import weights_of
 from safetensors.numpy import load_file, save_file
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from port_weights import export, export_pth, load_model
@@ -91,7 +92,10 @@ def arguments_of(model):
     return family_of(model.config).authors_arguments(model.config, model.criterion)
 
 
-@pytest.mark.parametrize("form", ["Namespace", "SimpleNamespace", "dict", "model_config", "ckpt", "compiled ckpt"])
+FORMS = ("Namespace", "SimpleNamespace", "dict", "model_config", "ckpt", "compiled ckpt")
+
+
+@pytest.mark.parametrize("form", some_slow(FORMS, "SimpleNamespace", "dict"))
 def test_every_form_in_which_the_package_keeps_a_model(form, state, port, pytorch, tmp_path, caplog):
     """Of which a Lightning checkpoint has the weights under longer names; nothing in any of them is run."""
     member, tensors = RF, state(RF)

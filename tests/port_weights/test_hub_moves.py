@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from some_slow import some_slow
 
 from port_weights import conversions, hub, load_model
 from tfdetr_keras.models import pretrained
@@ -105,7 +106,9 @@ def halves(state, kind):
     return parts, f"{stem}.{suffix}.index.json", json.dumps(index).encode()
 
 
-@pytest.mark.parametrize("form", ["safetensors", "one pickle", "shards of safetensors", "shards of pickles"])
+@pytest.mark.parametrize(
+    "form", some_slow(["safetensors", "one pickle", "shards of safetensors", "shards of pickles"], "shards of pickles")
+)
 def test_every_form_of_weights(form, repository, state, ported, pytorch, tmp_path):
     files, scratch = repository.files, tmp_path / "scratch"
     files["README.md"], files["optimizer.bin"] = b"read me", b"0" * 1000

@@ -11,6 +11,8 @@ import pytest
 import port_weights
 from port_weights.pytorch.process import PyTorchMissingError, require, run
 
+pytestmark = pytest.mark.usefixtures("porting_as_users_do")
+
 PROBE = """
 import os, signal, sys, warnings
 

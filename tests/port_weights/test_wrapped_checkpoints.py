@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from some_slow import some_slow
 
 from port_weights import load_model
 from port_weights.checkpoints import Checkpoint, open_checkpoint
@@ -75,7 +76,7 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("kind", some_slow(KEPT, "average beside", "average alone", "unusual name"))
 def test_what_programs_keep(kind, facebook_state, pytorch, tmp_path, caplog):
     make, note = KEPT[kind]
     pytorch.call("pickles:write", tmp_path / "model.ckpt", make(facebook_state))
