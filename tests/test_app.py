@@ -162,6 +162,7 @@ def test_a_truncated_image_is_looked_at_and_told(detector, shapes, tmp_path):
     assert seen.picture is not None
 
 
+@pytest.mark.slow
 def test_sessions_and_waiting_images_are_limited(detector, monkeypatch):
     gradio = pytest.importorskip("gradio", reason="the page needs gradio")
     launched = {}

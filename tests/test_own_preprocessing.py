@@ -13,6 +13,8 @@ import tfdetr_keras as td
 from tfdetr_keras.cli import main
 from tfdetr_keras.training import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SHAPES = ["--data", "shapes", "--count", "10", "--drawn-size", "40", "90"]
 TRAIN = [*SHAPES, "--val-split", "0.3", "--epochs", "1", "--batch-size", "4", "--augmentation", "flip"]
 CANVAS = td.Preprocessing((64, 64), pad_to=(64, 64))  # detr-tiny's
@@ -68,14 +70,7 @@ def test_it_is_measured_by_it(runs, name, own, tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        pytest.param("canvas", CANVAS, marks=pytest.mark.slow),
-        pytest.param("table", TABLE, marks=pytest.mark.slow),
-        ("other", OTHER),
-    ],
-)
+@OWN
 def test_what_is_predicted_and_exported(runs, name, own, photographs, tmp_path):
     model = td.load_model(runs / name)
     wanted = list(td.detect(model, td.data.load_images(photographs)[0], threshold=-1, preprocessing=own))

@@ -123,6 +123,7 @@ def test_an_error_is_one_line(arguments, message):
     assert message is None or message in line
 
 
+@pytest.mark.slow
 def test_nothing_but_the_program_writes_to_stderr(tmp_path):
     """Loads TensorFlow, makes a graph, runs it, reads files, draws: every start-up note there is on this machine."""
     arguments = ["inspect-data", "--data", "shapes", "--count", "2", "--size", "64", "64", "--batch-size", "2"]

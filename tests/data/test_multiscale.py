@@ -207,6 +207,7 @@ def test_plain_epochs(augmentation, repeat):
     assert set(sizes(first)) != {(64, 64)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_same_batches_whatever_the_parallelism(repeat):
     """Strong, several sizes and plain epochs; by one thread, again, and shard by shard."""

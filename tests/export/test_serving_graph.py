@@ -8,6 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from photograph_sizes import CANVAS, SIZE
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from tfdetr_keras.data.canvas import factor_and_shift
@@ -99,7 +100,7 @@ OWN = td.Preprocessing((60, 90), "fit", None, 1.0, (120.0, 110.0, 100.0), (60.0,
 
 
 @pytest.mark.parametrize("portable", [False, True])
-@pytest.mark.parametrize("pad_to", [None, (96, 96)])
+@pytest.mark.parametrize("pad_to", some_slow([None, (96, 96)], None))
 def test_images_are_prepared_as_the_model_has_it(detector, photographs, pad_to, portable):
     """Levels, interpolation and canvas: what the graph finds is what `td.detect` finds."""
     own = dataclasses.replace(OWN, pad_to=pad_to)

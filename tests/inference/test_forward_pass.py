@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 from pycocotools import mask as coco_mask
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from tfdetr_keras.data.image_files import records_of
@@ -171,9 +172,7 @@ def test_outputs_are_those_of_sure_queries(model, images, batch, counts):
     assert [len(one["scores"]) for one in detections] == counts
 
 
-@pytest.mark.parametrize(
-    "threshold", [0.0, 0.5, *(pytest.param(value, marks=pytest.mark.slow) for value in (-1.0, 0.3, 0.99))]
-)
+@pytest.mark.parametrize("threshold", some_slow([0.0, 0.5, -1.0, 0.3, 0.99], 0.0, -1.0, 0.3, 0.99))
 @pytest.mark.parametrize("counts", COUNTS, ids=str)
 def test_detections_and_segments_of_a_batch(model, images, batch, counts, threshold):
     inputs, sizes = batch

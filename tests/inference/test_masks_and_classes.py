@@ -86,6 +86,7 @@ def stages_of(model, image, pad_to=None):
     return model.stages(inputs, attention=True), inputs["pixel_mask"], targets["orig_size"].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad_to", [None, pytest.param(CANVAS, marks=pytest.mark.slow)])
 def test_a_query_may_speak_for_several_classes(conditional, images, pad_to):
     repeated = unsorted = 0

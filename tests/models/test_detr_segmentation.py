@@ -67,6 +67,7 @@ def test_masks_are_asked_for(batch):
         model.fit(inputs, {name: targets[name] for name in ("labels", "boxes")}, verbose=0)
 
 
+@pytest.mark.slow
 def test_the_second_stage_trains_the_mask_head_alone(batch):
     keras.utils.set_random_seed(0)
     detector = DETR(dataclasses.replace(CONFIG, encoder_attention_heads=8))

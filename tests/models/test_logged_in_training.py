@@ -1,6 +1,7 @@
 """Losses that training alone has are logged there, and are no zeros in evaluation."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfdetr_keras as td
@@ -13,6 +14,7 @@ class Telling(td.RTDETR):
     logged_in_training = ("loss_ce_encoder_0",)
 
 
+@pytest.mark.slow
 def test_logs_of_training_and_of_validation():
     model = Telling(td.RTDETR.presets["rt-detr-tiny"])
     pixels = np.random.default_rng(0).random((2, 64, 64, 3)).astype("float32")

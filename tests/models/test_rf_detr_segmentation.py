@@ -39,7 +39,9 @@ def test_presets_have_the_published_images():
 
 
 @pytest.mark.parametrize(
-    "counts", some_slow([(0, 0), (15, 0), (3, 1)], (3, 1)), ids=["no object", "more objects than queries", "some"]
+    "counts",
+    some_slow([(0, 0), (15, 0), (3, 1)], (0, 0), (3, 1)),
+    ids=["no object", "more objects than queries", "some"],
 )
 def test_a_step_is_finite(counts):
     model = small(KIND)

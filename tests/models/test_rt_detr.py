@@ -308,6 +308,7 @@ def test_the_queries_found_do_not_depend_on_denoising():
         np.testing.assert_allclose(plain[name], given[name], rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_without_denoising():
     model = small(num_denoising=0)
     assert "denoising_embedding" not in model.config.parts
@@ -357,6 +358,7 @@ def test_evaluation_at_another_size_than_training():
     assert len(model.detect(next(iter(records))["image"].numpy(), threshold=0.0)) == model.config.num_queries
 
 
+@pytest.mark.slow
 def test_ap_counts_as_many_answers_as_queries():
     """As its authors measure, and as `detect` answers; of a focal loss 100 count."""
     records, names = td.data.load_shapes(2, seed=0, size=(48, 64))

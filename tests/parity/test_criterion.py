@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from some_slow import some_slow
 
 from tfdetr_keras import SetCriterion
 
@@ -45,7 +46,7 @@ def relative_difference(ours, reference):
     return np.linalg.norm(ours - reference) / max(np.linalg.norm(reference), 1e-12)
 
 
-@pytest.mark.parametrize("classification", SIDES)
+@pytest.mark.parametrize("classification", some_slow(SIDES, "focal"))
 def test_losses_and_gradients_of_random_batches(classification, pytorch):
     logits_per_query, options = SIDES[classification]
     criterion = SetCriterion(**options)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from batches import random_draws, random_targets
 from members import CASES
+from some_slow import some_slow
 from test_rt_detr_training import assert_stages, in_double, statistics_of
 
 NAMES = ("DFINE", "DFINE-plain", "DFINE-two-levels")
@@ -28,7 +29,7 @@ def batch_of(case):
     return {"pixel_values": rng.normal(0.5, 0.3, (3, 96, 128, 3))}, targets, draws
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=some_slow(NAMES, "DFINE-plain"))
 def both(request, port, pytorch, answers):
     case = CASES[request.param]
     model = in_double(case, port)

@@ -66,7 +66,7 @@ def statistics_of(model, state):
             yield name, np.asarray(variable), layout, tuple(variable.shape)
 
 
-@pytest.fixture(scope="module", params=some_slow(NAMES, "RTDETR-bottleneck", "RTDETRV2"))
+@pytest.fixture(scope="module", params=some_slow(NAMES, "RTDETR-bottleneck", "RTDETRV2", "RTDETRV2-bottleneck"))
 def both(request, port, pytorch, answers):
     case = CASES[request.param]
     model = in_double(case, port)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from smallest import SMALLEST
+from some_slow import some_slow
 
 import tfdetr_keras as td
 from port_weights import load_model
@@ -145,7 +146,7 @@ def test_names_of_which_building_would_not_end(facebook_state):
         load_model(state, heads=2)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("form", some_slow(["zip", "legacy"], "legacy"))
 def test_pickles(form, request, tmp_path):
     program = Path(__file__).with_name("damaged_pickles.py")
     done = subprocess.run(

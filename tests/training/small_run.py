@@ -47,27 +47,30 @@ SMALLEST = td.DETRConfig(
 )
 
 
-# One that draws denoising queries in every step.
+# Two that draw denoising queries in every step.
+_DENOISING = {
+    "num_queries": 6,
+    "d_model": 8,
+    "encoder_dim": 8,
+    "encoder_ffn_dim": 8,
+    "encoder_attention_heads": 1,
+    "fusion_blocks": 1,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 1,
+    "decoder_ffn_dim": 8,
+    "num_denoising": 6,
+    "preprocessing": td.Preprocessing((SIDE, SIDE), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=32),
+}
 RT_DETR = td.RTDETRConfig(
-    backbone=td.ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), 8, variant="vd", batch_norm="trainable"),
-    num_queries=6,
-    d_model=8,
-    encoder_dim=8,
-    encoder_ffn_dim=8,
-    encoder_attention_heads=1,
-    fusion_blocks=1,
-    decoder_layers=2,
-    decoder_attention_heads=1,
-    decoder_ffn_dim=8,
-    num_denoising=6,
-    preprocessing=td.Preprocessing((SIDE, SIDE), "stretch", mean=(0, 0, 0), std=(1, 1, 1), multiple_of=32),
+    td.ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), 8, variant="vd", batch_norm="trainable"), **_DENOISING
 )
+D_FINE = td.DFINEConfig(td.HGNetV2Config((4, 8), (4, 4, 4, 4), (8, 8, 8, 8), (1, 1, 1, 1), 1), **_DENOISING)
 
 
 @contextlib.contextmanager
 def smallest_preset():
     """While it is open, the smallest architectures have names that runs can start from."""
-    own = {"detr-smallest": SMALLEST, "rt-detr-smallest": RT_DETR}
+    own = {"detr-smallest": SMALLEST, "rt-detr-smallest": RT_DETR, "d-fine-smallest": D_FINE}
     PRESETS.update(own)
     try:
         yield

@@ -41,8 +41,11 @@ def undisturbed_run(processes, folder, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("eagerly", "recipe"),
-    [(True, {}), (False, {}), (False, MODERN), (False, {"source": "rt-detr-smallest"})],
-    ids=["eager", "graph", "modern recipe", "denoising"],
+    [
+        *[(True, {}), (False, {}), (False, MODERN)],
+        *[(False, {"source": "rt-detr-smallest"}), (False, {"source": "d-fine-smallest"})],
+    ],
+    ids=["eager", "graph", "modern recipe", "denoising", "distributions"],
 )
 def test_killed_at_random_and_resumed(processes, tmp_path, eagerly, recipe):
     folder, lots, killed_in = tmp_path / "killed", random.Random(SEED), []

@@ -59,6 +59,7 @@ def test_the_batches_pass_unchanged(batches):
     assert [x.shape for x in taken(StopAtNonFiniteLoss().watch(batches))] == [x.shape for x in taken(batches)]
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_is_seen_before_anything_is_measured_or_written(compiled, batches, tmp_path):
     """Its loss was a number; what it did to the weights is seen by no later one."""
     model, measured = compiled(learning_rate=1e38), []

@@ -100,3 +100,32 @@ def test_an_rf_detr_learns_eight_photographs_and_their_masks_by_heart(coco128, t
     )
     metrics = td.evaluation.evaluate_detections(run.load_model(), photographs, names, masks=True)
     assert min(metrics["AP50"], metrics["mask_AP50"]) >= 0.95
+
+
+@pytest.mark.slow
+def test_a_d_fine_learns_eight_photographs_by_heart(coco128, tmp_path):
+    """The same photographs, of 192 × 192 pixels; the run's folder stays where `OVERFITTING_D_FINE` says."""
+    records, names = td.data.load_coco(coco128 / "images", coco128 / "annotations/instances_train2017.json")
+    photographs = records.take(8).cache()
+    run = td.fit_detector(
+        photographs,
+        names,
+        Path(os.environ.get("OVERFITTING_D_FINE", tmp_path / "run")),
+        validation=photographs,
+        source="d-fine-tiny",
+        random_weights=True,
+        augmentation="none",
+        multiscale=False,
+        batch_size=8,
+        size=CANVAS,
+        max_boxes=10,
+        epochs=10,
+        steps_per_epoch=60,
+        learning_rate=8e-4,
+        backbone_multiplier=1.0,
+        schedule="cosine",
+        warmup_steps=50,
+        ema_momentum=0.99,
+    )
+    metrics = td.evaluation.evaluate_detections(run.load_model(), photographs, names, CANVAS)
+    assert metrics["AP50"] >= 0.95

@@ -67,6 +67,7 @@ def test_what_is_no_recipe(recipe):
         dataclasses.replace(SMALLEST, recipe=recipe)
 
 
+@pytest.mark.slow
 def test_a_run_goes_by_it_tells_it_and_goes_on(without_tracing, tmp_path):
     td.DETR(dataclasses.replace(SMALLEST, recipe=OWN)).save(tmp_path / "own.keras")
     records, names = td.data.load_shapes(8, seed=2, size=(40, 60))

@@ -168,6 +168,7 @@ def test_random_weights_are_all_trained(names):
     assert list(model.id2label.values()) == names
 
 
+@pytest.mark.slow
 def test_a_source_with_a_mask_head_is_trained_as_it_is(second_stage, names):
     for masks in (False, True):
         model = starting_model(second_stage.path, names, Settings(masks=masks))
