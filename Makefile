@@ -5,7 +5,7 @@ PYTHON ?= python3
 # What pyproject.toml's requires-python says; a test keeps the two alike.
 SUPPORTED := 3.11 3.12 3.13
 BIN := .venv/bin
-# Tests run in that many processes: one keeps no two cores busy, and each takes up to 3 GB.
+# Tests run in that many processes: one keeps no two cores busy, and each takes up to 8 GB.
 WORKERS ?= 2
 # What is never imported need not be compiled, which takes as long as unpacking.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile

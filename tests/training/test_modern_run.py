@@ -80,6 +80,6 @@ def test_three_hundred_steps_in_bfloat16_are_finite_and_as_good(tmp_path, source
         model = run.load_model("last")
         assert all(np.isfinite(weight).all() for weight in model.get_weights())
         found[precision] = td.evaluation.evaluate_detections(model, validation, names, batch_size=16)["AP"]
-    print(found)  # 0.656 and 0.663
+    print(found)  # 0.656 and 0.663 of detr-tiny, 0.846 and 0.845 of rt-detr-tiny
     assert found["float32"] > 0.6
     assert abs(found["mixed_bfloat16"] - found["float32"]) < 0.01
