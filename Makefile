@@ -16,8 +16,8 @@ QUICK := tests/packaging tests/test_boxes.py tests/losses/test_targets.py tests/
 	tests/models/test_quantization.py::test_a_file_gives_the_model_that_was_saved tests/data/test_coco.py \
 	tests/data/test_voc.py tests/training/test_checkpoint.py
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-# Of what XLA compiles, the tests of each time run little: a tenth of their time would be LLVM's optimizations. The slow
-# tests have them, as users do.
+# Where much is compiled by XLA, a seventh of the time of tests is LLVM's optimizations, and what is compiled runs once or
+# twice. The slow tests have them, as users do.
 UNOPTIMIZED := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 .DEFAULT_GOAL := help

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from some_slow import some_slow
 
 LOSSES = Path(__file__).parents[1] / "losses"
 RECORDED = np.load(LOSSES.parent / "golden" / "fine_grained.npz")
@@ -121,7 +122,7 @@ def run(script, *arguments, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])  # JAX compiles for long
+@pytest.mark.parametrize("backend", some_slow(["jax", "torch"], "jax"))  # which compiles for long
 def test_losses_and_gradients_are_the_authors(backend, tmp_path):
     if find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")

@@ -162,13 +162,10 @@ def test_pickles(form, request, tmp_path):
     assert outcomes["ValueError"] > 250
 
 
-ODD = ("sparse", "sparse rows", "quantised", "meta", "complex", "nested", "text", "module")
-IN_SHORT = ("sparse", "nested")
+ODD = ("sparse rows", "quantised", "meta", "complex", "text", "module")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in IN_SHORT else pytest.mark.slow) for kind in ODD]
-)
+@pytest.mark.parametrize("kind", some_slow(["sparse", "nested", *ODD], *ODD))
 def test_pickles_of_what_no_array_is(kind, pytorch, tmp_path):
     pytorch.call("pickles:write_odd", tmp_path / "odd.pth", kind)
     with pytest.raises(
