@@ -25,6 +25,7 @@ OUTSIDE = {
     "tfdetr_keras/checkpoints/detr-tiny/README.md": "detr-tiny.md",
     "tfdetr_keras/checkpoints/rt-detr-tiny/README.md": "rt-detr-tiny.md",
     "tfdetr_keras/checkpoints/rf-detr-tiny/README.md": "rf-detr-tiny.md",
+    "tfdetr_keras/checkpoints/d-fine-tiny/README.md": "d-fine-tiny.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -34,6 +35,7 @@ ASSETS = (
     "tfdetr_keras/checkpoints/detr-tiny/metrics.csv",
     "tfdetr_keras/checkpoints/rt-detr-tiny/metrics.csv",
     "tfdetr_keras/checkpoints/rf-detr-tiny/metrics.csv",
+    "tfdetr_keras/checkpoints/d-fine-tiny/metrics.csv",
 )
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 

@@ -169,7 +169,7 @@ def _explained(error: Exception, hub_id: str, revision: str | None, known: Itera
         return f"the hub has this model, but no branch, tag or commit {revision}"
     instead = (
         f"a folder with config.json and model.safetensors will do instead (elsewhere: hf download {hub_id} --local-dir "
-        "FOLDER), a .safetensors or .pth file, or detr-tiny, rt-detr-tiny or rf-detr-tiny, which come with the package"
+        "FOLDER), a .safetensors or .pth file, or a checkpoint that comes with the package, such as rt-detr-tiny"
     )
     if isinstance(reason, OfflineModeIsEnabled):
         return f"{nothing_here}, the hub's cache does not hold it, and HF_HUB_OFFLINE forbids to ask the hub; {instead}"

@@ -15,6 +15,7 @@ PACKAGED = {
     "detr-tiny": (8_000_000, "DetrForObjectDetection"),
     "rt-detr-tiny": (12_000_000, "RTDetrForObjectDetection"),
     "rf-detr-tiny": (12_000_000, "RfDetrForObjectDetection"),
+    "d-fine-tiny": (12_000_000, "DFineForObjectDetection"),
 }
 NAMES = ["circle", "square", "triangle"]
 packaged = pytest.mark.parametrize("name", PACKAGED)

@@ -35,9 +35,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel, tracked):
     assert packages <= held
     assert all(name.startswith(("tfdetr_keras/", "port_weights/")) for name in held)
     assert {"tfdetr_keras/py.typed", "port_weights/py.typed"} <= held
-    assert {
-        f"tfdetr_keras/checkpoints/{name}/model.safetensors" for name in ("detr-tiny", "rt-detr-tiny", "rf-detr-tiny")
-    } <= held
+    names = ("detr-tiny", "rt-detr-tiny", "rf-detr-tiny", "d-fine-tiny")
+    assert {f"tfdetr_keras/checkpoints/{name}/model.safetensors" for name in names} <= held
 
 
 def test_what_an_index_page_shows(metadata):

@@ -96,8 +96,8 @@ def test_a_hub_that_is_broken(answering):
 
 LOCAL = (
     "a folder with config.json and model.safetensors will do instead (elsewhere: hf download facebook/detr-resnet-50 "
-    "--local-dir FOLDER), a .safetensors or .pth file, or detr-tiny, rt-detr-tiny or rf-detr-tiny, which come "
-    "with the package"
+    "--local-dir FOLDER), a .safetensors or .pth file, or a checkpoint that comes with the package, "
+    "such as rt-detr-tiny"
 )
 
 
@@ -123,7 +123,7 @@ def test_network_is_forbidden(empty_cache, monkeypatch):
     [
         ("detr-tinny", "did you mean detr-tiny?"),
         ("detr-resnet50", "did you mean detr-resnet-50?"),
-        ("zzz", "expected detr-tiny, rf-detr-tiny, rt-detr-tiny, facebook/detr-resnet-50, "),
+        ("zzz", "expected d-fine-tiny, detr-tiny, rf-detr-tiny, rt-detr-tiny, facebook/detr-resnet-50, "),
         ("detr-resnet-50", "its published weights are facebook/detr-resnet-50, td.from_preset makes it with random"),
         ("detr-resnet-18", "of which the package has no weights: td.from_preset makes it with random"),
     ],

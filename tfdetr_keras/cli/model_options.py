@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdetr_keras.cli.input_options import add_input_options, given_input
-from tfdetr_keras.models.packaged import find_source
+from tfdetr_keras.models.packaged import find_source, packaged_names
 from tfdetr_keras.preprocessing import Preprocessing, preprocessing_for
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def add_model_options(command: argparse.ArgumentParser, batches: bool = True) ->
         "--model",
         required=True,
         metavar="MODEL",
-        help="folder of a run (its best model), detr-tiny, rt-detr-tiny, rf-detr-tiny, or whatever else `tfdetr "
-        "train --from` takes as weights",
+        help=f"folder of a run (its best model), {packaged_names()}, or whatever else `tfdetr train --from` takes as "
+        "weights",
     )
     command.add_argument("--last", action="store_true", help="of a run, the last model instead of the best")
     add_input_options(command, "as the model was trained")

@@ -20,6 +20,7 @@ from tfdetr_keras.cli.dry_run import dry_run
 from tfdetr_keras.cli.model_options import check_weights
 from tfdetr_keras.cli.moved_data import with_whole_places
 from tfdetr_keras.cli.sources import Loaded, check_source, load_source
+from tfdetr_keras.models.packaged import packaged_names
 from tfdetr_keras.models.recipe import RECIPE
 from tfdetr_keras.training.settings import OF_RECIPE, Settings
 
@@ -65,9 +66,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         dest="source",
         required=True,
         metavar="SOURCE",
-        help="what to start from: detr-tiny, rt-detr-tiny or rf-detr-tiny (come with the package, trained on drawn "
-        "shapes), a hub id like facebook/detr-resnet-50, a folder in Hugging Face's format, a .safetensors, .pth "
-        "or .keras file, another run's folder, or an architecture for random weights like detr-resnet-18",
+        help=f"what to start from: {packaged_names()} (come with the package, trained on drawn shapes), a hub id "
+        "like facebook/detr-resnet-50, a folder in Hugging Face's format, a .safetensors, .pth or .keras file, another "
+        "run's folder, or an architecture for random weights like detr-resnet-18",
     )
     add_source_options(command)
     validation = command.add_argument_group("the validation images, on which AP is measured")

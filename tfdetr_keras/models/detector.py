@@ -200,8 +200,8 @@ class Detector(OwnLossModel):
         Args:
             source: a hub id, a folder with `config.json` and weights (`model.safetensors` or `pytorch_model.bin`, whole
                 or in shards), a `.safetensors`, a `.pth` or Lightning's `.ckpt` (all also of a backbone alone), a
-                `.keras` file, the folder of a training run, or `"detr-tiny"`, `"rt-detr-tiny"` or
-                `"rf-detr-tiny"`, small models trained on drawn shapes that come with the package.
+                `.keras` file, the folder of a training run, or `"detr-tiny"`, `"rt-detr-tiny"`,
+                `"rf-detr-tiny"` or `"d-fine-tiny"`, small models trained on drawn shapes that come with the package.
             num_classes: number of classes without names; another one than the checkpoint's makes them all new.
             id2label: names of the classes, as `{id: name}` or a list; implies `num_classes`.
             num_queries: fewer keep the first query embeddings, more add fresh ones.

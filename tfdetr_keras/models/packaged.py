@@ -18,6 +18,12 @@ def packaged_checkpoints() -> dict[str, Path]:
     return {config.parent.name: config.parent for config in sorted(CHECKPOINTS.glob("*/config.json"))}
 
 
+def packaged_names() -> str:
+    """Return the names of the checkpoints that come with the package as a sentence has them, "a, b or c"."""
+    *names, last = packaged_checkpoints()
+    return f"{', '.join(names)} or {last}"
+
+
 def refuse_unknown_name(source: Any) -> None:
     """Raise a `ValueError` for a name of nothing: no file, no hub id, no checkpoint of the package.
 
