@@ -79,6 +79,19 @@ def test_one_object_and_none(detector, look, tmp_path):
     assert image.getextrema() == ((128, 128),) * 3
 
 
+def test_each_class_has_its_own_threshold(look):
+    names, scores = look.found.names, look.found.scores
+    limits = {"circle": 0.1, "square": 0.999, "triangle": 0.5}
+    expected = [place for place, name in enumerate(names) if scores[place] > limits[name]]
+    assert expected != list(range(len(expected)))  # others have a higher score, and are not shown
+    seen = app.view(look, limits, chosen=expected[1])
+    assert [(number - 1, name) for number, name, *_ in seen.rows] == [(place, names[place]) for place in expected]
+    assert [place for _, place in seen.choices] == expected
+    assert seen.chosen == expected[1]
+    assert app.view(look, limits, chosen=0 if 0 not in expected else 99).chosen == expected[0]
+    assert f"{len(expected)} objects above the thresholds of their classes" in seen.told
+
+
 def test_before_the_first_image():
     seen = app.view(None, 0.5)
     assert "Drop an image" in seen.told
@@ -205,7 +218,7 @@ def test_the_model_runs_once_for_each_image(detector, shapes, monkeypatch):
     behind = {function.name: function.fn for function in blocks.fns.values()}
     look, field, chosen = behind["dropped"](str(shapes))
     assert (field, chosen) == (None, None)
-    counts = [len(behind["redrawn"](look, threshold, chosen)[2]) for threshold in (0.5, 0.0, 0.5)]
+    counts = [len(behind["redrawn"](look, threshold, False, chosen)[2]) for threshold in (0.5, 0.0, 0.5)]
     assert counts == [4, detector.config.num_queries, 4]
     place, attended = behind["clicked"](look, SimpleNamespace(row_value=["2", "square", "1.00", "1, 2, 3, 4"]))
     assert place == 1
@@ -260,7 +273,7 @@ def test_the_command(served, capsys):
     assert main(["app", "--model", "detr-tiny", "--port", "0", "--pad-to", "64", "64"]) == 0
     assert served.pop("port") > 0
     own = td.Preprocessing((64, 64), pad_to=(64, 64))
-    expected = {"name": "detr-tiny", "preprocessing": own, "host": "127.0.0.1"}
+    expected = {"name": "detr-tiny", "preprocessing": own, "host": "127.0.0.1", "thresholds": None}
     assert served == expected | {"browser": True, "closed": True}
     assert "detr-tiny is at http://127.0.0.1:" in capsys.readouterr().out
 

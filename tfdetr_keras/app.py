@@ -10,6 +10,7 @@ import dataclasses
 import html
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from tfdetr_keras.data.images import LARGEST_FILE, TURNED, decode_reduced
 from tfdetr_keras.inference.detections import Detections
+from tfdetr_keras.inference.postprocess import threshold_of_each
 from tfdetr_keras.models.detector import Detector
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 from tfdetr_keras.visualize import image_of_attention, image_of_detections
@@ -129,32 +131,35 @@ def _smaller(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     return np.asarray(picture), ratio
 
 
-def view(look: Look | None, threshold: float, chosen: int | None = None) -> View:
+def view(look: Look | None, threshold: float | Mapping[str, float], chosen: int | None = None) -> View:
     """Return the display of a look.
 
     Args:
         look: None before the first one.
-        threshold: only objects with a higher score are shown.
-        chosen: the place of the object whose attention is shown; the highest-scoring if there is none at it.
+        threshold: only objects with a higher score are shown; one for all, or one by the name of each class.
+        chosen: the place of the object whose attention is shown; the highest-scoring one that is shown if this is not.
     """
     if look is None:
         return View('<p class="told">Drop an image to begin.</p>')
     if look.found is None:
         return View(f'<p class="told wrong" role="alert">{html.escape(look.wrong)}</p>')
-    confident = _above(look.found, threshold)
+    places = _above(look.found, threshold)
+    confident = _at(look.found, places)
+    level = f"above {threshold:.2f}" if not isinstance(threshold, Mapping) else "above the thresholds of their classes"
     if len(confident):
-        summary = f"{len(confident)} object{'s' * (len(confident) > 1)} above {threshold:.2f}"
-        chosen = chosen if chosen is not None and chosen < len(confident) else 0
+        summary = f"{len(confident)} object{'s' * (len(confident) > 1)} {level}"
+        chosen = chosen if chosen is not None and chosen in places else int(places[0])
     else:
-        summary = f"nothing above {threshold:.2f}; the highest score is {look.found.scores.max():.2f}"
+        summary = f"nothing {level}; the highest score is {look.found.scores.max():.2f}"
         chosen = None
     corners = [", ".join(f"{side:.0f}" for side in row["box"] * np.array(look.scale * 2)) for row in confident]
     noted = f"<br>{html.escape(look.noted)}" if look.noted else ""
+    rows = list(zip(places.tolist(), confident, corners, strict=True))
     return View(
         f'<p class="told" role="status"><b>{html.escape(look.file)}</b>: {summary}{noted}</p>',
         image_of_detections(confident, LONGEST),
-        tuple((place + 1, row["name"], f"{row['score']:.2f}", corners[place]) for place, row in enumerate(confident)),
-        tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row in enumerate(confident)),
+        tuple((place + 1, row["name"], f"{row['score']:.2f}", box) for place, row, box in rows),
+        tuple((f"{place + 1}: {row['name']} {row['score']:.2f}", place) for place, row, _ in rows),
         chosen,
         attended_by(look, chosen),
     )
@@ -167,11 +172,16 @@ def attended_by(look: Look | None, chosen: int | None) -> Image.Image | None:
     return image_of_attention(look.found, chosen, LONGEST)
 
 
-def _above(found: Detections, threshold: float) -> Detections:
-    """Return the objects with a higher score, which come first."""
-    count = int((found.scores > threshold).sum())
-    first = {name: getattr(found, name)[:count] for name in ("scores", "labels", "boxes", "names", "attention")}
-    return dataclasses.replace(found, **first)
+def _above(found: Detections, threshold: float | Mapping[str, float]) -> np.ndarray:
+    """Return the places of the objects with a higher score."""
+    limits = threshold_of_each(found.names, threshold)
+    return np.flatnonzero(found.scores > limits)
+
+
+def _at(found: Detections, places: np.ndarray) -> Detections:
+    """Return the objects at some places."""
+    kept = {name: getattr(found, name)[places] for name in ("scores", "labels", "boxes", "attention")}
+    return dataclasses.replace(found, names=[found.names[place] for place in places], **kept)
 
 
 def page(
@@ -181,6 +191,7 @@ def page(
     pad_to: tuple[int, int] | None = None,
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Any:
     """Build the page.
 
@@ -191,6 +202,7 @@ def page(
         pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
         size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
+        thresholds: the score that objects of each class have to exceed, by its name, which the page can be set to.
 
     Returns:
         `gradio.Blocks`, for `serve`.
@@ -210,8 +222,8 @@ def page(
             None,
         )  # nothing is chosen yet, and the field waits for more
 
-    def redrawn(look: Look | None, threshold: float, chosen: int | None) -> tuple[Any, ...]:
-        seen = view(look, threshold, chosen)
+    def redrawn(look: Look | None, threshold: float, own: bool, chosen: int | None) -> tuple[Any, ...]:
+        seen = view(look, thresholds if own and thresholds else threshold, chosen)
         choice = gradio.Dropdown(choices=list(seen.choices), value=seen.chosen)
         return seen.told, seen.picture, list(seen.rows), choice, seen.attended
 
@@ -233,6 +245,7 @@ def page(
                 field = gradio.File(label="Image", file_types=["image"], height=140)
             with gradio.Column(min_width=320):
                 threshold = gradio.Slider(0, 1, THRESHOLD, step=0.01, label="Threshold", buttons=[])
+                own = gradio.Checkbox(bool(thresholds), label="Each class's own threshold", visible=bool(thresholds))
                 told = gradio.HTML(view(None, THRESHOLD).told)
         with gradio.Row():
             with gradio.Column(min_width=320):
@@ -249,7 +262,7 @@ def page(
 
         redraw: dict[str, Any] = {
             "fn": redrawn,
-            "inputs": [look, threshold, chosen],
+            "inputs": [look, threshold, own, chosen],
             "outputs": [told, picture, table, chosen, attended],
             "show_progress": "hidden",
             "api_visibility": "private",
@@ -259,6 +272,7 @@ def page(
         )
         looked.then(**redraw)
         threshold.change(**redraw, trigger_mode="always_last")
+        own.change(**redraw, trigger_mode="always_last")
         chosen.input(attended_by, [look, chosen], attended, show_progress="hidden", api_visibility="private")
         table.select(clicked, look, [chosen, attended], show_progress="hidden", api_visibility="private")
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)

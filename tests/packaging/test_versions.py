@@ -20,6 +20,8 @@ REQUIREMENTS = {
     for requirement in map(Requirement, WRITTEN)
     if requirement.name != PROJECT["name"]
 }
+# What the metrics are computed by: another minor version comes in after the tests have compared it with pycocotools.
+COMPUTING = ("hotcoco",)
 
 
 def pins_of(name: str) -> dict[str, Requirement]:
@@ -32,14 +34,17 @@ def pins_of(name: str) -> dict[str, Requirement]:
 
 def test_each_requirement_has_a_lower_bound_alone():
     for name, requirement in REQUIREMENTS.items():
-        assert [specifier.operator for specifier in requirement.specifier] == [">="], name
+        operators = sorted(specifier.operator for specifier in requirement.specifier)
+        assert operators == (["<", ">="] if name in COMPUTING else [">="]), name
 
 
 def test_the_floors_are_the_lower_bounds():
     floors = {name: (pin.extras, str(pin.specifier)) for name, pin in pins_of("floors.txt").items()}
     assert floors == {
-        name: (requirement.extras, str(requirement.specifier).replace(">=", "=="))
+        name: (requirement.extras, f"=={lower.version}")
         for name, requirement in REQUIREMENTS.items()
+        for lower in requirement.specifier
+        if lower.operator == ">="
     }
 
 

@@ -14,7 +14,7 @@ import sys
 
 from tfdetr_keras import __version__
 from tfdetr_keras.backend.full_disk import FullDiskError, is_full_disk
-from tfdetr_keras.cli import app, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
+from tfdetr_keras.cli import app, compare, demo, evaluate, export, inspect_data, predict, resume, standard_error, train
 from tfdetr_keras.cli.grammar import Parser
 
 # Where in a graph an error of TensorFlow's came up: {{function_node …}}, [[{{node …}}]], [Op:…] name: …
@@ -45,7 +45,7 @@ def parser() -> Parser:
     top = Parser(prog="tfdetr", description="DETR object detection in TensorFlow and Keras.")
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions that count and exit")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, inspect_data, train, resume, evaluate, predict, app, export):
+    for command in (demo, inspect_data, train, resume, evaluate, compare, predict, app, export):
         command.add_to(commands)
     return top
 

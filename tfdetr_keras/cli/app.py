@@ -11,6 +11,7 @@ from tfdetr_keras.cli.model_options import (
     add_model_options,
     check_model,
     chosen_preprocessing,
+    kept_thresholds,
     read_model_for_inference,
 )
 
@@ -55,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.model)
     name = path.resolve().name if path.exists() else options.model
     model = read_model_for_inference(options)
-    blocks = app.page(model, name, preprocessing=chosen_preprocessing(options, model))
+    kept = kept_thresholds(options)
+    thresholds = kept if isinstance(kept, dict) else None
+    blocks = app.page(model, name, preprocessing=chosen_preprocessing(options, model), thresholds=thresholds)
     address = app.serve(blocks, options.host, port, browser=not options.no_browser)
     print(f"{name} is at {address} until Ctrl-C", flush=True)
     try:

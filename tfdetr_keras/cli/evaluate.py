@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfdetr_keras.backend.atomic import made_folder, whole_file, write_text
 from tfdetr_keras.cli.data_options import add_source_options, check_source_options, read_source, source_arguments
+from tfdetr_keras.cli.measured_images import PARTS, description_of_own, names_for, read_own
 from tfdetr_keras.cli.model_options import add_model_options, check_model, input_arguments, is_run, read_model
-from tfdetr_keras.cli.moved_data import find_moved
 from tfdetr_keras.cli.progress import Counter
 from tfdetr_keras.cli.sources import WITH_MASKS
-from tfdetr_keras.cli.train import read_run_data
+from tfdetr_keras.cli.tile_options import add_tile_options, given_tiles
 
 if TYPE_CHECKING:
     from tfdetr_keras.evaluation.coco import Evaluator
-    from tfdetr_keras.models.detector import Detector
 
 EXAMPLES = """examples:
   tfdetr evaluate --model run
   tfdetr evaluate --data shapes --model detr-tiny --size 128 128
+  tfdetr evaluate --model run --out results --plots --group night='*_night.jpg'
   tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --model run --out results
   tfdetr evaluate --data coco --images val2017 --annotations instances_val2017.json --category-ids original \\
       --model facebook/detr-resnet-50
   tfdetr evaluate --data coco-panoptic --images val2017 --annotations panoptic_val2017.json \\
       --segments panoptic_val2017 --category-ids original --model facebook/detr-resnet-50-panoptic
 """
-# The names of classes whose checkpoint has none.
-_NAMELESS = re.compile(r"(class|LABEL)_\d+")
-PARTS = ("validation", "training")  # of a run's own images
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -40,7 +37,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser(
         "evaluate",
         help="measure a model's COCO AP, or its panoptic quality, on a data set",
-        description="Runs a model over a data set and prints COCO's metrics, computed by pycocotools on boxes in "
+        description="Runs a model over a data set and prints COCO's metrics, computed by hotcoco on boxes in "
         "pixels of the original images. A segmentation model is measured on masks, too, of data of the kind coco, and "
         "by panoptic quality alone on data of the kind coco-panoptic. The classes of the set must be those of the "
         "model, in the same order. Without --data a run of `tfdetr train` is measured on its own validation images, "
@@ -49,6 +46,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_options(command)
+    add_tile_options(command)
     add_source_options(command, otherwise="the validation images of the run that --model names")
     command.add_argument(
         "--part",
@@ -81,6 +79,26 @@ def add_to(commands: argparse._SubParsersAction) -> None:
         help="folder for metrics.json and detections.json (COCO's results format, category ids of the annotations), "
         "with masks also segmentations.json",
     )
+    command.add_argument(
+        "--plots",
+        action="store_true",
+        help="write a diagnosis to --out, too: report.html, with charts of errors, classes, thresholds and scores and "
+        "with the worst images, and its figures, diagnosis.json",
+    )
+    command.add_argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="with --plots: measure images whose files match the pattern by themselves, too, e.g. night='*_night.jpg'; "
+        "may be given several times",
+    )
+    command.add_argument(
+        "--keep-thresholds",
+        action="store_true",
+        help="keep with the run the threshold of each class at which its F1 is highest: predict, app and export start "
+        "from them",
+    )
     command.set_defaults(run=run)
 
 
@@ -90,10 +108,18 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {options.out} is a file: name a folder")
     if options.max_detections is not None and options.max_detections < 100:
         raise ValueError(f"--max-detections must be at least COCO's 100, not {options.max_detections}")
+    groups, tiles = _groups(options), given_tiles(options)
+    if options.keep_thresholds and not is_run(options.model):
+        raise ValueError(f"--keep-thresholds is for the folder of a run, which {options.model} is not")
+    if options.keep_thresholds and options.last:
+        raise ValueError(
+            "--keep-thresholds is for a run's best model, which predict, app and export take: leave --last"
+        )
     check_model(options)
     own = options.data is None
     if own:
-        description = _description_of_own(options)  # before the model is read: most mistakes are seen here
+        # Before the model is read: most mistakes are seen here.
+        description = description_of_own(options, options.model, options.part)
     elif options.part is not None:
         raise ValueError(
             "--part names a part of the run's own images, which are measured without --data: leave one out"
@@ -109,12 +135,12 @@ def run(options: argparse.Namespace) -> int:
     model = read_model(options)
     has_masks = model.has_masks
     if own:
-        records, names, source = _read_own(options, description)
+        records, names, source = read_own(options.model, description, options.part or PARTS[0])
     else:
         options.masks = has_masks and options.data in WITH_MASKS
         records, names = read_source(options)
         source = source_arguments(options)
-    names = _class_names(model, names, source.get("category_ids") == "original")
+    names = names_for(model, names, source.get("category_ids") == "original")
     arguments = input_arguments(options, model)
     if own and not any((options.batch_size, options.size, options.pad_to, options.size_rule)):
         arguments |= RunFolder(options.model).evaluation  # to the last digit as the run measured it
@@ -122,6 +148,10 @@ def run(options: argparse.Namespace) -> int:
     total = -1 if reader is None else int(reader.entries.cardinality())
     with Counter("measured", total) as counter:
         if has_masks and source["data"] == "coco-panoptic":
+            if tiles is not None:
+                raise ValueError("--tile is for boxes: a panoptic set is measured on whole images")
+            if options.plots or options.keep_thresholds:
+                raise ValueError("--plots and --keep-thresholds are for boxes and masks, not for a panoptic set")
             if options.max_detections is not None:
                 raise ValueError("--max-detections is for boxes and masks, but a panoptic set is measured by segments")
             things = data.coco_things(source["annotations"], source.get("category_ids", "contiguous"))
@@ -136,93 +166,76 @@ def run(options: argparse.Namespace) -> int:
             )
             evaluator = None
         else:
-            masks = has_masks and source["data"] in WITH_MASKS
+            masks = has_masks and source["data"] in WITH_MASKS and tiles is None
             counted = {} if options.max_detections is None else {"max_detections": options.max_detections}
-            evaluator = Evaluator(records, names, masks=masks, **counted, **arguments)
+            evaluator = Evaluator(records, names, masks=masks, tiles=tiles, **counted, **arguments)
             metrics = evaluator(model, progress=counter.show)
     tally = tally_of(records)
     if tally is not None and tally.counts():
         print(tally)
     _print(metrics, options.max_detections)
+    diagnosis = None
+    if evaluator is not None and (options.plots or options.keep_thresholds):
+        from tfdetr_keras.evaluation.diagnose import diagnosis_of_evaluated, write_diagnosis
+        from tfdetr_keras.evaluation.diagnosis import thresholds_of
+
+        diagnosis = diagnosis_of_evaluated(evaluator, records, _images_of(groups, evaluator, records))
+    if options.keep_thresholds and diagnosis is not None:
+        kept = thresholds_of(diagnosis)
+        RunFolder(options.model).keep_thresholds(kept)
+        print(f"kept thresholds with {options.model}: {', '.join(f'{name} {at:g}' for name, at in kept.items())}")
     if options.out is not None:
         written = _write(metrics, evaluator, source, options.out)
+        if options.plots and diagnosis is not None and evaluator is not None:
+            written = [*write_diagnosis(diagnosis, evaluator, records, options.out), *written]
         print(f"wrote {', '.join(written[:-1])}{' and ' if written[1:] else ''}{written[-1]} to {options.out}")
     return 0
 
 
-def _description_of_own(options: argparse.Namespace) -> dict[str, Any]:
-    """Return how the run that `--model` names reads its data.
+def _groups(options: argparse.Namespace) -> dict[str, str]:
+    """Return the pattern of each group of files by its name.
 
     Raises:
-        ValueError: there is no such run, it was trained from Python, it lacks this part, or options name a data set.
+        ValueError: not of the form NAME=PATTERN, a name twice, or options that need others.
     """
-    if not is_run(options.model):
-        raise ValueError(
-            f"name with --data the set to measure {options.model} on: only the folder of a run has images of its own"
-        )
-    given = [name for name, value in source_arguments(options).items() if (name, value) != ("on_error", "raise")]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(
-            f"{flags}: name with --data the kind of the set, or leave this out to measure the run's own images"
-        )
-    from tfdetr_keras.training import RunFolder
-
-    config = RunFolder(options.model).config()
-    description = config["data"]
-    if description is None:
-        raise ValueError(
-            f"{options.model} was trained from Python, and only the program knows its data: name with --data the set "
-            "to measure it on"
-        )
-    if options.part != "training" and description["val_split"] is None and description["validation"] is None:
-        raise ValueError(
-            f"{options.model} was trained without validation images: name a set with --data, or measure the images "
-            "that it was trained on with --part training"
-        )
-    return find_moved(description, Path(options.model), config.get("folder"))
+    if options.plots and options.out is None:
+        raise ValueError("--plots needs --out, a folder to write to")
+    if options.group and not options.plots:
+        raise ValueError("--group is for the diagnosis: give --plots, too")
+    groups: dict[str, str] = {}
+    for text in options.group:
+        name, equals, pattern = text.partition("=")
+        if not (name and equals and pattern):
+            raise ValueError(f"--group {text}: expected NAME=PATTERN, such as night='*_night.jpg'")
+        if name in groups:
+            raise ValueError(f"--group {name} is given twice")
+        groups[name] = pattern
+    return groups
 
 
-def _read_own(options: argparse.Namespace, description: dict[str, Any]) -> tuple[Any, list[str], dict[str, Any]]:
-    """Return a part of a run's own images: records, class names, and the arguments of their reader."""
-    (training, names), validation = read_run_data(description | {"cache": False})  # a single pass
-    part = options.part or PARTS[0]
-    print(f"the {part} images of {options.model}")
-    if part == "training":
-        return training, names, description["training"]
-    return validation, names, description["validation"] or description["training"]
-
-
-def _class_names(model: Detector, names: Sequence[str], original: bool) -> list[str]:
-    """Return the set's class names, one for each of the model's classes; these may be spelled otherwise.
-
-    Args:
-        model: to measure.
-        names: of the set.
-        original: whether labels are category ids: some are not in use, and the model may have more than the set.
+def _images_of(groups: Mapping[str, str], evaluator: Evaluator, records: Any) -> dict[str, list[int]]:
+    """Return the ids of the images of each group of files.
 
     Raises:
-        ValueError: the model has other class names.
+        ValueError: no file matches a pattern.
     """
-    from tfdetr_keras.data.class_names import UNUSED_NAME
-    from tfdetr_keras.names.classes import meaning_of
+    from tfdetr_keras.data.record import file_of
 
-    known, names = list(model.id2label.values()), list(names)
-    if original:
-        names += [UNUSED_NAME] * (len(known) - len(names))
-        fits = len(names) == len(known) and all(
-            name == UNUSED_NAME or meaning_of(name) == meaning_of(other) or _NAMELESS.fullmatch(other)
-            for name, other in zip(names, known, strict=True)
-        )
-    else:
-        fits = [meaning_of(name) for name in names] == [meaning_of(name) for name in known]
-    if not fits:
-        counts = f" ({len(names)} and {len(known)})" if len(names) != len(known) else ""
-        raise ValueError(
-            f"the set has other classes than the model: {', '.join(names)} and {', '.join(known)}{counts}; "
-            "use --category-ids or --class-names to bring them together"
-        )
-    return names
+    image_ids = [image["image_id"] for image in evaluator.ground_truth]
+    files = {image_id: file_of(records, image_id) or "" for image_id in image_ids} if groups else {}
+    found = {}
+    for name, pattern in groups.items():
+        own = [
+            image_id
+            for image_id, file in files.items()
+            if fnmatch.fnmatch(file, pattern) or fnmatch.fnmatch(Path(file).name, pattern)
+        ]
+        if not own:
+            some = next((file for file in files.values() if file), None)
+            known = f", which are called like {some}" if some else ": the set's images are no files"
+            raise ValueError(f"--group {name}={pattern}: no image matches{known}")
+        found[name] = own
+    return found
 
 
 def _print(metrics: Mapping[str, Any], max_detections: int | None = None) -> None:

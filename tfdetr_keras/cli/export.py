@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tfdetr_keras.backend.atomic import whole_file
-from tfdetr_keras.cli.model_options import add_model_options, check_model, chosen_preprocessing, is_run, read_model
+from tfdetr_keras.cli.model_options import (
+    add_model_options,
+    check_model,
+    chosen_preprocessing,
+    is_run,
+    kept_thresholds,
+    read_model,
+)
 
 EXAMPLES = """examples:
   tfdetr export --model run --format saved-model --out served
@@ -18,6 +26,9 @@ CARD = ("repository", "dataset", "license")  # options of the model card
 OF_ONE_FORMAT = {"precision": "litert"} | dict.fromkeys(CARD, "hub")
 OTHER_NAMES = {"tflite": "litert", "tf": "saved-model", "saved_model": "saved-model", "savedmodel": "saved-model"}
 FORMATS = ("saved-model", "onnx", "litert", "keras", "hub")
+
+
+WITH_THRESHOLDS = ("saved-model", "onnx")  # which have room for texts
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -79,7 +90,9 @@ def _write(options: argparse.Namespace) -> Path:
         with whole_file(path) as partial:
             (model if model.config.folded() == model.config else model.fold()).save(partial)
         return path
-    extra = {"precision": options.precision} if options.precision else {}
+    extra: dict[str, Any] = {"precision": options.precision} if options.precision else {}
+    if options.format in WITH_THRESHOLDS and isinstance(kept := kept_thresholds(options), dict):
+        extra["thresholds"] = kept
     write = getattr(export, options.format.replace("-", "_"))
     preprocessing = chosen_preprocessing(options, model)
     return write(model, options.out, preprocessing=preprocessing, overwrite=options.overwrite, **extra)

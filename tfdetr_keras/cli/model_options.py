@@ -108,6 +108,20 @@ def read_model_for_inference(options: argparse.Namespace) -> Detector:
     return model.fold() if model.config.is_foldable else model
 
 
+def kept_thresholds(options: argparse.Namespace) -> float | dict[str, float]:
+    """Return the threshold of each class that was kept with the run of the options, or one for all.
+
+    Raises:
+        ValueError: the run's thresholds were changed to something else than numbers.
+    """
+    from tfdetr_keras.inference.postprocess import THRESHOLD
+    from tfdetr_keras.training import RunFolder
+
+    if not is_run(options.model) or options.last:
+        return THRESHOLD
+    return RunFolder(options.model).thresholds or THRESHOLD
+
+
 def input_arguments(options: argparse.Namespace, model: Detector) -> dict[str, Any]:
     """Return how images become batches: arguments of `evaluate_detections` and `detect`."""
     preprocessing = chosen_preprocessing(options, model)

@@ -14,15 +14,18 @@ from tfdetr_keras.data.summary import summarize
 from tfdetr_keras.data.tensors import from_dataset
 from tfdetr_keras.data.tfds import load_tfds
 from tfdetr_keras.data.tfrecord import load_tfrecord, write_tfrecord
+from tfdetr_keras.data.tiles import Tiles, cut_tiles
 from tfdetr_keras.data.voc import load_voc
 from tfdetr_keras.data.yolo import load_yolo
 
 __all__ = [
     "MULTISCALE",
     "SHAPES",
+    "Tiles",
     "checked_dataset",
     "coco_category_ids",
     "coco_things",
+    "cut_tiles",
     "from_dataset",
     "load_coco",
     "load_coco_panoptic",

@@ -71,15 +71,19 @@ def _remedy(source: Path) -> str:
 
 def records_of(images: Sequence[np.ndarray]) -> tf.data.Dataset:
     """Make records without objects from images `(height, width, 3)` uint8; `image_id` is the place."""
+
+    @tf.autograph.experimental.do_not_convert
+    def record(place: tf.Tensor) -> Record:
+        return record_of(numpy_call(lambda place: images[int(place)], [place], tf.uint8), place)
+
+    return tf.data.Dataset.range(len(images)).map(record)
+
+
+def record_of(image: tf.Tensor, image_id: tf.Tensor) -> Record:
+    """Make a record without objects from an image `(height, width, 3)` uint8."""
     nothing = {
         key: tf.zeros([side or 0 for side in spec.shape], spec.dtype)
         for key, spec in RECORD_SPEC.items()
         if key in OBJECT_KEYS
     }
-
-    @tf.autograph.experimental.do_not_convert
-    def record(place: tf.Tensor) -> Record:
-        image = numpy_call(lambda place: images[int(place)], [place], tf.uint8)
-        return with_static_shapes(nothing | {"image": image, "image_id": place, "orig_size": tf.shape(image)[:2]})
-
-    return tf.data.Dataset.range(len(images)).map(record)
+    return with_static_shapes(nothing | {"image": image, "image_id": image_id, "orig_size": tf.shape(image)[:2]})

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,6 +235,24 @@ def title_of(dataset: tf.data.Dataset, image_id: int) -> str:
     """Return the title of an image for pictures: the name of its file, or "image 7" if `file_of` does not know it."""
     file = file_of(dataset, image_id)
     return f"image {image_id}" if file is None else os.path.basename(file)
+
+
+def records_with_ids(dataset: tf.data.Dataset, image_ids: Iterable[int]) -> tf.data.Dataset:
+    """Return the records of some images, in the order of the dataset, without reading others where that is possible.
+
+    Args:
+        dataset: of records.
+        image_ids: of the images.
+    """
+    wanted = tf.constant(sorted(set(image_ids)), tf.int64)
+
+    def is_one(image_id: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_any(image_id == wanted)
+
+    reader = reader_of(dataset)
+    if reader is None or (outline_of := reader.outline_of) is None:
+        return dataset.filter(lambda record: is_one(record["image_id"])).take(len(wanted))
+    return reader.records(reader.entries.filter(lambda entry: is_one(outline_of(entry)["image_id"])))
 
 
 def readers_of(dataset: tf.data.Dataset, wanted: Callable[[Reader], bool]) -> list[Reader]:

@@ -6,6 +6,9 @@ from .coco import coco_metrics as coco_metrics
 from .coco import evaluate_detections as evaluate_detections
 from .coco import metric_names as metric_names
 from .coco import write_coco_results as write_coco_results
+from .comparison import compare_detections as compare_detections
+from .diagnose import diagnose as diagnose
+from .diagnosis import diagnosis_of as diagnosis_of
 from .panoptic import evaluate_panoptic as evaluate_panoptic
 from .panoptic_quality import PanopticQuality as PanopticQuality
 from .panoptic_results import write_coco_panoptic as write_coco_panoptic

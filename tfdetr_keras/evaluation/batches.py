@@ -35,7 +35,7 @@ def evaluation_batches(
         inputs, targets = encode(evaluation({key: record[key] for key in record if key != "masks"}, resize))
         return inputs, targets | {f"true_{key}": value for key, value in truth(record).items()}
 
-    examples = _part_of_this_worker(records).map(
+    examples = part_of_this_worker(records).map(
         encode_with_truth, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
     return pad_batches(examples, batch_size, preprocessing.pad_to, preprocessing=preprocessing)
@@ -65,7 +65,8 @@ def _refuse_repeated(image_ids: tf.data.Dataset) -> None:
             )
 
 
-def _part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
+def part_of_this_worker(records: tf.data.Dataset) -> tf.data.Dataset:
+    """Return the records that this process measures, where several train a model together."""
     workers, reader = number_of_processes(), reader_of(records)
     if workers == 1:
         return records

@@ -1,12 +1,10 @@
-"""Quality of detections: COCO's average precision, of boxes or of masks, computed by pycocotools.
+"""Quality of detections: COCO's average precision, of boxes or of masks, computed by hotcoco.
 
 Ground truth and detections are plain dicts of numpy arrays, one per image, in pixels of the original image. Masks may
 be run lengths, as `tfdetr_keras.data.segmentations.run_lengths` makes them: a set's pixels would not fit into memory.
 Panoptic segmentations are measured by `tfdetr_keras.evaluation.panoptic`.
 """
 
-import contextlib
-import io
 import json
 import logging
 from collections import Counter
@@ -17,8 +15,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from tfdetr_keras.backend.processes import gather
 from tfdetr_keras.data.checks import readable_errors
@@ -26,12 +22,15 @@ from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
 from tfdetr_keras.data.numpy_calls import numpy_call
 from tfdetr_keras.data.record import Record
 from tfdetr_keras.data.segmentations import run_lengths
-from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches
-from tfdetr_keras.inference.coco_results import IouType, check_iou_type, coco_results, coco_rows
+from tfdetr_keras.data.tiles import Tiles
+from tfdetr_keras.evaluation.batches import check_measurable, evaluation_batches, part_of_this_worker
+from tfdetr_keras.evaluation.coco_scorer import MOST_COUNTED, Scored, score
+from tfdetr_keras.inference.coco_results import IouType, coco_results
 from tfdetr_keras.inference.detection import check_classes, classification_of, most_answers
 from tfdetr_keras.inference.forward_pass import forward_function
 from tfdetr_keras.inference.postprocess import post_process
 from tfdetr_keras.inference.segments import objects_with_masks
+from tfdetr_keras.inference.tiled import detect_tiled
 from tfdetr_keras.matching.classification import Classification
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
 
@@ -39,8 +38,6 @@ from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_fo
 METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 TRUTH_KEYS = ("boxes", "labels", "iscrowd", "area")
 MASK = "mask_"  # begins the names of the masks' metrics, where there are those of boxes, too
-MOST_COUNTED = 100  # detections of an image and a class that COCO's evaluation looks at
-_RECALL_COUNTS = (1, 10, MOST_COUNTED)  # detections of an image and a class that AR1, AR10 and AR100 count
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +97,8 @@ def coco_metrics(
         ValueError: an image twice in the ground truth, a detection in an image that is not in it, or an unknown label;
             another `iou_type`; masks that are missing, faulty, or of another size than the ground truth's.
 
-    Source: `pycocotools.cocoeval.COCOeval` (Lin et al., "Microsoft COCO: Common Objects in Context").
+    Source: `hotcoco.COCOeval`, whose figures are `pycocotools.cocoeval.COCOeval`'s (Lin et al., "Microsoft COCO:
+        Common Objects in Context").
     """
     metrics, crowded = _measured(ground_truth, detections, class_names, iou_type, max_detections)
     if crowded:
@@ -116,66 +114,57 @@ def _measured(
     max_detections: int,
 ) -> tuple[dict[str, Any], str]:
     """Return the metrics of `coco_metrics`, and a message on images with more objects than are counted."""
-    check_iou_type(iou_type)
     max_detections = check_max_detections(max_detections)
-    sizes: dict[int, list[int]] = {}  # of images with masks
-    true_ids, true_rows = _collect(ground_truth, "ground truth", len(class_names), iou_type, sizes)
-    found_ids, found_rows = _collect(detections, "detections", len(class_names), iou_type, sizes)
-    image_ids = dict.fromkeys(true_ids)
-    if len(image_ids) != len(true_ids):
-        twice = next(image_id for image_id in image_ids if true_ids.count(image_id) > 1)
-        raise ValueError(f"ground truth: image {twice} appears more than once")
-    unknown = set(found_ids).difference(image_ids)
-    if unknown:
-        raise ValueError(f"detections: image {min(unknown)} is not in the ground truth")
-    images = [{"id": image_id, **_sides(sizes.get(image_id))} for image_id in image_ids]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
-        scorer = COCOeval(
-            _coco_index(true_rows, images, class_names), _coco_index(found_rows, images, class_names), iou_type
-        )
-        scorer.params.maxDets = sorted({*_RECALL_COUNTS, max_detections})
-        scorer.evaluate()
-        scorer.accumulate()
-    metrics = _summary(scorer)
+    scored = score(ground_truth, detections, len(class_names), iou_type, max_detections)
+    return metrics_of(scored, class_names), _told_crowded(scored, class_names, max_detections)
+
+
+def metrics_of(scored: Scored, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of `coco_metrics` for a set that is evaluated already."""
+    metrics = _summary(scored)
     # (IoU thresholds, recalls, classes, areas, max detections): all areas, all detections that count
-    precision = scorer.eval["precision"][:, :, :, 0, -1]
-    at_half = precision[scorer.params.iouThrs == 0.5]
+    precision = scored.results["precision"][:, :, :, 0, -1]
+    at_half = precision[np.isclose(scored.scorer.params.iou_thrs, 0.5)]
     for name, values in (("AP_per_class", precision), ("AP50_per_class", at_half)):
         metrics[name] = {
             class_name: float(values[:, :, label].mean())
             for label, class_name in enumerate(distinct_names(class_names))
             if class_name != UNUSED_NAME
         }
-    return metrics, _told_crowded(true_rows, class_names, max_detections)
+    return metrics
 
 
-def _summary(scorer: COCOeval) -> dict[str, Any]:
+def _summary(scored: Scored) -> dict[str, Any]:
     """Return the figures of `COCOeval.summarize`, which only knows AP with 100 detections and three recalls."""
 
     def mean(values: np.ndarray) -> float:
         return float(values[values > -1].mean()) if (values > -1).any() else -1.0
 
     # (IoU thresholds, recalls, classes, areas, counts) and (IoU thresholds, classes, areas, counts)
-    precision, recall = scorer.eval["precision"], scorer.eval["recall"]
-    thresholds, counts = scorer.params.iouThrs, scorer.params.maxDets
+    precision, recall = scored.results["precision"], scored.results["recall"]
+    thresholds, counts = np.asarray(scored.scorer.params.iou_thrs), scored.scorer.params.max_dets
     metrics = {"AP": mean(precision[:, :, :, 0, -1])}
-    metrics |= {f"AP{round(100 * at)}": mean(precision[thresholds == at][:, :, :, 0, -1]) for at in (0.5, 0.75)}
+    metrics |= {
+        f"AP{round(100 * at)}": mean(precision[np.isclose(thresholds, at)][:, :, :, 0, -1]) for at in (0.5, 0.75)
+    }
     metrics |= {f"AP{size}": mean(precision[:, :, :, area, -1]) for area, size in enumerate("sml", 1)}
     metrics |= {f"AR{count}": mean(recall[:, :, 0, place]) for place, count in enumerate(counts)}
     return metrics | {f"AR{size}": mean(recall[:, :, area, -1]) for area, size in enumerate("sml", 1)}
 
 
-def _told_crowded(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str], most: int) -> str:
+def _told_crowded(scored: Scored, class_names: Sequence[str], most: int) -> str:
     """Return a message on images with more objects of a class than detections of it count; "" if there are none."""
-    counts = Counter((row["image_id"], row["category_id"]) for row in rows if not row.get("iscrowd"))
-    crowded = {image_id for (image_id, _), count in counts.items() if count > most}
+    singles = ~scored.truth.is_crowd
+    counts = Counter(zip(scored.truth.places[singles].tolist(), scored.truth.labels[singles].tolist(), strict=True))
+    crowded = {place for (place, _), count in counts.items() if count > most}
     if not crowded:
         return ""
-    (image_id, label), count = counts.most_common(1)[0]
+    (place, label), count = counts.most_common(1)[0]
+    image_id = scored.compared.image_ids[place]
     return (
         f"{len(crowded)} images have more than {most} objects of one class, e.g. image {image_id} with {count} of "
-        f"{class_names[label]}, but only {most} detections of an image and a class count: raise max_detections "
-        "(--max-detections) to count more"
+        f"{class_names[label]}, but only {most} detections of an image and a class count: raise "
+        "max_detections (--max-detections) to count more"
     )
 
 
@@ -196,6 +185,7 @@ def evaluate_detections(
     masks: bool = False,
     max_detections: int = MOST_COUNTED,
     preprocessing: Preprocessing | None = None,
+    tiles: Tiles | None = None,
 ) -> dict[str, Any]:
     """Run a model over a dataset of records and compute COCO's metrics.
 
@@ -213,6 +203,7 @@ def evaluate_detections(
         masks: whether AP of masks is computed, too, of records with masks and a model with a mask head.
         max_detections: of an image and a class that count, see `coco_metrics`.
         preprocessing: how images are prepared; by default the model's own.
+        tiles: where images are cut, to look at each tile as at an image, see `detect_tiled`; boxes alone are measured.
 
     Returns:
         See `coco_metrics`; with `masks` also the same of the masks, under names prefixed with "mask_": `mask_AP`,
@@ -223,7 +214,7 @@ def evaluate_detections(
             `coco_metrics`.
     """
     evaluator = Evaluator(
-        records, class_names, size, batch_size, pad_to, size_rule, masks, max_detections, preprocessing
+        records, class_names, size, batch_size, pad_to, size_rule, masks, max_detections, preprocessing, tiles
     )
     return evaluator(model)
 
@@ -253,6 +244,7 @@ class Evaluator:
         masks: whether AP of masks is computed, too.
         max_detections: of an image and a class that count.
         preprocessing: how images are prepared; by default each model's own.
+        tiles: where images are cut; None for whole images.
 
     Attributes:
         ground_truth: of the last run, as `coco_metrics` takes it, for boxes and, where they were requested, masks.
@@ -274,8 +266,12 @@ class Evaluator:
         masks: bool = False,
         max_detections: int = MOST_COUNTED,
         preprocessing: Preprocessing | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         self.max_detections, self._told = check_max_detections(max_detections), False
+        if masks and tiles is not None:
+            raise ValueError("masks are measured on whole images, and boxes in tiles: leave out masks or tiles")
+        self.tiles = tiles
         if masks and "masks" not in records.element_spec:
             raise ValueError("the records have no masks to compare with: read them with load_coco(…, masks=True)")
         self.class_names, self.masks = list(class_names), masks
@@ -294,19 +290,13 @@ class Evaluator:
             model: see the class.
             progress: called with the number of images done, after each batch.
         """
-        batches = self._batches_for(preprocessing_for(model, *self._input))
-        forward = forward_function(model, batches.element_spec[0], 0.0 if self.masks else None)
-        classification = classification_of(model)
-        top_k = most_answers(model, at_least=self.max_detections)
         self.ground_truth, self.detections = [], []
+        preprocessing = preprocessing_for(model, *self._input)
         with readable_errors():
-            for inputs, targets in batches:
-                outputs = forward(inputs)
-                check_classes(model, outputs, len(self.class_names))
-                arrays = {key: value.numpy() for key, value in targets.items()}
-                self._take(outputs, inputs["pixel_mask"].numpy(), arrays, classification, top_k)
-                if progress is not None:
-                    progress(len(self.detections))
+            if self.tiles is None:
+                self._look(model, preprocessing, progress)
+            else:
+                self._look_at_tiles(model, preprocessing, self.tiles, progress)
         self.ground_truth = [image for part in gather(self.ground_truth) for image in part]
         self.detections = [image for part in gather(self.detections) for image in part]
         found = (self.ground_truth, self.detections, self.class_names)
@@ -318,6 +308,39 @@ class Evaluator:
             of_masks, _ = _measured(*found, "segm", self.max_detections)
             metrics |= {f"{MASK}{name}": value for name, value in of_masks.items()}
         return metrics
+
+    def _look(self, model: keras.Model, preprocessing: Preprocessing, progress: Callable[[int], None] | None) -> None:
+        """Keep what a model finds in whole images."""
+        batches = self._batches_for(preprocessing)
+        forward = forward_function(model, batches.element_spec[0], 0.0 if self.masks else None)
+        classification = classification_of(model)
+        top_k = most_answers(model, at_least=self.max_detections)
+        for inputs, targets in batches:
+            outputs = forward(inputs)
+            check_classes(model, outputs, len(self.class_names))
+            arrays = {key: value.numpy() for key, value in targets.items()}
+            self._take(outputs, inputs["pixel_mask"].numpy(), arrays, classification, top_k)
+            if progress is not None:
+                progress(len(self.detections))
+
+    def _look_at_tiles(
+        self, model: keras.Model, preprocessing: Preprocessing, tiles: Tiles, progress: Callable[[int], None] | None
+    ) -> None:
+        """Keep what a model finds in tiles of images."""
+        if len(model.id2label) != len(self.class_names):
+            raise ValueError(
+                f"the model has {len(model.id2label)} classes, but there are {len(self.class_names)} names"
+            )
+        records = part_of_this_worker(self._records)
+        truths = records.map(lambda record: {key: record[key] for key in ("image_id", *TRUTH_KEYS)})
+        found = detect_tiled(
+            model, records, tiles, None, self._batch_size, None, 0.0, masks=False, preprocessing=preprocessing
+        )
+        for truth, image in zip(truths.as_numpy_iterator(), found, strict=True):
+            self.ground_truth.append(truth | {"image_id": int(truth["image_id"])})
+            self.detections.append(image)
+            if progress is not None:
+                progress(len(self.detections))
 
     def _batches_for(self, preprocessing: Preprocessing) -> tf.data.Dataset:
         """Return the records as batches for models with a preprocessing."""
@@ -394,40 +417,3 @@ def write_coco_results(
         ValueError: see `coco_results`.
     """
     Path(path).write_text(json.dumps(list(coco_results(detections, category_ids, iou_type))), encoding="utf-8")
-
-
-def _collect(
-    images: Iterable[Mapping[str, Any]], source: str, num_classes: int, iou_type: str, sizes: dict[int, list[int]]
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return the ids of the images, and the rows of all; record the images' sizes where masks show them."""
-    image_ids, rows = [], []
-    for image in images:
-        image_ids.append(int(image["image_id"]))
-        own = coco_rows(image, source, num_classes, iou_type)
-        for number, row in enumerate(own if iou_type == "segm" else ()):
-            size = list(row["segmentation"]["size"])
-            expected = sizes.setdefault(image_ids[-1], size)
-            if size != expected:
-                raise ValueError(
-                    f"{source}: image {image_ids[-1]}, mask {number} has the size {size}, but another one of the image "
-                    f"{expected} (height, width)"
-                )
-        rows += own
-    return image_ids, rows
-
-
-def _sides(size: Sequence[int] | None) -> dict[str, int]:
-    """Return an image's height and width, which pycocotools looks up, but does not use, for run lengths."""
-    return dict(zip(("height", "width"), size, strict=True)) if size else {}
-
-
-def _coco_index(rows: list[dict[str, Any]], images: list[dict[str, Any]], class_names: Sequence[str]) -> COCO:
-    """Return COCO's in-memory dataset; `loadRes` would refuse an empty list of detections."""
-    coco = COCO()
-    coco.dataset = {
-        "images": images,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
-        "annotations": [{"id": row_id, **row} for row_id, row in enumerate(rows, start=1)],  # id 0 would mean unmatched
-    }
-    coco.createIndex()
-    return coco

@@ -10,10 +10,10 @@ from port_weights.exports import FILES as WEIGHT_FILES
 from port_weights.hub import HUB_ID
 from tfdetr_keras.backend.atomic import check_new_folder, whole_folder
 from tfdetr_keras.export.model_card import model_card
-from tfdetr_keras.training.run_folder import CURVES, METRICS, PREDICTIONS, RunFolder
+from tfdetr_keras.training.run_folder import CURVES, METRICS, PREDICTIONS, THRESHOLDS, RunFolder
 
 CARD = "README.md"
-COPIED = (CURVES, METRICS, PREDICTIONS)  # of a run
+COPIED = (CURVES, METRICS, PREDICTIONS, THRESHOLDS)  # of a run
 NAMES = (*WEIGHT_FILES, CARD, *COPIED)  # of what such a folder holds
 
 

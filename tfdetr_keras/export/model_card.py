@@ -127,7 +127,7 @@ def _results(metrics: dict[str, Any]) -> list[str]:
     return [
         "## Results",
         "",
-        "COCO metrics on the validation images, by pycocotools (−1: there are no such objects). The model is that of "
+        "COCO metrics on the validation images (−1: there are no such objects). The model is that of "
         f"epoch {metrics['epoch']}, chosen for its AP on the same images, which flatters it a little.",
         "",
         *metric_tables(metrics),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,10 +28,12 @@ def onnx(
     overwrite: bool = False,
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write an ONNX file that maps `images` `(batch, height, width, 3)` uint8 to `scores`, `labels` and `boxes`.
 
-    The class names are stored in the file's metadata, `class_names`, as a JSON list.
+    The class names are stored in the file's metadata, `class_names`, as a JSON list, and their thresholds, where there
+    are any, in `thresholds`, as a JSON object: all detections are returned, whatever their score.
 
     Args:
         model: the detector.
@@ -39,6 +43,7 @@ def onnx(
         overwrite: whether to replace a file that is there.
         size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
+        thresholds: the score that detections of each class should exceed, by its name, to keep with the model.
 
     Returns:
         The file.
@@ -58,8 +63,10 @@ def onnx(
     function = tf.function(graph.of_pixels, autograph=False)
     with left_plain():
         written, _ = tf2onnx.convert.from_function(function, [IMAGES], opset=OPSET)
-    names = written.metadata_props.add()
-    names.key, names.value = "class_names", json.dumps(list(graph.model.id2label.values()))
+    told: dict[str, Any] = {"class_names": list(graph.model.id2label.values())}
+    for key, value in (told | ({"thresholds": dict(thresholds)} if thresholds else {})).items():
+        entry = written.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value)
     with whole_file(path) as partial:
         partial.write_bytes(written.SerializeToString())
     return path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow as tf
@@ -24,12 +26,14 @@ def saved_model(
     overwrite: bool = False,
     size_rule: SizeRule | None = None,
     preprocessing: Preprocessing | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a SavedModel that takes raw images and needs only TensorFlow to run.
 
     Its two signatures are `serving_default`, which takes `images` `(batch, height, width, 3)` uint8, and `files`, which
     takes `files` `(batch,)` strings, the contents of image files. Both return `scores`, `labels` and `boxes`, see
-    `ServingGraph`. The class names are in `assets/class_names.txt`.
+    `ServingGraph`. The class names are in `assets/class_names.txt`, and their thresholds, where there are
+    any, in `assets/thresholds.json`: all detections are returned, whatever their score.
 
     Args:
         model: the detector.
@@ -39,6 +43,7 @@ def saved_model(
         overwrite: whether to replace a SavedModel that is there.
         size_rule: by which images are resized, instead of the preprocessing's.
         preprocessing: how images are prepared; by default the model's own.
+        thresholds: the score that detections of each class should exceed, by its name, to keep with the model.
 
     Returns:
         The folder.
@@ -55,5 +60,7 @@ def saved_model(
         names = "".join(f"{tidy_name(name)}\n" for name in graph.model.id2label.values())
         (written / "assets").mkdir(exist_ok=True)
         (written / "assets" / "class_names.txt").write_text(names, encoding="utf-8")
+        if thresholds:
+            (written / "assets" / "thresholds.json").write_text(json.dumps(dict(thresholds), indent=2) + "\n")
         check_new_folder(path, NAMES, overwrite)  # once more: exporting takes a while
     return path

@@ -11,3 +11,4 @@ from .segments import post_process_instance as post_process_instance
 from .segments import post_process_masks as post_process_masks
 from .segments import post_process_panoptic as post_process_panoptic
 from .segments import post_process_semantic as post_process_semantic
+from .tiled import detect_tiled as detect_tiled

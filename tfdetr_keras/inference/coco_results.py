@@ -69,6 +69,24 @@ def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type:
     Raises:
         ValueError: a label out of range, or missing masks.
     """
+    columns = coco_columns(image, source, num_classes, iou_type)
+    plain = {name: column if isinstance(column, list) else column.tolist() for name, column in columns.items()}
+    rows = zip(*plain.values(), strict=True)
+    return [{"image_id": int(image["image_id"]), **dict(zip(plain, row, strict=True))} for row in rows]
+
+
+def coco_columns(image: Mapping[str, Any], source: str, num_classes: int, iou_type: str) -> dict[str, Any]:
+    """Return the columns of `coco_rows`: arrays with an entry for each row, of masks a list of run lengths.
+
+    Args:
+        image: as for `coco_metrics`.
+        source: the name of its source, for messages.
+        num_classes: labels must be below it.
+        iou_type: whether rows have boxes or masks.
+
+    Raises:
+        ValueError: as `coco_rows`.
+    """
     labels = np.asarray(image["labels"])
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
@@ -84,17 +102,16 @@ def coco_rows(image: Mapping[str, Any], source: str, num_classes: int, iou_type:
     else:
         boxes = np.asarray(image["boxes"], np.float64).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
-        columns["bbox"] = np.concatenate([boxes[:, :2], sides], axis=1).tolist()
+        columns["bbox"] = np.concatenate([boxes[:, :2], sides], axis=1)
         areas = sides.prod(axis=1)
     columns |= {
-        "category_id": labels.tolist(),
-        "area": np.asarray(image.get("area", areas), np.float64).tolist(),
-        "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int).tolist(),
+        "category_id": labels,
+        "area": np.asarray(image.get("area", areas), np.float64),
+        "iscrowd": np.asarray(image.get("iscrowd", np.zeros(len(labels), bool))).astype(int),
     }
     if "scores" in image:
-        columns["score"] = np.asarray(image["scores"], np.float64).tolist()
-    rows = zip(*columns.values(), strict=True)
-    return [{"image_id": int(image["image_id"]), **dict(zip(columns, row, strict=True))} for row in rows]
+        columns["score"] = np.asarray(image["scores"], np.float64)
+    return columns
 
 
 def _run_lengths(image: Mapping[str, Any], name: str, count: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from tfdetr_keras.data.images import read_pixels
 from tfdetr_keras.data.pipeline import prepare
 from tfdetr_keras.inference.detections import Detections
 from tfdetr_keras.inference.forward_pass import forward_function, with_confident_masks
-from tfdetr_keras.inference.postprocess import confident, post_process
+from tfdetr_keras.inference.postprocess import THRESHOLD, confident, post_process, threshold_by_label
 from tfdetr_keras.inference.segments import Segments, fuse_segments, post_process_masks, post_process_panoptic
 from tfdetr_keras.matching.classification import Classification, classification_named
 from tfdetr_keras.preprocessing import Preprocessing, SizeRule, preprocessing_for
@@ -32,7 +32,7 @@ def detect(
     size: tuple[int, int] | None = None,
     batch_size: int = 1,
     pad_to: tuple[int, int] | None = None,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str, float] = THRESHOLD,
     size_rule: SizeRule | None = None,
     masks: bool = True,
     preprocessing: Preprocessing | None = None,
@@ -47,7 +47,8 @@ def detect(
         size: of images, instead of the preprocessing's, see `td.Preprocessing`.
         batch_size: images a batch; the padding of a batch changes the answers a little, 1 has none.
         pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
-        threshold: only detections with a higher score are returned.
+        threshold: only detections with a higher score are returned; one number for all classes, or one by the name of
+            each class of the model's `id2label`, and 0.5 for those that are not named.
         size_rule: by which images are resized, instead of the preprocessing's.
         masks: whether masks are returned, where the model has them: each takes a byte per pixel of the image.
         preprocessing: how images are prepared; by default the model's own.
@@ -58,14 +59,16 @@ def detect(
         model has masks.
 
     Raises:
-        ValueError: arguments as for `prepare`; while iterating: an image that cannot be read.
+        ValueError: arguments as for `prepare`; a threshold for a class that the model does not have; while
+            iterating: an image that cannot be read.
     """
     chosen = preprocessing_for(model, preprocessing, size, pad_to, size_rule)
     batches = prepare(records, batch_size, preprocessing=chosen)
-    forward = forward_function(model, batches.element_spec[0], threshold if masks else None, folded=True)
+    limits = _limits(model, threshold)
+    forward = forward_function(model, batches.element_spec[0], limits if masks else None, folded=True)
     with readable_errors():
         for inputs, targets in batches:
-            results = _found(model, forward(inputs), inputs, targets, threshold, masks)
+            results = _found(model, forward(inputs), inputs, targets, limits, masks)
             for image_id, result in zip(targets["image_id"].numpy().tolist(), results, strict=True):
                 yield {"image_id": image_id, **result}
 
@@ -74,7 +77,7 @@ def detect_images(
     model: keras.Model,
     images: Any,
     size: tuple[int, int] | None = None,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str, float] = THRESHOLD,
     urls: bool = False,
     attention: bool = False,
     pad_to: tuple[int, int] | None = None,
@@ -91,7 +94,8 @@ def detect_images(
         images: one image or a list of them; each a path, an array `(height, width, 3)` or `(height, width)` uint8, a
             PIL image, or, if allowed, a URL.
         size: of images, instead of the preprocessing's, see `td.Preprocessing`.
-        threshold: only detections with a higher score are returned.
+        threshold: only detections with a higher score are returned; one number for all classes, or one by the name of
+            each class of the model's `id2label`, and 0.5 for those that are not named.
         urls: whether text that begins with http:// or https:// is fetched.
         attention: whether the decoder's attention is returned, too; the model must then be a `DETR`.
         pad_to: (height, width) of a fixed canvas, pixels, instead of the preprocessing's.
@@ -266,7 +270,7 @@ def _found(
     outputs: Mapping[str, Any],
     inputs: Mapping[str, tf.Tensor],
     targets: Mapping[str, tf.Tensor],
-    threshold: float,
+    threshold: float | Sequence[float],
     masks: bool,
 ) -> list[dict[str, np.ndarray]]:
     """Return the detections of each image of a batch, with boxes clipped to the image."""
@@ -289,6 +293,11 @@ def _found(
     ]
 
 
+def _limits(model: keras.Model, threshold: float | Mapping[str, float]) -> float | list[float]:
+    """Return a threshold for all, or one for each label."""
+    return threshold_by_label(threshold, model.id2label) if isinstance(threshold, Mapping) else threshold
+
+
 def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str, Any]) -> Detections:
     """Return the detections sorted and named."""
     order = np.argsort(-found["scores"], kind="stable")
@@ -300,22 +309,23 @@ def _detections(names: Mapping[int, str], image: np.ndarray, found: Mapping[str,
 def _detect_with_attention(
     model: Any,
     records: tf.data.Dataset,
-    threshold: float,
+    threshold: float | Mapping[str, float],
     masks: bool,
     preprocessing: Preprocessing,
 ) -> Iterator[dict[str, Any]]:
     """Detect as `detect` does, and add `"attention"`: `(n, h, w)`, of the image without its padding."""
+    limits = _limits(model, threshold)
     with readable_errors():
         for inputs, targets in prepare(records, 1, preprocessing=preprocessing):
             arrays = {key: value.numpy() for key, value in inputs.items()}
             if model.has_masks:
                 outputs = stages = model.stages(arrays, attention=True, masks=False)
                 if masks:
-                    outputs = with_confident_masks(stages, model.masks_of, threshold, classification_of(model))
+                    outputs = with_confident_masks(stages, model.masks_of, limits, classification_of(model))
             else:
                 outputs = stages = model.stages(arrays, attention=True)
-            [found] = _found(model, outputs, inputs, targets, threshold, masks)
-            [(_, _, queries)] = confident(stages["logits"], threshold, classification_of(model))
+            [found] = _found(model, outputs, inputs, targets, limits, masks)
+            [(_, _, queries)] = confident(stages["logits"], limits, classification_of(model))
             seen = [name for name in stages if name.startswith("decoder.") and name.endswith(".attention")]
             if not seen:
                 raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -31,7 +31,7 @@ GROUP = 4  # masks are made of so many queries or a multiple of it: fewer shapes
 def forward_function(
     model: keras.Model,
     inputs_spec: Mapping[str, tf.TensorSpec],
-    masks_above: float | None,
+    masks_above: float | Sequence[float] | None,
     folded: bool = False,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """Return the model's inference function for TensorFlow's tensors; on TensorFlow one graph for images of all sizes.
@@ -41,7 +41,8 @@ def forward_function(
     Args:
         model: a `DETRForSegmentation`, or any model with outputs of that kind, with masks or without.
         inputs_spec: of `prepare`'s inputs.
-        masks_above: the score above which a query's mask is computed; None if no masks are needed.
+        masks_above: the score above which a query's mask is computed, one for all or one for each label;
+            None if no masks are needed.
         folded: whether batch normalisation is folded into convolutions, with its current weights: the same outputs up
             to rounding, in less time, but with the weights of these parts in memory twice.
 
@@ -75,7 +76,7 @@ def forward_function(
 def with_confident_masks(
     found: Mapping[str, Any],
     masks_of: Callable[[Any, Any], Any],
-    masks_above: float,
+    masks_above: float | Sequence[float],
     classification: str | Classification = "softmax",
 ) -> dict[str, Any]:
     """Return a segmentation's outputs for confident queries only: all that post-processing by the same threshold needs.
@@ -113,7 +114,7 @@ def with_confident_masks(
 def _with_masks_apart(
     model: Any,
     inputs_spec: Mapping[str, tf.TensorSpec],
-    masks_above: float | None,
+    masks_above: float | Sequence[float] | None,
     parts: FoldedParts | None,
 ) -> Callable[[Mapping[str, tf.Tensor]], dict[str, Any]]:
     """Return the forward pass in two parts, with a check of the scores between them."""

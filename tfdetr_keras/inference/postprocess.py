@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ from keras import ops
 
 from tfdetr_keras.matching.classification import Classification, classification_named
 
+THRESHOLD = 0.5  # of a detection's score, where none is given
+
 
 def post_process(
     outputs: Mapping[str, Any],
     target_sizes: Any,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = THRESHOLD,
     classification: str | Classification = "softmax",
     top_k: int | None = None,
 ) -> list[dict[str, np.ndarray]]:
@@ -31,7 +33,7 @@ def post_process(
             `(batch, queries, classes)`, and `pred_boxes` `(batch, queries, 4)` cxcywh in [0, 1] of the unpadded image.
         target_sizes: `(batch, 2)` height and width in pixels of the image that each result's boxes refer to,
             usually the original one.
-        threshold: only detections with score > threshold are returned.
+        threshold: only detections with score > threshold are returned; one for all, or one for each label.
         classification: `"softmax"` (DETR) or `"focal"` (Conditional DETR), as the model was trained.
         top_k: with `"focal"`, the largest number of detections.
 
@@ -39,8 +41,8 @@ def post_process(
         Per image `{"scores": (n,) float32, "labels": (n,) int64, "boxes": (n, 4) float32 xyxy in pixels}`.
 
     Raises:
-        ValueError: `target_sizes` has not one row (height, width) per image, an unknown `classification`, or `top_k`
-            below 1.
+        ValueError: `target_sizes` has not one row (height, width) per image, an unknown `classification`, `top_k`
+            below 1, or not one threshold for each label.
 
     Source:
         DETR, section 4 ("Implementation details"); for `"focal"` Zhu et al. 2021, "Deformable DETR", arXiv:2010.04159,
@@ -64,7 +66,10 @@ def post_process(
 
 
 def confident(
-    logits: Any, threshold: float, classification: str | Classification = "softmax", top_k: int | None = None
+    logits: Any,
+    threshold: float | Sequence[float],
+    classification: str | Classification = "softmax",
+    top_k: int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Select the (query, class) pairs above the threshold.
 
@@ -72,11 +77,42 @@ def confident(
         Per image scores `(n,)` float32, labels `(n,)` int64 and queries `(n,)` int64.
 
     Raises:
-        ValueError: an unknown `classification`, or `top_k` below 1.
+        ValueError: an unknown `classification`, `top_k` below 1, or not one threshold for each label.
     """
     named = classification_named(classification)
-    answers = named.confident(np.asarray(ops.convert_to_numpy(logits), np.float32), top_k)
-    return [
-        (score[keep], label[keep], query[keep])
-        for score, label, query, keep in zip(*answers, answers[0] > threshold, strict=True)
-    ]
+    logits = np.asarray(ops.convert_to_numpy(logits), np.float32)
+    answers = named.confident(logits, top_k)
+    limits, classes = np.asarray(threshold), logits.shape[-1] - named.has_no_object
+    if limits.ndim and limits.shape != (classes,):
+        raise ValueError(f"threshold must be one number, or one for each of {classes} labels, not {len(limits)}")
+    above = answers[0] > (limits[answers[1]] if limits.ndim else limits)
+    return [(score[keep], label[keep], query[keep]) for score, label, query, keep in zip(*answers, above, strict=True)]
+
+
+def threshold_of_each(names: Sequence[str], threshold: float | Mapping[str, float]) -> np.ndarray:
+    """Return the threshold of each of some objects, `(objects,)`.
+
+    Args:
+        names: of their classes.
+        threshold: one for all, or one by the name of each class; 0.5 for classes that it does not name.
+    """
+    by_name = threshold if isinstance(threshold, Mapping) else dict.fromkeys(names, threshold)
+    return np.array([by_name.get(name, THRESHOLD) for name in names], np.float64)
+
+
+def threshold_by_label(threshold: float | Mapping[str, float], names: Mapping[int, str]) -> float | list[float]:
+    """Return what `post_process` takes of thresholds that are told by the names of the classes.
+
+    Args:
+        threshold: one for all, or one by the name of each class; 0.5 for classes that it does not name.
+        names: of the labels, `{label: name}`.
+
+    Raises:
+        ValueError: a threshold of another class.
+    """
+    if not isinstance(threshold, Mapping):
+        return threshold
+    known = set(names.values())
+    if unknown := [name for name in threshold if name not in known]:
+        raise ValueError(f"threshold has {unknown[0]!r}, which is no class of the model: {', '.join(names.values())}")
+    return [float(threshold.get(names[label], THRESHOLD)) for label in sorted(names)]

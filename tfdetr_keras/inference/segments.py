@@ -183,7 +183,7 @@ def post_process_semantic(
 def post_process_masks(
     outputs: Mapping[str, Any],
     target_sizes: Any,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
     classification: str | Classification = "softmax",
@@ -227,7 +227,7 @@ def post_process_masks(
 def objects_with_masks(
     outputs: Mapping[str, Any],
     target_sizes: Any,
-    threshold: float = 0.5,
+    threshold: float | Sequence[float] = 0.5,
     mask_threshold: float = 0.5,
     pixel_mask: Any = None,
     classification: str | Classification = "softmax",

@@ -347,7 +347,7 @@ class Detector(OwnLossModel):
         self,
         images: Any,
         size: tuple[int, int] | None = None,
-        threshold: float = 0.5,
+        threshold: float | Mapping[str, float] = 0.5,
         urls: bool = False,
         attention: bool = False,
         pad_to: tuple[int, int] | None = None,
@@ -360,7 +360,8 @@ class Detector(OwnLossModel):
         Args:
             images: see `tfdetr_keras.inference.detect_images`.
             size: of images, in place of that of the preprocessing, see `td.Preprocessing`.
-            threshold: only detections with a higher score are given.
+            threshold: only detections with a higher score are given; one number for all classes, or one by the name of
+                each class, and 0.5 for those that are not named.
             urls: whether text that begins with http:// or https:// is fetched.
             attention: whether the decoder's attention is wanted, too, for `tfdetr_keras.visualize.draw_attention`.
             pad_to: (height, width) of a fixed canvas, pixels, in place of that of the preprocessing.

@@ -19,7 +19,7 @@ class AveragePrecision(keras.callbacks.Callback):
 
     The logs get `val_AP`, `val_AP50`, `val_AP75`, `val_APs`, `val_APm`, `val_APl` and `val_AR1` … `val_ARl`, so that
     `ModelCheckpoint(monitor="val_AP", mode="max")`, `EarlyStopping` and `TensorBoard`, behind it in the list of
-    callbacks, can use them. Boxes are compared in pixels of the original images, by pycocotools; so are masks, if
+    callbacks, can use them. Boxes are compared in pixels of the original images; so are masks, if
     requested, as `val_mask_AP`, `val_mask_AP50`, …
 
     Args:

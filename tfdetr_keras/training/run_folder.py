@@ -9,6 +9,7 @@
 | `last.keras`, `state.safetensors` | the last epoch's model, and the state that `resume` starts from |
 | `predictions.png` | the best model on a few validation images |
 | `segments.png` | the same of its masks, where it has them |
+| `thresholds.json` | the score that each class's detections have to exceed, if they were kept with the run |
 | `report.md` | all of it to read |
 """
 
@@ -49,6 +50,7 @@ from tfdetr_keras.visualize import plot_curves
 
 CONFIG, CLASS_NAMES, METRICS, CURVES = "config.json", "class_names.txt", "metrics.csv", "curves.png"
 BEST_METRICS, PREDICTIONS, SEGMENTS = "best.json", "predictions.png", "segments.png"
+THRESHOLDS = "thresholds.json"
 REPORT, TENSORBOARD = "report.md", "tensorboard"
 LOCK = ".lock"  # while a process trains
 FILES = (
@@ -58,6 +60,7 @@ FILES = (
     BEST_METRICS,
     PREDICTIONS,
     SEGMENTS,
+    THRESHOLDS,
     REPORT,
     BEST,
     LAST,
@@ -338,8 +341,37 @@ class RunFolder:
         path = self.path / BEST_METRICS
         return read_json(path, OBJECT) if path.is_file() else {}
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The score that detections of each class have to exceed, by its name, as `keep_thresholds` wrote them.
+
+        Empty if none were kept.
+
+        Raises:
+            ValueError: the file was changed, and has something else than numbers from 0 up to 1.
+        """
+        path = self.path / THRESHOLDS
+        kept = read_json(path, OBJECT) if path.is_file() else {}
+        for name, value in kept.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{path}: the threshold of {name!r} must be at least 0 and below 1, not {value!r}")
+        return kept
+
+    def keep_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Keep thresholds with the run, in place of earlier ones: prediction starts from them.
+
+        Args:
+            thresholds: by the name of each class, e.g. from `thresholds_of` of a diagnosis.
+
+        Raises:
+            ValueError: the folder holds no run.
+        """
+        self.config()
+        write_text(self.path / THRESHOLDS, json.dumps(dict(thresholds), indent=2) + "\n")
+
     def write_best(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Write the metrics of a new best model."""
+        """Write the metrics of a new best model; thresholds of an earlier one are its no more."""
+        (self.path / THRESHOLDS).unlink(missing_ok=True)
         write_text(self.path / BEST_METRICS, json.dumps({"epoch": epoch + 1, **metrics}, indent=2) + "\n")
 
     def write_log(self, history: Sequence[Mapping[str, float]]) -> None:
@@ -375,7 +407,7 @@ class RunFolder:
             lines += [
                 f"## Best model: epoch {metrics['epoch']}",
                 "",
-                f"COCO metrics on the validation images (`{BEST}`; computed by pycocotools; −1: no such objects).",
+                f"COCO metrics on the validation images (`{BEST}`; −1: no such objects).",
                 "",
                 *metric_tables(metrics),
                 "",

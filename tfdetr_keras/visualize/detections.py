@@ -30,7 +30,7 @@ def draw_detections(
     class_names: Sequence[str] | Mapping[int, str],
     path: str | Path,
     ground_truth: Sequence[Mapping[str, Any]] | None = None,
-    threshold: float = 0.5,
+    threshold: float | None = 0.5,
     columns: int = 4,
     titles: Sequence[str] | None = None,
 ) -> None:
@@ -47,7 +47,7 @@ def draw_detections(
         class_names: name of each label, in a list or by label.
         path: the PNG to write.
         ground_truth: per image `{"boxes": (m, 4) xyxy pixels, "labels": (m,)}`.
-        threshold: detections with a lower score are not drawn.
+        threshold: detections with a lower score are not drawn; None for all.
         columns: images in a row of the grid.
         titles: of each image, e.g. its file name.
 
@@ -101,8 +101,10 @@ def told_annotated(count: int) -> str:
     return f"{count} annotated" if count else "no objects annotated"
 
 
-def _told(scores: np.ndarray, threshold: float) -> list[str]:
+def _told(scores: np.ndarray, threshold: float | None) -> list[str]:
     """Return lines that say how many detections are above the threshold; if none, how close the best comes to it."""
+    if threshold is None:
+        return [f"{len(scores)} detected" if len(scores) else "nothing found"]
     if count := int((scores >= threshold).sum()):
         return [f"{count} detected"]
     return [f"nothing above {threshold:.2f}" + (f" (highest {scores.max():.2f})" if len(scores) else "")]
@@ -113,7 +115,7 @@ def _draw_image(
     found: Mapping[str, Any],
     truth: Mapping[str, Any] | None,
     class_names: Sequence[str] | Mapping[int, str],
-    threshold: float,
+    threshold: float | None,
     longest: int,
     lines: Sequence[str],
     title: str | None = None,
@@ -123,7 +125,9 @@ def _draw_image(
     if truth is not None:
         dashed_frames(image, np.asarray(truth["boxes"]) * scale)
     scores, labels = np.asarray(found["scores"]), np.asarray(found["labels"])
-    order = [row for row in np.argsort(scores, kind="stable") if scores[row] >= threshold]  # the highest-scoring on top
+    order = [
+        row for row in np.argsort(scores, kind="stable") if threshold is None or scores[row] >= threshold
+    ]  # the highest-scoring on top
     colours = [class_colour(labels[row]) for row in order]
     names = [class_names[int(labels[row])] for row in order]
     wordings = [Wording(name, f"{scores[row]:.2f}") for name, row in zip(names, order, strict=True)]

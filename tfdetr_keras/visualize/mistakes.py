@@ -71,7 +71,7 @@ def draw_mistakes(
     ground_truth: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     path: str | Path,
-    threshold: float = 0.5,
+    threshold: float | None = 0.5,
     min_iou: float = 0.5,
     columns: int = 4,
     most: int = 16,
@@ -87,7 +87,7 @@ def draw_mistakes(
         ground_truth: per image, see `verdict`.
         class_names: name of each label.
         path: the PNG to write.
-        threshold: detections with a lower score do not count.
+        threshold: detections with a lower score do not count; None if all do.
         min_iou: intersection over union from which on a true box counts as found.
         columns: images in a row.
         most: images at most.
@@ -100,7 +100,7 @@ def draw_mistakes(
     if not lengths[0] or len(set(lengths)) > 1:
         raise ValueError(f"images, detections and ground_truth must be as many, at least one, not {lengths}")
     verdicts = [
-        verdict(found, truth, threshold, min_iou) for found, truth in zip(detections, ground_truth, strict=True)
+        verdict(found, truth, threshold or 0.0, min_iou) for found, truth in zip(detections, ground_truth, strict=True)
     ]
     mistakes = [len(seen.misses) + len(seen.false_alarms) for seen in verdicts]
     worst = sorted(range(len(images)), key=lambda place: -mistakes[place])[:most]
@@ -113,7 +113,7 @@ def draw_mistakes(
             verdicts[place],
             class_names,
             longest,
-            f"nothing above {threshold:.2f}",
+            "nothing found" if threshold is None else f"nothing above {threshold:.2f}",
             names[place],
         )
         for place in worst
