@@ -291,16 +291,16 @@ def test_sizes_that_a_checkpoint_tells(tmp_path, described, size):
 
 def test_a_class_may_have_coco_s_name_or_pascal_voc_s():
     """Published RT-DETRs know 80 classes without gaps, some by Pascal VOC's names; so does a set, without its ids."""
-    from tfdetr_keras.cli.evaluate import _class_names
+    from tfdetr_keras.cli.measured_images import names_for
 
     names = ["person", "airplane", "potted plant", "Couch", "tv"]
     known = ["person", "aeroplane", "pottedplant", "sofa", "tvmonitor"]
     model = argparse.Namespace(id2label=dict(enumerate(known)))
-    assert _class_names(model, names, original=False) == names
+    assert names_for(model, names, original=False) == names
     with_gaps = ["N/A", *names]
     with pytest.raises(ValueError, match=r"has other classes than the model: N/A, .* \(6 and 5\); use --category-ids"):
-        _class_names(model, with_gaps, original=True)
+        names_for(model, with_gaps, original=True)
     model.id2label = dict(enumerate(["N/A", *known]))
-    assert _class_names(model, with_gaps, original=True) == with_gaps
+    assert names_for(model, with_gaps, original=True) == with_gaps
     with pytest.raises(ValueError, match="has other classes than the model"):
-        _class_names(model, [*names[::-1], "cat"], original=False)
+        names_for(model, [*names[::-1], "cat"], original=False)
