@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfdetr_keras.cli.predict import FORMATS
 from tfdetr_keras.data import load_coco, load_voc, load_yolo
 from tfdetr_keras.data.annotation_formats import WRITERS, LabelledImage
 
@@ -51,6 +52,10 @@ def assert_same(records, names, images, tolerance=1e-3):
         record = found[image.height, image.width]
         np.testing.assert_allclose(record["boxes"], image.boxes.reshape(-1, 4), rtol=0, atol=tolerance)
         assert [names[label] for label in record["labels"]] == [NAMES[label] for label in image.labels]
+
+
+def test_the_command_knows_each_format():
+    assert set(FORMATS) == set(WRITERS)
 
 
 def test_coco(images, folder):

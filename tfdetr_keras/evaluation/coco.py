@@ -119,6 +119,11 @@ def _measured(
     return metrics_of(scored, class_names), _told_crowded(scored, class_names, max_detections)
 
 
+def mean_of_known(values: np.ndarray) -> float:
+    """Return the mean of what COCO's evaluation knows: −1 stands for no objects, also in the result."""
+    return float(values[values > -1].mean()) if (values > -1).any() else -1.0
+
+
 def metrics_of(scored: Scored, class_names: Sequence[str]) -> dict[str, Any]:
     """Return the metrics of `coco_metrics` for a set that is evaluated already."""
     metrics = _summary(scored)
@@ -136,20 +141,17 @@ def metrics_of(scored: Scored, class_names: Sequence[str]) -> dict[str, Any]:
 
 def _summary(scored: Scored) -> dict[str, Any]:
     """Return the figures of `COCOeval.summarize`, which only knows AP with 100 detections and three recalls."""
-
-    def mean(values: np.ndarray) -> float:
-        return float(values[values > -1].mean()) if (values > -1).any() else -1.0
-
     # (IoU thresholds, recalls, classes, areas, counts) and (IoU thresholds, classes, areas, counts)
     precision, recall = scored.results["precision"], scored.results["recall"]
     thresholds, counts = np.asarray(scored.scorer.params.iou_thrs), scored.scorer.params.max_dets
-    metrics = {"AP": mean(precision[:, :, :, 0, -1])}
+    metrics = {"AP": mean_of_known(precision[:, :, :, 0, -1])}
     metrics |= {
-        f"AP{round(100 * at)}": mean(precision[np.isclose(thresholds, at)][:, :, :, 0, -1]) for at in (0.5, 0.75)
+        f"AP{round(100 * at)}": mean_of_known(precision[np.isclose(thresholds, at)][:, :, :, 0, -1])
+        for at in (0.5, 0.75)
     }
-    metrics |= {f"AP{size}": mean(precision[:, :, :, area, -1]) for area, size in enumerate("sml", 1)}
-    metrics |= {f"AR{count}": mean(recall[:, :, 0, place]) for place, count in enumerate(counts)}
-    return metrics | {f"AR{size}": mean(recall[:, :, area, -1]) for area, size in enumerate("sml", 1)}
+    metrics |= {f"AP{size}": mean_of_known(precision[:, :, :, area, -1]) for area, size in enumerate("sml", 1)}
+    metrics |= {f"AR{count}": mean_of_known(recall[:, :, 0, place]) for place, count in enumerate(counts)}
+    return metrics | {f"AR{size}": mean_of_known(recall[:, :, area, -1]) for area, size in enumerate("sml", 1)}
 
 
 def _told_crowded(scored: Scored, class_names: Sequence[str], most: int) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from tfdetr_keras.data.class_names import UNUSED_NAME, distinct_names
-from tfdetr_keras.evaluation.coco import metrics_of
+from tfdetr_keras.evaluation.coco import mean_of_known, metrics_of
 from tfdetr_keras.evaluation.coco_scorer import MOST_COUNTED, Scored, score
 from tfdetr_keras.evaluation.precision_recall import MATCHED, Curve, curves
 from tfdetr_keras.inference.coco_results import IouType
+from tfdetr_keras.inference.postprocess import THRESHOLD
 
-THRESHOLD = 0.5  # of a class none of whose objects is found
 WORST = 16  # images and labels that are named
 CURVE_POINTS = 101  # of precision by recall, as COCO has them
 SIZES = {"small": "s", "medium": "m", "large": "l"}  # COCO's: areas below 32², below 96², and above, pixels²
@@ -86,6 +86,7 @@ def diagnosis_of(
     above = _above(scored, thresholds)
     confident = scored.above(above)
     metrics = metrics_of(scored, class_names)
+    judged = confident.scorer.image_diagnostics(iou_thr=MATCHED)
     precision = scored.results["precision"][:, :, :, 0, -1]
     return {
         "images": len(scored.compared.image_ids),
@@ -114,8 +115,8 @@ def diagnosis_of(
         "sizes": _sizes(scored, metrics),
         "crowding": _slices(scored, _by_crowding(scored)),
         "groups": _slices(scored, _places_of(groups or {}, scored.compared.image_ids)),
-        "worst_images": _worst(confident),
-        "suspicious_labels": _suspicious(confident, names),
+        "worst_images": _worst(confident, judged),
+        "suspicious_labels": _suspicious(confident, judged, names),
     }
 
 
@@ -189,7 +190,7 @@ def _sizes(scored: Scored, metrics: Mapping[str, Any]) -> dict[str, dict[str, An
         told[name] = {
             "objects": int(((areas >= lower) & (areas <= upper)).sum()),
             "AP": metrics[f"AP{letter}"],
-            "AP50": float(at_half[at_half > -1].mean()) if (at_half > -1).any() else -1.0,
+            "AP50": mean_of_known(at_half),
             "AR": metrics[f"AR{letter}"],
         }
     return told
@@ -233,8 +234,8 @@ def _slices(scored: Scored, slices: Mapping[str, Sequence[int]]) -> dict[str, di
     }
 
 
-def _worst(confident: Scored) -> list[dict[str, Any]]:
-    told = confident.scorer.image_diagnostics(iou_thr=MATCHED)["img_summary"]
+def _worst(confident: Scored, judged: Mapping[str, Any]) -> list[dict[str, Any]]:
+    told = judged["img_summary"]
     worst = sorted(told.items(), key=lambda item: (-(item[1]["fp"] + item[1]["fn"]), item[1]["f1"], item[0]))
     return [
         {"image_id": confident.compared.image_ids[place], "found": one["tp"], "missed": one["fn"], "false": one["fp"]}
@@ -243,8 +244,8 @@ def _worst(confident: Scored) -> list[dict[str, Any]]:
     ]
 
 
-def _suspicious(confident: Scored, names: Sequence[str]) -> list[dict[str, Any]]:
-    told = confident.scorer.image_diagnostics(iou_thr=MATCHED)["label_errors"]
+def _suspicious(confident: Scored, judged: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    told = judged["label_errors"]
     return [
         {
             "image_id": confident.compared.image_ids[one["image_id"]],
