@@ -112,12 +112,17 @@ def free_port():
 
 
 def assert_same_training(found, expected):
-    """Each weight to 1e-5, which is a hundredth of the way that they went."""
+    """Each weight to 1e-5, which is a hundredth of the way that they went.
+
+    Statistics are no weights: that much is the seventh digit of a variance of 35, so their tolerance is relative, too.
+    """
     names = set(expected) - {"counts"}
     assert set(found) - {"counts"} == names
     assert expected["moved"] > 5e-4
     for name in names:
         tolerance = {"rtol": 1e-4} if name.startswith("log ") else {"rtol": 0, "atol": 1e-5}
+        if "/moving_" in name:
+            tolerance["rtol"] = 1e-6
         np.testing.assert_allclose(found[name], expected[name], err_msg=name, **tolerance)
 
 
